@@ -1,0 +1,26 @@
+"""Fixtures shared by the tests."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from steerlib.tables import ROOT
+
+
+@pytest.fixture
+def real_data() -> Callable[[str], Path]:
+    """`real_data("jigsaw/sixlabel_clean_furkan.csv")`: path of optional real data, or the test is skipped.
+
+    The folder is named by STEERLIB_TEST_DATA; by default it is `shared/data` beside the checkout.
+    """
+
+    def find(relative: str) -> Path:
+        folder = Path(os.environ.get("STEERLIB_TEST_DATA") or ROOT.parent / "shared" / "data")
+        path = folder / relative
+        if not path.exists():
+            pytest.skip(f"real data {relative} is not here; name its folder in STEERLIB_TEST_DATA")
+        return path
+
+    return find
