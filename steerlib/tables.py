@@ -168,7 +168,9 @@ class atomic_path:
         self.target = target
 
     def __enter__(self) -> Path:
-        handle, name = tempfile.mkstemp(dir=self.target.parent, prefix=f".{self.target.stem}-", suffix=".partial")
+        handle, name = tempfile.mkstemp(
+            dir=self.target.parent, prefix=f".{self.target.stem}-", suffix=".partial"
+        )
         os.close(handle)
         self.partial = Path(name)
         return self.partial
