@@ -1,0 +1,188 @@
+"""How strongly each user dislikes each of the six toxicity categories, and the one they dislike most.
+
+U users, n rated responses of a user, c one of six categories.
+"""
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from steerlib.tables import ATTRIBUTE_COLUMNS, check_table
+
+SIX = list(ATTRIBUTE_COLUMNS)
+ESTIMATORS = ("paper", "exposure_adjusted", "shrunk")
+
+
+def sensitivities(ratings: pd.DataFrame, estimator: str = "paper") -> pd.DataFrame:
+    """Dislike-weighted mean toxicity of the responses a user rated.
+
+        d_i = 1 - r_i / 100,    s_{u,c} = sum_i d_i P_c(i) / sum_i d_i          ("paper")
+        a_{u,c} = s_{u,c} - (1/n) sum_i P_c(i)                                  ("exposure_adjusted")
+        b_u a_{u,c} + (1 - b_u) mu_c,    b_u = tau2_c / (tau2_c + V_c / n_u)    ("shrunk")
+
+    V_c is the sampling variance of one rating, pooled over users, and tau2_c the variance left between users
+    (moments, never below 0; at 0 every user gets mu_c). A user whose ratings are all 100 has sum d_i = 0 and
+    gets the plain mean of P_c, the limit of equal dislikes; the adjusted estimate is then 0.
+
+    Args:
+        ratings: user_id, rating (1..100) and the six attributes in [0, 1]; a row a rated response.
+        estimator: "paper", "exposure_adjusted" or "shrunk".
+
+    Returns:
+        (U, 6), users in the order of their ids. Independent of the order of the rows.
+
+    Raises:
+        ValueError: unknown estimator, no rows, or a value that is missing.
+
+    Source: STEER-Away, user profiles (paper). The paper's s averages what the user happened to be shown; the
+    two others are ours.
+    """
+    if estimator not in ESTIMATORS:
+        raise ValueError(f"estimator {estimator!r} is not one of {', '.join(ESTIMATORS)}")
+    users, codes, dislike, toxicity = _arrays(ratings)
+    weight = _weights(codes, dislike, len(users))
+    paper = _sums(codes, weight[:, None] * toxicity, len(users))
+    if estimator == "paper":
+        return _frame(paper, users)
+    n = np.bincount(codes, minlength=len(users))
+    mean = _sums(codes, toxicity, len(users)) / n[:, None]
+    adjusted = paper - mean
+    if estimator == "exposure_adjusted":
+        return _frame(adjusted, users)
+    # Linearised: e_i is what rating i adds to the estimate's error.
+    error = weight[:, None] * (toxicity - paper[codes]) - (toxicity - mean[codes]) / n[codes, None]
+    squares = _sums(codes, error**2, len(users)) * (n**2)[:, None]
+    pooled = squares.sum(axis=0) / max(int((n - 1).sum()), 1)
+    return _frame(_shrink(adjusted, pooled[None, :] / n[:, None]), users)
+
+
+def percentiles(s: pd.DataFrame) -> pd.DataFrame:
+    """Where each user stands among all users, per category: midrank p = (average rank - 1/2) / U, in (0, 1).
+
+    Users with equal sensitivities, to 12 decimals, get equal percentiles: the rest is rounding of sums.
+
+    Args:
+        s: (U, 6) sensitivities.
+
+    Returns:
+        (U, 6), same index and columns.
+    """
+    return (s.round(12).rank(method="average") - 0.5) / len(s)
+
+
+def primary_category(p: pd.DataFrame, s: pd.DataFrame | None = None) -> pd.Series:
+    """Each user's primary category c*(u), the one with the highest percentile.
+
+    The paper does not say what a tie means, and ties are common: somebody ranks first in two categories. Here
+    the category in which the user lies more standard deviations above the mean of all users wins; where that
+    ties too, or `s` is not given, the first in the order of the six.
+
+    Args:
+        p: (U, 6) percentiles.
+        s: (U, 6) the sensitivities they came from; settles ties.
+
+    Returns:
+        (U,) category names, named "category".
+
+    Source: STEER-Away, user profiles.
+    """
+    best = p.eq(p.max(axis=1), axis=0)
+    if s is None:
+        return best.idxmax(axis=1).rename("category")
+    spread = s.std(ddof=0)
+    standard = (s - s.mean()) / spread.where(spread > 0, 1.0)
+    return standard.round(12).where(best, -np.inf).idxmax(axis=1).rename("category")
+
+
+def population_category(s: pd.DataFrame) -> str:
+    """The average person's category: the highest mean sensitivity over users, the first of the six in a tie.
+
+    Percentiles cannot answer this, since their mean is 1/2 in every category.
+    """
+    return str(s.mean().idxmax())
+
+
+def profiles_table(s: pd.DataFrame, *, estimator: str = "paper") -> pd.DataFrame:
+    """Sensitivities as the tidy table `profiles`.
+
+    Args:
+        s: (U, 6) what `sensitivities` returned.
+        estimator: the one that made `s`.
+
+    Returns:
+        (6 U rows) user_id, attribute, estimator, sensitivity, percentile, primary; one primary a user.
+
+    Raises:
+        ValueError: unknown estimator.
+    """
+    if estimator not in ESTIMATORS:
+        raise ValueError(f"estimator {estimator!r} is not one of {', '.join(ESTIMATORS)}")
+    p = percentiles(s)
+    primary = primary_category(p, s)
+    user = np.repeat(s.index.to_numpy(), len(SIX))
+    attribute = np.tile(SIX, len(s))
+    table = pd.DataFrame({"user_id": user, "attribute": attribute, "estimator": estimator})
+    table["sensitivity"] = s[SIX].to_numpy().ravel()
+    table["percentile"] = p[SIX].to_numpy().ravel()
+    table["primary"] = attribute == primary.reindex(user).to_numpy()
+    return check_table("profiles", table)
+
+
+def recovery(planted: pd.Series, primary: pd.Series) -> float:
+    """Share of users whose planted category was found; chance is 1/6.
+
+    Args:
+        planted: (U,) the category each synthetic user was made with, by user_id.
+        primary: (U,) what `primary_category` found.
+
+    Raises:
+        ValueError: a user of `primary` has no planted category.
+    """
+    unknown = primary.index.difference(planted.index)
+    if len(unknown):
+        raise ValueError(f"{len(unknown)} users have no planted category, the first is {unknown[0]!r}")
+    return float((planted.reindex(primary.index) == primary).mean())
+
+
+def _arrays(ratings: pd.DataFrame) -> tuple[pd.Index, NDArray, NDArray, NDArray]:
+    """Users, each row's user, dislike and six scores, in an order that the rows' order cannot change."""
+    missing = [column for column in ("user_id", "rating", *SIX) if column not in ratings]
+    if missing:
+        raise ValueError(f"ratings lack the columns {missing}; with_toxicity adds the six attributes")
+    if ratings.empty:
+        raise ValueError("ratings have no rows")
+    rows = ratings.sort_values(["user_id", "rating", *SIX], kind="stable")
+    values = rows[["rating", *SIX]].to_numpy(dtype=np.float64)
+    if np.isnan(values).any():
+        row, column = np.argwhere(np.isnan(values))[0]
+        user = rows["user_id"].iloc[row]
+        raise ValueError(f"ratings: {('rating', *SIX)[column]} is missing in a row of user {user!r}")
+    codes, users = pd.factorize(rows["user_id"])
+    return pd.Index(users, name="user_id"), codes, 1.0 - values[:, 0] / 100.0, values[:, 1:]
+
+
+def _weights(codes: NDArray, dislike: NDArray, users: int) -> NDArray:
+    """d_i over the sum of d of its user; equal weights where that sum is 0."""
+    total = np.bincount(codes, dislike, minlength=users)
+    n = np.bincount(codes, minlength=users)
+    none = total == 0
+    return np.where(none[codes], 1.0 / n[codes], dislike / np.where(none, 1.0, total)[codes])
+
+
+def _sums(codes: NDArray, values: NDArray, users: int) -> NDArray:
+    return np.stack([np.bincount(codes, column, minlength=users) for column in values.T], axis=1)
+
+
+def _shrink(estimate: NDArray, variance: NDArray) -> NDArray:
+    """Empirical Bayes, per column: towards the precision-weighted mean, by each row's share of noise."""
+    between = estimate.var(axis=0, ddof=1) if len(estimate) > 1 else np.zeros(estimate.shape[1])
+    tau2 = np.maximum(between - variance.mean(axis=0), 0.0)
+    total = tau2 + variance
+    precision = 1.0 / np.where(total > 0, total, 1.0)
+    centre = (precision * estimate).sum(axis=0) / precision.sum(axis=0)
+    keep = np.divide(tau2, total, out=np.ones_like(variance), where=total > 0)
+    return keep * estimate + (1.0 - keep) * centre
+
+
+def _frame(values: NDArray, users: pd.Index) -> pd.DataFrame:
+    return pd.DataFrame(values, index=users, columns=pd.Index(SIX))

@@ -1,0 +1,79 @@
+"""Splits do not leak."""
+
+import pandas as pd
+import pytest
+
+from steerlib.profiles.splits import check_splits, split_conversations
+
+
+def talks(users: int = 12, most: int = 9) -> pd.DataFrame:
+    rows = [(f"user{u}", f"c{u}-{k}") for u in range(users) for k in range(1 + u % most) for _ in range(3)]
+    return pd.DataFrame(rows, columns=pd.Index(["user_id", "conversation_id"]))
+
+
+@pytest.mark.parametrize("by", ["users", "conversations"])
+@pytest.mark.parametrize("seed", range(20))
+def test_no_seed_makes_a_leak(by: str, seed: int) -> None:
+    ratings = talks()
+    splits = split_conversations(ratings, by=by, train_share=0.4, dev_share=0.3, seed=seed)
+    check_splits(ratings, splits, by=by)
+    held_out = splits[splits["split"] != "train"].groupby("user_id").size()
+    counts = ratings.groupby("user_id")["conversation_id"].nunique()
+    assert set(held_out.index) == set(counts[counts > 1].index)
+    if by == "conversations":
+        names = splits.groupby("user_id")["split"].agg(set)
+        assert all(names[user] == {"train", "dev", "test"} for user in counts[counts > 2].index)
+
+
+def test_half_of_the_users_are_dev_users() -> None:
+    splits = split_conversations(talks(users=40), seed=1)
+    groups = splits[splits["split"] != "train"].groupby("user_id")["split"].unique()
+    assert all(len(names) == 1 for names in groups)
+    dev = sum(names[0] == "dev" for names in groups)
+    assert 15 <= dev <= 20  # of 20 dev users, those with one conversation have nothing held out
+
+
+def test_the_order_of_rows_does_not_matter_and_the_seed_does() -> None:
+    ratings = talks()
+    first = split_conversations(ratings, seed=0)
+    again = split_conversations(ratings.sample(frac=1, random_state=2), seed=0)
+    pd.testing.assert_frame_equal(first, again)
+    assert not first.equals(split_conversations(ratings, seed=1))
+
+
+def test_another_user_leaves_the_train_conversations_of_the_others_as_they_were() -> None:
+    def train(ratings: pd.DataFrame) -> set[str]:
+        splits = split_conversations(ratings, seed=0)
+        return set(splits.loc[splits["split"] == "train", "conversation_id"])
+
+    assert train(talks(users=11)) <= train(talks(users=12))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: pd.concat([s, s.iloc[:1].assign(split="test")]), "is in train and in test"),
+        (lambda s: s.iloc[1:], "is in no split"),
+        (lambda s: s.assign(user_id="user0"), "is of user user1, not user0"),
+        (lambda s: s.assign(split="test"), "has no train conversation"),
+        (lambda s: s.assign(split=["train", "dev", "test"]), "in both dev and test"),
+        (lambda s: s.assign(split="valid"), "'valid' is not one of train, dev, test"),
+    ],
+)
+def test_a_leak_is_named(change, message: str) -> None:
+    ratings = pd.DataFrame({"user_id": ["user1"] * 3, "conversation_id": ["c1", "c2", "c3"]})
+    splits = split_conversations(ratings, seed=0).sort_values("split", ascending=False)
+    with pytest.raises(ValueError, match=message):
+        check_splits(ratings, change(splits))
+
+
+def test_what_cannot_be_split_is_refused() -> None:
+    ratings = talks()
+    with pytest.raises(ValueError, match="by must be 'users' or 'conversations', not 'rows'"):
+        split_conversations(ratings, by="rows")
+    with pytest.raises(ValueError, match=r"train_share 1.0 is not in \(0, 1\)"):
+        split_conversations(ratings, train_share=1.0)
+    with pytest.raises(ValueError, match="leave nothing for test"):
+        split_conversations(ratings, by="conversations", train_share=0.5, dev_share=0.5)
+    with pytest.raises(ValueError, match="conversation c0-0 belongs to two users: user0 and user1"):
+        split_conversations(pd.concat([ratings, ratings.assign(user_id="user1").iloc[:1]]))
