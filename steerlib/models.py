@@ -219,6 +219,39 @@ def _rendered(frozen: FrozenModel, messages: Messages) -> TokenIds:
     return tuple(ids)
 
 
+def prompt_ids(frozen: FrozenModel, prompt: str, *, style: str, context: str = "") -> TokenIds:
+    """Token ids of a prompt within a context: what one branch of the frozen model reads.
+
+    Args:
+        frozen: the model.
+        prompt: the user's words, or the opening of a text to continue.
+        style: "chat" (the chat template; the context is the system message) or "continuation" (plain text;
+            the context is a paragraph before the prompt).
+        context: instruction of the branch; empty for the base branch.
+
+    Raises:
+        ValueError: an unknown style, an empty prompt, or a model without a chat template.
+    """
+    if not prompt.strip():
+        raise ValueError("the prompt is empty")
+    if style == "continuation":
+        return text_ids(frozen, f"{context}\n\n{prompt}" if context else prompt)
+    if style != "chat":
+        raise ValueError(f"style {style!r} is neither 'chat' nor 'continuation'")
+    system = [{"role": "system", "content": context}] if context else []
+    return chat_ids(frozen, [*system, {"role": "user", "content": prompt}])
+
+
+def answer_ids(frozen: FrozenModel, answer: str, *, style: str) -> TokenIds:
+    """Token ids of a given answer, to be set behind those of its prompt.
+
+    Prompt and answer are tokenised apart, so that two answers share the prompt's ids. A continuation is joined by
+    a space unless it opens with white space or punctuation.
+    """
+    joined = style == "continuation" and answer[:1].isalnum()
+    return tuple(frozen.tokenizer(f" {answer}" if joined else answer, add_special_tokens=False).input_ids)
+
+
 def check_length(frozen: FrozenModel, ids: Sequence[int], max_new_tokens: int, *, what: str) -> None:
     """Refuse a context that leaves no room for the answer.
 

@@ -1,0 +1,37 @@
+"""Room of notebook 02: contrast pairs, the residual stream, steering vectors and their files."""
+
+from steerlib.vectors.directions import (
+    cosine,
+    default_layers,
+    describe_vectors,
+    mean_difference,
+    mean_differences,
+    random_vectors,
+)
+from steerlib.vectors.files import load_vectors, save_vectors
+from steerlib.vectors.pairs import pair_residuals, pairs_from_ratings
+from steerlib.vectors.residual import (
+    add_to_residual,
+    check_layers,
+    record_residual,
+    residual_hooks,
+    steered_positions,
+)
+
+__all__ = [
+    "add_to_residual",
+    "check_layers",
+    "cosine",
+    "default_layers",
+    "describe_vectors",
+    "load_vectors",
+    "mean_difference",
+    "mean_differences",
+    "pair_residuals",
+    "pairs_from_ratings",
+    "random_vectors",
+    "record_residual",
+    "residual_hooks",
+    "save_vectors",
+    "steered_positions",
+]

@@ -1,0 +1,41 @@
+"""Steering vectors on disk: safetensors with their settings as metadata."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from steerlib.tables import atomic_path
+
+
+def save_vectors(path: Path, vectors: Mapping[int, Tensor], *, settings: Mapping[str, object]) -> Path:
+    """Write steering vectors, whole or not at all.
+
+    Args:
+        path: a `.safetensors` file; its folder is made.
+        vectors: by layer, `(d_model,)`.
+        settings: what they were made from (model, pairs, pooling); kept as text.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {f"layer.{layer}": vector.contiguous() for layer, vector in vectors.items()}
+    with atomic_path(path) as partial:
+        save_file(tensors, partial, metadata={key: str(value) for key, value in settings.items()})
+    return path
+
+
+def load_vectors(path: Path) -> tuple[dict[int, Tensor], dict[str, str]]:
+    """Read steering vectors and their settings.
+
+    Returns:
+        Vectors by layer, and the settings as text.
+
+    Raises:
+        FileNotFoundError: no such file.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"no steering vectors at {path}: run notebook 02 first")
+    with safe_open(path, framework="pt") as file:
+        vectors = {int(name.removeprefix("layer.")): file.get_tensor(name) for name in file.keys()}
+        return dict(sorted(vectors.items())), dict(file.metadata() or {})

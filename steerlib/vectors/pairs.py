@@ -1,0 +1,62 @@
+"""Contrast pairs: the answer a user preferred and one they did not, to the same prompt."""
+
+import pandas as pd
+import torch
+
+from steerlib.models import FrozenModel, answer_ids, prompt_ids
+from steerlib.vectors.residual import record_residual
+
+
+def pairs_from_ratings(ratings: pd.DataFrame, splits: pd.DataFrame, *, tie: int = 5) -> pd.DataFrame:
+    """One pair a conversation: the highest-rated answer of the first turn against the lowest-rated.
+
+    Args:
+        ratings: the ratings table; only turn 0 is used, where the answers come from different models.
+        splits: the splits table, which says on which side of the leak rule a conversation lies.
+        tie: pairs whose ratings differ by this many points or fewer are ties and dropped (PRISM's own margin).
+
+    Returns:
+        The pairs table.
+    """
+    first = ratings[ratings.turn == 0].sort_values(["rating", "utterance_id"], kind="stable")
+    grouped = first.groupby(["user_id", "conversation_id"], sort=True)
+    best, worst = grouped.tail(1), grouped.head(1)
+    pairs = best.merge(worst, on=["user_id", "conversation_id"], suffixes=("", "_worst"))
+    pairs = pairs[pairs.rating - pairs.rating_worst > tie].merge(
+        splits[["conversation_id", "split"]], on="conversation_id"
+    )
+    return pd.DataFrame(
+        {
+            "pair_id": "pair-" + pairs.conversation_id,
+            "user_id": pairs.user_id,
+            "conversation_id": pairs.conversation_id,
+            "prompt": pairs.prompt,
+            "preferred": pairs.response,
+            "dispreferred": pairs.response_worst,
+            "split": pairs.split,
+        }
+    ).reset_index(drop=True)
+
+
+def pair_residuals(
+    frozen: FrozenModel, pairs: pd.DataFrame, *, layers: list[int], style: str, pool: str = "answer_mean"
+) -> tuple[dict[int, torch.Tensor], dict[int, torch.Tensor]]:
+    """Pooled residuals of both sides of each pair, recorded in one batched pass.
+
+    Args:
+        frozen: the model.
+        pairs: the pairs table; both sides share the prompt's token ids.
+        layers: 0-based decoder blocks.
+        style: "chat" or "continuation", as for generation.
+        pool: see `record_residual`.
+
+    Returns:
+        Preferred and dispreferred residuals, by layer `(n_pairs, d_model)` each.
+    """
+    prompts = [prompt_ids(frozen, prompt, style=style) for prompt in pairs.prompt]
+    sides = [*pairs.preferred, *pairs.dispreferred]
+    contexts = [p + answer_ids(frozen, side, style=style) for p, side in zip(prompts * 2, sides, strict=True)]
+    lengths = [len(p) for p in prompts * 2]
+    recorded = record_residual(frozen, contexts, layers=layers, prompt_lengths=lengths, pool=pool)
+    n = len(pairs)
+    return {la: h[:n] for la, h in recorded.items()}, {la: h[n:] for la, h in recorded.items()}
