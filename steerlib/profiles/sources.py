@@ -1,0 +1,70 @@
+"""Files that ratings and prompts come from: JSON lines, CSV or parquet, on this machine or on the hub."""
+
+import json
+from hashlib import sha256
+from pathlib import Path
+
+import pandas as pd
+
+
+def read_rows(path: Path) -> pd.DataFrame:
+    """A file's rows, every value as it stands there: in a CSV all are text, and "NA" is text too.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the ending is none of .jsonl, .csv, .parquet; a line is no JSON object; there are no rows.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not a file")
+    if path.suffix == ".jsonl":
+        rows = pd.DataFrame(_json_lines(path), dtype=object)
+    elif path.suffix == ".csv":
+        rows = pd.read_csv(path, dtype=str, keep_default_na=False)
+    elif path.suffix == ".parquet":
+        rows = pd.read_parquet(path)
+    else:
+        raise ValueError(f"{path.name}: its ending must be .jsonl, .csv or .parquet")
+    if rows.empty:
+        raise ValueError(f"{path.name} has no rows")
+    return rows.reset_index(drop=True)
+
+
+def _json_lines(path: Path) -> list[dict]:
+    rows = []
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as failure:
+                raise ValueError(f"{path.name}, row {number}: not JSON ({failure.msg})") from None
+            if not isinstance(row, dict):
+                raise ValueError(f"{path.name}, row {number}: not a JSON object but {line.strip()[:40]!r}")
+            rows.append(row)
+    return rows
+
+
+def hub_file(dataset: str, name: str, *, revision: str = "main") -> Path:
+    """A file of a data set on the Hugging Face hub, from the cache where it lies there already.
+
+    Raises:
+        FileNotFoundError: it is neither in the cache nor can it be fetched; one line says what to do instead.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return Path(hf_hub_download(dataset, name, repo_type="dataset", revision=revision))
+    except (OSError, HfHubHTTPError, ValueError) as failure:
+        raise FileNotFoundError(
+            f"{name} of {dataset} (revision {revision}) is not on this machine and cannot be fetched"
+            f" ({type(failure).__name__}): name a folder that holds {name} instead"
+        ) from None
+
+
+def file_label(path: Path) -> str:
+    """Name and SHA-256 of a file, so that a report says which data it stands on."""
+    with path.open("rb") as content:
+        digest = sha256()
+        while block := content.read(1 << 20):
+            digest.update(block)
+    return f"{path.name}, sha256 {digest.hexdigest()}"
