@@ -50,7 +50,7 @@ SCHEMA: Mapping[str, Table] = {
     ),
     "pairs": _table("pair_id user_id conversation_id prompt preferred dispreferred split", "pair_id"),
     "arms": _table(
-        "arm_id method alpha profile category vector layers positions style temperature top_p"
+        "arm_id model contexts method alpha profile category vector layers positions style temperature top_p"
         " repetition_penalty penalty_scope max_new_tokens",
         "arm_id",
     ),

@@ -1,0 +1,23 @@
+"""Room of notebook 03: contexts, steering rules, sampling, decoding, the sweep."""
+
+from steerlib.generation.arms import make_arms
+from steerlib.generation.contexts import branch_ids, default_contexts
+from steerlib.generation.decoding import decode
+from steerlib.generation.requests import category_of
+from steerlib.generation.rules import RULES, anti_expert, check_method, expert_anti_expert
+from steerlib.generation.sampling import Sampling
+from steerlib.generation.sweep import run_sweep
+
+__all__ = [
+    "RULES",
+    "Sampling",
+    "anti_expert",
+    "branch_ids",
+    "category_of",
+    "check_method",
+    "decode",
+    "default_contexts",
+    "expert_anti_expert",
+    "make_arms",
+    "run_sweep",
+]

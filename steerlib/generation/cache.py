@@ -1,0 +1,97 @@
+"""Keys and values of all streams in one block of memory, written in place.
+
+transformers' dynamic cache copies everything it holds at every step; here a step writes one column, and a
+stream that splits copies one row.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+
+@dataclass
+class Window:
+    """Which rows and columns of the block the next forward pass is about.
+
+    Attributes:
+        capacity: rows that the block has.
+        columns: tokens that a row can hold.
+        first: first row of the pass.
+        length: columns filled before the pass.
+    """
+
+    capacity: int
+    columns: int
+    first: int = 0
+    length: int = 0
+
+
+class SlotLayer(CacheLayerMixin):
+    """One layer's keys and values, `(capacity, heads, columns, head_dim)` each, allocated at first use."""
+
+    is_sliding = False
+
+    def __init__(self, window: Window) -> None:
+        super().__init__()
+        self.window = window
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        # Zeros, not whatever was in memory: masked columns are multiplied by zero weights, and NaN * 0 is NaN.
+        shape = (self.window.capacity, key_states.shape[1], self.window.columns)
+        self.keys = key_states.new_zeros(*shape, key_states.shape[-1])
+        self.values = value_states.new_zeros(*shape, value_states.shape[-1])
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+        if self.keys is None or self.values is None:
+            self.lazy_initialization(key_states, value_states)
+        rows = slice(self.window.first, self.window.first + key_states.shape[0])
+        stop = self.window.length + key_states.shape[2]
+        self.keys[rows, :, self.window.length : stop] = key_states
+        self.values[rows, :, self.window.length : stop] = value_states
+        return self.keys[rows, :, :stop], self.values[rows, :, :stop]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.window.length + query_length, 0
+
+    def get_seq_length(self) -> int:
+        return self.window.length
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+class SlotCache(Cache):
+    """The block of all layers, with rows that can be copied.
+
+    Args:
+        n_layers: decoder blocks of the model.
+        capacity: streams at most.
+        columns: tokens of a stream at most, pads counted.
+    """
+
+    def __init__(self, n_layers: int, *, capacity: int, columns: int) -> None:
+        self.window = Window(capacity, columns)
+        super().__init__(layers=[SlotLayer(self.window) for _ in range(n_layers)])
+
+    def copy_rows(self, source: Tensor, target: Tensor) -> None:
+        """Copy the filled columns of some rows to others; no row may be both source and target."""
+        for keys, values in self._blocks():
+            length, a, b = self.window.length, source.to(keys.device), target.to(keys.device)
+            keys[b, :, :length] = keys[a, :, :length]
+            values[b, :, :length] = values[a, :, :length]
+
+    def take_rows(self, other: "SlotCache", source: Tensor) -> None:
+        """Fill rows 0, 1, ... from the given rows of another cache, up to that one's length."""
+        length = other.window.length
+        for layer, theirs in zip(self.layers, other.layers, strict=True):
+            if layer.keys is None:
+                layer.lazy_initialization(theirs.keys, theirs.values)
+        for (keys, values), (their_keys, their_values) in zip(self._blocks(), other._blocks(), strict=True):
+            rows = source.to(keys.device)
+            keys[: len(rows), :, :length] = their_keys[rows, :, :length]
+            values[: len(rows), :, :length] = their_values[rows, :, :length]
+
+    def _blocks(self) -> list[tuple[Tensor, Tensor]]:
+        return [(layer.keys, layer.values) for layer in self.layers]

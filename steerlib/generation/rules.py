@@ -1,0 +1,95 @@
+"""Steering rules on next-token logits: pure functions, no model, no sampling."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Alpha = float | Tensor
+
+
+def expert_anti_expert(z_base: Tensor, z_expert: Tensor, z_anti: Tensor, alpha: Alpha) -> Tensor:
+    """Move towards the expert branch and away from the anti-expert branch.
+
+        z_new = z_B + alpha (z_E - z_A)
+
+    Args:
+        z_base, z_expert, z_anti: raw next-token logits of the three branches, `(batch, vocab)`, in nats up to one
+            constant a row; taken before repetition penalty, temperature and nucleus.
+        alpha: dimensionless strength, a number or one a row, `(batch,)`; 0 gives `z_base` itself.
+
+    Returns:
+        Steered logits, `(batch, vocab)`.
+
+    Raises:
+        ValueError: the branches differ in shape, or alpha is not finite.
+
+    Source: STEER-Away, sec. 4; the rule is that of Liu et al. (DExperts, ACL 2021, sec. 2.1), whose branches are
+    fine-tuned models where these are contexts of one frozen model, and who first cut the base to its nucleus.
+    """
+    if not z_base.shape == z_expert.shape == z_anti.shape:
+        raise ValueError(
+            f"branch logits differ in shape: base {tuple(z_base.shape)}, "
+            f"expert {tuple(z_expert.shape)}, anti-expert {tuple(z_anti.shape)}"
+        )
+    return z_base + _per_row(alpha, z_base) * (z_expert - z_anti)
+
+
+def anti_expert(z_base: Tensor, z_anti: Tensor, alpha: Alpha) -> Tensor:
+    """Move away from the anti-expert branch: the rule above with the base as its own expert.
+
+        z_new = z_B + alpha (z_B - z_A)
+
+    This is classifier-free guidance with scale 1 + alpha, the anti-expert context being the negative one.
+
+    Args:
+        z_base, z_anti: raw next-token logits, `(batch, vocab)`.
+        alpha: dimensionless strength, a number or one a row, `(batch,)`.
+
+    Source: STEER-Away, sec. 4.
+    """
+    return expert_anti_expert(z_base, z_base, z_anti, alpha)
+
+
+def _per_row(alpha: Alpha, z: Tensor) -> Tensor:
+    strength = torch.as_tensor(alpha, dtype=z.dtype, device=z.device)
+    if not strength.isfinite().all():
+        raise ValueError(f"alpha must be finite, not {alpha}")
+    return strength.reshape(-1, 1) if strength.ndim else strength
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How a method makes the steered logits from those of its branches.
+
+    Attributes:
+        branches: names of the branches it needs besides "base", which every method has as its reference.
+        combine: branch logits by name, `(batch, vocab)` each, and alpha `(batch,)` -> steered logits.
+    """
+
+    branches: tuple[str, ...]
+    combine: Callable[[Mapping[str, Tensor], Tensor], Tensor]
+
+
+RULES: Mapping[str, Rule] = {
+    "base": Rule((), lambda z, alpha: z["base"]),  # noqa: ARG005
+    "prompt_only": Rule(("expert",), lambda z, alpha: z["expert"]),  # noqa: ARG005
+    "anti_expert": Rule(("anti",), lambda z, alpha: anti_expert(z["base"], z["anti"], alpha)),
+    "expert_anti_expert": Rule(
+        ("expert", "anti"), lambda z, alpha: expert_anti_expert(z["base"], z["expert"], z["anti"], alpha)
+    ),
+    "caa": Rule(("steered",), lambda z, alpha: z["steered"]),  # noqa: ARG005
+}
+"""Every method of an arm. In "caa" alpha acts in the residual stream of the branch, not on its logits."""
+
+
+def check_method(method: str) -> Rule:
+    """The rule of a method.
+
+    Raises:
+        ValueError: no such method; those there are get named.
+    """
+    if method not in RULES:
+        raise ValueError(f"method {method!r} is none of {', '.join(RULES)}")
+    return RULES[method]

@@ -1,0 +1,134 @@
+"""From steered logits to the next token: one stack for every arm, with noise that all arms share.
+
+Order: repetition penalty, temperature, nucleus, choice. There is no top-k (transformers' generate applies
+`top_k=50` unless told otherwise).
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+PENALTY_SCOPES = ("prompt_and_generated", "generated_only")
+NEAR_TIE = 1e-3
+MASK32 = 0xFFFFFFFF
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Settings of the choice of tokens; every arm carries them.
+
+    Attributes:
+        temperature: dimensionless; 0 is greedy.
+        top_p: nucleus mass in (0, 1]; 1 keeps every token.
+        repetition_penalty: >= 1; logits of tokens seen are divided by it where positive, multiplied where negative.
+        penalty_scope: tokens counted as seen: the base branch's prompt and the answer so far
+            ("prompt_and_generated", the library's default), or the answer alone ("generated_only").
+        max_new_tokens: longest answer.
+    """
+
+    temperature: float = 0.7
+    top_p: float = 0.9
+    repetition_penalty: float = 1.15
+    penalty_scope: str = "prompt_and_generated"
+    max_new_tokens: int = 128
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < float("inf"):
+            raise ValueError(f"temperature must be 0 (greedy) or more, not {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be in (0, 1], not {self.top_p}")
+        if not 1 <= self.repetition_penalty < float("inf"):
+            raise ValueError(f"repetition_penalty must be 1 or more, not {self.repetition_penalty}")
+        if self.penalty_scope not in PENALTY_SCOPES:
+            raise ValueError(f"penalty_scope {self.penalty_scope!r} is none of {', '.join(PENALTY_SCOPES)}")
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be 1 or more, not {self.max_new_tokens}")
+
+
+def penalise_(z: Tensor, seen: Tensor, penalty: Tensor) -> Tensor:
+    """Move the logits of seen tokens down, in place (Keskar et al. 2019, sec. 4.1, as transformers has it).
+
+    Args:
+        z: steered logits, `(batch, vocab)`; changed.
+        seen: which tokens are penalised, boolean `(batch, vocab)`.
+        penalty: `(batch,)`, 1 for none.
+
+    Returns:
+        `z` itself.
+    """
+    row, token = seen.nonzero(as_tuple=True)
+    value, factor = z[row, token], penalty[row]
+    z[row, token] = torch.where(value < 0, value * factor, value / factor)
+    return z
+
+
+def text_hash(text: str) -> int:
+    """32-bit hash of a text, the same in every process and on every machine."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
+
+
+def gumbel_noise(prompts: Tensor, seeds: Tensor, step: int, vocab: int, *, dtype: torch.dtype) -> Tensor:
+    """Gumbel noise from a counter hash of (seed, prompt, step, token).
+
+    The largest of z/T + g is a draw from softmax(z/T). The noise depends on nothing else, so all arms of a
+    prompt share it (their differences are the steering's, not the dice's), in any batch and on any device.
+
+    Args:
+        prompts, seeds: hash of each row's prompt and its seed, int64 `(batch,)`.
+        step: 0-based index of the token to be chosen.
+        vocab: size of the vocabulary.
+        dtype: of the result.
+
+    Returns:
+        `(batch, vocab)`, standard Gumbel.
+    """
+    row = _mixed(_mixed(_mixed(prompts) ^ seeds) ^ step)
+    token = _mixed(torch.arange(vocab, device=prompts.device) + 0x9E3779B9)
+    # 23 bits, centred: exact in float32 and never 0 or 1, whose Gumbel value would be infinite.
+    uniform = ((_mixed(row[:, None] ^ token) >> 9).to(torch.float32) + 0.5) * 2.0**-23
+    return -torch.log(-torch.log(uniform)).to(dtype)
+
+
+def _mixed(x: Tensor) -> Tensor:
+    """A 32-bit finaliser (multiply and xor-shift, after Mueller's lowbias32), held in int64."""
+    x = x & MASK32
+    x = (x ^ (x >> 16)) * 0x7FEB352D & MASK32
+    x = (x ^ (x >> 15)) * 0x846CA68B & MASK32
+    return x ^ (x >> 16)
+
+
+def choose(z: Tensor, noise: Tensor, temperature: Tensor, top_p: Tensor) -> tuple[Tensor, Tensor]:
+    """Choose a token a row: the best logit, or a draw from the nucleus of softmax(z/T) by fixed noise.
+
+    A token is in the nucleus if the tokens above it hold less than `top_p` together. No sort is needed: the winner
+    of z/T + g over the whole vocabulary is the winner of the nucleus if it lies in it; if not, nothing below it does
+    either, and the next winner is looked for above.
+
+    Args:
+        z: penalised logits, `(batch, vocab)`.
+        noise: Gumbel noise, `(batch, vocab)`.
+        temperature: `(batch,)`, 0 for greedy rows.
+        top_p: `(batch,)`.
+
+    Returns:
+        Tokens `(batch,)`, and the gap between the two best scores `(batch,)`: below `NEAR_TIE`, another batch shape
+        may choose the other in float32.
+    """
+    sampled = temperature > 0
+    heated = z / torch.where(sampled, temperature, 1)[:, None]
+    scores = heated + noise * sampled[:, None]
+    best, tokens = scores.max(-1)
+    unsure = (sampled & (top_p < 1)).nonzero()[:, 0]
+    log_norm = heated.logsumexp(-1)
+    while len(unsure):
+        inside = heated[unsure]
+        above = inside > inside.gather(1, tokens[unsure, None])
+        mass = inside.sub_(log_norm[unsure, None]).exp_().mul_(above).sum(-1)
+        outside = mass >= top_p[unsure]
+        unsure, above = unsure[outside], above[outside]
+        scores[unsure] = scores[unsure].masked_fill_(~above, -torch.inf)
+        best[unsure], tokens[unsure] = scores[unsure].max(-1)
+    scores.scatter_(1, tokens[:, None], -torch.inf)
+    return tokens, best - scores.amax(-1)
