@@ -127,7 +127,7 @@ def _papermill(notebook: Path, partial: Path, parameters: Mapping[str, Any], wat
                 store_widget_state=False,
                 record_timing=False,
                 kernel_manager_class=SocketKernelManager,
-                extra_arguments=["--IPKernelApp.log_level=40"],
+                extra_arguments=["--IPKernelApp.log_level=50"],  # else Ctrl-C prints its traceback
                 on_cell_executed=watch,
             )
     except papermill.PapermillExecutionError as error:

@@ -1,0 +1,94 @@
+"""What every committed notebook and params file keeps to, so that none can drift from the others."""
+
+import ast
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from steerlib.runner import Parameter, check_params, notebook_parameters, read_params
+from steerlib.runner.stored import KERNEL, machine_paths
+from steerlib.tables import ROOT
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+ALL = [*NOTEBOOKS, *sorted((ROOT / "notebooks" / "extra").glob("*.ipynb"))]
+PARAMS = sorted((ROOT / "params").glob("*.yaml"))
+AT_THE_CALL = {"run", "data_folder"}
+LONGEST_CELL = 15
+
+every_notebook = pytest.mark.parametrize("notebook", ALL, ids=lambda path: path.stem)
+
+
+def code_cells(notebook: Path) -> list[nbformat.NotebookNode]:
+    cells = nbformat.read(notebook, as_version=4).cells
+    return [cell for cell in cells if cell.cell_type == "code" and cell.source.strip()]
+
+
+def taken() -> dict[str, dict[str, Parameter]]:
+    return {notebook.stem: notebook_parameters(notebook) for notebook in NOTEBOOKS}
+
+
+@every_notebook
+def test_a_notebook_has_one_cell_of_annotated_literal_parameters(notebook: Path) -> None:
+    assert "run" in notebook_parameters(notebook)
+
+
+@every_notebook
+def test_a_notebook_defines_no_function_and_no_class(notebook: Path) -> None:
+    defining = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    for cell in code_cells(notebook):
+        source = "\n".join(
+            line for line in cell.source.splitlines() if not line.lstrip().startswith(("%", "!"))
+        )
+        assert not [node for node in ast.walk(ast.parse(source)) if isinstance(node, defining)], source
+
+
+@every_notebook
+def test_cells_are_short(notebook: Path) -> None:
+    assert {
+        c.id: len(c.source.splitlines()) for c in code_cells(notebook) if c.source.count("\n") >= LONGEST_CELL
+    } == {}
+
+
+@every_notebook
+def test_a_notebook_is_committed_as_it_ran_from_top_to_bottom(notebook: Path) -> None:
+    cells = code_cells(notebook)
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    assert any(cell.outputs for cell in cells)
+    assert not [cell.id for cell in cells if any(output.output_type == "error" for output in cell.outputs)]
+
+
+@every_notebook
+def test_a_notebook_carries_no_metadata_of_the_machine_it_ran_on(notebook: Path) -> None:
+    stored = nbformat.read(notebook, as_version=4)
+    assert stored.metadata == {"kernelspec": KERNEL, "language_info": {"name": "python"}}
+    assert {key for cell in stored.cells for key in cell.metadata} <= {"tags"}
+    assert machine_paths(stored) == []
+
+
+def test_a_parameter_means_the_same_in_every_notebook() -> None:
+    seen: dict[str, Parameter] = {}
+    for parameters in taken().values():
+        for name, parameter in parameters.items():
+            assert seen.setdefault(name, parameter) == parameter
+
+
+def test_the_quick_params_are_the_notebooks_defaults() -> None:
+    quick = ROOT / "params" / "quick.yaml"
+    defaults = {name: parameter.default for taker in taken().values() for name, parameter in taker.items()}
+    stated = read_params(quick) if quick.exists() else {}
+    assert {name: stated[name] for name in stated if name not in AT_THE_CALL} == {
+        name: defaults[name] for name in defaults if name not in AT_THE_CALL
+    }
+    assert defaults.get("run", "quick") == "quick"
+
+
+@pytest.mark.parametrize("params", PARAMS, ids=lambda path: path.stem)
+def test_a_params_file_holds_only_what_notebooks_take_and_no_folder_of_a_machine(params: Path) -> None:
+    given = read_params(params)
+    check_params(given, taken())
+    assert "data_folder" not in given
+    assert given.get("run", params.stem) == params.stem
+    assert [
+        value for value in given.values() if isinstance(value, str) and value.startswith(("/", "~"))
+    ] == []
