@@ -116,18 +116,18 @@ def test_missing_columns_and_unreadable_files_are_refused_in_one_line(tmp_path: 
     ):
         read_ratings(tmp_path / "mine.csv")
     (tmp_path / "broken.jsonl").write_text('{"user_id": "a"}\n{"user_id"\n')
-    with pytest.raises(ValueError, match="broken.jsonl, row 2: not JSON"):
+    with pytest.raises(ValueError, match=r"broken.jsonl, row 2: not JSON"):
         read_ratings(tmp_path / "broken.jsonl")
     (tmp_path / "list.jsonl").write_text("[1]\n")
     with pytest.raises(ValueError, match=r"row 1: not a JSON object but '\[1\]'"):
         read_ratings(tmp_path / "list.jsonl")
     (tmp_path / "none.csv").write_text("user_id,prompt,response,rating\n")
-    with pytest.raises(ValueError, match="none.csv has no rows"):
+    with pytest.raises(ValueError, match=r"none.csv has no rows"):
         read_ratings(tmp_path / "none.csv")
     (tmp_path / "x.xlsx").write_text("")
-    with pytest.raises(ValueError, match="must be .jsonl, .csv or .parquet"):
+    with pytest.raises(ValueError, match=r"must be .jsonl, .csv or .parquet"):
         read_ratings(tmp_path / "x.xlsx")
-    with pytest.raises(FileNotFoundError, match="absent.csv is not a file"):
+    with pytest.raises(FileNotFoundError, match=r"absent.csv is not a file"):
         read_ratings(tmp_path / "absent.csv")
     with pytest.raises(FileNotFoundError, match=r"has no utterances.jsonl"):
         read_ratings(tmp_path)
@@ -176,7 +176,7 @@ def test_prism_without_a_network_says_what_to_do_in_one_line(monkeypatch: pytest
         raise huggingface_hub.errors.LocalEntryNotFoundError("a long story\nof two lines")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
-    with pytest.raises(FileNotFoundError, match="name a folder that holds utterances.jsonl") as refusal:
+    with pytest.raises(FileNotFoundError, match=r"name a folder that holds utterances.jsonl") as refusal:
         read_ratings("prism")
     assert "\n" not in str(refusal.value)
 

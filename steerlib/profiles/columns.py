@@ -1,4 +1,4 @@
-"""The one schema of ratings, checked before any work: the first bad value is named by file, row and column."""
+"""The one schema of ratings, checked before any work: a bad value is named by file, row and column."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

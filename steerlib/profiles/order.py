@@ -4,10 +4,10 @@ from collections.abc import Iterable
 from hashlib import sha256
 
 
-def hash_order(ids: Iterable[str], *salt: object) -> list[str]:
+def hash_order(ids: Iterable[object], *salt: object) -> list[str]:
     """The ids in a random order fixed by `salt`: sorted by the SHA-256 of salt and id.
 
     Taking an id away leaves the others in the same order, on every machine and version.
     """
     prefix = "".join(f"{part}\x1f" for part in salt)
-    return sorted(set(ids), key=lambda one: sha256(f"{prefix}{one}".encode()).digest())
+    return sorted(set(map(str, ids)), key=lambda one: sha256(f"{prefix}{one}".encode()).digest())

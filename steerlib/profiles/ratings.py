@@ -61,12 +61,8 @@ def read_ratings(
     ratings = _clean(_filled(checked), counts, turns, min_ratings)
     if ratings.empty:
         raise ValueError(f"{path.name}: no rating is left of {len(checked)} (min_ratings {min_ratings})")
-    for what, column in (
-        ("ratings", "utterance_id"),
-        ("users", "user_id"),
-        ("conversations", "conversation_id"),
-    ):
-        counts[f"{what} kept"] = ratings[column].nunique()
+    kept = {"ratings": "utterance_id", "users": "user_id", "conversations": "conversation_id"}
+    counts |= {f"{what} kept": ratings[column].nunique() for what, column in kept.items()}
     return ratings, pd.DataFrame({"what": list(counts), "count": list(counts.values())})
 
 
@@ -130,8 +126,8 @@ def _filled(table: pd.DataFrame) -> pd.DataFrame:
     if "turn" not in table:
         table["turn"] = 0
     if "chosen" not in table:
-        top = table.groupby(["conversation_id", "turn"])["rating"].idxmax()
-        table["chosen"] = table.index.isin(top)
+        best_first = table.sort_values("rating", ascending=False, kind="stable")
+        table["chosen"] = ~best_first.duplicated(["conversation_id", "turn"])
     if "prompt_category" not in table:
         table["prompt_category"] = ""
     return table[COLUMNS]

@@ -18,11 +18,13 @@ def sensitivities(ratings: pd.DataFrame, estimator: str = "paper") -> pd.DataFra
 
         d_i = 1 - r_i / 100,    s_{u,c} = sum_i d_i P_c(i) / sum_i d_i          ("paper")
         a_{u,c} = s_{u,c} - (1/n) sum_i P_c(i)                                  ("exposure_adjusted")
-        b_u a_{u,c} + (1 - b_u) mu_c,    b_u = tau2_c / (tau2_c + V_c / n_u)    ("shrunk")
+        b_u a_{u,c} + (1 - b_u) mu_c,                                           ("shrunk")
+        b_u = 1 - (U - 3) / (U - 1) * (V_c / n_u) / (tau2_c + V_c / n_u)
 
-    V_c is the sampling variance of one rating, pooled over users, and tau2_c the variance left between users
-    (moments, never below 0; at 0 every user gets mu_c). A user whose ratings are all 100 has sum d_i = 0 and
-    gets the plain mean of P_c, the limit of equal dislikes; the adjusted estimate is then 0.
+    V_c is the sampling variance of one rating, pooled over users; tau2_c the variance left between users
+    (moments, never below 0); mu_c the precision-weighted mean. The factor (U - 3) / (U - 1), 0 below four users,
+    keeps b_u above 0, so that users keep their order where tau2_c is 0. A user whose ratings are all 100 has
+    sum d_i = 0 and gets the plain mean of P_c, the limit of equal dislikes; the adjusted estimate is then 0.
 
     Args:
         ratings: user_id, rating (1..100) and the six attributes in [0, 1]; a row a rated response.
@@ -34,8 +36,8 @@ def sensitivities(ratings: pd.DataFrame, estimator: str = "paper") -> pd.DataFra
     Raises:
         ValueError: unknown estimator, no rows, or a value that is missing.
 
-    Source: STEER-Away, user profiles (paper). The paper's s averages what the user happened to be shown; the
-    two others are ours.
+    Source: STEER-Away, user profiles (paper). Its s averages what the user happened to be shown; the two others
+    are ours, the shrinkage factor after Morris, JASA 1983.
     """
     if estimator not in ESTIMATORS:
         raise ValueError(f"estimator {estimator!r} is not one of {', '.join(ESTIMATORS)}")
@@ -180,7 +182,8 @@ def _shrink(estimate: NDArray, variance: NDArray) -> NDArray:
     total = tau2 + variance
     precision = 1.0 / np.where(total > 0, total, 1.0)
     centre = (precision * estimate).sum(axis=0) / precision.sum(axis=0)
-    keep = np.divide(tau2, total, out=np.ones_like(variance), where=total > 0)
+    noise = np.divide(variance, total, out=np.zeros_like(variance), where=total > 0)
+    keep = 1.0 - max(len(estimate) - 3, 0) / max(len(estimate) - 1, 1) * noise
     return keep * estimate + (1.0 - keep) * centre
 
 

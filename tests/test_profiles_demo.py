@@ -1,0 +1,72 @@
+"""The demo set: reproducible, in PRISM's schema, labelled synthetic."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+
+from steerlib.profiles import read_ratings
+from steerlib.profiles.columns import PROMPT_CATEGORIES
+from steerlib.profiles.demo.make_demo import HERE, make_demo
+from steerlib.tables import ATTRIBUTE_COLUMNS
+
+FILES = ("utterances.jsonl", "survey.jsonl")
+
+
+def rows(name: str) -> pd.DataFrame:
+    return pd.DataFrame([json.loads(line) for line in (HERE / name).read_text("utf-8").splitlines()])
+
+
+def test_the_committed_demo_is_what_its_script_writes_to_the_byte(tmp_path: Path) -> None:
+    make_demo(tmp_path)
+    for name in FILES:
+        assert (tmp_path / name).read_bytes() == (HERE / name).read_bytes(), name
+    make_demo(tmp_path, seed=1)
+    assert (tmp_path / "utterances.jsonl").read_bytes() != (HERE / "utterances.jsonl").read_bytes()
+
+
+def test_every_record_says_that_it_is_synthetic() -> None:
+    for name in FILES:
+        assert rows(name)["synthetic"].eq(True).all()
+    assert set(rows("utterances.jsonl")["model_name"]) == {"synthetic"}
+    assert (HERE / "utterances.jsonl").stat().st_size < 1_200_000
+
+
+def test_its_columns_are_prisms(real_data) -> None:
+    entries = json.loads(real_data("prism_fragments/codebook_entries.json").read_text())
+    released = {entry["variable_name"]: entry for entry in entries}
+    assert set(rows("utterances.jsonl")) - {"synthetic", "prompt_category"} <= set(released)
+    assert set(rows("survey.jsonl")) - {"synthetic", "planted_category"} <= set(released)
+    for name, column in (("utterances.jsonl", "conversation_type"), ("survey.jsonl", "age")):
+        assert set(rows(name)[column]) <= set(released[column]["values"])
+
+
+def test_its_size_and_planted_categories_are_as_promised() -> None:
+    survey, utterances = rows("survey.jsonl"), rows("utterances.jsonl")
+    assert survey["planted_category"].value_counts().to_dict() == dict.fromkeys(ATTRIBUTE_COLUMNS, 8)
+    rated = utterances.groupby("user_id").size()
+    assert len(rated) == 48 and rated.min() >= 8 and rated.max() <= 48
+    assert utterances.groupby("user_id")["conversation_id"].nunique().min() >= 3
+    assert utterances["user_prompt"].nunique() >= 60
+    assert set(utterances["prompt_category"]) == set(PROMPT_CATEGORIES)
+    first = utterances[utterances["turn"] == 0]
+    assert (first.groupby("conversation_id").size() == 4).all()
+    planted = survey.set_index("user_id")["planted_category"]
+    dealt = first.drop_duplicates("conversation_id")
+    assert not dealt.assign(group=dealt["user_id"].map(planted)).duplicated(["group", "user_prompt"]).any()
+
+
+def test_the_chosen_answer_of_a_turn_is_its_highest_rated() -> None:
+    utterances = rows("utterances.jsonl")
+    top = utterances.groupby(["conversation_id", "turn"])["score"].transform("max")
+    assert (utterances["score"] == top)[utterances["if_chosen"]].all()
+
+
+def test_its_planted_oddities_are_found_and_counted() -> None:
+    ratings, report = read_ratings("demo", turns="all")
+    counts = dict(zip(report["what"], report["count"], strict=True))
+    assert counts['empty texts ("EMPTY STRING") dropped'] == 3
+    assert counts["further chosen responses of a turn, first kept"] == 2
+    assert counts["turns with a tie for the highest rating"] > 0
+    assert counts["turns without a chosen response"] == 0
+    assert ratings.groupby(["conversation_id", "turn"])["chosen"].sum().eq(1).all()
