@@ -37,5 +37,5 @@ def load_vectors(path: Path) -> tuple[dict[int, Tensor], dict[str, str]]:
     if not path.exists():
         raise FileNotFoundError(f"no steering vectors at {path}: run notebook 02 first")
     with safe_open(path, framework="pt") as file:
-        vectors = {int(name.removeprefix("layer.")): file.get_tensor(name) for name in file.keys()}
+        vectors = {int(name.removeprefix("layer.")): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return dict(sorted(vectors.items())), dict(file.metadata() or {})
