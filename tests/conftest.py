@@ -1,14 +1,14 @@
 """Fixtures shared by the tests."""
 
 import os
-import resource
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tiny import ALPHABET, tiny_model
+from transformers import LlamaConfig
 
-from steerlib.runner.study import peak_gb
+from steerlib.models import FrozenModel
 from steerlib.tables import ROOT
 
 
@@ -29,18 +29,17 @@ def real_data() -> Callable[[str], Path]:
     return find
 
 
-STARTED = time.perf_counter()
-
-
-def pytest_collectstart(collector: pytest.Collector) -> None:
-    """Notebooks are compared by their text: a picture's bytes and a table's HTML say nothing more."""
-    path = getattr(collector, "path", None)
-    if path is not None and path.suffix == ".ipynb":
-        collector.skip_compare += ("application/vnd.plotly.v1+json", "image/svg+xml", "text/html", "stderr")  # ty: ignore[missing-attribute]
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """What the tests cost, kernels of notebooks included: the budget is 15 minutes."""
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-    seconds, peak = time.perf_counter() - STARTED, max(own, peak_gb())
-    terminalreporter.write_line(f"total {seconds:.1f} s, peak memory {peak:.2f} GB")
+@pytest.fixture(scope="session")
+def tiny() -> FrozenModel:
+    """A random four-block Llama in float64."""
+    return tiny_model(
+        LlamaConfig(
+            vocab_size=len(ALPHABET) + 2,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=512,
+        )
+    )

@@ -1,0 +1,60 @@
+"""The plain decoder that the engine is held against: one answer at a time, no cache, transformers' own warpers."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from transformers import RepetitionPenaltyLogitsProcessor, TemperatureLogitsWarper, TopPLogitsWarper
+
+from steerlib.generation.requests import Request
+from steerlib.generation.rules import RULES
+from steerlib.generation.sampling import gumbel_noise, text_hash
+from steerlib.models import FrozenModel
+from steerlib.vectors import add_to_residual
+
+
+def reference_answer(
+    frozen: FrozenModel, request: Request, vectors: Mapping[str, Mapping[int, Tensor]] | None = None
+) -> list[int]:
+    """Token ids of one answer, every branch read anew for every token."""
+    settings, answer = request.sampling, []
+    for step in range(settings.max_new_tokens):
+        z = {
+            name: branch_logits(frozen, stream, answer, vectors) for name, stream in request.branches.items()
+        }
+        z_new = RULES[request.method].combine(z, torch.tensor([request.alpha], dtype=z["base"].dtype))
+        token = reference_choice(z_new.clone(), request, answer, step)
+        if token in frozen.stop_ids:
+            break
+        answer.append(token)
+    return answer
+
+
+def branch_logits(frozen: FrozenModel, stream, answer: list[int], vectors) -> Tensor:
+    ids = torch.tensor([[*stream.ids, *answer]])
+    if not stream.vector:
+        return frozen.model(ids).logits[:, -1]
+    with add_to_residual(
+        frozen.model,
+        vectors[stream.vector],
+        alpha=stream.alpha,
+        positions=stream.positions,
+        prompt_lengths=torch.tensor([len(stream.ids)]),
+    ):
+        return frozen.model(ids).logits[:, -1]
+
+
+def reference_choice(z: Tensor, request: Request, answer: list[int], step: int) -> int:
+    settings = request.sampling
+    seen = list(answer)
+    if settings.penalty_scope == "prompt_and_generated":
+        seen = [*request.branches["base"].ids, *answer]
+    if settings.repetition_penalty != 1 and seen:
+        z = RepetitionPenaltyLogitsProcessor(settings.repetition_penalty)(torch.tensor([seen]), z)
+    if settings.temperature == 0:
+        return int(z.argmax())
+    z = TemperatureLogitsWarper(settings.temperature)(torch.tensor([seen]), z)
+    if settings.top_p < 1:
+        z = TopPLogitsWarper(settings.top_p)(torch.tensor([seen]), z)
+    prompt, seed = torch.tensor([text_hash(request.prompt_id)]), torch.tensor([request.seed])
+    return int((z + gumbel_noise(prompt, seed, step, z.shape[1], dtype=z.dtype)).argmax())

@@ -1,0 +1,228 @@
+import dataclasses
+
+import pandas as pd
+import pytest
+import torch
+from reference import reference_answer
+from tiny import ALPHABET, tiny_model
+from transformers import GemmaConfig, GPT2Config, GPTNeoXConfig, MistralConfig, Qwen2Config
+
+from steerlib.generation import Sampling, decode, make_arms
+from steerlib.generation.requests import make_requests
+from steerlib.generation.streams import shared_prefixes
+
+PROMPTS = pd.DataFrame(
+    [
+        ("p0", "The man shouted: you", "insult", "threat"),
+        ("p1", "Once upon a time there was a very small dog that", "threat", "profanity"),
+        ("p2", "Hm", "profanity", "insult"),
+    ],
+    columns=["prompt_id", "prompt", "category", "shuffled_category"],
+)
+SAMPLED = Sampling(temperature=0.7, top_p=0.9, repetition_penalty=1.15, max_new_tokens=12)
+GREEDY = Sampling(temperature=0, repetition_penalty=1.15, max_new_tokens=12)
+VECTORS = {
+    "population": {1: torch.linspace(-1, 1, 32), 2: torch.linspace(1, -2, 32)},
+    "other": {2: torch.ones(32)},
+}
+
+
+def grid(sampling: Sampling = SAMPLED, style: str = "continuation") -> pd.DataFrame:
+    common = {"sampling": sampling, "style": style}
+    return pd.concat(
+        [
+            make_arms("base", **common),
+            make_arms("anti_expert", [0, 0.5, 2.2], profile="own", **common),
+            make_arms("expert_anti_expert", [0, 1.0, 2.2], profile="own", **common),
+            make_arms("expert_anti_expert", [1.0], profile="shuffled", **common),
+            make_arms("prompt_only", profile="own", **common),
+            make_arms("caa", [0, 0.5, -1.0], vector="population", **common),
+            make_arms("caa", [0.5], vector="population", positions="first_k:2", **common),
+            make_arms("caa", [0.5], vector="other", positions="prompt", **common),
+        ],
+        ignore_index=True,
+    )
+
+
+def answers(table: pd.DataFrame) -> dict:
+    keys = zip(table.arm_id, table.prompt_id, table.seed, strict=True)
+    return dict(zip(keys, map(tuple, table.token_ids), strict=True))
+
+
+@pytest.mark.parametrize("style", ["continuation", "chat"])
+@pytest.mark.parametrize(
+    "sampling", [SAMPLED, GREEDY, dataclasses.replace(SAMPLED, penalty_scope="generated_only")]
+)
+def test_the_engine_writes_what_the_plain_decoder_writes(tiny, sampling, style):
+    arms = grid(sampling, style)
+    found = answers(decode(tiny, PROMPTS, arms, seeds=[3], vectors=VECTORS))
+    requests = make_requests(tiny, PROMPTS, arms, seeds=[3])
+    assert len(found) == len(requests)
+    for request in requests:
+        expected = reference_answer(tiny, request, VECTORS)
+        assert found[request.arm_id, request.prompt_id, request.seed] == tuple(expected), request
+
+
+def test_alpha_zero_is_the_base_token_for_token(tiny):
+    arms = grid()
+    table = decode(tiny, PROMPTS, arms, seeds=[0, 1], vectors=VECTORS).merge(
+        arms[["arm_id", "method", "alpha"]]
+    )
+    base = table[table.method == "base"].set_index(["prompt_id", "seed"])
+    zero = table[(table.alpha == 0) & table.method.isin(["anti_expert", "expert_anti_expert", "caa"])]
+    assert len(zero) == 3 * len(base)
+    for row in zero.itertuples():
+        expected = base.loc[(row.prompt_id, row.seed)]
+        assert row.token_ids == expected.token_ids
+        assert row.nll_base == pytest.approx(expected.nll_base, abs=1e-9)
+        assert row.kl_to_base == pytest.approx(0, abs=1e-9)
+
+
+def test_greedy_base_is_the_librarys_generate_with_the_same_penalty(tiny):
+    found = decode(tiny, PROMPTS, make_arms("base", sampling=GREEDY))
+    for prompt, ids in zip(PROMPTS.prompt, found.token_ids, strict=True):
+        context = torch.tensor([tiny.tokenizer(prompt).input_ids])
+        out = tiny.model.generate(
+            context, do_sample=False, max_new_tokens=12, repetition_penalty=1.15, pad_token_id=0
+        )[0, context.shape[1] :].tolist()
+        assert ids == [token for token in out if token != 0]
+
+
+def test_greedy_anti_expert_is_the_librarys_guidance_with_scale_one_plus_alpha(tiny):
+    sampling = Sampling(temperature=0, repetition_penalty=1.0, max_new_tokens=12)
+    arms = make_arms("anti_expert", [1.5], profile="own", sampling=sampling)
+    found = decode(tiny, PROMPTS, arms)
+    for request, ids in zip(make_requests(tiny, PROMPTS, arms, seeds=[0]), found.token_ids, strict=True):
+        context = torch.tensor([request.branches["base"].ids])
+        out = tiny.model.generate(
+            context,
+            negative_prompt_ids=torch.tensor([request.branches["anti"].ids]),
+            guidance_scale=2.5,
+            do_sample=False,
+            max_new_tokens=12,
+            pad_token_id=0,
+        )[0, context.shape[1] :].tolist()
+        assert ids == [token for token in out if token != 0]
+
+
+def test_batched_is_single(tiny):
+    arms = grid()
+    together = answers(decode(tiny, PROMPTS, arms, seeds=[0, 1], vectors=VECTORS))
+    alone = {}
+    for i in range(len(PROMPTS)):
+        for j in range(len(arms)):
+            part = decode(tiny, PROMPTS.iloc[[i]], arms.iloc[[j]], seeds=[0, 1], vectors=VECTORS)
+            alone |= answers(part)
+    assert together == alone
+
+
+def test_the_order_of_prompts_and_the_memory_for_rows_do_not_matter(tiny):
+    arms = grid()
+    table = decode(tiny, PROMPTS, arms, vectors=VECTORS)
+    assert answers(decode(tiny, PROMPTS.iloc[::-1], arms, vectors=VECTORS)) == answers(table)
+    assert answers(decode(tiny, PROMPTS, arms, vectors=VECTORS, capacity=4)) == answers(table)
+
+
+def test_nll_and_kl_are_those_of_the_written_answer(tiny):
+    arms = make_arms("expert_anti_expert", [1.0], profile="own", sampling=SAMPLED)
+    table = decode(tiny, PROMPTS, arms)
+    for request, row in zip(make_requests(tiny, PROMPTS, arms, seeds=[0]), table.itertuples(), strict=True):
+        steps = row.n_tokens + row.stopped
+        written = [*row.token_ids, *([0] * row.stopped)]
+        logp = {}
+        for name, stream in request.branches.items():
+            ids = torch.tensor([[*stream.ids, *written]])
+            logp[name] = tiny.model(ids).logits[0, len(stream.ids) - 1 : -1]
+        base = logp["base"].log_softmax(-1)
+        nll = -base[torch.arange(row.n_tokens), torch.tensor(row.token_ids)].sum()
+        steered = (logp["base"] + logp["expert"] - logp["anti"]).log_softmax(-1)
+        kl = (steered.exp() * (steered - base)).sum(-1)[:steps].sum()
+        assert row.nll_base == pytest.approx(float(nll), rel=1e-9)
+        assert row.kl_to_base == pytest.approx(float(kl), rel=1e-9)
+
+
+SMALL = {"vocab_size": len(ALPHABET) + 2, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
+CONFIGS = [
+    Qwen2Config(**SMALL, intermediate_size=48, num_key_value_heads=2),
+    MistralConfig(**SMALL, intermediate_size=48, num_key_value_heads=2, sliding_window=9),
+    GemmaConfig(**SMALL, intermediate_size=48, num_key_value_heads=1, head_dim=8),
+    GPT2Config(vocab_size=len(ALPHABET) + 2, n_embd=32, n_layer=3, n_head=4),
+    GPTNeoXConfig(**SMALL, intermediate_size=48),
+]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.model_type)
+def test_other_architectures_decode_alike(config):
+    frozen = tiny_model(config)
+    arms = grid()
+    vectors = {name: dict(vector) for name, vector in VECTORS.items()}
+    found = answers(decode(frozen, PROMPTS, arms, vectors=vectors))
+    for request in make_requests(frozen, PROMPTS, arms, seeds=[0]):
+        expected = reference_answer(frozen, request, vectors)
+        assert found[request.arm_id, request.prompt_id, request.seed] == tuple(expected), request
+
+
+def test_an_answer_ends_at_the_stop_token_and_its_rows_leave(tiny):
+    table = decode(
+        tiny, PROMPTS, grid(dataclasses.replace(SAMPLED, temperature=2.0, max_new_tokens=60)), vectors=VECTORS
+    )
+    assert table.stopped.any() and not table.stopped.all()
+    assert all(0 not in ids for ids in table.token_ids)
+    assert (table.n_tokens == table.token_ids.map(len)).all()
+    assert (table.n_tokens[~table.stopped] == 60).all()
+
+
+def test_shared_prefixes_are_found_and_leave_a_token_to_each():
+    a = tuple(range(20))
+    sequences = [(*a, 1, 2), (*a, 3), (9, 9, 9), (*a,)]
+    assert shared_prefixes(sequences) == [19, 19, 0, 19]
+    assert shared_prefixes([(1, 2, 3), (1, 2, 4)]) == [0, 0]
+    assert shared_prefixes([a]) == [0]
+
+
+def test_a_prompt_longer_than_the_context_is_refused_naming_it(tiny):
+    prompts = PROMPTS.assign(prompt=[*PROMPTS.prompt[:2], "x" * 505])
+    with pytest.raises(
+        ValueError, match="prompt p2: 505 context tokens and 12 new ones make 517, more than the 512"
+    ):
+        decode(tiny, prompts, make_arms("base", sampling=SAMPLED))
+
+
+def test_an_empty_prompt_is_refused(tiny):
+    with pytest.raises(ValueError, match="the prompt is empty"):
+        decode(tiny, PROMPTS.assign(prompt=["a", " ", "b"]), make_arms("base", sampling=SAMPLED))
+
+
+def test_an_unknown_vector_is_refused_naming_those_there_are(tiny):
+    with pytest.raises(ValueError, match="no steering vector is called 'x'; there are population, other"):
+        decode(tiny, PROMPTS, make_arms("caa", [1.0], vector="x"), vectors=VECTORS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"method": "anti_expert", "alphas": [float("nan")], "profile": "own"},
+            "alpha must be finite, not nan",
+        ),
+        ({"method": "anti_expert", "alphas": [-0.5], "profile": "own"}, "must be 0 or more, not -0.5"),
+        ({"method": "anti_expert", "alphas": [1]}, "does not go with profile 'none'"),
+        ({"method": "caa", "alphas": [1]}, "'caa' needs one"),
+        ({"method": "base", "style": "letter"}, "style 'letter' is none of chat, continuation"),
+        (
+            {"method": "anti_expert", "profile": "population", "category": "rudeness"},
+            "'rudeness' is not an attribute",
+        ),
+    ],
+)
+def test_arms_that_make_no_sense_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        make_arms(**arguments)
+
+
+def test_an_arm_is_named_by_its_settings_alone():
+    one, again = grid(), grid()
+    assert one.arm_id.tolist() == again.arm_id.tolist()
+    assert one.arm_id.is_unique
+    other = grid(dataclasses.replace(SAMPLED, top_p=0.8))
+    assert not set(one.arm_id) & set(other.arm_id)

@@ -1,0 +1,91 @@
+import multiprocessing
+import os
+import signal
+import time
+
+import pandas as pd
+import pytest
+from test_decoding import PROMPTS, SAMPLED, VECTORS, answers, grid
+
+from steerlib.generation import decode, make_arms, run_sweep
+from steerlib.generation import sweep as sweep_module
+from steerlib.tables import read_table
+
+
+def run(folder, frozen, arms, **settings):
+    return run_sweep(frozen, PROMPTS, arms, folder=folder, vectors=VECTORS, prompts_per_block=2, **settings)
+
+
+def count_decoded(monkeypatch):
+    counts = []
+    original = sweep_module.decode_requests
+
+    def counting(frozen, requests, **settings):
+        counts.append(len(requests))
+        return original(frozen, requests, **settings)
+
+    monkeypatch.setattr(sweep_module, "decode_requests", counting)
+    return counts
+
+
+def test_a_sweep_writes_what_decoding_gives(tiny, tmp_path):
+    arms = grid()
+    assert answers(run(tmp_path, tiny, arms, seeds=[0, 1])) == answers(
+        decode(tiny, PROMPTS, arms, seeds=[0, 1], vectors=VECTORS)
+    )
+
+
+def test_a_finished_sweep_decodes_nothing_and_a_new_alpha_its_own_answers_alone(tiny, tmp_path, monkeypatch):
+    counts = count_decoded(monkeypatch)
+    run(tmp_path, tiny, grid())
+    assert counts == [2 * len(grid()), len(grid())]
+    counts.clear()
+    run(tmp_path, tiny, grid())
+    assert counts == []
+    more = pd.concat([grid(), make_arms("anti_expert", [1.7], profile="own", sampling=SAMPLED)])
+    table = run(tmp_path, tiny, more)
+    assert counts == [2, 1]
+    assert len(table) == 3 * len(more)
+
+
+def test_a_sweep_that_fails_half_way_keeps_its_finished_blocks(tiny, tmp_path, monkeypatch):
+    original, calls = sweep_module.decode_requests, []
+
+    def failing(frozen, requests, **settings):
+        calls.append(requests)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(frozen, requests, **settings)
+
+    monkeypatch.setattr(sweep_module, "decode_requests", failing)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, tiny, grid())
+    assert len(read_table(tmp_path, "generations")) == 2 * len(grid())
+    assert answers(run(tmp_path, tiny, grid())) == answers(decode(tiny, PROMPTS, grid(), vectors=VECTORS))
+
+
+def _forever(folder, frozen, arms):
+    run(folder, frozen, arms, seeds=range(200))
+
+
+def test_a_sweep_killed_at_any_moment_goes_on_where_it_stopped(tiny, tmp_path):
+    context = multiprocessing.get_context("fork")
+    process = context.Process(target=_forever, args=(tmp_path, tiny, grid()))
+    process.start()
+    time.sleep(1.5)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    table = run(tmp_path, tiny, grid(), seeds=range(2))
+    assert answers(table) == answers(decode(tiny, PROMPTS, grid(), seeds=range(2), vectors=VECTORS))
+
+
+def test_two_processes_share_a_sweep_and_decode_each_answer_once(tiny, tmp_path):
+    context = multiprocessing.get_context("fork")
+    helpers = [context.Process(target=run, args=(tmp_path, tiny, grid())) for _ in range(2)]
+    for process in helpers:
+        process.start()
+    for process in helpers:
+        process.join(120)
+        assert process.exitcode == 0
+    # read_table refuses a key that stands in two parts.
+    assert len(read_table(tmp_path, "generations")) == 3 * len(grid())

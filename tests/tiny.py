@@ -1,0 +1,34 @@
+"""Random models of a few thousand weights with a tokenizer of characters: exact in float64, quick on any machine."""
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerFast
+
+from steerlib.models import FrozenModel
+
+ALPHABET = "".join(chr(i) for i in range(32, 127)) + "\n"
+TEMPLATE = (
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def character_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a printable character, token 0 ends an answer; with a chat template."""
+    vocab = {"<eos>": 0, "<unk>": 1} | {c: i + 2 for i, c in enumerate(ALPHABET)}
+    raw = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    raw.decoder = decoders.Fuse()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<eos>", unk_token="<unk>")
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer
+
+
+def tiny_model(config: PreTrainedConfig, *, dtype: torch.dtype = torch.float64) -> FrozenModel:
+    """A random model of an architecture with the tokenizer of characters; sharp enough that choices differ."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").to(dtype).eval()
+    for weight in model.parameters():
+        weight.requires_grad_(False).mul_(4 if weight.ndim == 2 else 1)
+    model.generation_config.eos_token_id = 0
+    return FrozenModel(model, character_tokenizer(), f"tiny {config.model_type}")
