@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import huggingface_hub
 import pandas as pd
 import pytest
 
@@ -169,16 +170,35 @@ def test_a_filter_that_leaves_nothing_is_refused(tmp_path: Path) -> None:
         read_ratings(tmp_path / "mine.csv", min_ratings=50)
 
 
-def test_prism_without_a_network_says_what_to_do_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub
-
-    def offline(*_: object, **__: object) -> str:
+def test_prism_without_a_network_says_at_once_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def not_cached(*_: object, **options: object) -> str:
+        assert options["local_files_only"], "the hub's client would retry for half a minute"
         raise huggingface_hub.errors.LocalEntryNotFoundError("a long story\nof two lines")
 
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
+    class Offline:
+        def head(self, *_: object, **__: object) -> None:
+            raise RuntimeError("no such host")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", not_cached)
+    monkeypatch.setattr(huggingface_hub, "get_session", Offline)
     with pytest.raises(FileNotFoundError, match=r"name a folder that holds utterances.jsonl") as refusal:
         read_ratings("prism")
     assert "\n" not in str(refusal.value)
+
+
+def test_prism_in_the_hubs_cache_is_read_at_the_revision_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked = {}
+
+    def cached(dataset: str, name: str, **options: object) -> str:
+        asked.update(options, dataset=dataset)
+        return str(prism_folder(tmp_path, [prism_row(0)]) / name)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", cached)
+    ratings, _ = read_ratings("prism", revision="abc")
+    assert len(ratings) == 1
+    assert asked["dataset"] == "HannahRoseKirk/prism-alignment" and asked["revision"] == "abc"
 
 
 def test_toxicity_is_joined_row_by_row(tmp_path: Path) -> None:

@@ -131,3 +131,26 @@ def test_what_cannot_be_estimated_is_refused() -> None:
         sensitivities(BY_HAND.assign(threat=[0.1, 0.2, np.nan]))
     with pytest.raises(ValueError, match="no rows"):
         sensitivities(BY_HAND.iloc[:0])
+
+
+def test_shrinking_follows_its_formula() -> None:
+    table = crowd(users=10, n=20, seed=4)
+    # Half of the users dislike threats, so that variance between users is left.
+    fond = table["user_id"].isin([f"user{i}" for i in range(5)])
+    table["rating"] = np.where(fond, 1 + 99 * table["threat"], 100 - 99 * table["threat"])
+    a, shrunk = (sensitivities(table, name)["threat"] for name in ESTIMATORS[1:])
+    d = 1 - table["rating"] / 100
+    w = d / d.groupby(table["user_id"]).transform("sum")
+    mean = table.groupby("user_id")["threat"].transform("mean")
+    s = (w * table["threat"]).groupby(table["user_id"]).transform("sum")
+    error = w * (table["threat"] - s) - (table["threat"] - mean) / 20
+    v = 20 * 20 * (error**2).sum() / (10 * 19) / 20  # n^2 e^2, over n - 1 of each user, for a mean of n
+    keep = 1 - 7 / 9 * v / a.var()
+    assert a.var() > v
+    assert np.allclose(shrunk, keep * a + (1 - keep) * a.mean())
+
+
+def test_sums_that_differ_by_rounding_alone_are_ties() -> None:
+    s = pd.DataFrame({name: [0.3, 0.1 + 0.2] for name in SIX}, index=list("ab"))
+    assert s.loc["a", "threat"] != s.loc["b", "threat"]
+    assert percentiles(s)["threat"].tolist() == [0.5, 0.5]

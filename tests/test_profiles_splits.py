@@ -77,3 +77,11 @@ def test_what_cannot_be_split_is_refused() -> None:
         split_conversations(ratings, by="conversations", train_share=0.5, dev_share=0.5)
     with pytest.raises(ValueError, match="conversation c0-0 belongs to two users: user0 and user1"):
         split_conversations(pd.concat([ratings, ratings.assign(user_id="user1").iloc[:1]]))
+
+
+@pytest.mark.parametrize("by", ["users", "conversations"])
+def test_a_large_train_share_still_leaves_something_held_out(by: str) -> None:
+    dev_share = 0.5 if by == "users" else 0.04
+    splits = split_conversations(talks(users=9), by=by, train_share=0.95, dev_share=dev_share)
+    held_out = splits[splits["split"] != "train"]["user_id"].unique()
+    assert len(held_out) == 8  # all but the user with one conversation

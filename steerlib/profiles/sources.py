@@ -49,12 +49,25 @@ def hub_file(dataset: str, name: str, *, revision: str = "main") -> Path:
     Raises:
         FileNotFoundError: it is neither in the cache nor can it be fetched; one line says what to do instead.
     """
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub import get_session, hf_hub_download, hf_hub_url
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    def download(*, local_files_only: bool) -> Path:
+        return Path(
+            hf_hub_download(
+                dataset, name, repo_type="dataset", revision=revision, local_files_only=local_files_only
+            )
+        )
 
     try:
-        return Path(hf_hub_download(dataset, name, repo_type="dataset", revision=revision))
-    except (OSError, HfHubHTTPError, ValueError) as failure:
+        return download(local_files_only=True)
+    except LocalEntryNotFoundError:
+        pass
+    try:
+        # One plain request first: without a network the hub's client would try for half a minute.
+        get_session().head(hf_hub_url(dataset, name, repo_type="dataset", revision=revision), timeout=10)
+        return download(local_files_only=False)
+    except Exception as failure:  # the client's HTTP library, and so its errors, differ between versions
         raise FileNotFoundError(
             f"{name} of {dataset} (revision {revision}) is not on this machine and cannot be fetched"
             f" ({type(failure).__name__}): name a folder that holds {name} instead"
