@@ -5,7 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
@@ -25,10 +27,18 @@ def write_notebook(path: Path, parameters: str, *cells: str) -> None:
     nbformat.write(nbformat.v4.new_notebook(cells=code), path)
 
 
+@pytest.fixture(scope="module")
+def sockets() -> Iterator[Path]:
+    """A runtime folder with a path short enough for sockets, so that killed kernels leave nothing behind."""
+    with tempfile.TemporaryDirectory(prefix="k") as folder:
+        yield Path(folder)
+
+
 @pytest.fixture
-def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def toy(tmp_path: Path, sockets: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with two notebooks and a params file; results go beside them."""
     monkeypatch.setenv("STEERLIB_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(sockets))
     (tmp_path / "notebooks").mkdir()
     write_notebook(tmp_path / "notebooks" / "01_first.ipynb", FIRST, "print(run, rows, alphas, seed)")
     write_notebook(tmp_path / "notebooks" / "02_second.ipynb", SECOND, "print(rate, model, data_folder)")
@@ -104,6 +114,11 @@ def test_a_dead_kernel_is_reported_as_memory(toy: Path) -> None:
     write_notebook(toy / "notebooks" / "01_first.ipynb", FIRST, "import os; os._exit(9)")
     with pytest.raises(NotebookFailed, match=r"01_first lost its kernel .* memory ran out"):
         go(toy)
+
+
+def test_a_runtime_folder_too_long_for_a_socket_serves_by_tcp(toy: Path, monkeypatch) -> None:
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(toy / ("long" * 30)))
+    assert printed(go(toy, only=["01"]) / "notebooks" / "01_first.ipynb").startswith("toy 7")
 
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
@@ -230,7 +245,7 @@ def test_a_changed_data_folder_runs_the_notebooks_again(toy: Path, capsys) -> No
     (toy / "ratings").mkdir()
     for text in ("1", "22"):
         (toy / "ratings" / "a.csv").write_text(text)
-        run_study(plan(toy / "toy.yaml", data=toy / "ratings", notebooks=toy / "notebooks"))
+        run_study(plan(toy / "toy.yaml", data=toy / "ratings", notebooks=toy / "notebooks"), only=["02"])
     assert "kept" not in capsys.readouterr().out
 
 
@@ -274,6 +289,7 @@ def test_help_and_refusals_do_not_load_torch(toy: Path) -> None:
 
 def test_stored_notebooks_carry_outputs_and_nothing_of_the_machine(toy: Path, monkeypatch) -> None:
     monkeypatch.delenv("STEERLIB_RESULTS")
+    (toy / "notebooks" / "02_second.ipynb").unlink()
     figure = "from steerlib.tables import results_folder\nfigures = results_folder(run) / 'figures'\n"
     figure += "figures.mkdir()\n(figures / 'a.csv').touch()"
     write_notebook(toy / "notebooks" / "01_first.ipynb", FIRST, figure, "print(rows)")

@@ -1,0 +1,24 @@
+"""What tests and notebooks share under pytest; in tests/ it would not be asked about notebooks/."""
+
+import resource
+import time
+
+import pytest
+
+from steerlib.runner.study import peak_gb
+
+STARTED = time.perf_counter()
+
+
+def pytest_collectstart(collector: pytest.Collector) -> None:
+    """Notebooks are compared by their text: a picture's bytes and a table's HTML say nothing more."""
+    path = getattr(collector, "path", None)
+    if path is not None and path.suffix == ".ipynb":
+        collector.skip_compare += ("application/vnd.plotly.v1+json", "image/svg+xml", "text/html", "stderr")  # ty: ignore[missing-attribute]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What the tests cost, kernels of notebooks included: the budget is 15 minutes."""
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    seconds, peak = time.perf_counter() - STARTED, max(own, peak_gb())
+    terminalreporter.write_line(f"total {seconds:.1f} s, peak memory {peak:.2f} GB")
