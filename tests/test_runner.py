@@ -76,13 +76,21 @@ def test_each_notebook_is_handed_only_the_keys_it_takes_and_the_run_is_named_by_
     assert printed(results / "notebooks" / "02_second.ipynb") == "2 embedded None\n"
 
 
-def test_a_finished_notebook_is_kept_until_something_it_rests_on_changes(toy: Path, capsys) -> None:
+def test_a_finished_notebook_is_kept_until_something_it_rests_on_changes(
+    toy: Path, capsys, monkeypatch
+) -> None:
+    (toy / "steerlib").mkdir()
+    (toy / "steerlib" / "rules.py").write_text("k = 2")
+    monkeypatch.setattr("steerlib.runner.study.ROOT", toy)  # the library in its place: this one stands still
     states = []
     for params in ("rows: 7", "rows: 7", "rows: 7\nrate: 0.1", "rows: 8\nrate: 0.1"):
         (toy / "toy.yaml").write_text(params)
         go(toy)
         states.append([line.split()[1] for line in capsys.readouterr().out.splitlines()[:2]])
     assert states == [["done", "done"], ["kept", "kept"], ["kept", "done"], ["done", "done"]]
+    (toy / "steerlib" / "rules.py").write_text("k = 3")
+    go(toy)
+    assert "kept" not in capsys.readouterr().out
 
 
 def test_force_and_only_choose_what_runs(toy: Path, capsys) -> None:
