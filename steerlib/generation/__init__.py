@@ -3,6 +3,7 @@
 from steerlib.generation.arms import make_arms
 from steerlib.generation.contexts import branch_ids, default_contexts
 from steerlib.generation.decoding import decode
+from steerlib.generation.grid import study_arms
 from steerlib.generation.requests import category_of
 from steerlib.generation.rules import RULES, anti_expert, check_method, expert_anti_expert
 from steerlib.generation.sampling import Sampling
@@ -20,4 +21,5 @@ __all__ = [
     "expert_anti_expert",
     "make_arms",
     "run_sweep",
+    "study_arms",
 ]

@@ -1,5 +1,6 @@
 """User profiles: whose ratings, on which conversations fitted, how sensitive to what, and prompts drawn by it."""
 
+from steerlib.profiles.planted import planted_recovery
 from steerlib.profiles.prompts import draw_prompts, shuffled_categories
 from steerlib.profiles.ratings import read_ratings, with_toxicity
 from steerlib.profiles.realtoxicity import realtoxicity_prompts
@@ -19,6 +20,7 @@ __all__ = [
     "check_splits",
     "draw_prompts",
     "percentiles",
+    "planted_recovery",
     "population_category",
     "primary_category",
     "profiles_table",

@@ -6,9 +6,10 @@ from steerlib.vectors.directions import (
     describe_vectors,
     mean_difference,
     mean_differences,
+    projections,
     random_vectors,
 )
-from steerlib.vectors.files import load_vectors, save_vectors
+from steerlib.vectors.files import load_named_vectors, load_vectors, save_vectors
 from steerlib.vectors.pairs import pair_residuals, pairs_from_ratings
 from steerlib.vectors.residual import (
     add_to_residual,
@@ -24,11 +25,13 @@ __all__ = [
     "cosine",
     "default_layers",
     "describe_vectors",
+    "load_named_vectors",
     "load_vectors",
     "mean_difference",
     "mean_differences",
     "pair_residuals",
     "pairs_from_ratings",
+    "projections",
     "random_vectors",
     "record_residual",
     "residual_hooks",

@@ -1,6 +1,7 @@
 """Steering vectors on disk: safetensors with their settings as metadata."""
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from safetensors import safe_open
@@ -23,6 +24,23 @@ def save_vectors(path: Path, vectors: Mapping[int, Tensor], *, settings: Mapping
     with atomic_path(path) as partial:
         save_file(tensors, partial, metadata={key: str(value) for key, value in settings.items()})
     return path
+
+
+def load_named_vectors(folder: Path, names: Sequence[str]) -> dict[str, dict[int, Tensor]]:
+    """Several steering vectors of a run, named by file and content.
+
+    Returns:
+        By `<name>@<hash>`, so that an arm steered by a vector that was made anew is another arm.
+
+    Raises:
+        FileNotFoundError: one of them is absent.
+    """
+    loaded = {}
+    for name in names:
+        path = folder / f"{name}.safetensors"
+        vectors, _ = load_vectors(path)
+        loaded[f"{name}@{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}"] = vectors
+    return loaded
 
 
 def load_vectors(path: Path) -> tuple[dict[int, Tensor], dict[str, str]]:
