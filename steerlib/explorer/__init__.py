@@ -1,0 +1,20 @@
+"""Room of notebook 06: the alpha explorer."""
+
+from steerlib.explorer.curves import LiveCurves, curves_figure
+from steerlib.explorer.material import OPENINGS, run_prompts, run_vectors
+from steerlib.explorer.page import answers_html
+from steerlib.explorer.session import Explorer, alpha_grid, nearest
+from steerlib.explorer.widgets import AlphaExplorer
+
+__all__ = [
+    "OPENINGS",
+    "AlphaExplorer",
+    "Explorer",
+    "LiveCurves",
+    "alpha_grid",
+    "answers_html",
+    "curves_figure",
+    "nearest",
+    "run_prompts",
+    "run_vectors",
+]
