@@ -51,12 +51,16 @@ SCHEMA: Mapping[str, Table] = {
     "pairs": _table("pair_id user_id conversation_id prompt preferred dispreferred split", "pair_id"),
     "arms": _table(
         "arm_id model contexts method alpha profile category vector layers positions style temperature top_p"
-        " repetition_penalty penalty_scope max_new_tokens",
+        " min_p repetition_penalty penalty_scope max_new_tokens",
         "arm_id",
     ),
     "generations": _table(
         "arm_id prompt_id seed text token_ids n_tokens stopped nll_base kl_to_base near_ties hardware",
         "arm_id prompt_id seed",
+    ),
+    "segments": _table(
+        "arm_id prompt_id seed alpha_low alpha_high complete text token_ids n_tokens stopped nll_base",
+        "arm_id prompt_id seed alpha_low",
     ),
     "scores": _table(f"text_sha scorer {SIX}", "text_sha scorer"),
     "questions": _table("question_id subject question A B C D answer", "question_id"),

@@ -4,7 +4,12 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from transformers import RepetitionPenaltyLogitsProcessor, TemperatureLogitsWarper, TopPLogitsWarper
+from transformers import (
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from steerlib.generation.requests import Request
 from steerlib.generation.rules import RULES
@@ -56,5 +61,7 @@ def reference_choice(z: Tensor, request: Request, answer: list[int], step: int) 
     z = TemperatureLogitsWarper(settings.temperature)(torch.tensor([seen]), z)
     if settings.top_p < 1:
         z = TopPLogitsWarper(settings.top_p)(torch.tensor([seen]), z)
+    if settings.min_p:
+        z = MinPLogitsWarper(settings.min_p)(torch.tensor([seen]), z)
     prompt, seed = torch.tensor([text_hash(request.prompt_id)]), torch.tensor([request.seed])
     return int((z + gumbel_noise(prompt, seed, step, z.shape[1], dtype=z.dtype)).argmax())

@@ -51,7 +51,13 @@ def answers(table: pd.DataFrame) -> dict:
 
 @pytest.mark.parametrize("style", ["continuation", "chat"])
 @pytest.mark.parametrize(
-    "sampling", [SAMPLED, GREEDY, dataclasses.replace(SAMPLED, penalty_scope="generated_only")]
+    "sampling",
+    [
+        SAMPLED,
+        GREEDY,
+        dataclasses.replace(SAMPLED, penalty_scope="generated_only"),
+        dataclasses.replace(SAMPLED, top_p=1.0, min_p=0.1),
+    ],
 )
 def test_the_engine_writes_what_the_plain_decoder_writes(tiny, sampling, style):
     arms = grid(sampling, style)

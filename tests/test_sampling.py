@@ -1,7 +1,7 @@
 import pytest
 import torch
 from torch.testing import assert_close
-from transformers import RepetitionPenaltyLogitsProcessor, TopPLogitsWarper
+from transformers import MinPLogitsWarper, RepetitionPenaltyLogitsProcessor, TopPLogitsWarper
 
 from steerlib.generation import Sampling
 from steerlib.generation.sampling import choose, gumbel_noise, penalise_, text_hash
@@ -35,6 +35,23 @@ def test_the_choice_is_that_of_a_sorted_nucleus_with_the_same_noise():
         warped = TopPLogitsWarper(top_p)(None, z / 0.7) if top_p < 1 else z / 0.7
         tokens, _ = choose(z, g, torch.full((400,), 0.7, dtype=torch.float64), torch.full((400,), top_p))
         assert tokens.tolist() == (warped + g).argmax(-1).tolist()
+
+
+def test_min_p_keeps_the_tokens_that_the_library_keeps():
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(400, 60, generator=generator, dtype=torch.float64) * 3
+    g, temperature = noise(400, 60), torch.full((400,), 0.7, dtype=torch.float64)
+    for min_p in (0.05, 0.4):
+        warped = MinPLogitsWarper(min_p)(None, z / 0.7)
+        tokens, _ = choose(z, g, temperature, torch.ones(400), torch.full((400,), min_p))
+        assert tokens.tolist() == (warped + g).argmax(-1).tolist()
+        assert tokens.tolist() != (z / 0.7 + g).argmax(-1).tolist()
+
+
+def test_greedy_rows_know_no_nucleus():
+    z = torch.tensor([[0.0, 3.0, 1.0]], dtype=torch.float64)
+    tokens, gap = choose(z, noise(1, 3), torch.zeros(1), torch.ones(1), torch.full((1,), 0.5))
+    assert (tokens.item(), gap.item()) == (1, 2.0)
 
 
 def test_gumbel_noise_draws_from_the_softmax():
@@ -77,6 +94,8 @@ def test_the_hash_of_a_prompt_is_the_same_on_every_machine():
         ({"temperature": float("nan")}, "temperature must be 0"),
         ({"top_p": 0.0}, r"top_p must be in \(0, 1\], not 0.0"),
         ({"top_p": 1.1}, r"top_p must be in \(0, 1\], not 1.1"),
+        ({"top_p": 1.0, "min_p": -0.1}, r"min_p must be in \[0, 1\], not -0.1"),
+        ({"min_p": 0.1}, "min_p 0.1 and top_p 0.9 exclude each other"),
         ({"repetition_penalty": 0.9}, "repetition_penalty must be 1 or more, not 0.9"),
         ({"penalty_scope": "prompt"}, "penalty_scope 'prompt' is none of"),
         ({"max_new_tokens": 0}, "max_new_tokens must be 1 or more, not 0"),

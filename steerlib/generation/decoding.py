@@ -169,6 +169,7 @@ class _Batch:
         self.alpha = self._column([r.alpha for r in rows])
         self.temperature = self._column([r.sampling.temperature for r in rows])
         self.top_p = self._column([r.sampling.top_p for r in rows])
+        self.min_p = self._column([r.sampling.min_p for r in rows])
         self.penalty = self._column([r.sampling.repetition_penalty for r in rows])
         self.budget = torch.tensor([r.sampling.max_new_tokens for r in rows], device=self.device)
         dice = [(text_hash(r.prompt_id), r.seed) for r in rows]
@@ -223,7 +224,9 @@ class _Batch:
         dice = gumbel_noise(hashes, seeds, step, z.shape[1], dtype=z.dtype)
         log_norm, kl = self._divergence(z, z_new)
         penalise_(z_new, self.seen[live], self.penalty[live])
-        tokens, gap = choose(z_new, dice[self.die[live]], self.temperature[live], self.top_p[live])
+        tokens, gap = choose(
+            z_new, dice[self.die[live]], self.temperature[live], self.top_p[live], self.min_p[live]
+        )
         self.near_ties[live] += gap < NEAR_TIE
         nll = log_norm - z[self._base(), tokens]
         self.nll[live] += torch.where(torch.isin(tokens, self.stop_ids), 0, nll)

@@ -22,6 +22,8 @@ class Sampling:
     Attributes:
         temperature: dimensionless; 0 is greedy.
         top_p: nucleus mass in (0, 1]; 1 keeps every token.
+        min_p: tokens less than this many times as probable as the best are cut (Nguyen et al. 2024); 0 keeps every
+            token. Instead of top_p, not beside it.
         repetition_penalty: >= 1; logits of tokens seen are divided by it where positive, multiplied where negative.
         penalty_scope: tokens counted as seen: the base branch's prompt and the answer so far
             ("prompt_and_generated", the library's default), or the answer alone ("generated_only").
@@ -30,6 +32,7 @@ class Sampling:
 
     temperature: float = 0.7
     top_p: float = 0.9
+    min_p: float = 0.0
     repetition_penalty: float = 1.15
     penalty_scope: str = "prompt_and_generated"
     max_new_tokens: int = 128
@@ -39,6 +42,10 @@ class Sampling:
             raise ValueError(f"temperature must be 0 (greedy) or more, not {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be in (0, 1], not {self.top_p}")
+        if not 0 <= self.min_p <= 1:
+            raise ValueError(f"min_p must be in [0, 1], not {self.min_p}")
+        if self.min_p and self.top_p < 1:
+            raise ValueError(f"min_p {self.min_p} and top_p {self.top_p} exclude each other; set top_p to 1")
         if not 1 <= self.repetition_penalty < float("inf"):
             raise ValueError(f"repetition_penalty must be 1 or more, not {self.repetition_penalty}")
         if self.penalty_scope not in PENALTY_SCOPES:
@@ -99,18 +106,21 @@ def _mixed(x: Tensor) -> Tensor:
     return x ^ (x >> 16)
 
 
-def choose(z: Tensor, noise: Tensor, temperature: Tensor, top_p: Tensor) -> tuple[Tensor, Tensor]:
+def choose(
+    z: Tensor, noise: Tensor, temperature: Tensor, top_p: Tensor, min_p: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Choose a token a row: the best logit, or a draw from the nucleus of softmax(z/T) by fixed noise.
 
-    A token is in the nucleus if the tokens above it hold less than `top_p` together. No sort is needed: the winner
-    of z/T + g over the whole vocabulary is the winner of the nucleus if it lies in it; if not, nothing below it does
-    either, and the next winner is looked for above.
+    A token is in the min-p nucleus if z_v/T >= max_u z_u/T + ln min_p; in that of top-p if the tokens above it hold
+    less than `top_p` together. No sort is needed: the winner of z/T + g over the whole vocabulary is the winner of the
+    nucleus if it lies in it; if not, nothing below it does either, and the next winner is looked for above.
 
     Args:
         z: penalised logits, `(batch, vocab)`.
         noise: Gumbel noise, `(batch, vocab)`.
         temperature: `(batch,)`, 0 for greedy rows.
         top_p: `(batch,)`.
+        min_p: `(batch,)`; None for 0 in every row.
 
     Returns:
         Tokens `(batch,)`, and the gap between the two best scores `(batch,)`: below `NEAR_TIE`, another batch shape
@@ -119,6 +129,9 @@ def choose(z: Tensor, noise: Tensor, temperature: Tensor, top_p: Tensor) -> tupl
     sampled = temperature > 0
     heated = z / torch.where(sampled, temperature, 1)[:, None]
     scores = heated + noise * sampled[:, None]
+    if min_p is not None and min_p.any():
+        floor = heated.amax(-1) + torch.where(sampled, min_p, 0).log()
+        scores.masked_fill_(heated < floor[:, None], -torch.inf)
     best, tokens = scores.max(-1)
     unsure = (sampled & (top_p < 1)).nonzero()[:, 0]
     log_norm = heated.logsumexp(-1)
