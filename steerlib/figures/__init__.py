@@ -1,0 +1,54 @@
+"""Room of notebook 05, lent to the others: every figure, the published numbers, the report."""
+
+from steerlib.figures.examples import examples_html
+from steerlib.figures.interactive import interactive_dose_response
+from steerlib.figures.points import counts, headline, is_control, points
+from steerlib.figures.profiles import plot_primary_categories, plot_profiles, plot_radar
+from steerlib.figures.published import beside_published, published
+from steerlib.figures.report import Grid, Picture, Section, write_report
+from steerlib.figures.responses import plot_against_alpha, plot_dose_response, plot_effects, plot_tradeoff
+from steerlib.figures.style import COLOUR, LABEL, save, use_style
+from steerlib.figures.sweep import answers_moved, plot_changed_answers, plot_dose
+from steerlib.figures.vectors import (
+    auc,
+    cosines_between_layers,
+    plot_cosines,
+    plot_layers,
+    plot_projection,
+    projections,
+)
+
+__all__ = [
+    "COLOUR",
+    "LABEL",
+    "Grid",
+    "Picture",
+    "Section",
+    "answers_moved",
+    "auc",
+    "beside_published",
+    "cosines_between_layers",
+    "counts",
+    "examples_html",
+    "headline",
+    "interactive_dose_response",
+    "is_control",
+    "plot_against_alpha",
+    "plot_changed_answers",
+    "plot_cosines",
+    "plot_dose",
+    "plot_dose_response",
+    "plot_effects",
+    "plot_layers",
+    "plot_primary_categories",
+    "plot_profiles",
+    "plot_projection",
+    "plot_radar",
+    "plot_tradeoff",
+    "points",
+    "projections",
+    "published",
+    "save",
+    "use_style",
+    "write_report",
+]

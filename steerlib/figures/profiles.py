@@ -1,0 +1,110 @@
+"""Pictures of notebook 01: who is sensitive to what."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from steerlib.figures.style import COLOUR, label, new_figure
+from steerlib.tables import ATTRIBUTE_COLUMNS
+
+SIX = list(ATTRIBUTE_COLUMNS)
+USER_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+
+
+def plot_profiles(profiles: pd.DataFrame) -> Figure:
+    """Percentiles of all users, one row a user, sorted by primary category; a dot marks the primary.
+
+    Args:
+        profiles: table `profiles` with one estimator: user_id, attribute, percentile, primary.
+
+    Raises:
+        ValueError: more than one estimator.
+    """
+    wide = _wide(profiles, "percentile")
+    primary = _primaries(profiles).reindex(wide.index)
+    rank = primary.map(SIX.index)
+    own = wide.to_numpy()[np.arange(len(wide)), rank]
+    order = np.lexsort((-own, rank))
+    fig, axes = new_figure(height=min(max(2.6, 0.07 * len(wide) + 1.0), 7.0))
+    axis = axes[0, 0]
+    image = axis.imshow(
+        wide.to_numpy()[order], aspect="auto", vmin=0, vmax=1, cmap="cividis", interpolation="none"
+    )
+    axis.plot(rank.to_numpy()[order], range(len(wide)), "o", color="white", markersize=2.5, markeredgewidth=0)
+    axis.set_xticks(range(len(SIX)), [label(name) for name in SIX])
+    edges = np.flatnonzero(np.diff(rank.to_numpy()[order])) + 0.5
+    axis.hlines(edges, -0.5, len(SIX) - 0.5, color="white", linewidth=0.8)
+    axis.set(ylabel=f"{len(wide)} users, by primary category")
+    axis.set_yticks([])
+    axis.grid(visible=False)
+    fig.colorbar(image, ax=axis, label="percentile among users (white dot: primary)", shrink=0.9)
+    return fig
+
+
+def plot_radar(profiles: pd.DataFrame, users: Sequence[str]) -> Figure:
+    """A few users side by side: raw sensitivity, and percentile among all users.
+
+    Args:
+        profiles: table `profiles` with one estimator.
+        users: up to six ids.
+
+    Raises:
+        ValueError: more than one estimator, or more users than colours.
+        KeyError: a user who is not in the profiles.
+    """
+    if len(users) > len(USER_COLOURS):
+        raise ValueError(f"{len(users)} users are more than a radar shows, {len(USER_COLOURS)}")
+    missing = [user for user in users if user not in set(profiles["user_id"])]
+    if missing:
+        raise KeyError(f"user {missing[0]!r} has no profile")
+    fig, axes = new_figure(1, 2, height=3.9, polar=True)
+    angle = np.linspace(0, 2 * np.pi, len(SIX), endpoint=False)
+    primary = _primaries(profiles)
+    names = {"sensitivity": "raw sensitivity (probability)", "percentile": "percentile among all users"}
+    for axis, (column, name) in zip(axes[0], names.items(), strict=True):
+        wide = _wide(profiles, column)
+        for user, colour in zip(users, USER_COLOURS, strict=False):
+            values = wide.loc[user].to_numpy()
+            text = f"{user}: {label(primary[user]).lower()}"
+            axis.fill(angle, values, color=colour, alpha=0.08)
+            axis.plot(np.append(angle, angle[0]), np.append(values, values[0]), color=colour, label=text)
+        axis.set_xticks(angle, [label(attribute).replace(" ", "\n") for attribute in SIX])
+        axis.tick_params(axis="x", pad=8)
+        axis.set_xlabel(name, labelpad=14)
+        axis.set_rlabel_position(30)
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return fig
+
+
+def plot_primary_categories(profiles: pd.DataFrame) -> Figure:
+    """How many users have each of the six categories as their primary one.
+
+    Args:
+        profiles: table `profiles` with one estimator.
+    """
+    counted = _primaries(profiles).value_counts().reindex(SIX, fill_value=0)
+    fig, axes = new_figure(height=2.4)
+    axis = axes[0, 0]
+    bars = axis.barh([label(name) for name in SIX], counted, color=COLOUR["base"], height=0.65)
+    axis.bar_label(bars, padding=3, fontsize=8)
+    axis.axvline(
+        counted.sum() / len(SIX), color="black", linestyle=(0, (4, 2)), linewidth=1, label="equal shares"
+    )
+    axis.invert_yaxis()
+    axis.set(xlabel=f"users (of {counted.sum()})")
+    axis.grid(axis="y", visible=False)
+    axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return fig
+
+
+def _wide(profiles: pd.DataFrame, column: str) -> pd.DataFrame:
+    estimators = profiles["estimator"].unique()
+    if len(estimators) != 1:
+        raise ValueError(f"choose one estimator; the profiles have {', '.join(map(str, estimators))}")
+    return profiles.pivot(index="user_id", columns="attribute", values=column)[SIX]
+
+
+def _primaries(profiles: pd.DataFrame) -> pd.Series:
+    return profiles[profiles["primary"]].set_index("user_id")["attribute"]

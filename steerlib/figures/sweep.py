@@ -1,0 +1,73 @@
+"""Pictures of notebook 03: how much the answers moved, before anybody asks whether they improved."""
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from steerlib.evaluation import Interval, cluster_interval
+from steerlib.figures.points import AT_ONE_ALPHA, SETTINGS
+from steerlib.figures.responses import plot_against_alpha
+
+
+def answers_moved(generations: pd.DataFrame, arms: pd.DataFrame, prompts: pd.DataFrame) -> pd.DataFrame:
+    """How often an answer differs from the base's of the same prompt and seed, and the dose, for each arm.
+
+        changed = 100 (answers whose text differs) / answers
+        dose    = sum KL(steered || base) / sum tokens
+
+    Args:
+        generations: table `generations` with one base arm.
+        arms: table `arms`.
+        prompts: table `prompts`; its users are the clusters of the 95 % intervals.
+
+    Returns:
+        One row an arm, split and metric, for the plots below: the arm's settings, `metric` ("changed_percent" or
+        "kl_per_token", nats), `split`, `value`, `low`, `high`, `n` (answers), `n_clusters` (users).
+
+    Raises:
+        ValueError: there is not exactly one base arm.
+    """
+    rows = generations.merge(arms[SETTINGS], on="arm_id", validate="many_to_one")
+    rows = rows.merge(prompts[["prompt_id", "user_id", "split"]], on="prompt_id", validate="many_to_one")
+    base = rows[rows["method"] == "base"]
+    if base["arm_id"].nunique() != 1:
+        raise ValueError(f"need exactly one base arm, not {base['arm_id'].nunique()}")
+    reference = base[["prompt_id", "seed", "text"]]
+    paired = rows.drop(base.index).merge(reference, on=["prompt_id", "seed"], suffixes=("", "_base"))
+    paired["changed"] = 100.0 * (paired["text"] != paired["text_base"])
+    moved = []
+    for key, answers in paired.groupby([*SETTINGS, "split"]):
+        settings = dict(zip([*SETTINGS, "split"], key, strict=True))
+        moved += [{**settings, "metric": name, **value._asdict()} for name, value in _measures(answers)]
+    return pd.DataFrame(moved)
+
+
+def _measures(answers: pd.DataFrame) -> list[tuple[str, Interval]]:
+    users = answers["user_id"].to_numpy()
+    measures = [("changed_percent", cluster_interval(answers["changed"].to_numpy(), users))]
+    if answers["n_tokens"].sum():  # all answers empty: no token, no dose
+        nats = answers[["kl_to_base", "n_tokens"]].to_numpy(float)
+        measures.append(("kl_per_token", cluster_interval(nats, users, lambda m: m[..., 0] / m[..., 1])))
+    return measures
+
+
+def plot_changed_answers(moved: pd.DataFrame) -> Figure:
+    """Share of answers that differ from the base's, against alpha.
+
+    Args:
+        moved: what `answers_moved` returned.
+    """
+    return _plot(moved, "changed_percent", "answers that differ from the base's (%),\n95 % interval")
+
+
+def plot_dose(moved: pd.DataFrame) -> Figure:
+    """How far the next-token distribution is pushed, against alpha: the dose that makes methods comparable.
+
+    Args:
+        moved: what `answers_moved` returned.
+    """
+    return _plot(moved, "kl_per_token", "KL(steered || base), nats a token,\n95 % interval")
+
+
+def _plot(moved: pd.DataFrame, metric: str, ylabel: str) -> Figure:
+    shown = moved[(moved["metric"] == metric) & ~moved["method"].isin(AT_ONE_ALPHA)]
+    return plot_against_alpha(shown, ylabel=ylabel)
