@@ -1,5 +1,13 @@
 """Room of notebook 04: toxicity distance, fluency, diversity, choices, and intervals for all of them."""
 
+from steerlib.evaluation.choices import (
+    brier,
+    calibration_error,
+    choice_probabilities,
+    choice_rows,
+    choices_under_steering,
+    letter_ids,
+)
 from steerlib.evaluation.choose import choose_alpha, chosen_arms
 from steerlib.evaluation.diversity import distinct_n, length, repetition
 from steerlib.evaluation.intervals import Interval, cluster_interval, seed_interval
@@ -12,6 +20,7 @@ from steerlib.evaluation.metrics import (
     toxicity_distance,
     win_rate,
 )
+from steerlib.evaluation.questions import question_prompt, read_questions, sample_questions, shots_for
 from steerlib.evaluation.statistics import (
     STATISTICS,
     Statistic,
@@ -20,27 +29,41 @@ from steerlib.evaluation.statistics import (
     paired_interval,
     sign_test,
 )
+from steerlib.evaluation.summary import summarise
+from steerlib.evaluation.utility import summarise_choices
 
 __all__ = [
     "STATISTICS",
     "Interval",
     "Statistic",
+    "brier",
+    "calibration_error",
     "change_percent",
+    "choice_probabilities",
+    "choice_rows",
+    "choices_under_steering",
     "choose_alpha",
     "chosen_arms",
     "cluster_interval",
     "crossed_interval",
     "distinct_n",
     "length",
+    "letter_ids",
     "max_t_band",
     "overshoot_rate",
     "paired_interval",
     "perplexity",
+    "question_prompt",
+    "read_questions",
     "reduction_percent",
     "repetition",
+    "sample_questions",
     "seed_interval",
+    "shots_for",
     "sign_test",
     "signed_shift",
+    "summarise",
+    "summarise_choices",
     "toxicity_distance",
     "win_rate",
 ]

@@ -1,0 +1,185 @@
+"""Multiple-choice questions: sources, rendering, probabilities, accuracy and calibration."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from steerlib.evaluation import (
+    brier,
+    calibration_error,
+    choice_probabilities,
+    choice_rows,
+    choices_under_steering,
+    question_prompt,
+    read_questions,
+    sample_questions,
+    shots_for,
+    summarise_choices,
+)
+from steerlib.evaluation.questions import DEMO
+from steerlib.generation import expert_anti_expert
+
+
+def test_the_demo_set_is_balanced_our_own_and_not_called_mmlu():
+    questions, dev = read_questions(), read_questions(split="dev")
+    assert questions["answer"].value_counts().to_dict() == dict.fromkeys("ABCD", 15)
+    assert questions["subject"].value_counts().tolist() == [10] * 6
+    assert sorted(dev["subject"]) == sorted(questions["subject"].unique())
+    assert questions["question_id"].is_unique
+    assert all("not MMLU" in line for line in DEMO.read_text().splitlines())
+    assert (questions[list("ABCD")].nunique(axis=1) == 4).all()
+
+
+def test_both_layouts_of_mmlu_give_the_same_questions(tmp_path):
+    lines = {
+        "hendrycks": 'What is "None"?,None,NA,"a, b",4,B\n',
+        "named": 'question,choice0,choice1,choice2,choice3,answer\nWhat is "None"?,None,NA,"a, b",4,1\n',
+    }
+    found = []
+    for name, text in lines.items():
+        folder = tmp_path / name / "test"
+        folder.mkdir(parents=True)
+        (folder / "formal_logic_test.csv").write_text(text)
+        found.append(read_questions(str(tmp_path / name)))
+    pd.testing.assert_frame_equal(*found)
+    row = found[0].iloc[0]
+    assert (row["question_id"], row["A"], row["B"], row["answer"]) == (
+        "formal_logic/test/0",
+        "None",
+        "NA",
+        "B",
+    )
+
+
+def test_the_real_folder_of_mmlu_is_read_whole(real_data):
+    folder = real_data("mmlu/dev").parent
+    dev, test = read_questions(str(folder), split="dev"), read_questions(str(folder))
+    assert dev["subject"].nunique() == test["subject"].nunique() == 57
+    assert len(dev) == 285
+    assert len(test) == 14042
+    assert (test["question"].str.strip() != "").all()
+    assert sample_questions(test, 1000)["subject"].value_counts().between(17, 18).all()
+
+
+def test_bad_sources_and_rows_are_refused_naming_them(tmp_path):
+    with pytest.raises(FileNotFoundError, match="give 'demo', 'cais/mmlu' or MMLU's folder"):
+        read_questions(str(tmp_path / "nowhere"))
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test" / "x_test.csv").write_text("q,a,b,c,d,A\nq,a,b,c,d,E\n")
+    with pytest.raises(ValueError, match=r"x_test\.csv, row 2: answer 'E'"):
+        read_questions(str(tmp_path))
+    with pytest.raises(ValueError, match="split 'train'"):
+        read_questions(split="train")
+
+
+def test_without_network_mmlu_says_what_to_do_instead(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=r"cais/mmlu .* cannot be fetched"):
+        read_questions("cais/mmlu")
+
+
+def test_the_hub_layout_is_read(monkeypatch, tmp_path):
+    rows = {"question": ["q0", "q1"], "subject": ["s", "s"], "choices": [list("wxyz")] * 2, "answer": [0, 3]}
+    pd.DataFrame(rows).to_parquet(tmp_path / "part.parquet")
+    monkeypatch.setattr("steerlib.evaluation.questions.hub_file", lambda *_, **__: tmp_path / "part.parquet")
+    found = read_questions("cais/mmlu")
+    assert found["question_id"].tolist() == ["s/test/0", "s/test/1"]
+    assert found["answer"].tolist() == ["A", "D"]
+    assert found["C"].tolist() == ["y", "y"]
+
+
+def test_a_sample_is_even_over_subjects_and_does_not_depend_on_the_order_of_rows():
+    questions = read_questions()
+    drawn = sample_questions(questions, 20, seed=4)
+    assert sorted(drawn["subject"].value_counts()) == [3, 3, 3, 3, 4, 4]
+    pd.testing.assert_frame_equal(drawn, sample_questions(questions[::-1], 20, seed=4))
+    assert not drawn.equals(sample_questions(questions, 20, seed=5))
+    assert len(sample_questions(questions, 1000)) == 60
+
+
+def test_the_prompt_has_the_reference_layout():
+    row = pd.Series(
+        {"subject": "high_school_x", "question": " Why? ", **dict(zip("ABCD", "wxyz", strict=True))}
+    )
+    shot = pd.DataFrame([{**row, "question": "How?", "answer": "C"}])
+    assert question_prompt(row, shot) == (
+        "The following are multiple choice questions (with answers) about high school x.\n\n"
+        "How?\nA. w\nB. x\nC. y\nD. z\nAnswer: C\n\n"
+        "Why?\nA. w\nB. x\nC. y\nD. z\nAnswer:"
+    )
+    assert question_prompt(row).count("Answer:") == 1
+
+
+def test_more_shots_than_there_are_is_refused():
+    dev = read_questions(split="dev")
+    assert len(shots_for("numbers", dev, 1)) == 1
+    with pytest.raises(ValueError, match="2 shots wanted, 'numbers' has 1"):
+        shots_for("numbers", dev, 2)
+
+
+def test_probabilities_are_a_softmax_over_the_letters_alone():
+    z = torch.zeros(1, 10)
+    z[0, 0] = 100.0
+    z[0, 3] = np.log(3)
+    assert choice_probabilities(z, [2, 3, 4, 5])[0] == pytest.approx([1 / 6, 3 / 6, 1 / 6, 1 / 6])
+    with pytest.raises(ValueError, match="4 different letter ids"):
+        choice_probabilities(z, [2, 2, 4, 5])
+
+
+def test_every_alpha_from_the_letters_equals_the_rule_on_all_logits():
+    torch.manual_seed(0)
+    z = {name: torch.randn(5, 50, dtype=torch.float64) for name in ("base", "expert", "anti")}
+    letters, alphas = [7, 3, 9, 11], [0.0, 0.5, 2.2]
+    found = choices_under_steering(z, "expert_anti_expert", alphas, letters)
+    assert found.shape == (3, 5, 4)
+    for alpha, p in zip(alphas, found, strict=True):
+        steered = expert_anti_expert(z["base"], z["expert"], z["anti"], alpha)
+        assert p == pytest.approx(choice_probabilities(steered, letters), abs=1e-12)
+    assert found[0] == pytest.approx(choice_probabilities(z["base"], letters), abs=1e-12)
+
+
+def test_a_missing_branch_or_several_alphas_of_caa_are_refused():
+    z = {"base": torch.zeros(1, 8), "steered": torch.zeros(1, 8)}
+    with pytest.raises(KeyError, match="needs branch 'anti'"):
+        choices_under_steering(z, "anti_expert", [1.0], range(4))
+    with pytest.raises(ValueError, match="give one, not 2"):
+        choices_under_steering(z, "caa", [1.0, 2.0], range(4))
+
+
+def test_calibration_and_brier_by_hand():
+    p = [[0.85, 0.05, 0.05, 0.05], [0.85, 0.05, 0.05, 0.05], [0.25, 0.25, 0.25, 0.25]]
+    answers = ["A", "B", "A"]
+    assert calibration_error(p, answers) == pytest.approx((2 * abs(0.85 - 0.5) + abs(0.25 - 1)) / 3)
+    assert brier(p, answers)[[0, 2]] == pytest.approx([0.15**2 + 3 * 0.05**2, 0.75])
+    assert calibration_error([[1.0, 0, 0, 0]], ["A"]) == 0
+
+
+def some_choices(questions):
+    right = np.eye(4)[questions["answer"].map(dict(zip("ABCD", range(4), strict=True)))]
+    half = right.copy()
+    half[::2] = np.roll(half[::2], 1, axis=1)
+    rows = [choice_rows(right, questions, arm_id="base", category="")]
+    rows += [choice_rows(half, questions, arm_id="arm", category=c) for c in ("insult", "threat")]
+    return pd.concat(rows)
+
+
+def test_accuracy_is_summarised_with_intervals_by_question():
+    questions = read_questions()
+    found = summarise_choices(some_choices(questions), questions, base_arm="base", source="demo")
+    one = found[found["subgroup"] == "all"].set_index(["arm_id", "metric"])
+    assert one.loc[("base", "accuracy"), ["value", "low", "high"]].tolist() == [100, 100, 100]
+    assert one.loc[("base", "calibration_error"), "value"] == 0
+    change = one.loc[("arm", "accuracy_change")]
+    assert (change["value"], change["n"], change["n_clusters"]) == (-50, 120, 60)
+    assert -64 < change["low"] < -62
+    assert one.loc[("arm", "accuracy_subjects"), "value"] == pytest.approx(50)
+    assert {"category=insult", "subject=numbers"} <= set(found["subgroup"])
+
+
+def test_an_arm_that_answered_other_questions_is_refused():
+    questions = read_questions()
+    choices = some_choices(questions)
+    with pytest.raises(ValueError, match="'arm' answered 60 questions, the base 59"):
+        summarise_choices(choices.iloc[1:], questions, base_arm="base", source="demo")
