@@ -58,7 +58,9 @@ def explorer(tiny: FrozenModel) -> Explorer:
 
 @pytest.fixture
 def widget(explorer: Explorer) -> AlphaExplorer:
-    return AlphaExplorer(explorer, PROMPTS)
+    shown = AlphaExplorer(explorer, PROMPTS)
+    shown.decode()
+    return shown
 
 
 @pytest.fixture
@@ -248,7 +250,10 @@ def test_an_error_is_one_escaped_line_in_the_widget_and_leaves_no_stale_answer(w
     widget.text.value = words
     widget.button.click()
     assert message in widget.note.value and "explorer-error" in widget.note.value
-    assert widget.page.value == "" and widget.bar.layout.visibility == "hidden"
+    assert (
+        widget.page.value == ""
+        and widget.figure.layout.visibility == widget.bar.layout.visibility == "hidden"
+    )
     widget.alpha.value = 2.0
     assert widget.page.value == ""
     widget.prompt.value = "p2"

@@ -20,7 +20,7 @@ def answers_html(base: pd.Series, steered: pd.Series, *, category: str) -> str:
         base, steered: rows of `Explorer.answers`.
         category: the attribute that steers, set in bold.
     """
-    shared = _shared(base["text"], steered["text"])
+    shared = _shared(base["text"].strip(), steered["text"].strip())
     boxes = _answer(base, shared) + _answer(steered, shared)
     return f'<div style="display:flex;flex-wrap:wrap;gap:20px">{boxes}{_bars(base, steered, category)}</div>'
 
@@ -45,9 +45,9 @@ def _shared(one: str, other: str) -> int:
 
 def _answer(row: pd.Series, shared: int) -> str:
     colour = COLOUR[row["method"]]
-    text = str(row["text"])
+    text = row["text"].strip()
     words = f'<span style="{MUTED}">{escape(text[:shared])}</span>{escape(text[shared:])}'
-    if not text.strip():
+    if not text:
         words = f'<i style="{MUTED}">(empty answer)</i>'
     ending = "ended by itself" if row["stopped"] else "cut at the limit"
     numbers = (
@@ -82,8 +82,8 @@ def _pair(name: str, base: pd.Series, steered: pd.Series, *, bold: bool) -> str:
     )
     weight = "700" if bold else "400"
     return (
-        f'<div style="display:grid;grid-template-columns:7.5em 1fr 6.5em;gap:8px;align-items:center;margin:5px 0;'
-        f'font-weight:{weight}"><span>{escape(label(name))}</span>'
+        f'<div style="display:grid;grid-template-columns:9em 1fr 6.5em;gap:8px;align-items:center;margin:5px 0;'
+        f'font-weight:{weight}"><span style="white-space:nowrap">{escape(label(name))}</span>'
         f'<div style="background:rgba(127,127,127,.13)">{bars}</div>'
         f"<span>{base[name]:.2f} → {steered[name]:.2f}</span></div>"
     )

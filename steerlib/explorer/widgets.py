@@ -22,7 +22,8 @@ TYPED_LABEL = "(typed below)"
 class AlphaExplorer(w.VBox):
     """Prompt, category, method and an alpha slider; base and steered answer side by side.
 
-    All alphas of a setting are decoded at once, after which the slider only looks them up.
+    All alphas of a setting are decoded at once, after which the slider only looks them up. Show it, then call
+    `decode` for the first answers, so that the progress is seen.
 
     Args:
         explorer: decodes and keeps the answers.
@@ -48,9 +49,9 @@ class AlphaExplorer(w.VBox):
         self.note, self.page = w.HTML(), w.HTML(layout={"min_height": "15em"})
         self.bar = w.IntProgress(description="decoding…", layout={"width": "22em", "visibility": "hidden"})
         self.curves = LiveCurves()
+        self.figure = w.VBox([self.curves.widget], layout={"width": "99%", "visibility": "hidden"})
         super().__init__(self._rows())
         self._listen()
-        self._decode()
 
     def __repr__(self) -> str:
         return "The alpha explorer: a live widget, to be used in JupyterLab (make lab)."
@@ -96,8 +97,8 @@ class AlphaExplorer(w.VBox):
         self.seed.style, self.tokens.style = small, small
         settings = w.HBox([self.category, self.method, self.seed, self.tokens, self.greedy])
         settings.layout = w.Layout(flex_flow="row wrap")
-        below = w.HBox([self.button, self.bar, self.note], layout={"align_items": "center"})
-        return [self.prompt, self.text, settings, below, self.alpha, self.page, self.curves.widget]
+        below = w.HBox([self.button, self.note, self.bar], layout={"align_items": "center"})
+        return [self.prompt, self.text, settings, below, self.alpha, self.page, self.figure]
 
     def _listen(self) -> None:
         self.prompt.observe(self._on_prompt, "value")
@@ -151,31 +152,34 @@ class AlphaExplorer(w.VBox):
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
-            self._decode()
+            self.decode()
         else:
             self._waiting = loop.create_task(self._decode_soon())
 
     async def _decode_soon(self) -> None:
         await asyncio.sleep(PATIENCE)
-        self._decode()
+        self.decode()
 
-    def _decode(self) -> None:
+    def decode(self) -> None:
+        """Decode all alphas of what the widgets ask for and show them; an error is shown in one line."""
         started = time.perf_counter()
+        self.page.value = f'<div style="opacity:.3">{self.page.value}</div>'  # of the settings before
         self.answers, self.note.value, self.bar.value = None, "", 0
         self.bar.layout.visibility = "visible"
         try:
             self.answers = self.explorer.answers(**self.settings(), progress=self._progress)
         except (ValueError, RuntimeError) as failure:  # RuntimeError: out of memory
-            self.page.value = ""
+            self.page.value, self.figure.layout.visibility = "", "hidden"
             self.note.value = note_html(" ".join(str(failure).split()), error=True)
             return
         finally:
             self.bar.layout.visibility = "hidden"
-        distinct, seconds = self.answers["text"].nunique(), time.perf_counter() - started
+        distinct, seconds = self.answers["text"].str.strip().nunique(), time.perf_counter() - started
         self.note.value = note_html(
             f"{len(self.answers)} alphas in {seconds:.1f} s, {distinct} different answers"
         )
         self.curves.draw(self.answers, self.category.value)
+        self.figure.layout.visibility = "visible"
         self._show()
 
     def _progress(self, done: int, most: int) -> None:

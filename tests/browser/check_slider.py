@@ -140,9 +140,10 @@ def alpha_and_text(page: Any) -> tuple[float, str]:
     return float(re.search(r"alpha = ([\d.]+)", head)[1]), steered.inner_text()
 
 
-def stored_answers(page: Any) -> dict[float, str]:
+def stored_answers(page: Any, pictures: Path) -> dict[float, str]:
     """The table below the widget: answers by alpha, with white space evened out."""
     page.locator("table.dataframe").scroll_into_view_if_needed()
+    page.screenshot(path=str(pictures / "table.png"))
     rows = page.locator("table.dataframe tbody tr")
     table = {
         float(r.locator("th").inner_text()): even(r.locator("td").first.inner_text()) for r in rows.all()
@@ -156,7 +157,7 @@ def even(text: str) -> str:
 
 
 def check_slider(page: Any, pictures: Path) -> None:
-    expected = stored_answers(page)
+    expected = stored_answers(page, pictures)
     handle = page.locator(".widget-slider .noUi-handle")
     handle.focus()
     page.keyboard.press("Home")
