@@ -8,7 +8,8 @@ from IPython.display import HTML
 from steerlib.figures.points import arm_label
 
 CELL = (
-    'style="text-align:left;vertical-align:top;white-space:pre-wrap;overflow-wrap:anywhere;padding:4px 8px"'
+    'style="text-align:left;vertical-align:top;white-space:pre-wrap;overflow-wrap:anywhere;'
+    'min-width:10em;padding:4px 8px"'
 )
 
 

@@ -76,11 +76,13 @@ def curves(points: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     The steered arms come first, then population profiles, then the placebos.
     """
     rank = is_control(points).astype(int) * 2 + (points["profile"] == "population")
-    ordered = points.assign(_rank=rank).sort_values(["_rank", "profile", "vector", "split", "alpha"])
-    for (_, profile, vector, split), rows in ordered.groupby(
-        ["_rank", "profile", "vector", "split"], sort=False
-    ):
-        yield f"{arm_label('', profile, vector)}, {split}", rows.drop(columns="_rank")
+    keys = ["_rank", "profile", "vector", "split"]
+    for _, rows in points.assign(_rank=rank).sort_values([*keys, "alpha"]).groupby(keys, sort=False):
+        first = rows.iloc[0]
+        yield (
+            f"{arm_label('', first['profile'], first['vector'])}, {first['split']}",
+            rows.drop(columns="_rank"),
+        )
 
 
 def arm_label(method: str, profile: str, vector: str) -> str:

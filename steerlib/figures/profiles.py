@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from steerlib.figures.style import COLOUR, label, new_figure
 from steerlib.tables import ATTRIBUTE_COLUMNS
@@ -32,14 +33,14 @@ def plot_profiles(profiles: pd.DataFrame) -> Figure:
     image = axis.imshow(
         wide.to_numpy()[order], aspect="auto", vmin=0, vmax=1, cmap="cividis", interpolation="none"
     )
-    axis.plot(rank.to_numpy()[order], range(len(wide)), "o", color="white", markersize=2.5, markeredgewidth=0)
+    axis.plot(rank.to_numpy()[order], range(len(wide)), "o", color="black", markersize=2.5, markeredgewidth=0)
     axis.set_xticks(range(len(SIX)), [label(name) for name in SIX])
     edges = np.flatnonzero(np.diff(rank.to_numpy()[order])) + 0.5
     axis.hlines(edges, -0.5, len(SIX) - 0.5, color="white", linewidth=0.8)
     axis.set(ylabel=f"{len(wide)} users, by primary category")
     axis.set_yticks([])
     axis.grid(visible=False)
-    fig.colorbar(image, ax=axis, label="percentile among users (white dot: primary)", shrink=0.9)
+    fig.colorbar(image, ax=axis, label="percentile among users (dot: primary)", shrink=0.9)
     return fig
 
 
@@ -73,7 +74,10 @@ def plot_radar(profiles: pd.DataFrame, users: Sequence[str]) -> Figure:
         axis.set_xticks(angle, [label(attribute).replace(" ", "\n") for attribute in SIX])
         axis.tick_params(axis="x", pad=8)
         axis.set_xlabel(name, labelpad=14)
+        axis.set_theta_zero_location("N")
         axis.set_rlabel_position(30)
+        axis.yaxis.set_major_locator(MaxNLocator(4))
+        axis.set_ylim(0, 1 if column == "percentile" else None)
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return fig
 

@@ -1,5 +1,7 @@
 """Pictures of notebooks 04 and 05: what steering does as alpha grows, what it costs, and the controls beside it."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -7,6 +9,8 @@ from matplotlib.figure import Figure
 
 from steerlib.figures.points import AT_ONE_ALPHA, SPLIT_LINE, arm_label, curves, is_control
 from steerlib.figures.style import COLOUR, label, new_figure
+
+ZERO: dict[str, Any] = {"linestyle": (0, (4, 2)), "linewidth": 1.2}
 
 DODGE = 0.012
 """Shift between curves of a panel, as a part of the alpha range, so that their intervals can be told apart."""
@@ -39,14 +43,16 @@ def plot_against_alpha(points: pd.DataFrame, *, ylabel: str, zero: str = "") -> 
         ValueError: no steered arm, or a method without a colour.
     """
     methods = steered_methods(points)
-    fig, axes = new_figure(1, len(methods), height=3.6, share_y=True)
+    named = max(sum(1 for _ in curves(points[points["method"] == method])) for method in methods)
+    fig, axes = new_figure(1, len(methods), height=3.5 + 0.16 * named, share_y=True)
     for axis, method in zip(axes[0], methods, strict=True):
-        if zero:
-            axis.axhline(0, color=COLOUR["base"], linestyle=(0, (4, 2)), linewidth=1.2, label=zero)
-        _draw_levels(axis, points[points["method"].isin(AT_ONE_ALPHA)])
-        _draw_curves(axis, points[points["method"] == method], COLOUR[method])
+        shared = [axis.axhline(0, color=COLOUR["base"], **ZERO, label=zero)] if zero else []
+        shared += _draw_levels(axis, points[points["method"].isin(AT_ONE_ALPHA)])
+        own = _draw_curves(axis, points[points["method"] == method], COLOUR[method])
         axis.set_xlabel(f"alpha of {label(method)}")
-        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2))
+        axis.legend(handles=own, loc="upper center", bbox_to_anchor=(0.5, -0.18))
+    if shared:
+        fig.legend(handles=shared, loc="outside upper center", ncols=len(shared))
     axes[0, 0].set_ylabel(ylabel)
     return fig
 
@@ -67,34 +73,52 @@ def steered_methods(points: pd.DataFrame) -> list[str]:
     return steered
 
 
-def _draw_levels(axis: Axes, points: pd.DataFrame) -> None:
-    for (method, profile), rows in points.groupby(["method", "profile"]):
+def _draw_levels(axis: Axes, points: pd.DataFrame) -> list[Any]:
+    drawn: list[Any] = []
+    for _, rows in points.groupby(["method", "profile"]):
         row = rows.sort_values("split").iloc[-1]  # test where there is one
-        name, faint = arm_label(method, profile, ""), profile == "shuffled"
-        style = {"color": COLOUR[method], "linewidth": 0.9 if faint else 1.3}
-        axis.axhline(row["value"], linestyle=":" if faint else "--", label=f"{name}, {row['split']}", **style)
+        faint, colour = row["profile"] == "shuffled", COLOUR[row["method"]]
+        drawn.append(
+            axis.axhline(
+                row["value"],
+                color=colour,
+                linewidth=0.9 if faint else 1.3,
+                linestyle=":" if faint else "-.",
+                label=f"{arm_label(row['method'], row['profile'], '')}, {row['split']}",
+            )
+        )
         if np.isfinite(row["low"]) and not faint:
-            axis.axhspan(row["low"], row["high"], color=COLOUR[method], alpha=0.12, linewidth=0)
+            axis.axhspan(row["low"], row["high"], color=colour, alpha=0.12, linewidth=0)
+    return drawn
 
 
-def _draw_curves(axis: Axes, points: pd.DataFrame, colour: str) -> None:
+def _draw_curves(axis: Axes, points: pd.DataFrame, colour: str) -> list[Any]:
     reach = points["alpha"].max() - points["alpha"].min()
-    for position, (name, rows) in enumerate(curves(points)):
-        control = bool(is_control(rows).iloc[0])
+    return [
         axis.errorbar(
             rows["alpha"] + position * DODGE * reach,
             rows["value"],
             yerr=half_widths(rows),
             color=colour,
-            linestyle=SPLIT_LINE.get(rows["split"].iloc[0], "-"),
-            linewidth=0.8 if control else 1.7,
-            elinewidth=0.7 if control else 1.1,
-            marker="s" if rows["profile"].iloc[0] == "population" else "o",
-            markersize=4,
-            markerfacecolor="white" if control else colour,
-            capsize=0,
             label=name,
+            **_curve_style(rows, colour),
         )
+        for position, (name, rows) in enumerate(curves(points))
+    ]
+
+
+def _curve_style(rows: pd.DataFrame, colour: str) -> dict[str, Any]:
+    """Placebos thin and hollow; dev dashed and paler than test; a population profile in squares."""
+    control, split = bool(is_control(rows).iloc[0]), rows["split"].iloc[0]
+    return {
+        "linestyle": SPLIT_LINE.get(split, "-"),
+        "linewidth": 0.8 if control else 1.1 if split == "dev" else 1.8,
+        "elinewidth": 0.6 if control or split == "dev" else 1.2,
+        "alpha": 0.55 if split == "dev" else 1.0,
+        "marker": "s" if rows["profile"].iloc[0] == "population" else "o",
+        "markersize": 3 if split == "dev" else 4.5,
+        "markerfacecolor": "white" if control else colour,
+    }
 
 
 def half_widths(points: pd.DataFrame) -> np.ndarray:
@@ -105,7 +129,7 @@ def half_widths(points: pd.DataFrame) -> np.ndarray:
 
 
 def plot_tradeoff(reduction: pd.DataFrame, cost: pd.DataFrame, *, xlabel: str) -> Figure:
-    """Reduction of the toxicity distance against what it costs, each mark an arm, marks of a method joined by alpha.
+    """Reduction of the toxicity distance against what it costs: a mark an arm, joined in order of alpha.
 
     Args:
         reduction: points of `reduction_percent`.
@@ -129,36 +153,26 @@ def plot_tradeoff(reduction: pd.DataFrame, cost: pd.DataFrame, *, xlabel: str) -
         axis.plot(
             row["value"], 0, marker="D", linestyle="", color=COLOUR["base"], label=f"Base, {row['split']}"
         )
-    axis.axhline(0, color=COLOUR["base"], linestyle=(0, (4, 2)), linewidth=1.0)
+    axis.axhline(0, color=COLOUR["base"], **ZERO)
     axis.set(xlabel=xlabel, ylabel="reduction of toxicity distance (%),\n95 % interval")
     axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return fig
 
 
 def _draw_path(axis: Axes, rows: pd.DataFrame, method: str, name: str) -> None:
-    control = bool(is_control(rows).iloc[0])
+    style: dict[str, Any] = {**_curve_style(rows, COLOUR[method]), "elinewidth": 0.5}
     axis.errorbar(
-        rows["value_x"],
-        rows["value"],
-        yerr=half_widths(rows),
-        color=COLOUR[method],
-        elinewidth=0.5,
-        linewidth=0.8 if control else 1.3,
-        linestyle=SPLIT_LINE.get(rows["split"].iloc[0], "-"),
-        marker="o",
-        markersize=4,
-        markerfacecolor="white" if control else COLOUR[method],
-        label=name,
+        rows["value_x"], rows["value"], yerr=half_widths(rows), color=COLOUR[method], label=name, **style
     )
-    if not control:
-        for _, row in rows.iloc[[0, -1]].iterrows() if len(rows) > 1 else rows.iterrows():
-            axis.annotate(
-                f"{row['alpha']:g}",
-                (row["value_x"], row["value"]),
-                (3, 4),
-                textcoords="offset points",
-                fontsize=7,
-            )
+    last = rows.iloc[-1]
+    axis.annotate(
+        f"alpha {last['alpha']:g}",
+        (last["value_x"], last["value"]),
+        (4, 4),
+        textcoords="offset points",
+        fontsize=7,
+        color=COLOUR[method],
+    )
 
 
 def plot_effects(points: pd.DataFrame, *, xlabel: str) -> Figure:
@@ -174,7 +188,7 @@ def plot_effects(points: pd.DataFrame, *, xlabel: str) -> Figure:
     rows = rows.sort_values(["_rank", "_control", "profile", "alpha"], ignore_index=True)
     fig, axes = new_figure(height=0.9 + 0.34 * len(rows))
     axis = axes[0, 0]
-    axis.axvline(0, color=COLOUR["base"], linestyle=(0, (4, 2)), linewidth=1.2)
+    axis.axvline(0, color=COLOUR["base"], **ZERO)
     for line, row in rows.iterrows():
         colour = COLOUR[row["method"]]
         axis.errorbar(

@@ -1,6 +1,7 @@
 """How every figure looks and how it is saved: one colour a method, one width, the plotted data beside it."""
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -23,7 +24,7 @@ LABEL = {
     "base": "Base",
     "anti_expert": "Anti-Expert",
     "expert_anti_expert": "Expert-Anti-Expert",
-    "caa": "CAA vector",
+    "caa": "CAA",
     "prompt_only": "Prompt only",
     "own": "own profile",
     "shuffled": "shuffled profile",
@@ -40,7 +41,7 @@ LABEL = {
 WIDTH = 7.5
 """Width of a figure in inches: 900 pixels in a notebook."""
 
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "figure.dpi": 120,
     "savefig.dpi": 200,
     "font.family": "DejaVu Sans",
@@ -56,6 +57,7 @@ SETTINGS = {
     "legend.fontsize": 8,
     "xtick.labelsize": 8,
     "ytick.labelsize": 8,
+    "legend.handlelength": 2.8,
     "lines.linewidth": 1.6,
     "svg.fonttype": "none",
 }
@@ -63,11 +65,17 @@ SETTINGS = {
 
 def use_style() -> None:
     """Set fonts, grid and sizes; once, at the head of a notebook."""
-    mpl.rcParams.update(SETTINGS)
+    mpl.rcParams.update(SETTINGS)  # ty: ignore[no-matching-overload]
 
 
 def new_figure(
-    n_rows: int = 1, n_columns: int = 1, *, height: float = 3.2, polar: bool = False, share_y: bool = False
+    n_rows: int = 1,
+    n_columns: int = 1,
+    *,
+    height: float = 3.2,
+    width: float = WIDTH,
+    polar: bool = False,
+    share_y: bool = False,
 ) -> tuple[Figure, np.ndarray]:
     """A figure of the suite's width and its axes.
 
@@ -75,7 +83,7 @@ def new_figure(
 
     Args:
         n_rows, n_columns: of the grid of axes.
-        height: of the whole figure, in inches.
+        height, width: of the whole figure, in inches.
         polar: axes are polar.
         share_y: one vertical scale for all.
 
@@ -85,7 +93,7 @@ def new_figure(
     fig, axes = plt.subplots(
         n_rows,
         n_columns,
-        figsize=(WIDTH, height),
+        figsize=(width, height),
         layout="constrained",
         squeeze=False,
         sharey=share_y,

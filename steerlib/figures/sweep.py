@@ -1,5 +1,6 @@
 """Pictures of notebook 03: how much the answers moved, before anybody asks whether they improved."""
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -35,19 +36,26 @@ def answers_moved(generations: pd.DataFrame, arms: pd.DataFrame, prompts: pd.Dat
     paired = rows.drop(base.index).merge(reference, on=["prompt_id", "seed"], suffixes=("", "_base"))
     paired["changed"] = 100.0 * (paired["text"] != paired["text_base"])
     moved = []
-    for key, answers in paired.groupby([*SETTINGS, "split"]):
-        settings = dict(zip([*SETTINGS, "split"], key, strict=True))
+    for _, answers in paired.groupby([*SETTINGS, "split"]):
+        settings = answers.iloc[0][[*SETTINGS, "split"]].to_dict()
         moved += [{**settings, "metric": name, **value._asdict()} for name, value in _measures(answers)]
     return pd.DataFrame(moved)
 
 
 def _measures(answers: pd.DataFrame) -> list[tuple[str, Interval]]:
     users = answers["user_id"].to_numpy()
-    measures = [("changed_percent", cluster_interval(answers["changed"].to_numpy(), users))]
+    measures = [("changed_percent", _within(cluster_interval(answers["changed"].to_numpy(), users), 100.0))]
     if answers["n_tokens"].sum():  # all answers empty: no token, no dose
         nats = answers[["kl_to_base", "n_tokens"]].to_numpy(float)
-        measures.append(("kl_per_token", cluster_interval(nats, users, lambda m: m[..., 0] / m[..., 1])))
+        dose = cluster_interval(nats, users, lambda m: m[..., 0] / m[..., 1])
+        measures.append(("kl_per_token", _within(dose, np.inf)))
     return measures
+
+
+def _within(interval: Interval, largest: float) -> Interval:
+    """A t interval may leave the range of what it is of; the part outside says nothing."""
+    low, high = np.clip([interval.low, interval.high], 0.0, largest)
+    return interval._replace(low=float(low), high=float(high))
 
 
 def plot_changed_answers(moved: pd.DataFrame) -> Figure:

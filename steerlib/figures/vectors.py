@@ -19,8 +19,8 @@ def plot_layers(described: pd.DataFrame) -> Figure:
     """
     fig, axes = new_figure(1, 2, height=2.8)
     for axis, column, name in (
-        (axes[0, 0], "relative_norm", "norm of the vector / mean norm of the residual"),
-        (axes[0, 1], "split_half_cosine", "cosine between the vectors of two halves"),
+        (axes[0, 0], "relative_norm", "vector norm / residual norm"),
+        (axes[0, 1], "split_half_cosine", "split-half cosine"),
     ):
         axis.plot(described["layer"], described[column], marker="o", color=COLOUR["caa"])
         axis.set(
@@ -48,7 +48,7 @@ def plot_cosines(cosines: pd.DataFrame) -> Figure:
     Args:
         cosines: what `cosines_between_layers` returned.
     """
-    fig, axes = new_figure(height=4.2)
+    fig, axes = new_figure(height=4.2, width=5.2)
     axis = axes[0, 0]
     values = cosines.to_numpy()
     image = axis.imshow(values, vmin=-1, vmax=1, cmap="RdBu_r", interpolation="none")
@@ -112,7 +112,7 @@ def plot_projection(projected: pd.DataFrame, *, layer: int) -> Figure:
     """
     fig, axes = new_figure(height=2.9)
     axis = axes[0, 0]
-    colours = {"preferred": COLOUR["caa"], "dispreferred": COLOUR["anti_expert"]}
+    colours = {"preferred": "#56b4e9", "dispreferred": "#e69f00"}  # Okabe-Ito too, and no method's
     numbers = projected["side"].value_counts()
     for side, colour in colours.items():
         values = projected.loc[projected["side"] == side, "projection"]
