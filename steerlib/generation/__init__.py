@@ -4,6 +4,7 @@ from steerlib.generation.arms import make_arms
 from steerlib.generation.contexts import branch_ids, default_contexts
 from steerlib.generation.decoding import decode
 from steerlib.generation.grid import study_arms
+from steerlib.generation.path import alpha_path
 from steerlib.generation.requests import category_of
 from steerlib.generation.rules import RULES, anti_expert, check_method, expert_anti_expert
 from steerlib.generation.sampling import Sampling
@@ -12,6 +13,7 @@ from steerlib.generation.sweep import run_sweep
 __all__ = [
     "RULES",
     "Sampling",
+    "alpha_path",
     "anti_expert",
     "branch_ids",
     "category_of",

@@ -1,0 +1,126 @@
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from steerlib.generation import Sampling, alpha_path, decode, make_arms
+from steerlib.tables import append_part, read_table
+
+PROMPTS = pd.DataFrame(
+    [("p0", "The man shouted: you", "insult"), ("p1", "Once upon a time a dog", "threat")],
+    columns=["prompt_id", "prompt", "category"],
+)
+GREEDY = Sampling(temperature=0, repetition_penalty=1.15, max_new_tokens=16)
+PLAIN = Sampling(temperature=0, repetition_penalty=1.0, max_new_tokens=16)
+SAMPLED = Sampling(temperature=0.7, top_p=1.0, min_p=0.05, repetition_penalty=1.15, max_new_tokens=16)
+METHODS = ("anti_expert", "expert_anti_expert")
+
+
+def path(tiny, method: str, sampling: Sampling, **settings) -> pd.DataFrame:
+    settings = {"alpha_max": 2.2, "seeds": [0, 1], **settings}
+    return alpha_path(tiny, PROMPTS, method=method, sampling=sampling, **settings)
+
+
+def trees(segments: pd.DataFrame) -> list[pd.DataFrame]:
+    return [tree for _, tree in segments.groupby(["prompt_id", "seed"])]
+
+
+def assert_covers(tree: pd.DataFrame, alpha_max: float = 2.2) -> None:
+    assert tree.alpha_low.iloc[0] == 0
+    assert tree.alpha_high.iloc[-1] == alpha_max
+    assert (tree.alpha_low.to_numpy()[1:] == tree.alpha_high.to_numpy()[:-1]).all()
+    assert (tree.alpha_low < tree.alpha_high).all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "sampling",
+    [GREEDY, PLAIN, SAMPLED, dataclasses.replace(SAMPLED, min_p=0.0, penalty_scope="generated_only")],
+)
+def test_at_any_alpha_the_path_has_the_answer_of_plain_decoding(tiny, method, sampling):
+    segments = path(tiny, method, sampling)
+    alphas = np.random.default_rng(0).uniform(0, 2.2, 50)
+    arms = make_arms(method, alphas, profile="own", sampling=sampling, style="continuation")
+    answers = decode(tiny, PROMPTS, arms, seeds=[0, 1]).merge(arms[["arm_id", "alpha"]])
+    assert len(answers) == 50 * len(trees(segments))
+    for tree in trees(segments):
+        assert_covers(tree)
+        first = tree.iloc[0]
+        plain = answers[(answers.prompt_id == first.prompt_id) & (answers.seed == first.seed)]
+        place = np.searchsorted(tree.alpha_low, plain.alpha, side="right") - 1
+        for mine, theirs in zip(tree.iloc[place].itertuples(), plain.itertuples(), strict=True):
+            assert mine.token_ids == theirs.token_ids, theirs.alpha
+            assert (mine.text, mine.n_tokens, mine.stopped) == (theirs.text, theirs.n_tokens, theirs.stopped)
+            assert mine.nll_base == pytest.approx(theirs.nll_base, abs=1e-9)
+    assert segments.complete.all()
+    assert len(segments) > 3 * len(trees(segments))
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED])
+def test_just_beside_a_breakpoint_plain_decoding_gives_the_segment_on_that_side(tiny, sampling):
+    segments = path(tiny, "expert_anti_expert", sampling, seeds=[0])
+    for tree in trees(segments):
+        wide = tree[(tree.alpha_high - tree.alpha_low) > 1e-6]
+        alphas = np.unique([*(wide.alpha_low + 1e-8), *(wide.alpha_high - 1e-8)])
+        arms = make_arms("expert_anti_expert", alphas, profile="own", sampling=sampling)
+        prompts = PROMPTS[PROMPTS.prompt_id == tree.prompt_id.iloc[0]]
+        answers = decode(tiny, prompts, arms).merge(arms[["arm_id", "alpha"]])
+        place = np.searchsorted(tree.alpha_low, answers.alpha, side="right") - 1
+        assert tree.token_ids.iloc[place].tolist() == answers.token_ids.tolist()
+
+
+def test_the_first_segment_is_the_base_answer(tiny):
+    for method in METHODS:
+        segments = path(tiny, method, SAMPLED)
+        base = decode(tiny, PROMPTS, make_arms("base", sampling=SAMPLED), seeds=[0, 1])
+        first = segments[segments.alpha_low == 0]
+        assert first.token_ids.tolist() == base.token_ids.tolist()
+
+
+def test_neighbouring_segments_have_different_answers(tiny):
+    for tree in trees(path(tiny, "expert_anti_expert", GREEDY)):
+        ids = tree.token_ids.tolist()
+        assert all(a != b for a, b in zip(ids[1:], ids[:-1], strict=True))
+
+
+def test_a_row_budget_leaves_the_narrowest_intervals_unfinished_and_covers_the_range(tiny):
+    full, cut = (path(tiny, "expert_anti_expert", GREEDY, row_budget=rows) for rows in (96, 9))
+    assert not cut.complete.all()
+    assert cut.attrs["row_steps"] < full.attrs["row_steps"]
+    for tree, whole in zip(trees(cut), trees(full), strict=True):
+        assert_covers(tree)
+        assert 1 <= tree.complete.sum() <= 3
+        for row in tree.itertuples():
+            middle = (row.alpha_low + row.alpha_high) / 2
+            answer = whole[(whole.alpha_low <= middle) & (middle < whole.alpha_high)].token_ids.iloc[0]
+            assert row.token_ids == (answer if row.complete else answer[: row.n_tokens])
+
+
+def test_the_answer_does_not_depend_on_what_is_decoded_together(tiny):
+    together, apart = (path(tiny, "anti_expert", SAMPLED, capacity=rows) for rows in (384, 1))
+    assert together.token_ids.tolist() == apart.token_ids.tolist()
+    assert together.alpha_low.tolist() == pytest.approx(apart.alpha_low.tolist(), abs=1e-9)
+
+
+def test_a_path_costs_fewer_rows_than_the_grid_of_its_answers(tiny):
+    segments = path(tiny, "expert_anti_expert", GREEDY)
+    alone = 3 * (segments.n_tokens - 1).sum()
+    assert 0 < segments.attrs["row_steps"] < alone
+
+
+def test_segments_are_a_table_of_the_run(tiny, tmp_path):
+    segments = path(tiny, "anti_expert", GREEDY)
+    append_part(tmp_path, "segments", segments, part="all")
+    assert len(read_table(tmp_path, "segments")) == len(segments)
+
+
+def test_what_has_no_exact_path_is_refused_with_the_reason(tiny):
+    with pytest.raises(ValueError, match=r"top_p 0.9 has no exact alpha path: .* not linear in alpha"):
+        path(tiny, "anti_expert", Sampling())
+    with pytest.raises(ValueError, match="not of 'caa'"):
+        path(tiny, "caa", GREEDY)
+    with pytest.raises(ValueError, match="alpha_max must be above 0 and finite, not 0"):
+        path(tiny, "anti_expert", GREEDY, alpha_max=0)
+    with pytest.raises(ValueError, match="row_budget 2 is less than the 3 branches"):
+        path(tiny, "expert_anti_expert", GREEDY, row_budget=2)
