@@ -12,6 +12,7 @@ from steerlib.explorer import (
     Explorer,
     alpha_grid,
     answers_html,
+    answers_table,
     curves_figure,
     nearest,
     run_prompts,
@@ -189,6 +190,13 @@ def test_text_of_a_model_cannot_become_markup():
     page = answers_html(row("fine", "base"), row('<img src=x onerror="alert(1)">'), category="insult")
     assert "<img" not in page
     assert "&lt;img src=x onerror=&quot;alert(1)&quot;&gt;" in page
+
+
+def test_the_table_shows_every_alpha_and_escapes_the_answers():
+    answers = pd.DataFrame([row("fine", "base"), row("<b>$1 & $2</b>")]).assign(alpha=[0.0, 0.2])
+    table = answers_table(answers, "insult").to_html()
+    assert "&lt;b&gt;$1 &amp; $2&lt;/b&gt;" in table and "<b>" not in table
+    assert ">0.2</td>" in table and ">2.50</td>" in table and ">Insult</th>" in table
 
 
 def test_what_both_answers_share_is_muted_up_to_a_whole_word():

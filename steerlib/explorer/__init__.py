@@ -2,7 +2,7 @@
 
 from steerlib.explorer.curves import LiveCurves, curves_figure
 from steerlib.explorer.material import OPENINGS, run_prompts, run_vectors
-from steerlib.explorer.page import answers_html
+from steerlib.explorer.page import answers_html, answers_table
 from steerlib.explorer.session import Explorer, alpha_grid, nearest
 from steerlib.explorer.widgets import AlphaExplorer
 
@@ -13,6 +13,7 @@ __all__ = [
     "LiveCurves",
     "alpha_grid",
     "answers_html",
+    "answers_table",
     "curves_figure",
     "nearest",
     "run_prompts",

@@ -37,7 +37,7 @@ class LiveCurves:
             autosize=True,
             height=260,
             margin={"l": 60, "r": 15, "t": 15, "b": 45},
-            font={"color": "#7a7a7a"},
+            font={"color": "#7a7a7a", "size": 11},
             paper_bgcolor="rgba(0,0,0,0)",
             plot_bgcolor="rgba(0,0,0,0)",
         )

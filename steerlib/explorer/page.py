@@ -4,6 +4,7 @@ import math
 from html import escape
 
 import pandas as pd
+from pandas.io.formats.style import Styler
 
 from steerlib.figures.style import COLOUR, label
 from steerlib.toxicity import ATTRIBUTES
@@ -23,6 +24,31 @@ def answers_html(base: pd.Series, steered: pd.Series, *, category: str) -> str:
     shared = _shared(base["text"].strip(), steered["text"].strip())
     boxes = _answer(base, shared) + _answer(steered, shared)
     return f'<div style="display:flex;flex-wrap:wrap;gap:20px">{boxes}{_bars(base, steered, category)}</div>'
+
+
+def answers_table(answers: pd.DataFrame, category: str) -> Styler:
+    """All answers over alpha with their numbers, to be read where no slider runs; the texts are escaped.
+
+    Args:
+        answers: of `Explorer.answers`.
+        category: the attribute that steers.
+    """
+    names = {
+        "alpha": "alpha",
+        category: label(category),
+        "nll_per_token": "NLL/token",
+        "kl_per_step": "KL/step",
+    }
+    table = answers[[*names, "text"]].rename(columns=names | {"text": "Answer"})
+    # A dollar in an answer is a dollar, no formula.
+    return (
+        table.style.format(precision=2, escape="html")
+        .format("{:g}", subset="alpha")
+        .set_properties(subset="Answer", **{"text-align": "left"})
+        .set_table_attributes('class="explorer-table tex2jax_ignore"')
+        .set_uuid("answers")
+        .hide(axis="index")
+    )
 
 
 def note_html(text: str, *, error: bool = False) -> str:

@@ -142,12 +142,11 @@ def alpha_and_text(page: Any) -> tuple[float, str]:
 
 def stored_answers(page: Any, pictures: Path) -> dict[float, str]:
     """The table below the widget: answers by alpha, with white space evened out."""
-    page.locator("table.dataframe").scroll_into_view_if_needed()
+    page.locator("table.explorer-table").scroll_into_view_if_needed()
     page.screenshot(path=str(pictures / "table.png"))
-    rows = page.locator("table.dataframe tbody tr")
-    table = {
-        float(r.locator("th").inner_text()): even(r.locator("td").first.inner_text()) for r in rows.all()
-    }
+    rows = page.locator("table.explorer-table tbody tr")
+    cells = [row.locator("td").all_inner_texts() for row in rows.all()]
+    table = {float(first): even(last) for first, *_, last in cells}
     page.locator(".widget-slider .noUi-handle").scroll_into_view_if_needed()
     return table
 
