@@ -10,7 +10,6 @@ import torch
 from steerlib.explorer import (
     AlphaExplorer,
     Explorer,
-    alpha_grid,
     answers_html,
     answers_table,
     curves_figure,
@@ -163,17 +162,6 @@ def test_a_vector_of_another_model_is_refused_showing_both_widths(tiny):
 def test_a_grid_without_0_or_out_of_order_is_refused(tiny, grid):
     with pytest.raises(ValueError, match="increase from 0"):
         Explorer(tiny, LetterScorer(), logit_alphas=grid)
-
-
-def test_a_grid_runs_from_0_to_its_top():
-    assert alpha_grid(1.0, 0.25) == (0, 0.25, 0.5, 0.75, 1)
-    assert alpha_grid(2.2, 0.2)[-1] == 2.2 and len(alpha_grid(2.2, 0.2)) == 12
-
-
-@pytest.mark.parametrize(("top", "step"), [(1.0, 0.3), (1.0, 0.0), (0.0, 0.1), (1.0, -0.5)])
-def test_a_step_that_does_not_divide_the_top_is_refused(top, step):
-    with pytest.raises(ValueError, match=f"not to {top} by {step}"):
-        alpha_grid(top, step)
 
 
 def test_the_nearest_alpha_is_taken(explorer):

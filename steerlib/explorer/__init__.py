@@ -3,7 +3,7 @@
 from steerlib.explorer.curves import LiveCurves, curves_figure
 from steerlib.explorer.material import OPENINGS, run_prompts, run_vectors
 from steerlib.explorer.page import answers_html, answers_table
-from steerlib.explorer.session import Explorer, alpha_grid, nearest
+from steerlib.explorer.session import Explorer, nearest
 from steerlib.explorer.widgets import AlphaExplorer
 
 __all__ = [
@@ -11,7 +11,6 @@ __all__ = [
     "AlphaExplorer",
     "Explorer",
     "LiveCurves",
-    "alpha_grid",
     "answers_html",
     "answers_table",
     "curves_figure",

@@ -45,6 +45,7 @@ def answers_table(answers: pd.DataFrame, category: str) -> Styler:
         table.style.format(precision=2, escape="html")
         .format("{:g}", subset="alpha")
         .set_properties(subset="Answer", **{"text-align": "left"})
+        .set_table_styles([{"selector": "th.col_heading:last-child", "props": "text-align:left"}])
         .set_table_attributes('class="explorer-table tex2jax_ignore"')
         .set_uuid("answers")
         .hide(axis="index")
@@ -83,7 +84,7 @@ def _answer(row: pd.Series, shared: int) -> str:
     return (
         f'<div style="{BOX.format(colour)}"><b>{escape(label(row["method"]))}</b> '
         f'<span style="{MUTED}">alpha = {row["alpha"]:g}</span>'
-        f'<div style="{WORDS}" class="explorer-{"base" if row["method"] == "base" else "steered"}">{words}</div>'
+        f'<div style="{WORDS}" class="explorer-text">{words}</div>'
         f'<div style="{MUTED};font-size:12px">{escape(numbers)}</div></div>'
     )
 

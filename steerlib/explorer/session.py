@@ -17,18 +17,6 @@ OFF_ON = (0.0, 1.0)
 TYPED = "typed"
 
 
-def alpha_grid(top: float, step: float) -> tuple[float, ...]:
-    """Alphas 0, step, ..., top.
-
-    Raises:
-        ValueError: the step is not positive, or does not divide the top.
-    """
-    steps = round(top / step) if step > 0 else 0
-    if steps < 1 or abs(steps * step - top) > 1e-9 * max(1.0, top):
-        raise ValueError(f"alpha runs from 0 to a multiple of its step, not to {top} by {step}")
-    return tuple(round(step * i, 6) for i in range(steps + 1))
-
-
 class Explorer:
     """All answers over alpha to a prompt, decoded as one batch, with their numbers.
 

@@ -36,6 +36,11 @@ NO_NEWS = {"fetchNews": "false", "checkForUpdates": False, "doNotDisturbMode": T
 COPIED = ("notebooks", "steerlib", "results")
 SLOW = 120_000  # milliseconds for a cell or a decode on a busy machine
 
+SHOWS = (
+    "text => [...document.querySelectorAll('.explorer-text')].pop().parentElement.innerText.includes(text)"
+)
+"""Whether the right-hand answer is that of an alpha."""
+
 
 def main() -> None:
     browser = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
@@ -135,7 +140,7 @@ def open_and_run(page: Any, address: str) -> None:
 
 def alpha_and_text(page: Any) -> tuple[float, str]:
     """The alpha and the steered answer that the page shows."""
-    steered = page.locator(".explorer-steered, .explorer-base").last
+    steered = page.locator(".explorer-text").last
     head = steered.locator("xpath=..").inner_text()
     return float(re.search(r"alpha = ([\d.]+)", head)[1]), steered.inner_text()
 
@@ -162,11 +167,9 @@ def check_slider(page: Any, pictures: Path) -> None:
     page.keyboard.press("Home")
     shown = []
     for i in range(len(expected)):
-        page.wait_for_function(
-            f"() => document.body.innerText.includes('alpha = {sorted(expected)[i]:g}\\n')"
-        )
-        page.wait_for_timeout(150)
+        page.wait_for_function(SHOWS, arg=f"alpha = {sorted(expected)[i]:g}\n")
         alpha, text = alpha_and_text(page)
+        assert alpha == sorted(expected)[i], (alpha, sorted(expected)[i])
         assert even(text) == expected[alpha], (alpha, text, expected[alpha])
         shown.append(text)
         if i in (0, len(expected) // 2, len(expected) - 1):
@@ -177,12 +180,12 @@ def check_slider(page: Any, pictures: Path) -> None:
 
 
 def check_prompts(page: Any, pictures: Path) -> None:
-    before = page.locator(".explorer-base").first.inner_text()
+    before = page.locator(".explorer-text").first.inner_text()
     page.get_by_label("Prompt", exact=True).select_option(index=1)
     page.wait_for_selector(".widget-hprogress:visible")
     page.screenshot(path=str(pictures / "decoding.png"))
     page.wait_for_selector("text=/alphas in [\\d.]+ s/", timeout=SLOW)
-    page.wait_for_function("b => document.querySelector('.explorer-base').innerText != b", arg=before)
+    page.wait_for_function("b => document.querySelector('.explorer-text').innerText != b", arg=before)
     page.screenshot(path=str(pictures / "other-prompt.png"))
     page.get_by_label("Text", exact=True).fill("  ")
     page.get_by_role("button", name="Decode").click()
