@@ -1,5 +1,6 @@
 """Room of notebook 04: toxicity distance, fluency, diversity, choices, and intervals for all of them."""
 
+from steerlib.evaluation.asking import ask_questions
 from steerlib.evaluation.choices import (
     brier,
     calibration_error,
@@ -36,6 +37,7 @@ __all__ = [
     "STATISTICS",
     "Interval",
     "Statistic",
+    "ask_questions",
     "brier",
     "calibration_error",
     "change_percent",

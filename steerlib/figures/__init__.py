@@ -7,6 +7,7 @@ from steerlib.figures.profiles import plot_primary_categories, plot_profiles, pl
 from steerlib.figures.published import beside_published, published
 from steerlib.figures.report import Grid, Picture, Section, write_report
 from steerlib.figures.responses import plot_against_alpha, plot_dose_response, plot_effects, plot_tradeoff
+from steerlib.figures.study import study_report
 from steerlib.figures.style import COLOUR, LABEL, save, use_style
 from steerlib.figures.sweep import answers_moved, plot_changed_answers, plot_dose
 from steerlib.figures.vectors import (
@@ -49,6 +50,7 @@ __all__ = [
     "projections",
     "published",
     "save",
+    "study_report",
     "use_style",
     "write_report",
 ]

@@ -1,7 +1,7 @@
 """Room of notebook 03: contexts, steering rules, sampling, decoding, the sweep."""
 
 from steerlib.generation.arms import make_arms
-from steerlib.generation.contexts import branch_ids, default_contexts
+from steerlib.generation.contexts import Contexts, branch_ids, default_contexts
 from steerlib.generation.decoding import decode
 from steerlib.generation.grid import study_arms
 from steerlib.generation.path import alpha_path
@@ -12,6 +12,7 @@ from steerlib.generation.sweep import run_sweep
 
 __all__ = [
     "RULES",
+    "Contexts",
     "Sampling",
     "alpha_path",
     "anti_expert",

@@ -53,10 +53,8 @@ def plan(
     Raises:
         BadInput: anything missing, unknown or ill-typed, named in one line.
     """
-    files = sorted(notebooks.glob("[0-9][0-9]_*.ipynb"))
-    if not files:
-        raise BadInput(f"no notebooks like 01_name.ipynb in {notebooks}")
     params = read_params(params_file)
+    files = _files(notebooks, params.pop("notebooks", None))
     if data is not None:
         params["data_folder"] = str(data.resolve())
     if model is not None:
@@ -72,6 +70,22 @@ def plan(
     stages = (Stage(file, {name: params[name] for name in params if name in taken[file]}) for file in files)
     given = (params.get("data_folder"), params.get("model"))
     return Study(run, tuple(stages), tuple(Path(path) for path in given if path and Path(path).is_dir()))
+
+
+def _files(folder: Path, names: object) -> list[Path]:
+    """The numbered notebooks in order, or those that the params file names, for instance `extra/name`."""
+    if names is None:
+        files = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
+        if not files:
+            raise BadInput(f"no notebooks like 01_name.ipynb in {folder}")
+        return files
+    if not isinstance(names, list) or not names:
+        raise BadInput(f"notebooks must be a list of names, not {names!r}")
+    files = [folder / f"{name}.ipynb" for name in names]
+    for file in files:
+        if not file.is_file():
+            raise BadInput(f"notebooks: there is no {file}")
+    return files
 
 
 def run_study(study: Study, *, only: Sequence[str] = (), force: bool = False) -> Path:

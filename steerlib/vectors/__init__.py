@@ -6,7 +6,6 @@ from steerlib.vectors.directions import (
     describe_vectors,
     mean_difference,
     mean_differences,
-    projections,
     random_vectors,
 )
 from steerlib.vectors.files import load_named_vectors, load_vectors, save_vectors
@@ -31,7 +30,6 @@ __all__ = [
     "mean_differences",
     "pair_residuals",
     "pairs_from_ratings",
-    "projections",
     "random_vectors",
     "record_residual",
     "residual_hooks",

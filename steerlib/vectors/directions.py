@@ -105,20 +105,3 @@ def describe_vectors(
             }
         )
     return pd.DataFrame(rows)
-
-
-def projections(preferred: Tensor, dispreferred: Tensor, vector: Tensor) -> pd.DataFrame:
-    """Residuals projected on the direction of a steering vector.
-
-    Args:
-        preferred, dispreferred: pooled residuals of one layer, `(n, d_model)` each.
-        vector: `(d_model,)`.
-
-    Returns:
-        `side` ("preferred" or "dispreferred") and `projection`, in activation units.
-    """
-    unit = vector.double() / vector.double().norm()
-    sides = {"preferred": preferred, "dispreferred": dispreferred}
-    return pd.concat(
-        pd.DataFrame({"side": side, "projection": (h.double() @ unit).numpy()}) for side, h in sides.items()
-    ).reset_index(drop=True)
