@@ -131,6 +131,19 @@ def test_a_vector_steers_whatever_the_category_and_is_decoded_once(explorer, dec
     assert answers["kl_per_step"].iloc[0] == 0 < answers["kl_per_step"].iloc[1]
 
 
+def test_contexts_and_positions_of_ones_own_are_used(tiny):
+    own = {"insult": {"expert": "kind", "anti": "rude, rude, rude"}}
+    made = [
+        Explorer(tiny, LetterScorer(), vectors={"v": {1: torch.ones(tiny.d_model)}}, **changed)
+        for changed in ({}, {"contexts": own, "positions": "prompt"})
+    ]
+    for ask in (ASK, {"category": "insult", "method": "caa", "vector": "v"}):
+        doses = [
+            explorer.answers("Well", **ask, max_new_tokens=1)["kl_per_step"].iloc[-1] for explorer in made
+        ]
+        assert doses[0] != pytest.approx(doses[1])
+
+
 def test_progress_counts_steps_up_to_the_longest_answer(explorer):
     seen: list[tuple[int, int]] = []
     explorer.answers("Well, you are", **ASK, progress=lambda done, most: seen.append((done, most)))

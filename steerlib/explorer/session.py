@@ -6,13 +6,14 @@ from functools import partial
 
 import pandas as pd
 
-from steerlib.generation import RULES, Sampling, check_method, decode, make_arms
+from steerlib.generation import RULES, Sampling, check_method, decode, default_contexts, make_arms
+from steerlib.generation.contexts import Contexts
 from steerlib.models import FrozenModel
 from steerlib.toxicity import ATTRIBUTES, Scorer, check_attribute
 from steerlib.vectors.residual import Vectors
 
 LOGIT_ALPHAS = tuple(round(0.2 * i, 6) for i in range(12))
-RESIDUAL_ALPHAS = tuple(0.5 * i for i in range(9))
+RESIDUAL_ALPHAS = tuple(round(0.1 * i, 6) for i in range(11))
 OFF_ON = (0.0, 1.0)
 TYPED = "typed"
 
@@ -25,7 +26,9 @@ class Explorer:
         scorer: six toxicity scores of a text.
         style: "chat" or "continuation".
         sampling: settings of the choice of tokens.
+        contexts: expert and anti-expert contexts by category; those of the style where None or empty.
         vectors: steering vectors by name, for method "caa".
+        positions: where vectors are added, see `steered_positions`.
         logit_alphas: alphas of the logit rules, increasing from 0.
         residual_alphas: alphas of "caa", increasing from 0.
 
@@ -40,11 +43,14 @@ class Explorer:
         *,
         style: str = "continuation",
         sampling: Sampling | None = None,
+        contexts: Contexts | None = None,
         vectors: Mapping[str, Vectors] | None = None,
+        positions: str = "all",
         logit_alphas: Sequence[float] = LOGIT_ALPHAS,
         residual_alphas: Sequence[float] = RESIDUAL_ALPHAS,
     ) -> None:
         self.frozen, self.scorer, self.style = frozen, scorer, style
+        self.contexts, self.positions = contexts or default_contexts(style), positions
         self.sampling = sampling or Sampling()
         self.vectors = dict(vectors or {})
         for name, vector in self.vectors.items():
@@ -111,7 +117,10 @@ class Explorer:
             arms = self._arms(method, vector, category, sampling)
             asked = pd.DataFrame([{"prompt_id": prompt_id, "prompt": prompt}])
             steps = _Steps(limit, progress)
-            found = decode(self.frozen, asked, arms, seeds=[seed], vectors=self._used(vector), progress=steps)
+            used = {vector: self.vectors[vector]} if vector else {}
+            found = decode(
+                self.frozen, asked, arms, seeds=[seed], contexts=self.contexts, vectors=used, progress=steps
+            )
             self._kept[key] = self._measured(arms, found)
         return self._kept[key]
 
@@ -119,15 +128,15 @@ class Explorer:
         if (method, vector) not in self.methods:
             known = ", ".join(" ".join(pair).strip() for pair in self.methods)
             raise ValueError(f"method {f'{method} {vector}'.strip()!r} is none of {known}")
-        build, grid = partial(make_arms, style=self.style, sampling=sampling), self.alphas(method)[1:]
+        build, grid = (
+            partial(make_arms, contexts=self.contexts, style=self.style, sampling=sampling),
+            self.alphas(method)[1:],
+        )
         if vector:
-            arms = build(method, grid, vector=vector)
+            arms = build(method, grid, vector=vector, positions=self.positions)
         else:
             arms = build(method, grid, profile="population", category=category)
         return pd.concat([build("base"), arms], ignore_index=True)
-
-    def _used(self, vector: str) -> dict[str, Vectors]:
-        return {vector: self.vectors[vector]} if vector else {}
 
     def _measured(self, arms: pd.DataFrame, found: pd.DataFrame) -> pd.DataFrame:
         rows = arms[["arm_id", "alpha", "method"]].merge(found, on="arm_id", validate="one_to_one")
