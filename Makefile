@@ -13,7 +13,7 @@ NOTEBOOKS := $(sort $(wildcard notebooks/[0-9][0-9]_*.ipynb))
 NBVAL := --nbval --nbval-sanitize-with tests/nbval.cfg --nbval-current-env --nbval-cell-timeout=600
 LAB_SETTINGS := $(VENV)/share/jupyter/lab/settings
 
-.PHONY: run test test-slow lab bench notebooks lint clean env
+.PHONY: browser-check run test test-slow lab bench notebooks lint clean env
 
 run: env
 	@$(BIN)/python -m steerlib run params/$(RUN).yaml $(if $(DATA),--data '$(DATA)') $(if $(MODEL),--model '$(MODEL)')
@@ -32,6 +32,10 @@ lab: env
 
 notebooks: env
 	@$(BIN)/python -m steerlib notebooks
+
+# Moves the slider in a real browser; needs the extra `browser` and Chromium, else it says so.
+browser-check: env
+	@$(BIN)/python tests/browser/check_slider.py
 
 bench: env
 	@$(BIN)/python -m benchmarks

@@ -87,6 +87,7 @@ def curves(points: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
 
 def arm_label(method: str, profile: str, vector: str) -> str:
     """How an arm is called in a legend, from what sets it apart."""
+    vector = vector.split("@")[0]  # the file's hash tells vectors apart in a table, not to a reader
     signal = f"{vector.replace('_', ' ')} vector" if vector and "vector" not in vector else vector
     signal = signal.replace("_", " ") or (label(profile) if profile not in ("none", "") else "")
     return ", ".join(part for part in (label(method) if method else "", signal) if part)
