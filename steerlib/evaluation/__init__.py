@@ -10,6 +10,7 @@ from steerlib.evaluation.choices import (
     letter_ids,
 )
 from steerlib.evaluation.choose import choose_alpha, chosen_arms
+from steerlib.evaluation.controls import with_controls
 from steerlib.evaluation.diversity import distinct_n, length, repetition
 from steerlib.evaluation.intervals import Interval, cluster_interval, seed_interval
 from steerlib.evaluation.metrics import (
@@ -68,4 +69,5 @@ __all__ = [
     "summarise_choices",
     "toxicity_distance",
     "win_rate",
+    "with_controls",
 ]
