@@ -12,12 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
-from tqdm import tqdm
 
 from steerlib.generation.contexts import Contexts
 from steerlib.generation.decoding import decode_requests
 from steerlib.generation.requests import Request, make_requests
 from steerlib.models import FrozenModel
+from steerlib.progress import progress_bar
 from steerlib.tables import append_part, has_table, read_table
 from steerlib.vectors.residual import Vectors
 
@@ -63,7 +63,7 @@ def run_sweep(
     done = _done(folder)
     total = sum(_key(r) in done for r in requests)
     (folder / "locks").mkdir(exist_ok=True)
-    with tqdm(total=len(requests), initial=total, unit="answer", desc="sweep", mininterval=1) as bar:
+    with progress_bar(len(requests), done=total, unit="answer", what="sweep") as bar:
         wait = False
         while waiting := [b for b in blocks if any(_key(r) not in done for r in b)]:
             before = len(done)

@@ -14,6 +14,8 @@ from typing import Any, ClassVar
 from jupyter_client.manager import AsyncKernelManager
 from jupyter_core.paths import jupyter_runtime_dir
 
+from steerlib.progress import PROGRESS_FILE
+
 BATCH = {"STEER_BATCH": "1", "PLOTLY_RENDERER": "plotly_mimetype"}
 """Environment of every kernel started here: plain progress lines, figures as data."""
 
@@ -113,7 +115,7 @@ def _papermill(notebook: Path, partial: Path, parameters: Mapping[str, Any], wat
     # Its warnings come from a line-by-line reader that misses `int | None`; ours were checked already.
     logging.getLogger("papermill").setLevel(logging.ERROR)
     try:
-        with environment(BATCH):
+        with environment({**BATCH, PROGRESS_FILE: str(progress_file(partial))}):
             return papermill.execute_notebook(
                 notebook,
                 partial,
@@ -138,6 +140,11 @@ def _papermill(notebook: Path, partial: Path, parameters: Mapping[str, Any], wat
             f"lost its kernel after {watch.done} cells, most likely because memory ran out:"
             " choose fewer rows to a batch or a smaller model"
         ) from None
+
+
+def progress_file(copy: Path) -> Path:
+    """Where a kernel writes how far its long work has come."""
+    return copy.with_name(copy.name.split(".")[0] + ".progress")
 
 
 @contextlib.contextmanager

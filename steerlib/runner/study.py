@@ -3,9 +3,10 @@
 import hashlib
 import json
 import sys
+import threading
 import time
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,7 +132,7 @@ def _alone(folder: Path) -> Generator[None]:
 
 
 def _run_stage(stage: Stage, done: Path, before: str, force: bool) -> None:
-    from steerlib.runner.kernel import execute
+    from steerlib.runner.kernel import execute, progress_file
 
     print(f"{stage.name:<24}", end=" ", flush=True)
     copy = done.with_name(f"{stage.name}.ipynb")
@@ -143,15 +144,41 @@ def _run_stage(stage: Stage, done: Path, before: str, force: bool) -> None:
             return
     done.unlink(missing_ok=True)
     try:
-        outcome = execute(stage.notebook, copy, stage.parameters)
+        with _shown_progress(stage.name, progress_file(copy)):
+            outcome = execute(stage.notebook, copy, stage.parameters)
     except BaseException:
         print("failed", flush=True)
         raise
+    finally:
+        progress_file(copy).unlink(missing_ok=True)
     record = {"fingerprint": fingerprint, "seconds": outcome.seconds, "finished": time.time()}
     with atomic_path(done) as partial:
         partial.write_text(json.dumps(record) + "\n")
     memory = f"{outcome.peak_gb:6.2f} GB" if outcome.peak_gb else ""
     print(f"done    {outcome.seconds:8.1f} s {memory}", flush=True)
+
+
+@contextmanager
+def _shown_progress(name: str, file: Path) -> Generator[None]:
+    """Show on a terminal, every second, how far the kernel has come with its long work."""
+    stop = threading.Event()
+
+    def show() -> None:
+        while not stop.wait(1):
+            with suppress(OSError):
+                newest = file.read_text().split("\r")[-1].strip()
+                print(f"\r{name:<24} {newest:<90}", end="", flush=True)
+        print(f"\r{' ' * 115}\r{name:<24} ", end="", flush=True)
+
+    thread = threading.Thread(target=show, daemon=True)
+    if sys.stdout.isatty():
+        thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        if thread.is_alive():
+            thread.join()
 
 
 def _digest(parts: Sequence[str]) -> str:
