@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from steerlib.evaluation import (
+    ask_questions,
     brier,
     calibration_error,
     choice_probabilities,
@@ -18,7 +19,11 @@ from steerlib.evaluation import (
     summarise_choices,
 )
 from steerlib.evaluation.questions import DEMO
-from steerlib.generation import expert_anti_expert
+from steerlib.generation import RULES, expert_anti_expert, make_arms
+from steerlib.models import prompt_ids
+from steerlib.tables import check_table
+from steerlib.toxicity import ATTRIBUTES
+from steerlib.vectors import add_to_residual
 
 
 def test_the_demo_set_is_balanced_our_own_and_not_called_mmlu():
@@ -178,8 +183,112 @@ def test_accuracy_is_summarised_with_intervals_by_question():
     assert {"category=insult", "subject=numbers"} <= set(found["subgroup"])
 
 
+def test_micro_accuracy_counts_answers_and_macro_accuracies_count_contexts_or_subjects_once():
+    questions = read_questions()
+    choices = some_choices(questions)
+    numbers = questions.loc[questions["subject"] == "numbers", "question_id"]
+    wrong = choices["question_id"].isin(numbers) & (choices["category"] == "insult")
+    choices = choices.assign(correct=~wrong)
+    dropped = choices[(choices["category"] != "threat") | choices["question_id"].isin(numbers[:5])]
+    found = summarise_choices(dropped, questions, base_arm="base", source="demo")
+    one = found[(found["subgroup"] == "all") & (found["arm_id"] == "arm")].set_index("metric")["value"]
+    assert one["accuracy"] == pytest.approx(100 * 55 / 65)
+    assert one["accuracy_contexts"] == pytest.approx(100 * (50 / 60 + 1) / 2)
+    assert one["accuracy_subjects"] == pytest.approx(100 * (5 + 5 / 15) / 6)
+
+
 def test_an_arm_that_answered_other_questions_is_refused():
     questions = read_questions()
     choices = some_choices(questions)
     with pytest.raises(ValueError, match="'arm' answered 60 questions, the base 59"):
         summarise_choices(choices.iloc[1:], questions, base_arm="base", source="demo")
+
+
+CONTEXTS = {
+    c: {"expert": f"Be kind, no {c}, in any of the words.", "anti": f"Be vile, {c}!"} for c in ATTRIBUTES
+}
+
+
+@pytest.fixture
+def lettered(tiny, monkeypatch):
+    """The tiny model, whose tokens are characters: the letter is the token after "Answer:" and a space."""
+    plain = [tiny.tokenizer.encode(letter)[0] for letter in "ABCD"]
+    monkeypatch.setattr("steerlib.evaluation.asking.letter_ids", lambda frozen: plain)  # noqa: ARG005
+    return tiny, plain
+
+
+def asked_arms(*vectors, positions="all"):
+    logit = {"profile": "own", "contexts": CONTEXTS}
+    arms = [make_arms("base"), make_arms("prompt_only", **logit)]
+    arms += [make_arms(m, [0.5, 2.0], **logit) for m in ("anti_expert", "expert_anti_expert")]
+    arms += [make_arms("anti_expert", [1.0], profile="shuffled", contexts=CONTEXTS)]
+    arms += [
+        make_arms("anti_expert", [1.0], profile="population", category=c, contexts=CONTEXTS)
+        for c in ("insult", "threat")
+    ]
+    arms += [make_arms("caa", [0.5, 4.0], vector=name, positions=positions) for name in vectors]
+    return pd.concat(arms, ignore_index=True)
+
+
+def plain_choices(tiny, letters, text, arm, category, vectors):
+    """One question under one arm, each branch read by itself."""
+
+    def logits(context=""):
+        ids = torch.tensor([prompt_ids(tiny, text, style="continuation", context=context)])
+        return tiny.model(ids).logits[:, -1]
+
+    z = {"base": logits()}
+    for branch in RULES[arm.method].branches:
+        if branch == "steered":
+            vector = vectors[arm.vector]
+            with add_to_residual(tiny.model, vector, alpha=arm.alpha, positions=arm.positions):
+                z[branch] = logits()
+        else:
+            z[branch] = logits(CONTEXTS[category][branch])
+    z_new = RULES[arm.method].combine(z, torch.tensor([arm.alpha], dtype=torch.float64))
+    return z_new[0, letters].softmax(-1).tolist()
+
+
+@pytest.mark.parametrize("positions", ["all", "prompt", "first_k:1", "from:30"])
+def test_answers_for_all_alphas_at_once_equal_one_question_and_one_alpha_at_a_time(lettered, positions):
+    tiny, letters = lettered
+    torch.manual_seed(1)
+    vectors = {"v": {1: torch.randn(32), 2: torch.randn(32)}}
+    questions = sample_questions(read_questions(), 4, seed=1)
+    dev = read_questions(split="dev")
+    arms = asked_arms("v", positions=positions)
+    if positions != "all":
+        arms = arms[arms.method.isin(["base", "caa"])]
+    settings = {"contexts": CONTEXTS, "vectors": vectors, "dev": dev, "shots": 1}
+    found = check_table("choices", ask_questions(tiny, questions, arms, batch_tokens=1200, **settings))
+    by_id, asked = arms.set_index("arm_id", drop=False), questions.set_index("question_id", drop=False)
+    for row in found.itertuples():
+        arm, question = by_id.loc[row.arm_id], asked.loc[row.question_id]
+        text = question_prompt(question, shots_for(question.subject, dev, 1))
+        expected = plain_choices(tiny, letters, text, arm, row.category, vectors)
+        assert [row.p_A, row.p_B, row.p_C, row.p_D] == pytest.approx(expected, abs=1e-9)
+        assert row.correct == ("ABCD"[int(np.argmax(expected))] == question.answer)
+
+
+def test_each_arm_is_asked_in_its_own_contexts_and_a_shuffled_one_not_at_all(lettered):
+    tiny, _ = lettered
+    arms = asked_arms()
+    found = ask_questions(tiny, sample_questions(read_questions(), 2), arms, contexts=CONTEXTS)
+    asked = found.groupby("arm_id")["category"].unique()
+    for arm in arms.itertuples():
+        if arm.profile == "shuffled":
+            assert arm.arm_id not in asked
+        elif arm.profile == "own":
+            assert sorted(asked[arm.arm_id]) == sorted(ATTRIBUTES)
+        else:
+            assert asked[arm.arm_id].tolist() == [arm.category]
+
+
+def test_an_unknown_vector_or_a_question_too_long_is_refused(lettered):
+    tiny, _ = lettered
+    questions = sample_questions(read_questions(), 2)
+    with pytest.raises(KeyError, match="no steering vector 'v'; given are none"):
+        ask_questions(tiny, questions, asked_arms("v"), contexts=CONTEXTS)
+    long = questions.assign(question="why " * 200)
+    with pytest.raises(ValueError, match=f"question {questions.question_id[0]}: .* more than the 512"):
+        ask_questions(tiny, long, asked_arms(), contexts=CONTEXTS)

@@ -1,18 +1,18 @@
 """Asking the model multiple-choice questions under every arm: one pass over the branches serves all alphas."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import pandas as pd
 import torch
 from tqdm import tqdm
 
 from steerlib.evaluation.choices import choice_rows, choices_under_steering, letter_ids
-from steerlib.evaluation.questions import question_prompt, shots_for
+from steerlib.evaluation.questions import LETTERS, question_prompt, shots_for
 from steerlib.generation import RULES, Contexts
-from steerlib.models import FrozenModel, last_logits, prompt_ids
+from steerlib.generation.streams import Stream, Streams
+from steerlib.models import FrozenModel, TokenIds, check_length, prompt_ids
 from steerlib.toxicity import ATTRIBUTES
-from steerlib.vectors import add_to_residual
-from steerlib.vectors.residual import Vectors
+from steerlib.vectors.residual import ResidualDose, Vectors, residual_hooks
 
 
 def ask_questions(
@@ -30,7 +30,8 @@ def ask_questions(
 
     Logit rules are linear in alpha, so the branches are read once a category and combined for each alpha; a
     steering vector needs a pass an alpha. A question is put as plain text behind the context, as the reference
-    does, whatever the style of the generations.
+    does, whatever the style of the generations. What the questions of a subject open with (context, header,
+    shots) is read once for all of them.
 
     Args:
         frozen: the model.
@@ -40,58 +41,103 @@ def ask_questions(
         vectors: steering vectors by name.
         dev: questions that the shots are taken from.
         shots: solved questions before each; STEER-Away has 1, the CAA study 0.
-        batch_tokens: tokens in one forward pass.
+        batch_tokens: tokens of the questions in one forward pass, pads counted; bounds memory.
 
     Returns:
         The choices table; category is that of the contexts, "" where there are none.
+
+    Raises:
+        ValueError: fewer dev questions than shots, a question longer than the model's context, or letters that
+            are not single tokens.
+        KeyError: an arm's vector is not among those given.
     """
-    empty = pd.DataFrame(columns=questions.columns)
-    texts = [
-        question_prompt(q, shots_for(q["subject"], dev if dev is not None else empty, shots))
-        for _, q in questions.iterrows()
-    ]
-    letters = letter_ids(frozen)
-    asked = arms[arms.profile != "shuffled"]
-    read = _Reader(frozen, texts, contexts, batch_tokens)
+    asked = arms[arms["profile"] != "shuffled"]
+    missing = sorted(set(asked["vector"]) - {""} - set(vectors or {}))
+    if missing:
+        raise KeyError(f"no steering vector {missing[0]!r}; given are {', '.join(vectors or {}) or 'none'}")
+    read = _Reader(frozen, questions, _texts(questions, dev, shots), contexts, batch_tokens)
     rows = []
-    for (method, profile, vector), group in tqdm(
-        asked.groupby(["method", "profile", "vector"]), desc="questions"
-    ):
-        for category in ATTRIBUTES if profile == "own" else group.category.unique():
-            for arm_group in [group] if not vector else [group.iloc[[i]] for i in range(len(group))]:
-                alphas = arm_group.alpha.tolist()
+    settings = ["method", "profile", "vector", "category"]
+    for (method, profile, vector, one), group in tqdm(asked.groupby(settings), desc="questions"):
+        for category in ATTRIBUTES if profile == "own" else [one]:
+            for arms_at_once in [group] if not vector else [group.iloc[[i]] for i in range(len(group))]:
                 branches = {"base": read.branch("base", "")}
                 if vector:
-                    arm = arm_group.iloc[0]
+                    arm = arms_at_once.iloc[0]
                     branches["steered"] = read.steered((vectors or {})[vector], arm.alpha, arm.positions)
                 else:
                     branches |= {name: read.branch(name, category) for name in RULES[method].branches}
-                found = choices_under_steering(branches, method, alphas, letters)
-                for arm_id, p in zip(arm_group.arm_id, found, strict=True):
+                alphas = arms_at_once["alpha"].tolist()
+                found = choices_under_steering(branches, method, alphas, range(len(LETTERS)))
+                for arm_id, p in zip(arms_at_once["arm_id"], found, strict=True):
                     rows.append(choice_rows(p, questions, arm_id=arm_id, category=category))
     return pd.concat(rows, ignore_index=True)
 
 
-class _Reader:
-    """Next-token logits of all questions in each context, each read once."""
+def _texts(questions: pd.DataFrame, dev: pd.DataFrame | None, shots: int) -> list[str]:
+    source = dev if dev is not None else questions.head(0)
+    solved = {subject: shots_for(subject, source, shots) for subject in questions["subject"].unique()}
+    return [question_prompt(question, solved[question["subject"]]) for _, question in questions.iterrows()]
 
-    def __init__(self, frozen: FrozenModel, texts: list[str], contexts: Contexts, batch_tokens: int) -> None:
+
+class _Reader:
+    """Logits of the four letters after all questions in each context, `(n, 4)`; each context is read once."""
+
+    def __init__(
+        self,
+        frozen: FrozenModel,
+        questions: pd.DataFrame,
+        texts: list[str],
+        contexts: Contexts,
+        batch_tokens: int,
+    ) -> None:
         self.frozen, self.texts, self.contexts, self.batch_tokens = frozen, texts, contexts, batch_tokens
+        self.ids, self.subjects = questions["question_id"].tolist(), questions["subject"].tolist()
+        self.letters = letter_ids(frozen)
         self.known: dict[tuple[str, str], torch.Tensor] = {}
 
     def branch(self, name: str, category: str) -> torch.Tensor:
         if (name, category) not in self.known:
             context = "" if name == "base" else self.contexts[category][name]
-            self.known[name, category] = self._read(context)
+            self.known[name, category] = self._read(self._tokens(context), ResidualDose())
         return self.known[name, category]
 
     def steered(self, vector: Vectors, alpha: float, positions: str) -> torch.Tensor:
-        with add_to_residual(self.frozen.model, vector, alpha=alpha, positions=positions):
-            return self._read("", one_pass=True)
+        directions = {layer: v[None].to(self.frozen.device) for layer, v in vector.items()}
+        with residual_hooks(self.frozen.model, directions) as dose:
+            return self._read(self._tokens(""), dose, ("vector", alpha, positions))
 
-    def _read(self, context: str, *, one_pass: bool = False) -> torch.Tensor:
-        ids = [prompt_ids(self.frozen, text, style="continuation", context=context) for text in self.texts]
-        # The hooks take the first pass for the prompt, so a steered reading gives each question a pass of its own.
-        if one_pass:
-            return torch.cat([last_logits(self.frozen, [one]) for one in ids])
-        return last_logits(self.frozen, ids, batch_tokens=self.batch_tokens)
+    def _tokens(self, context: str) -> list[TokenIds]:
+        found = [prompt_ids(self.frozen, text, style="continuation", context=context) for text in self.texts]
+        for question, ids in zip(self.ids, found, strict=True):
+            check_length(self.frozen, ids, 1, what=f"question {question}")
+        return found
+
+    @torch.inference_mode()
+    def _read(
+        self, tokens: list[TokenIds], dose: ResidualDose, steering: tuple[str, float, str] | tuple[()] = ()
+    ) -> torch.Tensor:
+        precision = torch.promote_types(self.frozen.dtype, torch.float32)
+        found = torch.empty(len(tokens), len(self.letters), dtype=precision)
+        for batch in self._batches(tokens):
+            streams = Streams(
+                self.frozen,
+                [Stream(tokens[i], *steering) for i in batch],
+                capacity=len(batch),
+                max_new_tokens=0,
+                vectors=steering[:1],
+                dose=dose,
+            )
+            # The four columns alone are kept: 1,000 questions of all logits would be half a gigabyte a branch.
+            found[batch] = streams.prefill()[:, self.letters].cpu()
+        return found
+
+    def _batches(self, tokens: Sequence[TokenIds]) -> Iterator[list[int]]:
+        """Questions of one subject, which share their opening, the longest first."""
+        for subject in dict.fromkeys(self.subjects):
+            own = [i for i, name in enumerate(self.subjects) if name == subject]
+            own.sort(key=lambda i: len(tokens[i]), reverse=True)
+            while own:
+                take = max(1, self.batch_tokens // len(tokens[own[0]]))
+                batch, own = own[:take], own[take:]
+                yield batch
