@@ -62,6 +62,9 @@ SCHEMA: Mapping[str, Table] = {
         "arm_id prompt_id seed alpha_low alpha_high complete text token_ids n_tokens stopped nll_base",
         "arm_id prompt_id seed alpha_low",
     ),
+    "fluency": _table(
+        "arm_id prompt_id seed scorer_model nll n_tokens", "arm_id prompt_id seed scorer_model"
+    ),
     "scores": _table(f"text_sha scorer {SIX}", "text_sha scorer"),
     "questions": _table("question_id subject question A B C D answer", "question_id"),
     "choices": _table("arm_id question_id category p_A p_B p_C p_D correct", "arm_id question_id category"),

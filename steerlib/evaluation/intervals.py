@@ -103,17 +103,31 @@ def group_rows(rows: ArrayLike, clusters: ArrayLike | None) -> tuple[Clusters, i
     bad = np.argwhere(~np.isfinite(values))
     if len(bad):
         raise ValueError(f"row {bad[0, 0]} is {values[tuple(bad[0])]}, not a finite number")
-    labels = np.arange(len(values)) if clusters is None else np.asarray(clusters)
-    if labels.shape != (len(values),):
-        raise ValueError(f"clusters must be ({len(values)},) as the rows, not {labels.shape}")
-    codes, names = pd.factorize(labels, sort=True)
-    if (codes < 0).any():
-        raise ValueError(f"row {int(np.argmax(codes < 0))} has no cluster (missing label)")
-    sums = np.zeros((len(names), values.shape[1]))
+    codes = _codes(len(values), clusters)
+    sums = np.zeros((codes.max() + 1, values.shape[1]))
     np.add.at(sums, codes, values)
     if clusters is None:  # sorted, so that neither does the order of independent rows matter
         sums = sums[np.lexsort(sums.T)]
     return Clusters(sums, np.bincount(codes).astype(np.float64)), len(values)
+
+
+def cluster_codes(values: Floats, clusters: ArrayLike | None) -> NDArray[np.intp]:
+    """Number 0, 1, ... of each row's cluster, `(n,)`, after the checks of `group_rows`.
+
+    Independent rows are numbered by value, so that their order does not matter.
+    """
+    group_rows(values, clusters)
+    return values.argsort().argsort() if clusters is None else _codes(len(values), clusters)
+
+
+def _codes(rows: int, clusters: ArrayLike | None) -> NDArray[np.intp]:
+    labels = np.arange(rows) if clusters is None else np.asarray(clusters)
+    if labels.shape != (rows,):
+        raise ValueError(f"clusters must be ({rows},) as the rows, not {labels.shape}")
+    codes, _ = pd.factorize(labels, sort=True)
+    if (codes < 0).any():
+        raise ValueError(f"row {int(np.argmax(codes < 0))} has no cluster (missing label)")
+    return codes
 
 
 def jackknife_error(grouped: Clusters, of_means: OfMeans) -> float:
