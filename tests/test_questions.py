@@ -183,18 +183,17 @@ def test_accuracy_is_summarised_with_intervals_by_question():
     assert {"category=insult", "subject=numbers"} <= set(found["subgroup"])
 
 
-def test_micro_accuracy_counts_answers_and_macro_accuracies_count_contexts_or_subjects_once():
+def test_micro_accuracy_is_that_of_contexts_too_and_subjects_of_unequal_size_have_their_own():
     questions = read_questions()
+    questions = questions[(questions["subject"] != "numbers") | questions["question_id"].str.endswith("/0")]
     choices = some_choices(questions)
-    numbers = questions.loc[questions["subject"] == "numbers", "question_id"]
-    wrong = choices["question_id"].isin(numbers) & (choices["category"] == "insult")
-    choices = choices.assign(correct=~wrong)
-    dropped = choices[(choices["category"] != "threat") | choices["question_id"].isin(numbers[:5])]
-    found = summarise_choices(dropped, questions, base_arm="base", source="demo")
-    one = found[(found["subgroup"] == "all") & (found["arm_id"] == "arm")].set_index("metric")["value"]
-    assert one["accuracy"] == pytest.approx(100 * 55 / 65)
-    assert one["accuracy_contexts"] == pytest.approx(100 * (50 / 60 + 1) / 2)
-    assert one["accuracy_subjects"] == pytest.approx(100 * (5 + 5 / 15) / 6)
+    wrong = choices["question_id"].str.startswith("numbers") & (choices["category"] != "threat")
+    found = summarise_choices(choices.assign(correct=~wrong), questions, base_arm="base", source="demo")
+    one = found[(found["arm_id"] == "arm")].set_index(["subgroup", "metric"])["value"]
+    assert one["all", "accuracy"] == pytest.approx(100 * (51 - 0.5) / 51)
+    contexts = [one[f"category={c}", "accuracy"] for c in ("insult", "threat")]
+    assert one["all", "accuracy"] == pytest.approx(np.mean(contexts))
+    assert one["all", "accuracy_subjects"] == pytest.approx(100 * (5 + 0.5) / 6)
 
 
 def test_an_arm_that_answered_other_questions_is_refused():

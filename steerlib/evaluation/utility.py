@@ -19,10 +19,10 @@ def summarise_choices(
 ) -> pd.DataFrame:
     """Accuracy, calibration and their change against base, rows of the metrics table.
 
-    A question asked under several contexts is one cluster. `accuracy` is the micro average, every answer counting
-    once; `accuracy_contexts` the mean over contexts of their accuracies (the papers' macro average; the same where
-    every question is asked in each context), `accuracy_subjects` the mean over subjects. `accuracy_change` is in
-    points against base on the same questions.
+    A question asked under several contexts is one cluster. `accuracy` is the micro average over questions and the
+    papers' macro average over contexts at once, since every question is asked in each (anything else is refused);
+    `accuracy_subjects` is the macro average over subjects. `accuracy_change` is in points against base on the same
+    questions.
 
     Args:
         choices: the choices table.
@@ -32,7 +32,7 @@ def summarise_choices(
         split: the split named in the rows.
 
     Returns:
-        Metrics accuracy (comparator ""), accuracy_contexts, accuracy_subjects, calibration_error, brier, and
+        Metrics accuracy (comparator ""), accuracy_subjects, calibration_error, brier, and
         accuracy_change and brier_change (comparator `base_arm`), each with its interval; subgroups "all",
         `subject=...` and `category=...`. Accuracies and changes in per cent and points.
 
@@ -73,8 +73,7 @@ def _measures(part: pd.DataFrame, base: pd.DataFrame, base_arm: str) -> Iterator
     ids, answers = part["question_id"].to_numpy(), part["answer"].tolist()
     p, right = _p(part), part["correct"].to_numpy(dtype=np.float64)
     yield "accuracy", "", cluster_interval(100 * right, ids)
-    for macro, column in (("accuracy_contexts", "category"), ("accuracy_subjects", "subject")):
-        yield macro, "", cluster_interval(100 * right * _equal_weights(part, column), ids)
+    yield "accuracy_subjects", "", cluster_interval(100 * right * _subject_weights(part), ids)
     scores = brier(p, answers)
     yield "brier", "", cluster_interval(scores, ids)
     yield (
@@ -97,7 +96,7 @@ def _p(rows: pd.DataFrame) -> Floats:
     return rows[[f"p_{letter}" for letter in LETTERS]].to_numpy(dtype=np.float64)
 
 
-def _equal_weights(rows: pd.DataFrame, column: str) -> Floats:
-    """Weights under which the mean over rows is the mean over the column's values of their means."""
-    size = rows.groupby(column)[column].transform("size").to_numpy(dtype=np.float64)
-    return len(rows) / (rows[column].nunique() * size)
+def _subject_weights(rows: pd.DataFrame) -> Floats:
+    """Weights under which the mean over rows is the mean over subjects of their means."""
+    size = rows.groupby("subject")["subject"].transform("size").to_numpy(dtype=np.float64)
+    return len(rows) / (rows["subject"].nunique() * size)
