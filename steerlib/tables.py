@@ -41,6 +41,7 @@ SCHEMA: Mapping[str, Table] = {
         "utterance_id",
     ),
     "splits": _table("conversation_id user_id split", "conversation_id"),
+    "users": _table("user_id age gender religion", "user_id"),
     "profiles": _table(
         "user_id attribute estimator sensitivity percentile primary", "user_id attribute estimator"
     ),
@@ -51,7 +52,7 @@ SCHEMA: Mapping[str, Table] = {
     "pairs": _table("pair_id user_id conversation_id prompt preferred dispreferred split", "pair_id"),
     "arms": _table(
         "arm_id model contexts method alpha profile category vector layers positions style temperature top_p"
-        " min_p repetition_penalty penalty_scope max_new_tokens",
+        " min_p base_top_p repetition_penalty penalty_scope max_new_tokens branches",
         "arm_id",
     ),
     "generations": _table(

@@ -1,5 +1,6 @@
 """Ratings: one schema, bad input refused by row and column, PRISM's oddities counted."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import huggingface_hub
 import pandas as pd
 import pytest
 
+from steerlib.profiles import check_splits, split_conversations
 from steerlib.profiles.columns import PRISM_COLUMNS
 from steerlib.profiles.ratings import read_ratings, with_toxicity
 from steerlib.tables import ATTRIBUTE_COLUMNS, check_table
@@ -236,3 +238,85 @@ def test_real_rated_answers_of_prism_are_read(real_data, tmp_path: Path) -> None
 
 
 TRIPLES = "prism_fragments/rated_triples_from_notebook03.jsonl"
+
+
+def metadata(folder: Path, rows: list[dict]) -> None:
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def flag(utterance: str | None, column: str = "model_response", **flags: object) -> dict:
+    return {"column_id": column, "utterance_id": utterance, **flags}
+
+
+def test_answers_not_in_english_are_counted_and_dropped_where_asked(tmp_path: Path) -> None:
+    folder = prism_folder(tmp_path, [prism_row(number) for number in range(4)])
+    flags = [
+        flag(None, "user_prompt", en_flag=False),
+        flag("ut0", en_flag=True),
+        flag("ut1", en_flag=False),
+        flag("ut2", language_flag="de"),
+        flag("ut3", language_flag="en"),
+    ]
+    metadata(folder, flags)
+    ratings, report = read_ratings(folder)
+    assert len(ratings) == 4 and counts(report)["responses flagged as not English kept"] == 2
+    ratings, report = read_ratings("prism", folder=folder, language="english")
+    assert ratings["utterance_id"].tolist() == ["ut0", "ut3"]
+    assert counts(report)["responses flagged as not English dropped"] == 2
+
+
+def test_a_language_that_is_not_known_is_said_to_be_not_known(tmp_path: Path) -> None:
+    folder = prism_folder(tmp_path, [prism_row(0)])
+    _, report = read_ratings(folder)
+    assert counts(report)["responses flagged as not English: not known, no metadata.jsonl"] is pd.NA
+    with pytest.raises(ValueError, match=r"language='english' needs PRISM's metadata.jsonl"):
+        read_ratings(folder, language="english")
+    with pytest.raises(ValueError, match="language must be 'all' or 'english', not 'german'"):
+        read_ratings(folder, language="german")
+    metadata(folder, [flag("ut0", en_flag=True), {"column_id": "model_response", "utterance_id": "ut1"}])
+    with pytest.raises(ValueError, match=r"metadata.jsonl, row 2: not PRISM's metadata"):
+        read_ratings(folder)
+
+
+def test_turns_counted_from_1_are_moved_to_0_and_counted(tmp_path: Path) -> None:
+    rows = [prism_row(0, turn=1), prism_row(1, turn=2), prism_row(2, turn=1, conversation_id="c1")]
+    ratings, report = read_ratings(prism_folder(tmp_path, rows))
+    assert ratings["utterance_id"].tolist() == ["ut0", "ut2"] and ratings["turn"].eq(0).all()
+    assert counts(report)["conversations counted from turn 1, moved to 0"] == 2
+    later = read_ratings(prism_folder(tmp_path, [prism_row(0, turn=0), prism_row(1, turn=1)]), turns="all")
+    assert later[0]["turn"].tolist() == [0, 1]
+
+
+def test_a_study_can_be_held_to_the_sha256_of_its_ratings(tmp_path: Path) -> None:
+    folder = prism_folder(tmp_path, [prism_row(0)])
+    digest = hashlib.sha256((folder / "utterances.jsonl").read_bytes()).hexdigest()
+    _, report = read_ratings(folder, sha256=digest.upper())
+    assert digest in report["what"][0]
+    with pytest.raises(ValueError, match=f"utterances.jsonl: its sha256 is {digest}, not 0123"):
+        read_ratings(folder, sha256="0123")
+
+
+def test_a_file_from_the_hubs_cache_is_named_with_its_commit(tmp_path: Path) -> None:
+    cached = tmp_path / "snapshots" / "abc123"
+    cached.mkdir(parents=True)
+    _, report = read_ratings(prism_folder(cached, [prism_row(0)]))
+    assert report["what"][0].startswith("rows of utterances.jsonl, commit abc123, sha256 ")
+
+
+def test_the_flags_have_the_names_of_prisms_codebook(real_data) -> None:
+    entries = json.loads(real_data("prism_fragments/codebook_entries.json").read_text())
+    released = {entry["variable_name"]: entry for entry in entries}
+    assert {"column_id", "utterance_id", "en_flag", "language_flag"} <= set(released)
+    assert released["column_id"]["values"]["model_response"] == 68371
+
+
+def test_the_users_of_all_real_conversations_have_enough_of_them_to_split(real_data) -> None:
+    talks = pd.read_csv(real_data("prism_fragments/local_clusters_opening_prompt_0-05.csv"))
+    rows = [
+        {"user_id": user, "conversation_id": talk, "prompt": "p", "response": "r", "rating": 50}
+        for user, talk in talks[["user_id", "conversation_id"]].itertuples(index=False)
+    ]
+    splits = split_conversations(pd.DataFrame(rows))
+    check_splits(pd.DataFrame(rows), splits)
+    assert splits["user_id"].nunique() == 1396 and len(splits) == 8011
+    assert set(splits.loc[splits["split"] == "train", "user_id"]) == set(talks["user_id"])

@@ -1,9 +1,17 @@
 """User profiles: whose ratings, on which conversations fitted, how sensitive to what, and prompts drawn by it."""
 
+from steerlib.profiles.demographics import read_demographics
 from steerlib.profiles.planted import planted_recovery
 from steerlib.profiles.prompts import draw_prompts, shuffled_categories
 from steerlib.profiles.ratings import read_ratings, with_toxicity
 from steerlib.profiles.realtoxicity import realtoxicity_prompts
+from steerlib.profiles.recovery import (
+    recovery_confusion,
+    recovery_differences,
+    recovery_shares,
+    recovery_study,
+)
+from steerlib.profiles.reliability import split_half_agreement
 from steerlib.profiles.sensitivity import (
     ESTIMATORS,
     percentiles,
@@ -13,22 +21,31 @@ from steerlib.profiles.sensitivity import (
     recovery,
     sensitivities,
 )
+from steerlib.profiles.simulation import demo_texts, simulated_ratings
 from steerlib.profiles.splits import check_splits, split_conversations
 
 __all__ = [
     "ESTIMATORS",
     "check_splits",
+    "demo_texts",
     "draw_prompts",
     "percentiles",
     "planted_recovery",
     "population_category",
     "primary_category",
     "profiles_table",
+    "read_demographics",
     "read_ratings",
     "realtoxicity_prompts",
     "recovery",
+    "recovery_confusion",
+    "recovery_differences",
+    "recovery_shares",
+    "recovery_study",
     "sensitivities",
     "shuffled_categories",
+    "simulated_ratings",
     "split_conversations",
+    "split_half_agreement",
     "with_toxicity",
 ]

@@ -42,20 +42,35 @@ def sensitivities(ratings: pd.DataFrame, estimator: str = "paper") -> pd.DataFra
     if estimator not in ESTIMATORS:
         raise ValueError(f"estimator {estimator!r} is not one of {', '.join(ESTIMATORS)}")
     users, codes, dislike, toxicity = _arrays(ratings)
-    weight = _weights(codes, dislike, len(users))
-    paper = _sums(codes, weight[:, None] * toxicity, len(users))
+    return _frame(estimate(codes, dislike, toxicity, estimator), users)
+
+
+def estimate(codes: NDArray, dislike: NDArray, toxicity: NDArray, estimator: str) -> NDArray:
+    """`sensitivities` on arrays, one row a rated response.
+
+    Args:
+        codes: (N,) each row's user, 0..U-1, every user at least once.
+        dislike: (N,) d in [0, 1].
+        toxicity: (N, 6) P in [0, 1].
+        estimator: one of `ESTIMATORS`.
+
+    Returns:
+        (U, 6).
+    """
+    n = np.bincount(codes)
+    weight = _weights(codes, dislike, len(n))
+    paper = _sums(codes, weight[:, None] * toxicity, len(n))
     if estimator == "paper":
-        return _frame(paper, users)
-    n = np.bincount(codes, minlength=len(users))
-    mean = _sums(codes, toxicity, len(users)) / n[:, None]
+        return paper
+    mean = _sums(codes, toxicity, len(n)) / n[:, None]
     adjusted = paper - mean
     if estimator == "exposure_adjusted":
-        return _frame(adjusted, users)
+        return adjusted
     # Linearised: e_i is what rating i adds to the estimate's error.
     error = weight[:, None] * (toxicity - paper[codes]) - (toxicity - mean[codes]) / n[codes, None]
-    squares = _sums(codes, error**2, len(users)) * (n**2)[:, None]
+    squares = _sums(codes, error**2, len(n)) * (n**2)[:, None]
     pooled = squares.sum(axis=0) / max(int((n - 1).sum()), 1)
-    return _frame(_shrink(adjusted, pooled[None, :] / n[:, None]), users)
+    return _shrink(adjusted, pooled[None, :] / n[:, None])
 
 
 def percentiles(s: pd.DataFrame) -> pd.DataFrame:

@@ -1,7 +1,7 @@
 """Files that ratings and prompts come from: JSON lines, CSV or parquet, on this machine or on the hub."""
 
+import hashlib
 import json
-from hashlib import sha256
 from pathlib import Path
 
 import pandas as pd
@@ -75,9 +75,30 @@ def hub_file(dataset: str, name: str, *, revision: str = "main") -> Path:
 
 
 def file_label(path: Path) -> str:
-    """Name and SHA-256 of a file, so that a report says which data it stands on."""
+    """Name and SHA-256 of a file, and its commit if it is of the hub: a report says which data it stands on."""
+    commit = f", commit {path.parent.name}" if path.parent.parent.name == "snapshots" else ""
+    return f"{path.name}{commit}, sha256 {_digest(path)}"
+
+
+def check_digest(path: Path, sha256: str | None) -> None:
+    """Refuse a file whose SHA-256 is not the one that was asked for; None asks for none.
+
+    Raises:
+        ValueError: another digest; both are named.
+        FileNotFoundError: no such file.
+    """
+    if sha256 is None:
+        return
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not a file")
+    found = _digest(path)
+    if found != sha256.lower():
+        raise ValueError(f"{path.name}: its sha256 is {found}, not {sha256}")
+
+
+def _digest(path: Path) -> str:
     with path.open("rb") as content:
-        digest = sha256()
+        digest = hashlib.sha256()
         while block := content.read(1 << 20):
             digest.update(block)
-    return f"{path.name}, sha256 {digest.hexdigest()}"
+    return digest.hexdigest()

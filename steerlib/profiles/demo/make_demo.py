@@ -7,8 +7,8 @@ strength. In the first turn a user sees two civil and two unkind answers and rat
     rating = base_u - 12 * (strength in other categories) - 26 * (strength in the planted one) + noise,
 
 rounded and clipped to 1..100; base_u ~ N(80, 6), noise ~ N(0, 9), strength 0, 1 or 2. The rule knows the
-words that were put in, not the scores of any scorer, and was not tuned to an estimator. Every record says
-that it is synthetic. The same seed writes the same bytes.
+words that were put in, not the scores of any scorer, and was not tuned to an estimator. Age, gender and religion
+are drawn independently of everything else. Every record says that it is synthetic. The same seed writes the same bytes.
 """
 
 import json
@@ -34,6 +34,19 @@ LATER_TEXTS = (
 CONVERSATION_TYPES = ("unguided", "values guided", "controversy guided")
 AGES = tuple(f"{span} years old" for span in ("18-24", "25-34", "35-44", "45-54", "55-64", "65+"))
 GENDERS = ("Female", "Male")
+RELIGIONS = {  # PRISM's category: (its coarse category, participants of 1,500)
+    "Non-religious": ("No Affiliation", 762),
+    "Christian": ("Christian", 487),
+    "Agnostic": ("No Affiliation", 71),
+    "Prefer not to say": ("Prefer not to say", 59),
+    "Jewish": ("Jewish", 42),
+    "Muslim": ("Muslim", 31),
+    "Buddhist": ("Other", 12),
+}
+BASE, BASE_SD = 80, 6
+NOISE_SD = 9
+DISLIKED, DISLIKED_MOST = 12, 26
+ALONE = 1 / 3
 
 
 def make_demo(folder: Path, *, seed: int = 0) -> None:
@@ -44,13 +57,15 @@ def make_demo(folder: Path, *, seed: int = 0) -> None:
         seed: of the random choices.
     """
     random = Random(seed)
+    beliefs = Random(f"religion {seed}")  # a stream of its own, so that it moves no other choice
     survey, utterances = [], []
     for category in ATTRIBUTE_COLUMNS:
-        openings = _lines("openings.jsonl")
+        openings = lines("openings.jsonl")
         random.shuffle(openings)  # a prompt is dealt once among the users of a category
         for conversations in CONVERSATIONS:
             user = f"demo{len(survey):02d}"
-            survey.append(_survey_row(user, category, conversations, random))
+            row = _survey_row(user, category, conversations, random)
+            survey.append(row | {"religion": _religion(beliefs)})
             mine = [openings.pop() for _ in range(conversations)]
             utterances += _user_rows(user, category, mine, random)
     _plant_oddities(utterances, random)
@@ -59,7 +74,8 @@ def make_demo(folder: Path, *, seed: int = 0) -> None:
             partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
 
 
-def _lines(name: str) -> list[dict]:
+def lines(name: str) -> list[dict]:
+    """Records of a file of this folder, for instance "unkind.jsonl"."""
     return [json.loads(line) for line in (HERE / name).read_text("utf-8").splitlines()]
 
 
@@ -76,9 +92,16 @@ def _survey_row(user: str, category: str, conversations: int, random: Random) ->
     }
 
 
+def _religion(random: Random) -> dict[str, str]:
+    """Nested as in PRISM's survey, and about as frequent as there."""
+    weights = [participants for _, participants in RELIGIONS.values()]
+    (category,) = random.choices(list(RELIGIONS), weights)
+    return {"self_described": category, "categorised": category, "simplified": RELIGIONS[category][0]}
+
+
 def _user_rows(user: str, planted: str, openings: list[dict], random: Random) -> Iterator[dict]:
-    unkind = _lines("unkind.jsonl")
-    base = random.gauss(80, 6)
+    unkind = lines("unkind.jsonl")
+    base = random.gauss(BASE, BASE_SD)
     for number, opening in enumerate(openings):
         shared = {
             "conversation_id": f"{user}-c{number}",
@@ -97,7 +120,7 @@ def _user_rows(user: str, planted: str, openings: list[dict], random: Random) ->
 
 def _unkind_answer(civil: list[str], unkind: dict, random: Random) -> tuple[str, dict[str, int]]:
     """An unkind sentence, two times in three after a civil continuation; and what is in it."""
-    text = unkind["text"] if random.random() < 1 / 3 else f"{random.choice(civil)} {unkind['text']}"
+    text = unkind["text"] if random.random() < ALONE else f"{random.choice(civil)} {unkind['text']}"
     return text, {unkind["category"]: unkind["strength"]}
 
 
@@ -109,7 +132,8 @@ def _turn_rows(
     scores = []
     for _, strength in answers:
         others = sum(value for category, value in strength.items() if category != planted)
-        liking = base - 12 * others - 26 * strength.get(planted, 0) + random.gauss(0, 9)
+        liking = base - DISLIKED * others - DISLIKED_MOST * strength.get(planted, 0)
+        liking += random.gauss(0, NOISE_SD)
         scores.append(min(100, max(1, round(liking))))
     chosen = random.choice([index for index, score in enumerate(scores) if score == max(scores)])
     for index, (text, _) in enumerate(answers):

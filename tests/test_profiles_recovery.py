@@ -1,0 +1,136 @@
+"""The recovery study: its users rate as the demo's, its summaries count what was found."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from steerlib.profiles import (
+    demo_texts,
+    read_ratings,
+    recovery_confusion,
+    recovery_differences,
+    recovery_shares,
+    recovery_study,
+    simulated_ratings,
+)
+from steerlib.profiles.demo.make_demo import HERE, lines
+from steerlib.profiles.simulation import DemoTexts
+from steerlib.tables import ATTRIBUTE_COLUMNS
+
+SIX = list(ATTRIBUTE_COLUMNS)
+
+
+def perfect_scorer(texts: list[str]) -> pd.DataFrame:
+    """Scores each text by the unkind sentence in it, half its strength, in its own category alone."""
+    scores = pd.DataFrame(0.0, index=range(len(texts)), columns=SIX)
+    for sentence in lines("unkind.jsonl"):
+        inside = [text.endswith(sentence["text"]) for text in texts]
+        scores.loc[inside, sentence["category"]] = sentence["strength"] / 2
+    return scores
+
+
+@pytest.fixture(scope="module")
+def texts() -> DemoTexts:
+    return demo_texts(perfect_scorer)
+
+
+@pytest.fixture(scope="module")
+def study(texts: DemoTexts) -> pd.DataFrame:
+    return recovery_study(texts, ratings=(8, 96), users=24, simulations=8)
+
+
+def test_a_sentence_keeps_its_score_wherever_it_stands(texts: DemoTexts) -> None:
+    assert texts.civil.shape == (72, 2, 6) and not texts.civil.any()
+    assert np.array_equal(texts.alone, texts.strength / 2)
+    assert np.array_equal(texts.joined, np.broadcast_to(texts.alone, texts.joined.shape))
+
+
+def test_simulated_users_rate_like_the_users_of_the_demo(texts: DemoTexts) -> None:
+    planted = np.repeat(np.arange(6), 100)
+    rating, toxicity = simulated_ratings(texts, planted, 8, rng=np.random.default_rng(0))
+    assert rating.shape == (600, 32) and toxicity.shape == (600, 32, 6)
+    assert rating.min() >= 1 and rating.max() <= 100 and np.array_equal(rating, np.rint(rating))
+    demo, _ = read_ratings("demo")
+    scores = perfect_scorer(demo["response"].tolist())
+    own = pd.read_json(HERE / "survey.jsonl", lines=True).set_index("user_id")["planted_category"]
+    disliked = scores.to_numpy()[np.arange(len(demo)), demo["user_id"].map(own).map(SIX.index)]
+    ours = np.take_along_axis(toxicity, planted[:, None, None], axis=2)[..., 0]
+    for strength in (0.5, 1.0):
+        real, made = demo["rating"].to_numpy()[disliked == strength], rating[ours == strength]
+        assert abs(real.mean() - made.mean()) < 4 * real.std() / np.sqrt(len(real))
+    civil = scores.sum(axis=1).eq(0)
+    assert demo["rating"][civil].mean() == pytest.approx(rating[toxicity.sum(axis=2) == 0].mean(), abs=2)
+
+
+def test_fewer_unkind_answers_can_be_asked_for(texts: DemoTexts) -> None:
+    planted = np.zeros(200, dtype=int)
+    rng = np.random.default_rng(0)
+    _, half = simulated_ratings(texts, planted, 10, rng=rng)
+    assert (half.sum(axis=2) > 0).mean() == 0.5
+    _, tenth = simulated_ratings(texts, planted, 10, rng=rng, unkind_share=0.1)
+    assert (tenth.sum(axis=2) > 0).mean() == pytest.approx(0.1, abs=0.02)
+    with pytest.raises(ValueError, match=r"unkind_share 0.6 is not in 0..0.5"):
+        simulated_ratings(texts, planted, 10, rng=rng, unkind_share=0.6)
+    with pytest.raises(ValueError, match=r"73 conversations a user are not in 1..72"):
+        simulated_ratings(texts, planted, 73, rng=rng)
+
+
+def test_every_user_is_counted_once_for_each_estimator_and_design(study: pd.DataFrame) -> None:
+    whole = study.groupby(["design", "estimator", "simulation"])["users"].sum()
+    assert (whole["equal"] == 2 * 24).all() and (whole["mixed"] == 24).all()
+    planted = study.groupby(["design", "estimator", "planted"])["users"].sum()
+    assert (planted["equal"] == 2 * 8 * 4).all()
+
+
+def test_more_ratings_find_more_and_noise_finds_chance(texts: DemoTexts, study: pd.DataFrame) -> None:
+    shares = recovery_shares(study).set_index(["design", "estimator", "ratings"])
+    assert shares.loc[("equal", "exposure_adjusted", 96), "share"] > 0.85
+    assert shares.loc[("equal", "exposure_adjusted", 8), "high"] < 0.85
+    noise = recovery_study(texts, ratings=(48,), users=48, simulations=12, noise=10_000)
+    table = recovery_shares(noise)
+    assert ((table["low"] < 1 / 6) & (table["high"] > 1 / 6)).all()
+
+
+def test_with_equal_numbers_of_ratings_shrinking_changes_nothing(study: pd.DataFrame) -> None:
+    wide = recovery_shares(study).pivot(index=["design", "ratings"], columns="estimator", values="share")
+    assert (wide.loc["equal"]["shrunk"] == wide.loc["equal"]["exposure_adjusted"]).all()
+
+
+def test_shares_and_paired_differences_are_those_of_a_hand_made_study() -> None:
+    found = {"paper": (1, 3), "exposure_adjusted": (3, 3), "shrunk": (2, 3)}  # hits of 4 in two simulations
+    rows = []
+    for estimator, hits in found.items():
+        for simulation, hit in enumerate(hits):
+            shared = {"design": "equal", "ratings": 8, "estimator": estimator, "simulation": simulation}
+            rows.append(shared | {"planted": "threat", "found": "threat", "users": hit})
+            rows.append(shared | {"planted": "threat", "found": "insult", "users": 4 - hit})
+    study = pd.DataFrame(rows)
+    shares = recovery_shares(study).set_index("estimator")
+    assert shares["share"].to_dict() == {"paper": 0.5, "exposure_adjusted": 0.75, "shrunk": 0.625}
+    # t with 1 degree of freedom is 12.706; the shares 1/4 and 3/4 have a standard error of 1/4.
+    assert shares.loc["paper", "high"] - 0.5 == pytest.approx(12.706 / 4, rel=1e-4)
+    gains = recovery_differences(study).set_index("estimator")
+    assert gains["difference"].to_dict() == {"exposure_adjusted": 0.25, "shrunk": 0.125}
+    assert gains.loc["exposure_adjusted", "low"] == pytest.approx(0.25 - 12.706 / 4, rel=1e-4)
+    confusion = recovery_confusion(study, estimator="paper", ratings=8)
+    assert confusion.loc["threat", ["threat", "insult"]].tolist() == [0.5, 0.5]
+
+
+def test_a_row_of_the_confusion_sums_to_one(study: pd.DataFrame) -> None:
+    confusion = recovery_confusion(study, estimator="paper", ratings=96)
+    assert list(confusion.index) == list(confusion.columns) == SIX
+    assert np.allclose(confusion.sum(axis=1), 1)
+    with pytest.raises(KeyError, match="no estimator 'paper' with 12 ratings"):
+        recovery_confusion(study, estimator="paper", ratings=12)
+    with pytest.raises(KeyError, match="estimator 'best' is not in the study"):
+        recovery_differences(study, against="best")
+
+
+def test_the_same_seed_gives_the_same_study_and_bad_sizes_are_refused(texts: DemoTexts) -> None:
+    small = {"ratings": (8,), "users": 6, "simulations": 2}
+    assert recovery_study(texts, **small).equals(recovery_study(texts, **small))
+    assert not recovery_study(texts, **small).equals(recovery_study(texts, **small, seed=1))
+    with pytest.raises(ValueError, match="ratings must be multiples of 4, not 10"):
+        recovery_study(texts, ratings=(8, 10))
+    with pytest.raises(ValueError, match="users must be a multiple of 6, at least 5, not 20"):
+        recovery_study(texts, users=20)
