@@ -13,6 +13,7 @@ from steerlib.evaluation.choose import choose_alpha, chosen_arms
 from steerlib.evaluation.controls import with_controls
 from steerlib.evaluation.diversity import distinct_n, length, repetition
 from steerlib.evaluation.intervals import Interval, cluster_interval, seed_interval
+from steerlib.evaluation.likelihood import answer_likelihood
 from steerlib.evaluation.metrics import (
     change_percent,
     overshoot_rate,
@@ -38,6 +39,7 @@ __all__ = [
     "STATISTICS",
     "Interval",
     "Statistic",
+    "answer_likelihood",
     "ask_questions",
     "brier",
     "calibration_error",
