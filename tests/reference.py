@@ -19,15 +19,22 @@ from steerlib.vectors import add_to_residual
 
 
 def reference_answer(
-    frozen: FrozenModel, request: Request, vectors: Mapping[str, Mapping[int, Tensor]] | None = None
+    frozen: FrozenModel,
+    request: Request,
+    vectors: Mapping[str, Mapping[int, Tensor]] | None = None,
+    models: Mapping[str, FrozenModel] | None = None,
 ) -> list[int]:
     """Token ids of one answer, every branch read anew for every token."""
     settings, answer = request.sampling, []
     for step in range(settings.max_new_tokens):
         z = {
-            name: branch_logits(frozen, stream, answer, vectors) for name, stream in request.branches.items()
+            name: branch_logits((models or {}).get(stream.model, frozen), stream, answer, vectors)
+            for name, stream in request.branches.items()
         }
         z_new = RULES[request.method].combine(z, torch.tensor([request.alpha], dtype=z["base"].dtype))
+        if request.base_top_p < 1:
+            kept = TopPLogitsWarper(request.base_top_p)(torch.tensor([answer]), z["base"])
+            z_new = torch.where(kept.isneginf(), kept, z_new)
         token = reference_choice(z_new.clone(), request, answer, step)
         if token in frozen.stop_ids:
             break

@@ -1,21 +1,24 @@
 """Room of notebook 03: contexts, steering rules, sampling, decoding, the sweep."""
 
 from steerlib.generation.arms import make_arms
+from steerlib.generation.branches import BranchModels
 from steerlib.generation.contexts import Contexts, branch_ids, default_contexts
 from steerlib.generation.decoding import decode
 from steerlib.generation.grid import study_arms
 from steerlib.generation.path import alpha_path
 from steerlib.generation.requests import category_of
-from steerlib.generation.rules import RULES, anti_expert, check_method, expert_anti_expert
+from steerlib.generation.rules import RULES, anti_expert, base_nucleus, check_method, expert_anti_expert
 from steerlib.generation.sampling import Sampling
 from steerlib.generation.sweep import run_sweep
 
 __all__ = [
     "RULES",
+    "BranchModels",
     "Contexts",
     "Sampling",
     "alpha_path",
     "anti_expert",
+    "base_nucleus",
     "branch_ids",
     "category_of",
     "check_method",

@@ -3,10 +3,11 @@
 import hashlib
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import pandas as pd
 
+from steerlib.generation.branches import TRAINABLE, branches_text
 from steerlib.generation.contexts import TEMPLATES, Contexts, default_contexts
 from steerlib.generation.rules import check_method
 from steerlib.generation.sampling import Sampling
@@ -29,6 +30,8 @@ def make_arms(
     positions: str = "",
     style: str = "continuation",
     sampling: Sampling | None = None,
+    base_top_p: float = 1.0,
+    branches: Mapping[str, str] | None = None,
 ) -> pd.DataFrame:
     """Arms of one method over a grid of alpha, rows of the arms table.
 
@@ -46,20 +49,26 @@ def make_arms(
         positions: where it is added, see `steered_positions`; "all" where empty.
         style: "chat" or "continuation".
         sampling: settings of the choice of tokens.
+        base_top_p: the logit rules choose within the base's own nucleus of this mass, in (0, 1], see `base_nucleus`;
+            1 for no such limit, as in STEER-Away.
+        branches: names of the trained models that stand for a context, by branch ("expert", "anti"); given to `decode`
+            as `branch_models`. An arm without a context left has profile "none".
 
     Returns:
         The arms, one row an alpha; `arm_id` depends on the settings alone.
 
     Raises:
-        ValueError: unknown method, profile, style or category; alpha not finite, or negative for a logit rule.
+        ValueError: unknown method, profile, style, category or branch; alpha not finite, or negative for a logit
+            rule; base_top_p outside (0, 1], or below 1 without a logit rule.
     """
-    check_method(method)
+    trained = dict(branches or {})
     for name, value, known in (("profile", profile, PROFILES), ("style", style, tuple(TEMPLATES))):
         if value not in known:
             raise ValueError(f"{name} {value!r} is none of {', '.join(known)}")
     if category:
         check_attribute(category)
-    _check_signal(method, profile, category, vector)
+    _check_signal(method, profile, category, vector, trained)
+    _check_nucleus(method, base_top_p)
     settings = vars(sampling or Sampling())
     rows = []
     for alpha in alphas:
@@ -76,12 +85,22 @@ def make_arms(
             "positions": (positions or "all") if vector else "",
             "style": style,
             **settings,
+            "base_top_p": float(base_top_p),
+            "branches": branches_text(trained),
         }
         rows.append({"arm_id": arm_id(row), **row})
     return pd.DataFrame(rows)
 
 
-def _check_signal(method: str, profile: str, category: str, vector: str) -> None:
+def reads_contexts(method: str, branches: Iterable[str] = ()) -> bool:
+    """Whether a branch of the method is left to a context when the given ones are trained models."""
+    return bool({*check_method(method).branches} & {*TRAINABLE} - {*branches})
+
+
+def _check_signal(method: str, profile: str, category: str, vector: str, trained: Mapping[str, str]) -> None:
+    for branch in trained:
+        if branch not in {*check_method(method).branches} & {*TRAINABLE}:
+            raise ValueError(f"method {method!r} has no branch {branch!r} to be a trained model")
     if (method == "caa") != bool(vector):
         raise ValueError(
             f"method {method!r} with vector {vector!r}: a vector belongs to 'caa', and 'caa' needs one"
@@ -90,8 +109,16 @@ def _check_signal(method: str, profile: str, category: str, vector: str) -> None
         raise ValueError(
             f"profile {profile!r} with category {category!r}: only 'population' names a category"
         )
-    if (method in (*LOGIT_METHODS, "prompt_only")) == (profile == "none"):
-        raise ValueError(f"method {method!r} does not go with profile {profile!r}")
+    if reads_contexts(method, trained) == (profile == "none"):
+        models = f" and trained {', '.join(trained)}" if trained else ""
+        raise ValueError(f"method {method!r}{models} does not go with profile {profile!r}")
+
+
+def _check_nucleus(method: str, base_top_p: float) -> None:
+    if not 0 < base_top_p <= 1:
+        raise ValueError(f"base_top_p must be in (0, 1], not {base_top_p}")
+    if base_top_p < 1 and method not in LOGIT_METHODS:
+        raise ValueError(f"base_top_p {base_top_p} is for {' and '.join(LOGIT_METHODS)}, not for {method!r}")
 
 
 def _check_alpha(method: str, alpha: float) -> None:

@@ -44,13 +44,24 @@ class SlotLayer(CacheLayerMixin):
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:  # noqa: ARG002
-        if self.keys is None or self.values is None:
+        if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
+        keys, values = self.block()
         rows = slice(self.window.first, self.window.first + key_states.shape[0])
         stop = self.window.length + key_states.shape[2]
-        self.keys[rows, :, self.window.length : stop] = key_states
-        self.values[rows, :, self.window.length : stop] = value_states
-        return self.keys[rows, :, :stop], self.values[rows, :, :stop]
+        keys[rows, :, self.window.length : stop] = key_states
+        values[rows, :, self.window.length : stop] = value_states
+        return keys[rows, :, :stop], values[rows, :, :stop]
+
+    def block(self) -> tuple[Tensor, Tensor]:
+        """All keys and all values.
+
+        Raises:
+            ValueError: the layer was never written to.
+        """
+        if self.keys is None or self.values is None:
+            raise ValueError("this layer of the cache holds nothing yet")
+        return self.keys, self.values
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.window.length + query_length, 0
@@ -73,7 +84,8 @@ class SlotCache(Cache):
 
     def __init__(self, n_layers: int, *, capacity: int, columns: int) -> None:
         self.window = Window(capacity, columns)
-        super().__init__(layers=[SlotLayer(self.window) for _ in range(n_layers)])
+        self.slot_layers = [SlotLayer(self.window) for _ in range(n_layers)]
+        super().__init__(layers=[*self.slot_layers])
 
     def copy_rows(self, source: Tensor, target: Tensor) -> None:
         """Copy the filled columns of some rows to others; no row may be both source and target."""
@@ -85,13 +97,14 @@ class SlotCache(Cache):
     def take_rows(self, other: "SlotCache", source: Tensor) -> None:
         """Fill rows 0, 1, ... from the given rows of another cache, up to that one's length."""
         length = other.window.length
-        for layer, theirs in zip(self.layers, other.layers, strict=True):
-            if layer.keys is None:
-                layer.lazy_initialization(theirs.keys, theirs.values)
-        for (keys, values), (their_keys, their_values) in zip(self._blocks(), other._blocks(), strict=True):
+        for layer, theirs in zip(self.slot_layers, other.slot_layers, strict=True):
+            their_keys, their_values = theirs.block()
+            if not layer.is_initialized:
+                layer.lazy_initialization(their_keys, their_values)
+            keys, values = layer.block()
             rows = source.to(keys.device)
             keys[: len(rows), :, :length] = their_keys[rows, :, :length]
             values[: len(rows), :, :length] = their_values[rows, :, :length]
 
     def _blocks(self) -> list[tuple[Tensor, Tensor]]:
-        return [(layer.keys, layer.values) for layer in self.layers]
+        return [layer.block() for layer in self.slot_layers]

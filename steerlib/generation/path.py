@@ -5,19 +5,22 @@ an interval of alpha and the tokens that all its alphas agree on; where the next
 the node splits. All open nodes are rows of one batch, and a prefix is decoded once for all alphas that share it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 import torch
 from torch import Tensor
 
 from steerlib.generation.arms import LOGIT_METHODS, make_arms
+from steerlib.generation.batch import Progress
+from steerlib.generation.branches import BranchModels
 from steerlib.generation.contexts import Contexts
-from steerlib.generation.decoding import Progress, default_capacity
+from steerlib.generation.decoding import default_capacity
 from steerlib.generation.envelope import Pieces, ScoreLines, upper_envelope
+from steerlib.generation.joined import open_streams
 from steerlib.generation.requests import Request, make_requests
+from steerlib.generation.rules import base_nucleus, check_method
 from steerlib.generation.sampling import Sampling, gumbel_noise, text_hash
-from steerlib.generation.streams import Stream, Streams
 from steerlib.models import FrozenModel
 from steerlib.tables import SCHEMA
 from steerlib.vectors.residual import ResidualDose
@@ -35,6 +38,8 @@ def alpha_path(
     style: str = "continuation",
     seeds: Sequence[int] = (0,),
     contexts: Contexts | None = None,
+    base_top_p: float = 1.0,
+    branch_models: BranchModels | None = None,
     row_budget: int = 96,
     capacity: int | None = None,
     progress: Progress | None = None,
@@ -53,6 +58,8 @@ def alpha_path(
         profile, category, style: as in `make_arms`.
         seeds: of the noise; a greedy path is asked for the first alone.
         contexts: expert and anti-expert contexts by category; None for the style's defaults.
+        base_top_p: as in `make_arms`; exact, for the base's own nucleus is the same at every alpha.
+        branch_models: as in `decode`; those of the method's branches are read.
         row_budget: rows of a forward pass that one prompt and seed may hold. When its open nodes are more than fit,
             the widest intervals go on and the others end there, `complete` false.
         capacity: rows of a forward pass at most, over all prompts decoded at one time.
@@ -71,6 +78,7 @@ def alpha_path(
     translations; here every step of decoding has an envelope of its own, and the lines may bend.
     """
     _check(method, alpha_max, sampling)
+    trained = {b: m for b, m in (branch_models or {}).items() if b in check_method(method).branches}
     arm = make_arms(
         method,
         [alpha_max],
@@ -80,18 +88,21 @@ def alpha_path(
         category=category,
         style=style,
         sampling=sampling,
+        base_top_p=base_top_p,
+        branches={branch: model.name for branch, model in trained.items()},
     )
     arm["arm_id"] = "path-" + arm.arm_id
-    requests = make_requests(frozen, prompts, arm, seeds=seeds, contexts=contexts)
+    requests = make_requests(frozen, prompts, arm, seeds=seeds, contexts=contexts, branch_models=trained)
+    models = {"": frozen, **trained}
     width = max((len(r.branches) for r in requests), default=1)
     if row_budget < width:
         raise ValueError(f"row_budget {row_budget} is less than the {width} branches of one answer")
-    together = max(1, (capacity or default_capacity(frozen, requests)) // row_budget)
+    together = max(1, (capacity or default_capacity([*models.values()], requests)) // row_budget)
     found, row_steps = [], 0
     for first in range(0, len(requests), together):
         batch = requests[first : first + together]
         with torch.inference_mode():
-            forest = _Forest(frozen, batch, alpha_max=alpha_max, nodes=row_budget // width)
+            forest = _Forest(models, batch, alpha_max=alpha_max, nodes=row_budget // width)
             found += forest.grow()
         row_steps += forest.row_steps
         if progress:
@@ -147,12 +158,24 @@ class _Forest:
     """The trees of one batch while they grow: one tree a request, open nodes as rows."""
 
     def __init__(
-        self, frozen: FrozenModel, requests: Sequence[Request], *, alpha_max: float, nodes: int
+        self,
+        models: Mapping[str, FrozenModel],
+        requests: Sequence[Request],
+        *,
+        alpha_max: float,
+        nodes: int,
     ) -> None:
-        self.frozen, self.requests, self.nodes = frozen, requests, nodes
-        self.device, self.sampling = frozen.device, requests[0].sampling
+        self.frozen, self.requests, self.nodes = models[""], requests, nodes
+        self.device, self.sampling = self.frozen.device, requests[0].sampling
         self.names = sorted(requests[0].branches)
-        index = self._open_streams()
+        self.streams, index = open_streams(
+            models,
+            requests,
+            rows_per_request=nodes,
+            max_new_tokens=self.sampling.max_new_tokens,
+            vectors=[],
+            dose=ResidualDose(),
+        )
         n, high = len(requests), _high(torch.zeros(1, device=self.device)).dtype
         self.tree = torch.arange(n, device=self.device)
         self.low = torch.zeros(n, dtype=high, device=self.device)
@@ -161,24 +184,9 @@ class _Forest:
         self.slots = torch.tensor(slots, device=self.device)
         self.tokens = torch.zeros(n, 0, dtype=torch.long, device=self.device)
         self.nll = torch.zeros_like(self.low)
-        self.stop_ids = torch.tensor(sorted(frozen.stop_ids), device=self.device)
+        self.stop_ids = torch.tensor(sorted(self.frozen.stop_ids), device=self.device)
         self.segments: list[dict] = []
         self.row_steps = 0
-
-    def _open_streams(self) -> dict[Stream, int]:
-        """Slot of each distinct context."""
-        distinct: dict[Stream, int] = {s: 0 for r in self.requests for s in r.branches.values()}
-        # Alike lengths lie side by side, so that prefill pads little.
-        ordered = sorted(distinct, key=lambda s: (len(s.ids), s.ids))
-        self.streams = Streams(
-            self.frozen,
-            ordered,
-            capacity=len(self.requests) * self.nodes * len(self.names),
-            max_new_tokens=self.sampling.max_new_tokens,
-            vectors=[],
-            dose=ResidualDose(),
-        )
-        return {stream: i for i, stream in enumerate(ordered)}
 
     def grow(self) -> list[dict]:
         """Decode until every node is closed; rows of the segments table, in no order."""
@@ -203,6 +211,11 @@ class _Forest:
     def _lines(self, z: Tensor, step: int) -> ScoreLines:
         branches = {name: z[self.slots[:, i]] for i, name in enumerate(self.names)}
         intercept, slope = score_line(self.requests[0].method, branches)
+        limit = self.requests[0].base_top_p
+        if limit < 1:
+            top_p = torch.full_like(branches["base"][:, 0], limit)
+            outside = ~base_nucleus(branches["base"], top_p)
+            intercept, slope = intercept.masked_fill(outside, -torch.inf), slope.masked_fill(outside, 0)
         temperature = self.sampling.temperature
         return ScoreLines(
             intercept,

@@ -52,6 +52,26 @@ def anti_expert(z_base: Tensor, z_anti: Tensor, alpha: Alpha) -> Tensor:
     return expert_anti_expert(z_base, z_base, z_anti, alpha)
 
 
+def base_nucleus(z_base: Tensor, top_p: Tensor) -> Tensor:
+    """Tokens of the base's own nucleus: those above which less than `top_p` of softmax(z_base) lies.
+
+    Args:
+        z_base: raw next-token logits of the base, `(batch, vocab)`; no temperature.
+        top_p: nucleus mass, one a row, `(batch,)`; 1 keeps every token.
+
+    Returns:
+        Boolean mask `(batch, vocab)`; the most probable token is always in it. Equal logits are in or out together.
+
+    Source: Liu et al. (DExperts, ACL 2021, sec. 2.2), who cut the base before the rule. Here a token outside is cut
+    from what the rule gave, so that it stays out whatever the other branches say of it (-inf - -inf is no number).
+    """
+    ranked = z_base.sort(-1, descending=True).values
+    mass = ranked.softmax(-1)
+    inside = (mass.cumsum(-1) - mass < top_p[:, None]).sum(-1)
+    threshold = ranked.gather(-1, (inside - 1).clamp_min(0)[:, None])
+    return (z_base >= threshold) | (top_p[:, None] >= 1)
+
+
 def _per_row(alpha: Alpha, z: Tensor) -> Tensor:
     strength = torch.as_tensor(alpha, dtype=z.dtype, device=z.device)
     if not strength.isfinite().all():

@@ -21,19 +21,21 @@ PREFILL_TOKENS = 4096
 
 @dataclass(frozen=True)
 class Stream:
-    """One context of the frozen model.
+    """One context and what reads it.
 
     Attributes:
         ids: token ids of the context.
         vector: name of the steering vector added to its residual stream; empty for none.
         alpha: strength of that vector.
         positions: where it is added, see `steered_positions`.
+        model: which model reads it: empty for the frozen one, else the name of a trained branch, see `owner`.
     """
 
     ids: TokenIds
     vector: str = ""
     alpha: float = 0.0
     positions: str = "all"
+    model: str = ""
 
 
 def shared_prefixes(sequences: Sequence[TokenIds]) -> list[int]:

@@ -7,12 +7,13 @@ frees when a process dies keeps two processes from doing the same block.
 import fcntl
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
 
+from steerlib.generation.branches import BranchModels
 from steerlib.generation.contexts import Contexts
 from steerlib.generation.decoding import decode_requests
 from steerlib.generation.requests import Request, make_requests
@@ -33,6 +34,7 @@ def run_sweep(
     seeds: Sequence[int] = (0,),
     contexts: Contexts | None = None,
     vectors: Mapping[str, Vectors] | None = None,
+    branch_models: BranchModels | None = None,
     prompts_per_block: int = 8,
     capacity: int | None = None,
 ) -> pd.DataFrame:
@@ -49,6 +51,7 @@ def run_sweep(
         seeds: of the sampling noise.
         contexts: see `decode`.
         vectors: see `decode`.
+        branch_models: see `decode`.
         prompts_per_block: prompts of one block.
         capacity: rows of a forward pass at most.
 
@@ -58,7 +61,9 @@ def run_sweep(
     Raises:
         ValueError: as `decode`, before anything is decoded.
     """
-    requests = make_requests(frozen, prompts, arms, seeds=seeds, contexts=contexts)
+    requests = make_requests(
+        frozen, prompts, arms, seeds=seeds, contexts=contexts, branch_models=branch_models
+    )
     blocks = _blocks(requests, prompts_per_block)
     done = _done(folder)
     total = sum(_key(r) in done for r in requests)
@@ -74,7 +79,12 @@ def run_sweep(
                     missing = [r for r in block if _key(r) not in done] if mine else []
                     if missing:
                         part = decode_requests(
-                            frozen, missing, vectors=vectors or {}, capacity=capacity, progress=bar.update
+                            frozen,
+                            missing,
+                            vectors=vectors or {},
+                            branch_models=branch_models,
+                            capacity=capacity,
+                            progress=bar.update,
                         )
                         append_part(folder, "generations", part, part=_name(missing))
                         done |= {_key(r) for r in missing}
@@ -108,7 +118,7 @@ def _name(requests: Sequence[Request]) -> str:
 
 
 @contextmanager
-def _lock(path: Path, *, wait: bool) -> Iterator[bool]:
+def _lock(path: Path, *, wait: bool) -> Generator[bool, None, None]:
     """Whether the lock was had; a process that dies lets go of it."""
     with path.open("w") as file:
         try:

@@ -5,7 +5,7 @@ Layer l is the l-th decoder block, counted from 0; its residual is the block's O
 the value after the final norm.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -79,7 +79,7 @@ class ResidualDose:
 
 
 @contextmanager
-def residual_hooks(model: nn.Module, directions: Mapping[int, Tensor]) -> Iterator[ResidualDose]:
+def residual_hooks(model: nn.Module, directions: Mapping[int, Tensor]) -> Generator[ResidualDose, None, None]:
     """Hooks on decoder blocks that add a combination of directions to their outputs.
 
         h_l <- h_l + coefficients @ directions[l]
@@ -121,7 +121,7 @@ def add_to_residual(
     alpha: float | Tensor = 1.0,
     positions: str = "all",
     prompt_lengths: Tensor | None = None,
-) -> Iterator[None]:
+) -> Generator[None, None, None]:
     """Add alpha times a steering vector to the residual stream of some layers, under `with`.
 
         h_l <- h_l + alpha v_l     at the steered positions, pads excluded

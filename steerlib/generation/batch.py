@@ -1,0 +1,200 @@
+"""The answers of one batch while they are written: combine the branches, draw, record, continue."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from steerlib.generation.joined import open_streams
+from steerlib.generation.requests import Request
+from steerlib.generation.rules import RULES, base_nucleus
+from steerlib.generation.sampling import NEAR_TIE, choose, gumbel_noise, penalise_, text_hash
+from steerlib.models import FrozenModel
+from steerlib.vectors.residual import ResidualDose
+
+Progress = Callable[[int], None]
+
+
+class Batch:
+    """Answers as rows, one each, with their branches as rows of the streams.
+
+    Args:
+        models: the frozen model under "", trained branches by name.
+        requests: the answers.
+        vectors: names of the steering vectors, in the order of `dose`'s last dimension.
+        dose: what the residual hooks of the frozen model add.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, FrozenModel],
+        requests: Sequence[Request],
+        vectors: Sequence[str],
+        dose: ResidualDose,
+    ) -> None:
+        self.frozen, self.requests = models[""], requests
+        self.device = self.frozen.device
+        self.names = sorted({name for r in requests for name in r.branches})
+        self.longest = max(r.sampling.max_new_tokens for r in requests)
+        self.streams, index = open_streams(
+            models, requests, rows_per_request=1, max_new_tokens=self.longest, vectors=vectors, dose=dose
+        )
+        slots = [[index[r.branches[n]] if n in r.branches else -1 for n in self.names] for r in requests]
+        self.slots = torch.tensor(slots, device=self.device)
+        self._settings()
+        self._records()
+
+    def _settings(self) -> None:
+        rows = self.requests
+        self.alpha = self._column([r.alpha for r in rows])
+        self.temperature = self._column([r.sampling.temperature for r in rows])
+        self.top_p = self._column([r.sampling.top_p for r in rows])
+        self.min_p = self._column([r.sampling.min_p for r in rows])
+        self.base_top_p = self._column([r.base_top_p for r in rows])
+        self.limited = any(r.base_top_p < 1 for r in rows)
+        self.penalty = self._column([r.sampling.repetition_penalty for r in rows])
+        self.budget = torch.tensor([r.sampling.max_new_tokens for r in rows], device=self.device)
+        dice = [(text_hash(r.prompt_id), r.seed) for r in rows]
+        self.dice = list(dict.fromkeys(dice))
+        self.die = torch.tensor([self.dice.index(d) for d in dice], device=self.device)
+        methods = sorted({r.method for r in rows})
+        self.members = {m: torch.tensor([r.method == m for r in rows], device=self.device) for m in methods}
+
+    def _records(self) -> None:
+        n = len(self.requests)
+        self.high = torch.float32 if self.device.type == "mps" else torch.float64
+        self.live = torch.arange(n, device=self.device)
+        self.tokens = torch.zeros(n, self.longest, dtype=torch.long, device=self.device)
+        self.n_tokens = torch.zeros(n, dtype=torch.long, device=self.device)
+        self.stopped = torch.zeros(n, dtype=torch.bool, device=self.device)
+        self.near_ties = torch.zeros(n, dtype=torch.long, device=self.device)
+        self.nll = torch.zeros(n, dtype=self.high, device=self.device)
+        self.kl = torch.zeros(n, dtype=self.high, device=self.device)
+        self.stop_ids = torch.tensor(sorted(self.frozen.stop_ids), device=self.device)
+
+    def _column(self, values: Sequence[float]) -> Tensor:
+        return torch.tensor(values, dtype=torch.promote_types(self.frozen.dtype, torch.float32)).to(
+            self.device
+        )
+
+    def run(self, progress: Progress) -> list[dict]:
+        """Decode to the end of every answer; rows of the generations table."""
+        z = self.streams.prefill()
+        self.seen = self._prompt_tokens(z.shape[1])
+        for step in range(self.longest):
+            tokens = self._step(z, step)
+            running = self._record(tokens, step)
+            progress(int((~running).sum()))
+            self.live, tokens = self.live[running], tokens[running]
+            if not len(self.live):
+                break
+            z = self._continue(tokens)
+        return self._rows()
+
+    def _prompt_tokens(self, vocab: int) -> Tensor:
+        seen = torch.zeros(len(self.requests), vocab, dtype=torch.bool, device=self.device)
+        for row, request in enumerate(self.requests):
+            if request.sampling.penalty_scope == "prompt_and_generated":
+                seen[row, list(request.branches["base"].ids)] = True
+        return seen
+
+    def _step(self, z: Tensor, step: int) -> Tensor:
+        """Combine, penalise, draw; the chosen token of each live row."""
+        live = self.live
+        z_new = self._within_nucleus(z, self._combined(z))
+        hashes, seeds = torch.tensor(self.dice, device=self.device).unbind(-1)
+        dice = gumbel_noise(hashes, seeds, step, z.shape[1], dtype=z.dtype)
+        log_norm, kl = self._divergence(z, z_new)
+        penalise_(z_new, self.seen[live], self.penalty[live])
+        tokens, gap = choose(
+            z_new, dice[self.die[live]], self.temperature[live], self.top_p[live], self.min_p[live]
+        )
+        self.near_ties[live] += gap < NEAR_TIE
+        nll = log_norm - z[self._base(), tokens]
+        self.nll[live] += torch.where(torch.isin(tokens, self.stop_ids), 0, nll)
+        self.kl[live] += kl
+        return tokens
+
+    def _base(self) -> Tensor:
+        return self.slots[self.live, self.names.index("base")]
+
+    def _combined(self, z: Tensor) -> Tensor:
+        z_new = torch.empty(len(self.live), z.shape[1], dtype=z.dtype, device=self.device)
+        for method, members in self.members.items():
+            rows = members[self.live].nonzero()[:, 0]
+            if len(rows):
+                slots = self.slots[self.live[rows]]
+                branches = {
+                    name: z[slots[:, self.names.index(name)]] for name in ("base", *RULES[method].branches)
+                }
+                z_new[rows] = RULES[method].combine(branches, self.alpha[self.live[rows]])
+        return z_new
+
+    def _within_nucleus(self, z: Tensor, z_new: Tensor) -> Tensor:
+        """Cut what lies outside the base's nucleus, in the rows that have one."""
+        if self.limited:
+            rows = (self.base_top_p[self.live] < 1).nonzero()[:, 0]
+            inside = base_nucleus(z[self._base()[rows]], self.base_top_p[self.live[rows]])
+            z_new[rows] = z_new[rows].masked_fill_(~inside, -torch.inf)
+        return z_new
+
+    def _divergence(self, z: Tensor, z_new: Tensor) -> tuple[Tensor, Tensor]:
+        """Log normaliser of each row's base, and KL(steered || base), before penalty and temperature.
+
+        What the base's nucleus cuts has probability 0 in the steered distribution and adds nothing to the KL.
+        """
+        base = self._base()
+        log_norm = z.logsumexp(-1)[base]
+        steered = (self.slots[self.live] >= 0).sum(-1) > 1
+        z_steered = z_new[steered]
+        new_norm = z_steered.logsumexp(-1)
+        difference = z_steered - z[base[steered]]
+        if self.limited:
+            difference.masked_fill_(z_steered.isneginf(), 0)
+        weighted = z_steered.sub_(new_norm[:, None]).exp_().mul_(difference).sum(-1)
+        kl = torch.zeros_like(log_norm)
+        kl[steered] = (weighted - new_norm + log_norm[steered]).clamp_min(0)
+        return log_norm, kl
+
+    def _record(self, tokens: Tensor, step: int) -> Tensor:
+        """Write the tokens down; which live rows go on."""
+        ended = torch.isin(tokens, self.stop_ids)
+        self.tokens[self.live, step] = tokens
+        self.n_tokens[self.live] += (~ended).long()
+        self.stopped[self.live] = ended
+        self.seen[self.live, tokens] = True
+        return ~ended & (step + 1 < self.budget[self.live])
+
+    def _continue(self, tokens: Tensor) -> Tensor:
+        """Append each row's token to its branches; rows that still agree share them."""
+        slots = self.slots[self.live]
+        used = slots >= 0
+        vocab = self.seen.shape[1]
+        pairs = slots * vocab + tokens[:, None]
+        distinct, place = pairs[used].unique(return_inverse=True)
+        slot, z = self.streams.advance(distinct // vocab, distinct % vocab)
+        slots[used] = slot[place]
+        self.slots[self.live] = slots
+        return z
+
+    def _rows(self) -> list[dict]:
+        tokens, counts = self.tokens.tolist(), self.n_tokens.tolist()
+        ids = [row[:n] for row, n in zip(tokens, counts, strict=True)]
+        texts = self.frozen.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        stopped, ties = self.stopped.tolist(), self.near_ties.tolist()
+        return [
+            {
+                "arm_id": request.arm_id,
+                "prompt_id": request.prompt_id,
+                "seed": request.seed,
+                "text": texts[i],
+                "token_ids": ids[i],
+                "n_tokens": counts[i],
+                "stopped": stopped[i],
+                "nll_base": float(self.nll[i]),
+                "kl_to_base": float(self.kl[i]),
+                "near_ties": ties[i],
+                "hardware": self.frozen.hardware,
+            }
+            for i, request in enumerate(self.requests)
+        ]
