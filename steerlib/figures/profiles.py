@@ -1,6 +1,6 @@
-"""Pictures of notebook 01: who is sensitive to what."""
+"""Pictures of notebook 01: who is sensitive to what, and how surely that is known."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -12,6 +12,10 @@ from steerlib.tables import ATTRIBUTE_COLUMNS
 
 SIX = list(ATTRIBUTE_COLUMNS)
 USER_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+ESTIMATOR_COLOUR = {"paper": "#e69f00", "exposure_adjusted": "#56b4e9", "shrunk": "#000000"}
+"""Okabe-Ito, those that no method has."""
+ESTIMATOR_LINE = {"paper": ("-", "o"), "exposure_adjusted": ("-", "s"), "shrunk": ((0, (2, 2)), "^")}
+DESIGN = {"equal": "all users have as many", "mixed": "users have different numbers"}
 
 
 def plot_profiles(profiles: pd.DataFrame) -> Figure:
@@ -100,6 +104,83 @@ def plot_primary_categories(profiles: pd.DataFrame) -> Figure:
     axis.set(xlabel=f"users (of {counted.sum()})")
     axis.grid(axis="y", visible=False)
     axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return fig
+
+
+def plot_recovery(shares: pd.DataFrame) -> Figure:
+    """Share of planted categories found against the number of ratings; a panel a design, bands 95 %.
+
+    Args:
+        shares: what `recovery_shares` returned.
+    """
+    designs = [design for design in DESIGN if design in set(shares["design"])]
+    fig, axes = new_figure(1, len(designs), height=3.4, share_y=True)
+    numbers = sorted(shares["ratings"].unique())
+    for axis, design in zip(axes[0], designs, strict=True):
+        for estimator, (line, marker) in ESTIMATOR_LINE.items():
+            rows = shares[(shares["design"] == design) & (shares["estimator"] == estimator)]
+            rows = rows.sort_values("ratings")
+            look = {"color": ESTIMATOR_COLOUR[estimator], "linestyle": line, "marker": marker}
+            axis.plot(rows["ratings"], rows["share"], markersize=4, label=label(estimator), **look)
+            axis.fill_between(
+                rows["ratings"], rows["low"], rows["high"], color=look["color"], alpha=0.2, linewidth=0
+            )
+        axis.axhline(1 / len(SIX), color="black", linestyle=(0, (1, 2)), linewidth=1, label="chance")
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(numbers, [f"{number}" for number in numbers])
+        axis.minorticks_off()
+        axis.set(xlabel=f"ratings of a user ({DESIGN[design]})", ylim=(0, 1))
+    axes[0, 0].set_ylabel("share of users whose planted\ncategory is found (band: 95 %)")
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
+    return fig
+
+
+def plot_confusion(confusions: Mapping[str, pd.DataFrame]) -> Figure:
+    """Which category is found where another was planted, a panel an estimator.
+
+    Args:
+        confusions: name of each panel -> (6, 6) shares, rows planted, columns found.
+    """
+    fig, axes = new_figure(1, len(confusions), height=3.9, share_y=True)
+    names = [label(name) for name in SIX]
+    for axis, (name, table) in zip(axes[0], confusions.items(), strict=True):
+        values = table.loc[SIX, SIX].to_numpy()
+        image = axis.imshow(values, vmin=0, vmax=1, cmap="cividis")
+        for row, column in np.ndindex(values.shape):
+            value = float(values[row, column])
+            ink = "black" if value > 0.55 else "white"
+            axis.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color=ink)
+        axis.set_xticks(range(len(SIX)), names, rotation=40, ha="right", rotation_mode="anchor")
+        axis.set_yticks(range(len(SIX)), names)
+        axis.set_xlabel(f"found by {label(name)}", labelpad=2)
+        axis.grid(visible=False)
+    axes[0, 0].set_ylabel("planted")
+    fig.colorbar(image, ax=axes[0].tolist(), label="share of the planted", shrink=0.75)
+    return fig
+
+
+def plot_reliability(agreement: pd.DataFrame) -> Figure:
+    """How often two halves of a user's conversations agree on c*, beside what chance would give.
+
+    Args:
+        agreement: rows of `split_half_agreement`, one an estimator.
+    """
+    fig, axes = new_figure(height=0.3 * len(agreement) + 1.2)
+    axis = axes[0, 0]
+    place = np.arange(len(agreement))
+    reach = np.abs(agreement[["low", "high"]].to_numpy().T - agreement["agreement"].to_numpy())
+    axis.errorbar(
+        agreement["agreement"], place, xerr=reach, fmt="o", color="black", capsize=3, label="agreement, 95 %"
+    )
+    axis.plot(
+        agreement["chance"], place, "|", color="#d55e00", markersize=16, markeredgewidth=2, label="chance"
+    )
+    axis.set_yticks(place, [label(name) for name in agreement["estimator"]])
+    axis.invert_yaxis()
+    axis.margins(y=0.25)
+    axis.set(xlabel="share of users whose two halves have the same primary category", xlim=(0, 1))
+    axis.grid(axis="y", visible=False)
+    fig.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return fig
 
 
