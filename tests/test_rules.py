@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from steerlib.generation import anti_expert, check_method, expert_anti_expert
+from steerlib.generation import anti_expert, base_nucleus, check_method, expert_anti_expert
 
 Z_BASE = torch.tensor([[1.0, 0.0, -1.0]])
 Z_EXPERT = torch.tensor([[0.0, 2.0, 1.0]])
@@ -62,3 +62,17 @@ def test_an_alpha_that_is_not_finite_is_refused(alpha):
 def test_an_unknown_method_is_refused_naming_those_there_are():
     with pytest.raises(ValueError, match="'antiexpert' is none of base, prompt_only, anti_expert"):
         check_method("antiexpert")
+
+
+def test_the_bases_nucleus_by_hand():
+    # probabilities 0.5, 0.2, 0.2, 0.1: above the second pair lie 0.5, above the last 0.9
+    z = torch.tensor([[0.2, 0.5, 0.1, 0.2]]).log().double()
+    for top_p, expected in [(0.4, "0100"), (0.55, "1101"), (0.85, "1101"), (0.95, "1111"), (1.0, "1111")]:
+        inside = base_nucleus(z, torch.tensor([top_p]))
+        assert "".join(str(int(kept)) for kept in inside[0]) == expected, top_p
+
+
+def test_each_row_has_its_own_nucleus_and_a_whole_one_keeps_tokens_of_no_weight():
+    z = torch.tensor([[0.0, -1e9, 50.0]]).repeat(2, 1)
+    inside = base_nucleus(z, torch.tensor([0.9, 1.0]))
+    assert inside.tolist() == [[False, False, True], [True, True, True]]
