@@ -16,7 +16,9 @@ from steerlib.evaluation import (
     paired_interval,
     seed_interval,
     sign_test,
+    trimmed_change,
 )
+from steerlib.evaluation.robust import _trimmed_means
 
 
 def skewed(rng, n_clusters):
@@ -189,6 +191,89 @@ def test_the_band_of_a_flat_curve_seldom_misses_anywhere():
         band = max_t_band(zero, dict(enumerate(curve.T)), statistic="difference", n_resamples=500)
         missed += ((band["low"] > 0) | (band["high"] < 0)).any()
     assert missed / 200 <= 0.1  # six separate intervals would miss in about a quarter
+
+
+def test_an_untrimmed_change_is_the_mean_and_a_half_trimmed_one_the_median():
+    rng = np.random.default_rng(2)
+    base, method, users = skewed(rng, 20)
+    change = method - base
+    assert trimmed_change(base, method, users, trim=0).value == pytest.approx(change.mean())
+    for rows in (slice(None), slice(1, None)):  # of an even and of an odd number
+        found = trimmed_change(base[rows], method[rows], users[rows], trim=0.5)
+        assert found.value == pytest.approx(np.median(change[rows]))
+        assert found.low <= found.value <= found.high
+    assert trimmed_change(np.zeros(10), np.arange(10.0)).value == pytest.approx(np.arange(1, 9).mean())
+
+
+def test_resampled_medians_are_those_of_the_repeated_values():
+    rng = np.random.default_rng(0)
+    values, weights = np.sort(rng.normal(size=9)), rng.integers(0, 4, (50, 9)).astype(float)
+    for trim, plain in ((0.5, np.median), (0.1, lambda v: trim_mean_exact(v, 0.1))):
+        expected = [plain(np.repeat(values, w.astype(int))) for w in weights]
+        assert _trimmed_means(values, weights, trim) == pytest.approx(expected)
+
+
+def trim_mean_exact(values, share):
+    """A fine grid of quantiles stands for cutting parts of values."""
+    fine = np.repeat(values, 1000)
+    cut = round(share * len(fine))
+    return fine[cut : len(fine) - cut].mean()
+
+
+def test_an_outlier_moves_the_mean_and_not_the_median():
+    rng = np.random.default_rng(4)
+    base = rng.random(40)
+    method = base - 0.1 + 0.01 * rng.random(40)
+    method[0] += 100
+    assert paired_interval(base, method).value > 0
+    for trim in (0.1, 0.5):
+        found = trimmed_change(base, method, trim=trim)
+        assert -0.11 < found.low <= found.value <= found.high < -0.08
+
+
+def test_the_order_of_prompts_does_not_matter_to_median_or_trimmed_mean():
+    rng = np.random.default_rng(3)
+    base, method, users = skewed(rng, 20)
+    other = rng.permutation(len(base))
+    for labels in (users, None):
+        for trim in (0.1, 0.5):
+            a = trimmed_change(base, method, labels, trim=trim)
+            moved = None if labels is None else labels[other]
+            b = trimmed_change(base[other], method[other], moved, trim=trim)
+            assert a[:3] == pytest.approx(b[:3], rel=1e-9)
+
+
+def test_five_users_are_too_few_for_an_interval_of_a_median():
+    base, users = np.zeros(12), np.arange(12) % 5
+    found = trimmed_change(base, np.arange(12.0), users)
+    assert np.isnan([found.low, found.high]).all()
+    assert found.how == "none: 5 clusters"
+    assert np.isfinite(trimmed_change(base, np.arange(12.0), np.arange(12) % 6).low)
+    with pytest.raises(ValueError, match=r"trim must be in \[0, 0\.5\], not 0\.6"):
+        trimmed_change(base, base, trim=0.6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n_clusters", [12, 24, 48])
+def test_intervals_of_median_and_trimmed_mean_cover(n_clusters):
+    rng = np.random.default_rng(9)
+    base, method, _ = skewed(rng, 300_000)
+    change = np.sort(method - base)
+    inner = change[round(0.1 * len(change)) : round(0.9 * len(change))]
+    for trim, truth in ((0.5, np.median(change)), (0.1, inner.mean())):
+        found = [trimmed_change(*skewed(rng, n_clusters), trim=trim, n_resamples=1000) for _ in range(600)]
+        assert 0.9 <= np.mean([i.low <= truth <= i.high for i in found]) <= 0.985
+
+
+def test_seeds_and_users_are_crossed_for_a_reduction_too():
+    rng = np.random.default_rng(0)
+    users, seeds = np.repeat(np.arange(20), 4), np.tile(np.arange(4), 20)
+    base = 1 + rng.random(80)
+    method = base * (0.8 + 0.1 * rng.random(80) + 0.1 * seeds)
+    both = crossed_interval(base, method, users, seeds, statistic="reduction_percent")
+    alone = paired_interval(base, method, users, statistic="reduction_percent")
+    assert both.value == pytest.approx(alone.value)
+    assert both.high - both.low > 2 * (alone.high - alone.low)
 
 
 def test_the_sign_test_counts_users_and_leaves_ties_out():

@@ -4,7 +4,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from steerlib.evaluation import chosen_arms, paired_interval, perplexity, summarise, toxicity_distance
+from steerlib.evaluation import (
+    chosen_arms,
+    paired_interval,
+    perplexity,
+    reduction_percent,
+    seed_interval,
+    sign_test,
+    small_subgroups,
+    summarise,
+    toxicity_distance,
+)
 from steerlib.tables import check_table
 from steerlib.toxicity.attributes import ATTRIBUTES
 
@@ -18,6 +28,8 @@ ARMS = pd.DataFrame(
     ],
     columns=["arm_id", "method", "alpha", "profile"],
 ).assign(vector="", category="", style="chat")
+
+VALUES_ONLY = {"sign_test_p", "reduction_percent_seed_low", "reduction_percent_seed_high"}
 
 
 @pytest.fixture
@@ -70,8 +82,11 @@ def test_every_row_is_keyed_once_and_only_a_single_user_lacks_an_interval(study)
     found = summary(study)
     check_table("metrics", found)
     assert found["value"].notna().all()
-    assert (found[["low", "high"]].isna().all(axis=1) == (found["n_clusters"] == 1)).all()
-    assert (found["n_clusters"] == 1).any()
+    bare = found["metric"].isin(VALUES_ONLY) | found["metric"].str.startswith("distance_change")
+    assert found.loc[bare, ["low", "high"]].isna().all(axis=None)
+    ranged = found[~bare]
+    assert (ranged[["low", "high"]].isna().all(axis=1) == (ranged["n_clusters"] == 1)).all()
+    assert (ranged["n_clusters"] == 1).any()
     assert ((found["low"] <= found["value"]) & (found["value"] <= found["high"]) | found["low"].isna()).all()
     assert set(found["subgroup"]) == {"all", "category=insult", "category=threat"}
     assert set(found["split"]) == {"dev", "test"}
@@ -155,3 +170,101 @@ def test_an_unfinished_arm_or_misaligned_scores_are_refused(study):
         summary(study, accepted_scores=accepted[:-1])
     with pytest.raises(ValueError, match="arm 'other' of the generations is not in the arms"):
         summary(study, generations=generations.assign(arm_id="other"))
+
+
+def distances(study, arm, split="test"):
+    """Distance of each prompt of a split by seed, `(prompts, seeds)`."""
+    generations, prompts, scores, accepted = study
+    D = toxicity_distance(scores, np.tile(accepted, (8, 1)))
+    table = (
+        generations.assign(D=D).query("arm_id == @arm").pivot(index="prompt_id", columns="seed", values="D")
+    )
+    return table.loc[prompts.loc[prompts["split"] == split, "prompt_id"]].to_numpy()
+
+
+def test_median_trimmed_mean_and_sign_test_stand_beside_the_mean(study):
+    change = (distances(study, "own1") - distances(study, "base")).mean(axis=1)
+    where = {"arm_id": "own1", "comparator": "base", "split": "test", "subgroup": "all"}
+    found = summary(study)
+    assert one(found, **where, metric="distance_change_median")["value"] == pytest.approx(np.median(change))
+    # 12 prompts: 1.2 of them are cut at either end, the second smallest and largest count for 0.8.
+    inner = np.sort(change)[1:-1]
+    trimmed = (inner.sum() - 0.2 * (inner[0] + inner[-1])) / 9.6
+    assert one(found, **where, metric="distance_change_trimmed")["value"] == pytest.approx(trimmed)
+    p = sign_test(np.zeros(12), change, np.repeat([0, 1, 2], 4)).p_value
+    row = one(found, **where, metric="sign_test_p")
+    assert (row["value"], row["n"], row["n_clusters"]) == (p, 12, 3)
+
+
+def test_seeds_have_their_mean_their_range_and_a_wider_interval(study):
+    found = summary(study)
+    base, own = distances(study, "base"), distances(study, "shuffled1")
+    by_seed = [reduction_percent(base[:, s], own[:, s]) for s in (0, 1)]
+    where = {"arm_id": "shuffled1", "comparator": "base", "split": "test", "subgroup": "all"}
+    row = one(found, **where, metric="reduction_percent_over_seeds")
+    assert row[["value", "low", "high"]].tolist() == pytest.approx(seed_interval(by_seed)[:3])
+    assert (row["n"], row["n_clusters"]) == (2, 2)
+    assert one(found, **where, metric="reduction_percent_seed_low")["value"] == min(by_seed)
+    assert one(found, **where, metric="reduction_percent_seed_high")["value"] == max(by_seed)
+    both = one(found, **where, metric="reduction_percent_users_and_seeds")
+    users = one(found, **where, metric="reduction_percent")
+    assert both["value"] == pytest.approx(users["value"])
+    assert both["high"] - both["low"] >= users["high"] - users["low"]
+
+
+def test_one_seed_has_nothing_to_say_of_seeds(study):
+    generations, _, scores, _ = study
+    first = (generations["seed"] == 0).to_numpy()
+    found = summary(study, generations=generations[first], scores=scores[first])
+    assert not found["metric"].str.contains("seed").any()
+    assert "reduction_percent" in set(found["metric"])
+
+
+def test_subgroups_by_age_gender_and_religion_and_a_warning_where_they_are_small(study):
+    users = pd.DataFrame({"user_id": [f"u{i}" for i in range(5)], "age": ["18-24", "65+"] * 2 + ["65+"]})
+    users = users.assign(gender=["Female", "", "Male", "Male", None], religion="No Affiliation")
+    found = summary(study, users=users)
+    check_table("metrics", found)
+    groups = set(found["subgroup"])
+    assert {"age=18-24", "age=65+", "gender=Female", "gender=Male", "religion=No Affiliation"} < groups
+    assert not {"gender=", "age=", "gender=None", "gender=nan"} & groups
+    row = one(
+        found, arm_id="own1", comparator="base", split="test", subgroup="age=65+", metric="reduction_percent"
+    )
+    assert (row["n"], row["n_clusters"]) == (8, 2)  # of three test users one is not in the users table
+    small = small_subgroups(found, least=3).set_index(["split", "subgroup"])["n_clusters"]
+    assert small["test", "age=65+"] == 2
+    assert ("dev", "religion=No Affiliation") not in small
+    assert small.is_monotonic_increasing
+    assert small_subgroups(found, least=1).empty
+    assert set(summary(study)["subgroup"]) == {"all", "category=insult", "category=threat"}
+
+
+def fluency_of(generations, model="judge", nats=1.5):
+    keys = generations[["arm_id", "prompt_id", "seed"]]
+    steered = (keys["arm_id"] == "own2") * 0.5
+    n_tokens = 2 + generations["n_tokens"]
+    return keys.assign(scorer_model=model, nll=(nats + steered) * n_tokens, n_tokens=n_tokens)
+
+
+def test_another_models_perplexity_stands_under_its_own_name(study):
+    generations, *_ = study
+    fluency = pd.concat([fluency_of(generations), fluency_of(generations, "second", 2.0)])
+    found = summary(study, fluency=check_table("fluency", fluency).sample(frac=1, random_state=0))
+    check_table("metrics", found)
+    where = {"arm_id": "own2", "split": "test", "subgroup": "all"}
+    row = one(found, **where, comparator="", metric="perplexity_of_text", scorer="judge")
+    assert row["value"] == pytest.approx(np.exp(2.0))
+    row = one(found, **where, comparator="", metric="perplexity_of_text", scorer="second")
+    assert row["value"] == pytest.approx(np.exp(2.5))
+    row = one(found, **where, comparator="base", metric="perplexity_of_text_ratio", scorer="judge")
+    assert row["value"] == pytest.approx(np.exp(0.5))
+    pd.testing.assert_frame_equal(
+        found[found["scorer"] == "test scorer"].reset_index(drop=True), summary(study)
+    )
+
+
+def test_an_answer_without_likelihood_is_refused(study):
+    generations, *_ = study
+    with pytest.raises(ValueError, match="1 answers lack a likelihood by judge, first {'arm_id': 'base'"):
+        summary(study, fluency=fluency_of(generations).iloc[1:])

@@ -1,5 +1,6 @@
 """Room of notebook 04: toxicity distance, fluency, diversity, choices, and intervals for all of them."""
 
+from steerlib.evaluation.answers import per_prompt
 from steerlib.evaluation.asking import ask_questions
 from steerlib.evaluation.choices import (
     brier,
@@ -23,7 +24,9 @@ from steerlib.evaluation.metrics import (
     toxicity_distance,
     win_rate,
 )
+from steerlib.evaluation.personal import personal_alphas
 from steerlib.evaluation.questions import question_prompt, read_questions, sample_questions, shots_for
+from steerlib.evaluation.robust import trimmed_change
 from steerlib.evaluation.statistics import (
     STATISTICS,
     Statistic,
@@ -32,7 +35,8 @@ from steerlib.evaluation.statistics import (
     paired_interval,
     sign_test,
 )
-from steerlib.evaluation.summary import summarise
+from steerlib.evaluation.summary import small_subgroups, summarise
+from steerlib.evaluation.tuned import tuned_arm
 from steerlib.evaluation.utility import summarise_choices
 
 __all__ = [
@@ -57,7 +61,9 @@ __all__ = [
     "max_t_band",
     "overshoot_rate",
     "paired_interval",
+    "per_prompt",
     "perplexity",
+    "personal_alphas",
     "question_prompt",
     "read_questions",
     "reduction_percent",
@@ -67,9 +73,12 @@ __all__ = [
     "shots_for",
     "sign_test",
     "signed_shift",
+    "small_subgroups",
     "summarise",
     "summarise_choices",
     "toxicity_distance",
+    "trimmed_change",
+    "tuned_arm",
     "win_rate",
     "with_controls",
 ]

@@ -1,4 +1,4 @@
-"""Per prompt and arm, the values that are compared: averages over seeds of what each answer measures."""
+"""What each answer measures, and per prompt and arm its average over seeds: the values that are compared."""
 
 import numpy as np
 import pandas as pd
@@ -11,20 +11,20 @@ from steerlib.toxicity.attributes import ATTRIBUTES
 CARRIED = ["nll_base", "kl_to_base", "n_tokens"]
 
 
-def per_prompt(
+def per_answer(
     generations: pd.DataFrame,
     prompts: pd.DataFrame,
     scores: ArrayLike | pd.DataFrame,
     accepted_scores: ArrayLike | pd.DataFrame | None,
 ) -> pd.DataFrame:
-    """Values of each arm and prompt, averaged over seeds; distinct-2 over the seeds' answers together.
+    """What each answer measures, in the order of the generations.
 
     Args:
         generations, prompts, scores, accepted_scores: see `summarise`.
 
     Returns:
-        arm_id, prompt_id, toxicity, distance, overshoot, shift_<attribute> (the last three with accepted answers
-        only), length, repetition, distinct_2, stopped, nll_base, kl_to_base, n_tokens.
+        arm_id, prompt_id, seed, toxicity, distance, overshoot, shift_<attribute> (the last three with accepted
+        answers only), length, repetition, stopped, nll_base, kl_to_base, n_tokens.
 
     Raises:
         ValueError: scores of another length than their rows, or a prompt that is not in its table.
@@ -36,7 +36,7 @@ def per_prompt(
             f"prompt {generations['prompt_id'].iloc[int(np.argmax(place < 0))]!r} is not in the prompts"
         )
     texts = generations["text"].tolist()
-    values = generations[["arm_id", "prompt_id"]].reset_index(drop=True)
+    values = generations[["arm_id", "prompt_id", "seed"]].reset_index(drop=True)
     values["toxicity"] = six["toxicity"]
     if accepted_scores is not None:
         accepted = _scores(accepted_scores, len(prompts), "prompts").iloc[place].reset_index(drop=True)
@@ -47,9 +47,32 @@ def per_prompt(
     values["stopped"] = generations["stopped"].to_numpy(dtype=float)
     for column in CARRIED:
         values[column] = generations[column].to_numpy(dtype=float)
-    averages = values.groupby(["arm_id", "prompt_id"]).mean()
+    return values
+
+
+def per_prompt(
+    generations: pd.DataFrame,
+    prompts: pd.DataFrame,
+    scores: ArrayLike | pd.DataFrame,
+    accepted_scores: ArrayLike | pd.DataFrame | None,
+) -> pd.DataFrame:
+    """Values of each arm and prompt, averaged over seeds; distinct_1 to 3 over the seeds' answers together.
+
+    Args:
+        generations, prompts, scores, accepted_scores: see `summarise`.
+
+    Returns:
+        Columns of `per_answer` without seed, and distinct_1, distinct_2, distinct_3.
+    """
+    return average_seeds(per_answer(generations, prompts, scores, accepted_scores), generations)
+
+
+def average_seeds(answers: pd.DataFrame, generations: pd.DataFrame) -> pd.DataFrame:
+    """`per_prompt` from what `per_answer` gave for the same generations."""
+    averages = answers.drop(columns="seed").groupby(["arm_id", "prompt_id"]).mean()
     grouped = generations.groupby(["arm_id", "prompt_id"])["text"]
-    averages["distinct_2"] = grouped.agg(lambda answers: distinct_n(list(answers), 2))
+    for n in (1, 2, 3):
+        averages[f"distinct_{n}"] = grouped.agg(lambda texts, n=n: distinct_n(list(texts), n))
     return averages.reset_index()
 
 

@@ -166,15 +166,22 @@ def max_t_band(
 
 
 def crossed_interval(
-    base: ArrayLike, method: ArrayLike, clusters: ArrayLike, seeds: ArrayLike, *, level: float = 0.95
+    base: ArrayLike,
+    method: ArrayLike,
+    clusters: ArrayLike,
+    seeds: ArrayLike,
+    *,
+    statistic: str | Statistic = "difference",
+    level: float = 0.95,
 ) -> Interval:
-    """Interval of the mean difference for new users AND new seeds, rows being answers (prompt x seed).
+    """Interval of a comparison for new users AND new seeds, rows being answers (prompt x seed).
 
         var = var_users + var_seeds - var_users-and-seeds, never below the larger of the first two
 
     Args:
         base, method: one value an answer, `(n,)`.
         clusters, seeds: user and seed of each answer, `(n,)`.
+        statistic: as in `paired_interval`.
         level: confidence; Student's t with the smaller number of users or seeds less 1.
 
     Raises:
@@ -184,7 +191,7 @@ def crossed_interval(
     """
     cells = pd.factorize(pd.MultiIndex.from_arrays([np.asarray(clusters), np.asarray(seeds)]))[0]
     one_way = [
-        paired_interval(base, method, labels, how="cluster-t", level=level)
+        paired_interval(base, method, labels, statistic=statistic, how="cluster-t", level=level)
         for labels in (clusters, seeds, cells)
     ]
     users, draws = one_way[0].n_clusters, one_way[1].n_clusters

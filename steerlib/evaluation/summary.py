@@ -1,26 +1,32 @@
 """From answers and their toxicity to the metrics table: every arm, split and subgroup, with intervals."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from steerlib.evaluation.answers import check_paired, per_prompt
-from steerlib.evaluation.intervals import Interval, cluster_interval
-from steerlib.evaluation.statistics import paired_interval
+from steerlib.evaluation.answers import average_seeds, check_paired, per_answer
+from steerlib.evaluation.intervals import Interval
+from steerlib.evaluation.measures import Measure, comparisons, measures, text_comparisons, text_measures
+from steerlib.evaluation.seeds import over_seeds
 from steerlib.tables import SCHEMA
 
 Floats = NDArray[np.float64]
+Frames = Mapping[str, pd.DataFrame]
+Found = tuple[str, str, str, Interval]
+"""Comparator, scorer, metric and interval: the rest of a row is the arm, the split and the subgroup."""
 
-MEANS = ("distance", "toxicity", "length", "repetition", "distinct_2", "overshoot", "stopped")
-COMPARISONS = {
-    "reduction_percent": ("distance", "reduction_percent"),
-    "win_rate": ("distance", "win_rate"),
-    "tie_rate": ("distance", "tie_rate"),
-    "toxicity_reduction_percent": ("toxicity", "reduction_percent"),
-}
-LABELS = ["arm_id", "comparator", "split", "subgroup", "scorer", "metric"]
+DEMOGRAPHIC = ("age", "gender", "religion")
+
+
+class Subgroup(NamedTuple):
+    """Some prompts of a split; `users` are theirs, by prompt_id."""
+
+    split: str
+    name: str
+    users: pd.Series
 
 
 def summarise(
@@ -32,12 +38,15 @@ def summarise(
     *,
     base_arm: str,
     scorer: str,
+    users: pd.DataFrame | None = None,
+    fluency: pd.DataFrame | None = None,
     level: float = 0.95,
 ) -> pd.DataFrame:
     """Metrics of each arm, and its comparison with base and with the shuffled-profile arm, clustered by user.
 
     A prompt's values are averaged over its seeds first, so prompts count once. Subgroups are "all",
-    `category=<c*(u)>` and `prompt_category=<...>`; a subgroup of one user has values without interval.
+    `category=<c*(u)>`, `prompt_category=<...>` and, with `users`, `age=<...>`, `gender=<...>`, `religion=<...>`;
+    a subgroup of one user has values without interval, see `small_subgroups`.
 
     Args:
         generations: the generations table.
@@ -48,33 +57,100 @@ def summarise(
             None where there is none: then distances are left out and toxicity itself is compared.
         base_arm: arm_id of the base.
         scorer: id of the scorer.
+        users: the users table; who is not in it, or has an empty value, is in no subgroup of it.
+        fluency: the fluency table, see `answer_likelihood`; one row an answer and judging model.
         level: confidence of the intervals.
 
     Returns:
-        The metrics table. Comparator "": distance (the CAA study's MAE), toxicity, length (words), distinct_2,
+        The metrics table. Comparator "": distance (the CAA study's MAE), toxicity, length (words), distinct_1 to 3,
         repetition, overshoot and stopped (shares), shift_<attribute>, perplexity, kl_per_token (nats).
-        Comparator an arm: reduction_percent, win_rate, tie_rate, toxicity_reduction_percent, perplexity_ratio.
+        Comparator an arm: reduction_percent, win_rate, tie_rate, toxicity_reduction_percent, perplexity_ratio;
+        distance_change_median and distance_change_trimmed (10 % cut at either end) of arm less comparator;
+        sign_test_p (two-sided, over users; no interval, n_clusters without ties).
+        Comparator base, with two seeds or more: reduction_percent_over_seeds, reduction_percent_seed_low and
+        _high, reduction_percent_users_and_seeds, see `over_seeds`.
+        With `fluency`: perplexity_of_text and perplexity_of_text_ratio; their scorer is the judging model.
         A metric that is undefined (a perplexity of no tokens, a reduction from 0) has no row.
 
     Raises:
-        ValueError: scores of another length than their rows, a prompt or arm not in its table, no base, or an arm
-            that lacks some of the base's prompts or seeds.
+        ValueError: scores of another length than their rows, a prompt or arm not in its table, no base, an arm
+            that lacks some of the base's prompts or seeds, or an answer that a judging model lacks.
     """
-    answers = per_prompt(generations, prompts, scores, accepted_scores)
+    answers = per_answer(generations, prompts, scores, accepted_scores)
     check_paired(generations, arms, base_arm)
+    by_prompt = by_arm(average_seeds(answers, generations))
+    texts = _texts(fluency, generations)
     shuffled = shuffled_twins(arms)
-    by_arm = {str(arm): rows.set_index("prompt_id") for arm, rows in answers.groupby("arm_id")}
+    members = list(subgroups(prompts[prompts["prompt_id"].isin(answers["prompt_id"])], users))
     rows = []
-    for split, subgroup, members in _subgroups(prompts[prompts["prompt_id"].isin(answers["prompt_id"])]):
-        for arm, values in by_arm.items():
-            own, users = values.loc[members.index], members.to_numpy()
-            found = [("", *measure) for measure in _measures(own, users, level)]
-            for comparator in dict.fromkeys([base_arm, shuffled.get(arm, "")]):
-                if comparator in by_arm and comparator != arm:
-                    other = by_arm[comparator].loc[members.index]
-                    found += [(comparator, *measure) for measure in _comparisons(other, own, users, level)]
-            rows += [[arm, other, split, subgroup, scorer, metric, *i[:5]] for other, metric, i in found]
+    for arm in by_prompt:
+        against = [c for c in dict.fromkeys([base_arm, shuffled.get(arm, "")]) if c in by_prompt and c != arm]
+        seeds = _of_seeds(answers, arm, base_arm) if "distance" in answers and arm != base_arm else None
+        for split, name, of_users in members:
+            found = list(_compare(by_prompt, arm, against, scorer, of_users, level, measures, comparisons))
+            if seeds is not None:
+                found += [(base_arm, scorer, *one) for one in _over_seeds(*seeds, of_users, level)]
+            for model, frames in texts.items():
+                found += _compare(
+                    frames, arm, against, model, of_users, level, text_measures, text_comparisons
+                )
+            rows += [[arm, other, split, name, who, metric, *i[:5]] for other, who, metric, i in found]
     return pd.DataFrame(rows, columns=list(SCHEMA["metrics"].columns))
+
+
+def by_arm(values: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Rows of each arm by prompt_id."""
+    return {str(arm): rows.set_index("prompt_id") for arm, rows in values.groupby("arm_id")}
+
+
+def _compare(
+    frames: Frames,
+    arm: str,
+    against: list[str],
+    scorer: str,
+    users: pd.Series,
+    level: float,
+    alone: Callable[..., Iterator[Measure]],
+    paired: Callable[..., Iterator[Measure]],
+) -> Iterator[Found]:
+    own, labels = frames[arm].loc[users.index], users.to_numpy()
+    for measure in alone(own, labels, level):
+        yield "", scorer, *measure
+    for comparator in against:
+        for measure in paired(frames[comparator].loc[users.index], own, labels, level):
+            yield comparator, scorer, *measure
+
+
+def _of_seeds(answers: pd.DataFrame, arm: str, base_arm: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Answers of base and arm in the same order of prompts and seeds."""
+    base, own = (
+        answers[answers["arm_id"] == one].sort_values(["prompt_id", "seed"], ignore_index=True)
+        for one in (base_arm, arm)
+    )
+    return base, own
+
+
+def _over_seeds(base: pd.DataFrame, own: pd.DataFrame, users: pd.Series, level: float) -> Iterator[Measure]:
+    rows = base["prompt_id"].isin(users.index)
+    of_users = base.loc[rows, "prompt_id"].map(users)
+    return over_seeds(base[rows].assign(user_id=of_users), own[rows].assign(user_id=of_users), level)
+
+
+def _texts(fluency: pd.DataFrame | None, generations: pd.DataFrame) -> dict[str, Frames]:
+    """Of each judging model, nll and n_tokens by arm and prompt, averaged over seeds."""
+    if fluency is None:
+        return {}
+    key, found = ["arm_id", "prompt_id", "seed"], {}
+    for model, rows in fluency.groupby("scorer_model"):
+        joined = generations[key].merge(rows, on=key, how="left", validate="one_to_one")
+        if joined["nll"].isna().any():
+            first = joined.loc[joined["nll"].isna(), key].iloc[0].to_dict()
+            raise ValueError(
+                f"{joined['nll'].isna().sum()} answers lack a likelihood by {model}, first {first}"
+            )
+        means = joined.groupby(["arm_id", "prompt_id"])[["nll", "n_tokens"]].mean().reset_index()
+        found[str(model)] = by_arm(means)
+    return found
 
 
 def shuffled_twins(arms: pd.DataFrame) -> dict[str, str]:
@@ -85,43 +161,31 @@ def shuffled_twins(arms: pd.DataFrame) -> dict[str, str]:
     return dict(zip(pairs["arm_id"], pairs["arm_id_shuffled"], strict=True))
 
 
-def _subgroups(prompts: pd.DataFrame) -> Iterator[tuple[str, str, pd.Series]]:
-    """Split, subgroup and its prompts' users by prompt_id."""
+def subgroups(prompts: pd.DataFrame, users: pd.DataFrame | None = None) -> Iterator[Subgroup]:
+    """All prompts of each split, then its prompts by category and by what the users table says of their users."""
+    columns = [column for column in ("category", "prompt_category") if column in prompts]
+    if users is not None:
+        known = users[["user_id", *DEMOGRAPHIC]]
+        prompts = prompts.merge(known, on="user_id", how="left", validate="many_to_one")
+        columns += DEMOGRAPHIC
     for split, rows in prompts.set_index("prompt_id").groupby("split"):
-        yield str(split), "all", rows["user_id"]
-        for column in ("category", "prompt_category"):
-            for value, part in rows[rows[column] != ""].groupby(column):
-                yield str(split), f"{column}={value}", part["user_id"]
+        yield Subgroup(str(split), "all", rows["user_id"])
+        for column in columns:
+            for value, part in rows[rows[column].fillna("") != ""].groupby(column):
+                yield Subgroup(str(split), f"{column}={value}", part["user_id"])
 
 
-def _measures(own: pd.DataFrame, users: NDArray, level: float) -> Iterator[tuple[str, Interval]]:
-    for metric in own:
-        if metric in MEANS or str(metric).startswith("shift_"):
-            yield str(metric), cluster_interval(own[metric], users, level=level)
-    if own["n_tokens"].sum() > 0:
-        sums = own[["nll_base", "n_tokens", "kl_to_base"]].to_numpy(dtype=np.float64)
-        yield "perplexity", cluster_interval(sums, users, lambda m: _exp(_per_token(m, 0)), level=level)
-        yield "kl_per_token", cluster_interval(sums, users, lambda m: _per_token(m, 2), level=level)
+def small_subgroups(metrics: pd.DataFrame, least: int = 30) -> pd.DataFrame:
+    """Subgroups of fewer users than it takes to say something of them.
 
+    Args:
+        metrics: the metrics table, see `summarise`.
+        least: users that are enough.
 
-def _per_token(means: Floats, column: int) -> Floats:
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return means[..., column] / means[..., 1]
-
-
-def _exp(nats: Floats) -> Floats:
-    with np.errstate(over="ignore"):
-        return np.exp(nats)
-
-
-def _comparisons(
-    other: pd.DataFrame, own: pd.DataFrame, users: NDArray, level: float
-) -> Iterator[tuple[str, Interval]]:
-    for metric, (column, statistic) in COMPARISONS.items():
-        undefined = column not in own or (statistic == "reduction_percent" and other[column].sum() == 0)
-        if not undefined:
-            yield metric, paired_interval(other[column], own[column], users, statistic=statistic, level=level)
-    sums = ["nll_base", "n_tokens"]
-    if own["n_tokens"].sum() > 0 and other["n_tokens"].sum() > 0:
-        found = paired_interval(other[sums], own[sums], users, statistic="perplexity_ratio", level=level)
-        yield "perplexity_ratio", found
+    Returns:
+        split, subgroup, n (prompts), n_clusters (users), the smallest first; empty where all are large enough.
+    """
+    rows = metrics[(metrics["metric"] == "toxicity") & (metrics["subgroup"] != "all")]
+    small = rows[rows["n_clusters"] < least].drop_duplicates(["split", "subgroup"])
+    wanted = small[["split", "subgroup", "n", "n_clusters"]]
+    return wanted.sort_values(["n_clusters", "split", "subgroup"], ignore_index=True)

@@ -1,0 +1,160 @@
+"""Alphas by category and by user: planted ones are found on dev, valued on test, and never with its help."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from steerlib.evaluation import paired_interval, personal_alphas, tuned_arm
+from steerlib.tables import check_table
+
+BEST = {"insult": 2.0, "threat": 0.5}
+ALPHAS = [0.5, 1.0, 2.0]
+ARMS = pd.DataFrame(
+    [("base", "base", 0.0, "none"), *[(f"ae{a}", "anti_expert", a, "own") for a in ALPHAS]],
+    columns=["arm_id", "method", "alpha", "profile"],
+).assign(vector="", category="")
+
+
+def study(by="users", users=12, each=6, noise=0.002):
+    """Users of two categories; the distance is smallest at the category's own alpha, for a user u0 at 1."""
+    rng = np.random.default_rng(0)
+    prompts = pd.DataFrame(
+        {
+            "prompt_id": [f"p{i}" for i in range(users * each)],
+            "user_id": [f"u{i // each}" for i in range(users * each)],
+            "conversation_id": [f"c{i}" for i in range(users * each)],
+        }
+    )
+    number = prompts["user_id"].str[1:].astype(int)
+    prompts["category"] = np.where(number % 2, "insult", "threat")
+    prompts["prompt_category"] = ""
+    dev = number < users // 2 if by == "users" else np.arange(len(prompts)) % each < each // 2
+    prompts["split"] = np.where(dev, "dev", "test")
+    best = np.where(prompts["user_id"] == "u0", 1.0, prompts["category"].map(BEST))
+    rows = []
+    for arm, alpha in ARMS[["arm_id", "alpha"]].itertuples(index=False):
+        distance = 0.05 + 0.02 * np.abs(np.log2((alpha or 16) / best)) + noise * rng.random(len(prompts))
+        rows.append(prompts[["prompt_id"]].assign(arm_id=arm, distance=distance))
+    values = pd.concat(rows, ignore_index=True)
+    return values.assign(toxicity=values["distance"], n_tokens=4.0, nll_base=8.0, kl_to_base=1.0), prompts
+
+
+def chosen(values, prompts, **settings):
+    return personal_alphas(values, prompts, ARMS, base_arm="base", **{"by": "category"} | settings)
+
+
+def test_each_category_gets_the_alpha_planted_in_it():
+    found = chosen(*study()).set_index("group")
+    assert found["alpha"].to_dict() == BEST
+    assert found["arm_id"].to_dict() == {"insult": "ae2.0", "threat": "ae0.5"}
+    assert found["own"].all()
+    assert found["n_prompts"].tolist() == [18, 18]
+    assert found["global_alpha"].nunique() == 1
+
+
+def test_each_user_gets_an_alpha_of_its_own_where_it_has_dev_prompts_enough():
+    values, prompts = study(by="conversations", each=12)
+    found = chosen(values, prompts, by="user", min_prompts=6, shrinkage=0).set_index("group")
+    assert found.loc[["u0", "u1", "u2"], "alpha"].tolist() == [1.0, 2.0, 0.5]
+    fallen = chosen(values, prompts, by="user", min_prompts=7, shrinkage=0)
+    assert not fallen["own"].any()
+    assert (fallen["alpha"] == fallen["global_alpha"]).all()
+
+
+def test_shrinkage_draws_a_group_to_the_alpha_of_all():
+    values, prompts = study(by="conversations", each=12)
+    alone = chosen(values, prompts, by="user", min_prompts=1, shrinkage=0)
+    shrunk = chosen(values, prompts, by="user", min_prompts=1, shrinkage=1e6)
+    assert alone["alpha"].nunique() == 3
+    assert (shrunk["alpha"] == shrunk["global_alpha"]).all()
+
+
+def test_a_few_prompts_are_weighed_against_all_as_the_formula_says():
+    prompts = pd.DataFrame({"prompt_id": list("abcd"), "user_id": list("uvwx"), "split": ["dev"] * 4})
+    prompts["category"] = ["insult", "threat", "threat", "threat"]
+    fall = {"ae0.5": [0.0, 3.0, 3.0, 3.0], "ae1.0": [4.0, 0.0, 0.0, 0.0]}
+    rows = [("base", p, 10.0) for p in "abcd"]
+    rows += [(arm, p, 10 - x) for arm, falls in fall.items() for p, x in zip("abcd", falls, strict=True)]
+    values = pd.DataFrame(rows, columns=["arm_id", "prompt_id", "distance"])
+    # Of all: 2.25 and 1. Insult, with weight k: 2.25 k and 4 + k, equal at k = 3.2.
+    for shrinkage, alpha in ((3.1, 1.0), (3.3, 0.5)):
+        found = chosen(values, prompts, min_prompts=1, shrinkage=shrinkage).set_index("group")
+        assert found["alpha"].to_dict() == {"insult": alpha, "threat": 0.5}
+
+
+def test_where_nothing_helps_the_base_is_chosen():
+    values, prompts = study()
+    values.loc[values["arm_id"] == "base", "distance"] = 0.01
+    found = chosen(values, prompts)
+    assert found["alpha"].tolist() == [0, 0]
+    assert found["arm_id"].tolist() == ["base", "base"]
+
+
+def test_test_prompts_have_no_say():
+    values, prompts = study()
+    test = values["prompt_id"].isin(prompts.loc[prompts["split"] == "test", "prompt_id"])
+    other = values.assign(distance=np.where(test, 1 - values["distance"], values["distance"]))
+    pd.testing.assert_frame_equal(chosen(values, prompts), chosen(other, prompts))
+    assert len(chosen(values[~test], prompts)) == 2
+
+
+def test_the_tuned_arm_is_compared_with_the_global_alpha_and_with_base_on_test_prompts():
+    values, prompts = study()
+    alphas = chosen(values, prompts)
+    found = tuned_arm(values, alphas, prompts, base_arm="base", scorer="planted")
+    check_table("metrics", found)
+    assert set(found["arm_id"]) == {"anti_expert-own-alpha-by-category"}
+    assert set(found["split"]) == {"test"}
+    one = found[found["subgroup"] == "all"].set_index(["comparator", "metric"])
+    test = prompts[prompts["split"] == "test"]
+    by_arm = values.pivot(index="prompt_id", columns="arm_id", values="distance").loc[test["prompt_id"]]
+    own = np.where(test["category"] == "insult", by_arm["ae2.0"], by_arm["ae0.5"])
+    for comparator in ("base", alphas["global_arm_id"].iloc[0]):
+        direct = paired_interval(by_arm[comparator], own, test["user_id"], statistic="reduction_percent")
+        row = one.loc[(comparator, "tuned_reduction_percent")]
+        assert row[["value", "low", "high"]].tolist() == pytest.approx(direct[:3])
+        assert row["low"] > 0
+        assert (row["n"], row["n_clusters"]) == (36, 6)
+    assert one.loc[("", "tuned_distance"), "value"] == pytest.approx(own.mean())
+    assert {"category=insult", "category=threat"} < set(found["subgroup"])
+
+
+def test_a_user_without_dev_prompts_is_answered_with_the_global_alpha():
+    values, prompts = study(by="conversations", each=12)
+    prompts = prompts[(prompts["user_id"] != "u5") | (prompts["split"] == "test")]
+    alphas = chosen(values, prompts, by="user", min_prompts=6).set_index("group", drop=False)
+    assert alphas.loc["u5", ["n_prompts", "own"]].tolist() == [0, False]
+    assert alphas.loc["u5", "alpha"] == alphas.loc["u5", "global_alpha"]
+    found = tuned_arm(values, alphas, prompts, base_arm="base", scorer="planted")
+    assert set(found["arm_id"]) == {"anti_expert-own-alpha-by-user"}
+
+
+def test_an_alpha_chosen_on_a_test_prompt_is_refused():
+    values, prompts = study()
+    alphas = chosen(values, prompts)
+    moved = prompts.assign(split=prompts["split"].where(prompts["user_id"] != "u0", "test"))
+    with pytest.raises(ValueError, match="of 'insult' was chosen on test prompt 'p0'"):
+        tuned_arm(values, alphas, moved, base_arm="base", scorer="planted")
+    with pytest.raises(ValueError, match="no such prompt"):
+        tuned_arm(values, alphas, prompts[1:], base_arm="base", scorer="planted")
+
+
+def test_splits_that_do_not_serve_the_choice_are_refused():
+    by_users, by_conversations = study(), study(by="conversations")
+    with pytest.raises(ValueError, match="'u0' has dev and test prompts: an alpha by category needs splits"):
+        chosen(*by_conversations)
+    with pytest.raises(ValueError, match="an alpha by user needs splits by conversations"):
+        chosen(*by_users, by="user")
+    values, prompts = by_conversations
+    with pytest.raises(ValueError, match="conversation 'c0' is in both dev and test"):
+        chosen(values, prompts.assign(conversation_id="c0"), by="user")
+    with pytest.raises(ValueError, match="by must be 'category' or 'user', not 'age'"):
+        chosen(*by_users, by="age")
+    with pytest.raises(ValueError, match="no dev prompts"):
+        chosen(values, prompts[prompts["split"] == "test"])
+
+
+def test_an_unfinished_sweep_is_refused_naming_prompt_and_arm():
+    values, prompts = study()
+    with pytest.raises(ValueError, match=r"dev prompt 'p3' has no value under arm 'ae1\.0'"):
+        chosen(values[(values["arm_id"] != "ae1.0") | (values["prompt_id"] != "p3")], prompts)
