@@ -62,6 +62,19 @@ def test_simulated_users_rate_like_the_users_of_the_demo(texts: DemoTexts) -> No
     assert demo["rating"][civil].mean() == pytest.approx(rating[toxicity.sum(axis=2) == 0].mean(), abs=2)
 
 
+def test_a_third_of_the_unkind_answers_stands_alone_as_in_the_demo() -> None:
+    told_apart = DemoTexts(
+        civil=np.zeros((9, 2, 6)),
+        alone=np.full((1, 6), 0.5),
+        joined=np.ones((9, 2, 1, 6)),
+        strength=np.eye(6)[:1],
+    )
+    _, toxicity = simulated_ratings(told_apart, np.arange(600) % 6, 8, rng=np.random.default_rng(0))
+    values, counts = np.unique(toxicity[..., 0], return_counts=True)
+    assert values.tolist() == [0.0, 0.5, 1.0]
+    assert np.allclose(counts / counts.sum(), [1 / 2, 1 / 6, 1 / 3], atol=0.01)
+
+
 def test_fewer_unkind_answers_can_be_asked_for(texts: DemoTexts) -> None:
     planted = np.zeros(200, dtype=int)
     rng = np.random.default_rng(0)

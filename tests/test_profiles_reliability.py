@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from steerlib.profiles import ESTIMATORS, split_half_agreement
+from steerlib.profiles.reliability import agreement_by_chance
 from steerlib.tables import ATTRIBUTE_COLUMNS
 
 SIX = list(ATTRIBUTE_COLUMNS)
@@ -59,6 +60,8 @@ def test_chance_is_the_agreement_expected_of_independent_halves() -> None:
     row = split_half_agreement(pd.DataFrame(rows), n_splits=1).iloc[0]
     assert row.agreement == 1
     assert row.chance == 1 / 2 * 1 / 2 + 1 / 2 * 1 / 2
+    one, other = pd.Series(["threat"] * 3 + ["insult"]), pd.Series(["threat", "insult", "insult", "toxicity"])
+    assert agreement_by_chance(one, other) == 3 / 4 * 1 / 4 + 1 / 4 * 2 / 4
 
 
 def test_users_with_one_conversation_are_left_out_and_counted() -> None:
