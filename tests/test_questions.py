@@ -4,6 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from tiny import tiny_model
+from transformers import GPT2Config
 
 from steerlib.evaluation import (
     ask_questions,
@@ -281,6 +283,33 @@ def test_each_arm_is_asked_in_its_own_contexts_and_a_shuffled_one_not_at_all(let
             assert sorted(asked[arm.arm_id]) == sorted(ATTRIBUTES)
         else:
             assert asked[arm.arm_id].tolist() == [arm.category]
+
+
+def test_a_trained_branch_reads_the_question_without_context_in_its_own_model(lettered):
+    tiny, letters = lettered
+    vocabulary = tiny.model.config.vocab_size
+    other = tiny_model(GPT2Config(vocab_size=vocabulary, n_embd=32, n_layer=2, n_head=2))
+    trained = {"anti": other.name}
+    questions = sample_questions(read_questions(), 2)
+    arms = pd.concat(
+        [
+            make_arms("base"),
+            make_arms("anti_expert", [1.5], branches=trained),
+            make_arms("expert_anti_expert", [1.5], profile="own", contexts=CONTEXTS, branches=trained),
+        ]
+    )
+    found = ask_questions(tiny, questions, arms, contexts=CONTEXTS, branch_models={"anti": other})
+    assert found["arm_id"].value_counts().tolist() == [12, 2, 2]
+    rows = found[found["arm_id"] == arms["arm_id"].iloc[1]]
+    for question, row in zip(questions.itertuples(), rows.itertuples(), strict=True):
+        ids = torch.tensor(
+            [prompt_ids(tiny, question_prompt(questions.loc[question.Index]), style="continuation")]
+        )
+        base, anti = (model.model(ids).logits[0, -1] for model in (tiny, other))
+        expected = (base + 1.5 * (base - anti))[letters].softmax(-1).tolist()
+        assert [row.p_A, row.p_B, row.p_C, row.p_D] == pytest.approx(expected, abs=1e-9)
+    with pytest.raises(ValueError, match="reads the anti model 'tiny gpt2'; none is given"):
+        ask_questions(tiny, questions, arms, contexts=CONTEXTS)
 
 
 def test_an_unknown_vector_or_a_question_too_long_is_refused(lettered):

@@ -175,10 +175,8 @@ def test_an_unfinished_arm_or_misaligned_scores_are_refused(study):
 def distances(study, arm, split="test"):
     """Distance of each prompt of a split by seed, `(prompts, seeds)`."""
     generations, prompts, scores, accepted = study
-    D = toxicity_distance(scores, np.tile(accepted, (8, 1)))
-    table = (
-        generations.assign(D=D).query("arm_id == @arm").pivot(index="prompt_id", columns="seed", values="D")
-    )
+    answers = generations.assign(D=toxicity_distance(scores, np.tile(accepted, (8, 1))))
+    table = answers[answers["arm_id"] == arm].pivot(index="prompt_id", columns="seed", values="D")
     return table.loc[prompts.loc[prompts["split"] == split, "prompt_id"]].to_numpy()
 
 
@@ -266,5 +264,5 @@ def test_another_models_perplexity_stands_under_its_own_name(study):
 
 def test_an_answer_without_likelihood_is_refused(study):
     generations, *_ = study
-    with pytest.raises(ValueError, match="1 answers lack a likelihood by judge, first {'arm_id': 'base'"):
+    with pytest.raises(ValueError, match="1 answers lack a likelihood by judge, first"):
         summary(study, fluency=fluency_of(generations).iloc[1:])

@@ -8,7 +8,8 @@ from tqdm import tqdm
 
 from steerlib.evaluation.choices import choice_rows, choices_under_steering, letter_ids
 from steerlib.evaluation.questions import LETTERS, question_prompt, shots_for
-from steerlib.generation import RULES, Contexts
+from steerlib.generation import RULES, BranchModels, Contexts
+from steerlib.generation.branches import branch_names, check_branch_models
 from steerlib.generation.streams import Stream, Streams
 from steerlib.models import FrozenModel, TokenIds, check_length, prompt_ids
 from steerlib.toxicity import ATTRIBUTES
@@ -22,6 +23,7 @@ def ask_questions(
     *,
     contexts: Contexts,
     vectors: Mapping[str, Vectors] | None = None,
+    branch_models: BranchModels | None = None,
     dev: pd.DataFrame | None = None,
     shots: int = 0,
     batch_tokens: int = 4096,
@@ -31,7 +33,7 @@ def ask_questions(
     Logit rules are linear in alpha, so the branches are read once a category and combined for each alpha; a
     steering vector needs a pass an alpha. A question is put as plain text behind the context, as the reference
     does, whatever the style of the generations. What the questions of a subject open with (context, header,
-    shots) is read once for all of them.
+    shots) is read once for all of them. Sampling plays no part, nor does a limit to the base's nucleus.
 
     Args:
         frozen: the model.
@@ -39,6 +41,7 @@ def ask_questions(
         arms: the arms table; those of a shuffled profile are left out, their contexts being those of "own".
         contexts: expert and anti-expert context by category.
         vectors: steering vectors by name.
+        branch_models: trained branches that the arms name, see `decode`; they read a question without context.
         dev: questions that the shots are taken from.
         shots: solved questions before each; STEER-Away has 1, the CAA study 0.
         batch_tokens: tokens of the questions in one forward pass, pads counted; bounds memory.
@@ -47,18 +50,20 @@ def ask_questions(
         The choices table; category is that of the contexts, "" where there are none.
 
     Raises:
-        ValueError: fewer dev questions than shots, a question longer than the model's context, or letters that
-            are not single tokens.
+        ValueError: fewer dev questions than shots, a question longer than the model's context, letters that are
+            not single tokens, or a trained branch that is missing or cannot stand beside the model.
         KeyError: an arm's vector is not among those given.
     """
     asked = arms[arms["profile"] != "shuffled"]
     missing = sorted(set(asked["vector"]) - {""} - set(vectors or {}))
     if missing:
         raise KeyError(f"no steering vector {missing[0]!r}; given are {', '.join(vectors or {}) or 'none'}")
-    read = _Reader(frozen, questions, _texts(questions, dev, shots), contexts, batch_tokens)
+    models = {"": frozen, **(branch_models or {})}
+    check_branch_models(frozen, asked, branch_models or {})
+    read = _Reader(models, questions, _texts(questions, dev, shots), contexts, batch_tokens)
     rows = []
-    settings = ["method", "profile", "vector", "category"]
-    for (method, profile, vector, one), group in tqdm(asked.groupby(settings), desc="questions"):
+    settings = ["method", "profile", "vector", "category", "branches"]
+    for (method, profile, vector, one, trained), group in tqdm(asked.groupby(settings), desc="questions"):
         for category in ATTRIBUTES if profile == "own" else [one]:
             for arms_at_once in [group] if not vector else [group.iloc[[i]] for i in range(len(group))]:
                 branches = {"base": read.branch("base", "")}
@@ -66,7 +71,9 @@ def ask_questions(
                     arm = arms_at_once.iloc[0]
                     branches["steered"] = read.steered((vectors or {})[vector], arm.alpha, arm.positions)
                 else:
-                    branches |= {name: read.branch(name, category) for name in RULES[method].branches}
+                    own_models = branch_names(trained)
+                    for name in RULES[method].branches:
+                        branches[name] = read.branch(name, category, trained=name in own_models)
                 alphas = arms_at_once["alpha"].tolist()
                 found = choices_under_steering(branches, method, alphas, range(len(LETTERS)))
                 for arm_id, p in zip(arms_at_once["arm_id"], found, strict=True):
@@ -85,22 +92,25 @@ class _Reader:
 
     def __init__(
         self,
-        frozen: FrozenModel,
+        models: BranchModels,
         questions: pd.DataFrame,
         texts: list[str],
         contexts: Contexts,
         batch_tokens: int,
     ) -> None:
-        self.frozen, self.texts, self.contexts, self.batch_tokens = frozen, texts, contexts, batch_tokens
+        self.models, self.texts, self.contexts, self.batch_tokens = models, texts, contexts, batch_tokens
+        self.frozen = models[""]
         self.ids, self.subjects = questions["question_id"].tolist(), questions["subject"].tolist()
-        self.letters = letter_ids(frozen)
+        self.letters = letter_ids(self.frozen)
         self.known: dict[tuple[str, str], torch.Tensor] = {}
 
-    def branch(self, name: str, category: str) -> torch.Tensor:
-        if (name, category) not in self.known:
-            context = "" if name == "base" else self.contexts[category][name]
-            self.known[name, category] = self._read(self._tokens(context), ResidualDose())
-        return self.known[name, category]
+    def branch(self, name: str, category: str, *, trained: bool = False) -> torch.Tensor:
+        key = (name, "") if trained else (name, category)
+        if key not in self.known:
+            context = "" if trained or name == "base" else self.contexts[category][name]
+            model = self.models[name if trained else ""]
+            self.known[key] = self._read(self._tokens(context), ResidualDose(), model=model)
+        return self.known[key]
 
     def steered(self, vector: Vectors, alpha: float, positions: str) -> torch.Tensor:
         directions = {layer: v[None].to(self.frozen.device) for layer, v in vector.items()}
@@ -115,13 +125,17 @@ class _Reader:
 
     @torch.inference_mode()
     def _read(
-        self, tokens: list[TokenIds], dose: ResidualDose, steering: tuple[str, float, str] | tuple[()] = ()
+        self,
+        tokens: list[TokenIds],
+        dose: ResidualDose,
+        steering: tuple[str, float, str] | tuple[()] = (),
+        model: FrozenModel | None = None,
     ) -> torch.Tensor:
         precision = torch.promote_types(self.frozen.dtype, torch.float32)
         found = torch.empty(len(tokens), len(self.letters), dtype=precision)
         for batch in self._batches(tokens):
             streams = Streams(
-                self.frozen,
+                model or self.frozen,
                 [Stream(tokens[i], *steering) for i in batch],
                 capacity=len(batch),
                 max_new_tokens=0,
