@@ -3,7 +3,14 @@
 from steerlib.figures.examples import examples_html
 from steerlib.figures.interactive import interactive_dose_response
 from steerlib.figures.points import counts, headline, is_control, points
-from steerlib.figures.profiles import plot_primary_categories, plot_profiles, plot_radar
+from steerlib.figures.profiles import (
+    plot_confusion,
+    plot_primary_categories,
+    plot_profiles,
+    plot_radar,
+    plot_recovery,
+    plot_reliability,
+)
 from steerlib.figures.published import beside_published, published
 from steerlib.figures.report import Grid, Picture, Section, write_report
 from steerlib.figures.responses import plot_against_alpha, plot_dose_response, plot_effects, plot_tradeoff
@@ -36,6 +43,7 @@ __all__ = [
     "is_control",
     "plot_against_alpha",
     "plot_changed_answers",
+    "plot_confusion",
     "plot_cosines",
     "plot_dose",
     "plot_dose_response",
@@ -45,6 +53,8 @@ __all__ = [
     "plot_profiles",
     "plot_projection",
     "plot_radar",
+    "plot_recovery",
+    "plot_reliability",
     "plot_tradeoff",
     "points",
     "projections",

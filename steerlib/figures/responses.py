@@ -165,6 +165,8 @@ def _draw_path(axis: Axes, rows: pd.DataFrame, method: str, name: str) -> None:
         rows["value_x"], rows["value"], yerr=half_widths(rows), color=COLOUR[method], label=name, **style
     )
     last = rows.iloc[-1]
+    if is_control(rows).iloc[0]:
+        return
     axis.annotate(
         f"alpha {last['alpha']:g}",
         (last["value_x"], last["value"]),
