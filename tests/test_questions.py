@@ -255,7 +255,9 @@ def test_answers_for_all_alphas_at_once_equal_one_question_and_one_alpha_at_a_ti
     tiny, letters = lettered
     torch.manual_seed(1)
     vectors = {"v": {1: torch.randn(32), 2: torch.randn(32)}}
-    questions = sample_questions(read_questions(), 4, seed=1)
+    questions = pd.concat(
+        [read_questions().head(5), sample_questions(read_questions()[10:], 2)], ignore_index=True
+    )
     dev = read_questions(split="dev")
     arms = asked_arms("v", positions=positions)
     if positions != "all":
@@ -263,7 +265,7 @@ def test_answers_for_all_alphas_at_once_equal_one_question_and_one_alpha_at_a_ti
     settings = {"contexts": CONTEXTS, "vectors": vectors, "dev": dev, "shots": 1}
     found = check_table("choices", ask_questions(tiny, questions, arms, batch_tokens=1200, **settings))
     by_id, asked = arms.set_index("arm_id", drop=False), questions.set_index("question_id", drop=False)
-    for row in found.itertuples():
+    for row in found.sample(min(len(found), 80), random_state=0).itertuples():
         arm, question = by_id.loc[row.arm_id], asked.loc[row.question_id]
         text = question_prompt(question, shots_for(question.subject, dev, 1))
         expected = plain_choices(tiny, letters, text, arm, row.category, vectors)

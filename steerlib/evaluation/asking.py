@@ -1,5 +1,6 @@
 """Asking the model multiple-choice questions under every arm: one pass over the branches serves all alphas."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 import pandas as pd
@@ -14,6 +15,9 @@ from steerlib.generation.streams import Stream, Streams
 from steerlib.models import FrozenModel, TokenIds, check_length, prompt_ids
 from steerlib.toxicity import ATTRIBUTES
 from steerlib.vectors.residual import ResidualDose, Vectors, residual_hooks
+
+FEW = 4
+"""Questions of a subject that are worth a forward pass of their own: fewer gain more from a larger batch."""
 
 
 def ask_questions(
@@ -147,9 +151,11 @@ class _Reader:
         return found
 
     def _batches(self, tokens: Sequence[TokenIds]) -> Iterator[list[int]]:
-        """Questions of one subject, which share their opening, the longest first."""
-        for subject in dict.fromkeys(self.subjects):
-            own = [i for i, name in enumerate(self.subjects) if name == subject]
+        """Questions of one subject, which share their opening, the longest first; few ones of several together."""
+        sizes = Counter(self.subjects)
+        groups = [name if sizes[name] >= FEW else "" for name in self.subjects]
+        for group in dict.fromkeys(groups):
+            own = [i for i, name in enumerate(groups) if name == group]
             own.sort(key=lambda i: len(tokens[i]), reverse=True)
             while own:
                 take = max(1, self.batch_tokens // len(tokens[own[0]]))
