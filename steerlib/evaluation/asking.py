@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import pandas as pd
 import torch
-from tqdm import tqdm
 
 from steerlib.evaluation.choices import choice_rows, choices_under_steering, letter_ids
 from steerlib.evaluation.questions import LETTERS, question_prompt, shots_for
@@ -13,6 +12,7 @@ from steerlib.generation import RULES, BranchModels, Contexts
 from steerlib.generation.branches import branch_names, check_branch_models
 from steerlib.generation.streams import Stream, Streams
 from steerlib.models import FrozenModel, TokenIds, check_length, prompt_ids
+from steerlib.progress import progress_bar
 from steerlib.toxicity import ATTRIBUTES
 from steerlib.vectors.residual import ResidualDose, Vectors, residual_hooks
 
@@ -67,8 +67,13 @@ def ask_questions(
     read = _Reader(models, questions, _texts(questions, dev, shots), contexts, batch_tokens)
     rows = []
     settings = ["method", "profile", "vector", "category", "branches"]
-    for (method, profile, vector, one, trained), group in tqdm(asked.groupby(settings), desc="questions"):
-        for category in ATTRIBUTES if profile == "own" else [one]:
+    groups = [
+        (*setting, group, category)
+        for setting, group in asked.groupby(settings)
+        for category in (ATTRIBUTES if setting[1] == "own" else [setting[3]])
+    ]
+    with progress_bar(len(groups), what="questions", unit="grid") as bar:
+        for method, _, vector, _, trained, group, category in groups:
             for arms_at_once in [group] if not vector else [group.iloc[[i]] for i in range(len(group))]:
                 branches = {"base": read.branch("base", "")}
                 if vector:
@@ -82,6 +87,7 @@ def ask_questions(
                 found = choices_under_steering(branches, method, alphas, range(len(LETTERS)))
                 for arm_id, p in zip(arms_at_once["arm_id"], found, strict=True):
                     rows.append(choice_rows(p, questions, arm_id=arm_id, category=category))
+            bar.update()
     return pd.concat(rows, ignore_index=True)
 
 

@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import pandas as pd
 import torch
-from tqdm import tqdm
 
 from steerlib.models import FrozenModel, TokenIds, check_length, left_padded, position_ids, prompt_ids
+from steerlib.progress import progress_bar
 from steerlib.tables import SCHEMA
 
 
@@ -57,7 +57,7 @@ def answer_likelihood(
     placed = _tokenised(frozen, prompts, generations, style)
     distinct = list(dict.fromkeys(placed))
     found: dict[_Answer, float] = {}
-    with tqdm(total=len(distinct), unit="answer", desc=f"likelihood, {frozen.name}", mininterval=1) as bar:
+    with progress_bar(len(distinct), unit="answer", what=f"likelihood, {frozen.name}") as bar:
         for batch in _batches(distinct, batch_tokens):
             found.update(zip(batch, _summed_nll(frozen, batch), strict=True))
             bar.update(len(batch))
