@@ -5,8 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tiny import ALPHABET, tiny_model
-from transformers import LlamaConfig
+from tiny import tiny_llama
 
 from steerlib.models import FrozenModel
 from steerlib.tables import ROOT
@@ -32,14 +31,4 @@ def real_data() -> Callable[[str], Path]:
 @pytest.fixture(scope="session")
 def tiny() -> FrozenModel:
     """A random four-block Llama in float64."""
-    return tiny_model(
-        LlamaConfig(
-            vocab_size=len(ALPHABET) + 2,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=512,
-        )
-    )
+    return tiny_llama()

@@ -134,7 +134,12 @@ def test_a_run_stopped_half_way_is_no_success_and_goes_on_from_there(toy: Path, 
     slow = "import pathlib, time; pathlib.Path('started').touch(); time.sleep(60)"
     write_notebook(toy / "notebooks" / "02_second.ipynb", SECOND, slow)
     process = subprocess.Popen(
-        command(toy, str(toy / "toy.yaml")), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command(toy, str(toy / "toy.yaml")),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A job in the background is started with Ctrl-C ignored, and its children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     wait_for(toy / "notebooks" / "started")
     process.send_signal(sent)

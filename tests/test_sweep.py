@@ -6,6 +6,7 @@ import time
 import pandas as pd
 import pytest
 from test_decoding import PROMPTS, SAMPLED, VECTORS, answers, grid
+from tiny import tiny_llama
 
 from steerlib.generation import decode, make_arms, run_sweep
 from steerlib.generation import sweep as sweep_module
@@ -64,27 +65,38 @@ def test_a_sweep_that_fails_half_way_keeps_its_finished_blocks(tiny, tmp_path, m
     assert answers(run(tmp_path, tiny, grid())) == answers(decode(tiny, PROMPTS, grid(), vectors=VECTORS))
 
 
-def _forever(folder, frozen, arms):
-    run(folder, frozen, arms, seeds=range(200))
+def sweep_in_a_process(folder, n_seeds):
+    run(folder, tiny_llama(), grid(), seeds=range(n_seeds))
 
 
-def test_a_sweep_killed_at_any_moment_goes_on_where_it_stopped(tiny, tmp_path):
-    context = multiprocessing.get_context("fork")
-    process = context.Process(target=_forever, args=(tmp_path, tiny, grid()))
+def started(folder, n_seeds):
+    """Spawned, not forked: a fork of a process whose threads have worked may wait for them for ever."""
+    process = multiprocessing.get_context("spawn").Process(target=sweep_in_a_process, args=(folder, n_seeds))
     process.start()
-    time.sleep(1.5)
+    return process
+
+
+def wait_for_a_lock(folder):
+    end = time.monotonic() + 60
+    while not list(folder.glob("locks/*.lock")):
+        assert time.monotonic() < end, "the sweep did not begin"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("moment", [0.05, 0.6])
+def test_a_sweep_killed_at_any_moment_goes_on_where_it_stopped(tiny, tmp_path, moment):
+    process = started(tmp_path, 200)
+    wait_for_a_lock(tmp_path)
+    time.sleep(moment)
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     table = run(tmp_path, tiny, grid(), seeds=range(2))
     assert answers(table) == answers(decode(tiny, PROMPTS, grid(), seeds=range(2), vectors=VECTORS))
 
 
-def test_two_processes_share_a_sweep_and_decode_each_answer_once(tiny, tmp_path):
-    context = multiprocessing.get_context("fork")
-    helpers = [context.Process(target=run, args=(tmp_path, tiny, grid())) for _ in range(2)]
-    for process in helpers:
-        process.start()
-    for process in helpers:
+def test_two_processes_share_a_sweep_and_decode_each_answer_once(tmp_path):
+    both = [started(tmp_path, 1) for _ in range(2)]
+    for process in both:
         process.join(120)
         assert process.exitcode == 0
     # read_table refuses a key that stands in two parts.

@@ -2,7 +2,7 @@
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedTokenizerFast
 
 from steerlib.models import FrozenModel
 
@@ -32,3 +32,18 @@ def tiny_model(config: PreTrainedConfig, *, dtype: torch.dtype = torch.float64) 
         weight.requires_grad_(False).mul_(4 if weight.ndim == 2 else 1)
     model.generation_config.eos_token_id = 0
     return FrozenModel(model, character_tokenizer(), f"tiny {config.model_type}")
+
+
+def tiny_llama() -> FrozenModel:
+    """A random four-block Llama in float64, the same in every process."""
+    return tiny_model(
+        LlamaConfig(
+            vocab_size=len(ALPHABET) + 2,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=512,
+        )
+    )
