@@ -37,10 +37,17 @@ def load_named_vectors(folder: Path, names: Sequence[str]) -> dict[str, dict[int
     """
     loaded = {}
     for name in names:
-        path = folder / f"{name}.safetensors"
-        vectors, _ = load_vectors(path)
-        loaded[f"{name}@{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}"] = vectors
+        vectors, _ = load_vectors(folder / f"{name}.safetensors")
+        loaded[f"{name}@{_digest(vectors)}"] = vectors
     return loaded
+
+
+def _digest(vectors: Mapping[int, Tensor]) -> str:
+    """Hash of the numbers: the file's bytes differ from writing to writing, its metadata has no order."""
+    parts = [
+        bytes(str(layer), "ascii") + vector.float().numpy().tobytes() for layer, vector in vectors.items()
+    ]
+    return hashlib.sha256(b"".join(parts)).hexdigest()[:8]
 
 
 def load_vectors(path: Path) -> tuple[dict[int, Tensor], dict[str, str]]:
