@@ -68,7 +68,7 @@ def study_report(folder: Path, *, effects: pd.DataFrame, examples: HTML) -> Path
     Args:
         folder: the run's folder with its manifest and the figures of the notebooks that ran; those of a notebook
             that the run does not have are left out.
-        effects: points of the chosen arms on test users, the headline table.
+        effects: points of the chosen arms on test users, the headline table; empty where no alpha helped on dev.
         examples: answers side by side, escaped, see `examples_html`.
 
     Returns:
@@ -76,11 +76,13 @@ def study_report(folder: Path, *, effects: pd.DataFrame, examples: HTML) -> Path
     """
     manifest = read_manifest(folder)
     settings = {key: value for record in manifest.values() for key, value in record["params"].items()}
-    result: list[str | Picture | Grid | HTML] = [
-        NOT_SHOWN,
-        Grid(headline(effects), "Reduction of the toxicity distance, %"),
-    ]
-    if (folder / "figures" / "05_effects.png").exists():
+    result: list[str | Picture | Grid | HTML] = [NOT_SHOWN]
+    if effects.empty:
+        result.append(
+            "On dev users no rule was better than the base at any alpha: there is no effect to report."
+        )
+    else:
+        result.append(Grid(headline(effects), "Reduction of the toxicity distance, %"))
         result.append(Picture("05_effects", "The same as a picture, 95 % intervals.", "any other alpha."))
     sections = [Section("Result", result)]
     for heading, pictures in PICTURES.items():
