@@ -3,6 +3,7 @@
 import pandas as pd
 
 from steerlib.evaluation.settings import family, setting
+from steerlib.generation.grid import CONTROL_VECTOR
 
 AS_PROMPT = {"anti_expert": "prompt_only", "expert_anti_expert": "prompt_only", "sda": "instructed"}
 """What a method's context does when it is merely put before the prompt."""
@@ -23,7 +24,7 @@ def with_controls(chosen: pd.DataFrame, arms: pd.DataFrame) -> pd.DataFrame:
         Rows of `arms`, each once: methods whose chosen alpha is not 0, each followed by its controls where the run
         has them.
     """
-    random = arms["vector"].str.startswith("random")
+    random = arms["vector"].str.startswith(CONTROL_VECTOR)
     control = (arms["profile"] == "shuffled") | random
     picked = arms[arms["arm_id"].isin(chosen["arm_id"]) & ~control & (arms["method"] != "base")]
     rows = []

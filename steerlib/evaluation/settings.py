@@ -2,13 +2,13 @@
 
 import pandas as pd
 
+from steerlib.generation.grid import SHUFFLED_FAMILY
+
 SETTING = ("method", "profile", "vector", "variant")
 """What arms of one curve share: the rule, whose signal, which vector, and what else sets them apart, in words."""
 
 WITHOUT_STRENGTH = ("base", "prompt_only", "instructed")
 """Methods that have no alpha to choose."""
-
-SHUFFLED_FAMILY = "_shuffled"
 
 
 def setting(of: pd.DataFrame | pd.Series) -> list[str]:

@@ -7,9 +7,6 @@ import pandas as pd
 from steerlib.figures.style import label
 
 SETTINGS = ["arm_id", "method", "alpha", "profile", "vector", "variant"]
-AT_ONE_ALPHA = ("base", "prompt_only", "instructed")
-"""Methods without a strength: a level across the plot, not a curve."""
-
 SPLIT_LINE = {"dev": (0, (4, 2)), "test": "-"}
 
 

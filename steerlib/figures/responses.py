@@ -7,7 +7,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from steerlib.figures.points import AT_ONE_ALPHA, SPLIT_LINE, arm_name, curves, is_control
+from steerlib.evaluation.settings import WITHOUT_STRENGTH
+from steerlib.figures.points import SPLIT_LINE, arm_name, curves, is_control
 from steerlib.figures.style import COLOUR, label, new_figure, strength
 
 ZERO: dict[str, Any] = {"linestyle": (0, (4, 2)), "linewidth": 1.2}
@@ -53,7 +54,7 @@ def plot_against_alpha(points: pd.DataFrame, *, ylabel: str, zero: str = "") -> 
         axis.set_visible(False)
     for axis, method in zip(axes.flat, methods, strict=False):
         shared = [axis.axhline(0, color=COLOUR["base"], **ZERO, label=zero)] if zero else []
-        shared += _draw_levels(axis, points[points["method"].isin(AT_ONE_ALPHA)])
+        shared += _draw_levels(axis, points[points["method"].isin(WITHOUT_STRENGTH)])
         own = _draw_curves(axis, points[points["method"] == method], COLOUR[method])
         axis.set_xlabel(f"{strength(method)} of {label(method)}")
         axis.legend(handles=own, loc="upper center", bbox_to_anchor=(0.5, -0.18))
@@ -74,7 +75,7 @@ def steered_methods(points: pd.DataFrame) -> list[str]:
     colourless = sorted(methods - set(COLOUR))
     if colourless:
         raise ValueError(f"method {colourless[0]!r} has no colour; those that have are {', '.join(COLOUR)}")
-    steered = [method for method in COLOUR if method in methods and method not in AT_ONE_ALPHA]
+    steered = [method for method in COLOUR if method in methods and method not in WITHOUT_STRENGTH]
     if not steered:
         raise ValueError(f"no steered arm among the methods {', '.join(sorted(methods))}")
     return steered
@@ -218,4 +219,6 @@ def plot_effects(points: pd.DataFrame, *, xlabel: str) -> Figure:
 
 def _effect_label(row: pd.Series) -> str:
     name = arm_name(row)
-    return name if row["method"] in AT_ONE_ALPHA else f"{name}, {strength(row['method'])} {row['alpha']:g}"
+    return (
+        name if row["method"] in WITHOUT_STRENGTH else f"{name}, {strength(row['method'])} {row['alpha']:g}"
+    )

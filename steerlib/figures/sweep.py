@@ -5,7 +5,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from steerlib.evaluation import Interval, cluster_interval, first_temperature
-from steerlib.figures.points import AT_ONE_ALPHA, SETTINGS
+from steerlib.evaluation.settings import WITHOUT_STRENGTH
+from steerlib.figures.points import SETTINGS
 from steerlib.figures.responses import plot_against_alpha
 
 
@@ -77,5 +78,5 @@ def plot_dose(moved: pd.DataFrame) -> Figure:
 
 
 def _plot(moved: pd.DataFrame, metric: str, ylabel: str) -> Figure:
-    shown = moved[(moved["metric"] == metric) & ~moved["method"].isin(AT_ONE_ALPHA)]
+    shown = moved[(moved["metric"] == metric) & ~moved["method"].isin(WITHOUT_STRENGTH)]
     return plot_against_alpha(shown, ylabel=ylabel)

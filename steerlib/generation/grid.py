@@ -18,6 +18,7 @@ CONTROLS = ("prompt_only", "shuffled", "random")
 ABLATIONS = ("instructed", "steering_only", "temperature_only", "fixed")
 CONTROL_VECTOR = "random"
 SHUFFLED_FAMILY = "_shuffled"
+"""How the name of a family ends that gives each user another user's vector."""
 
 
 @dataclass(frozen=True)
