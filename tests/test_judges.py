@@ -9,6 +9,7 @@ import torch
 from tiny import ALPHABET, TEMPLATE, character_tokenizer, tiny_model
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
+from steerlib.generation import default_contexts
 from steerlib.judges import (
     CRITERIA,
     DIMENSIONS,
@@ -36,6 +37,14 @@ ITEMS = [("How are you?", "Fine, thanks."), ("Hi", "no"), ("What is 2 + 2?", "Fo
 def test_each_of_the_five_dimensions_has_a_persona_and_criteria_of_its_own():
     assert tuple(PERSONAS) == tuple(CRITERIA) == DIMENSIONS
     assert len(set(PERSONAS.values())) == len(set(CRITERIA.values())) == 5
+
+
+@pytest.mark.parametrize("style", ["chat", "continuation"])
+def test_each_of_the_five_dimensions_has_an_instruction_to_steer_by(style):
+    contexts = default_contexts(style)
+    assert {*contexts} == {*DIMENSIONS, *ATTRIBUTES}
+    assert all({*contexts[dimension]} == {"instructed"} for dimension in DIMENSIONS)
+    assert len({contexts[dimension]["instructed"] for dimension in DIMENSIONS}) == 5
 
 
 def test_an_unknown_dimension_is_refused_with_the_nearest_name():
