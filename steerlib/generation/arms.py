@@ -174,11 +174,5 @@ def arm_id(settings: dict) -> str:
     """Readable name of an arm with a hash of all its settings, the same on every machine."""
     text = json.dumps({key: value for key, value in settings.items() if key != "arm_id"}, sort_keys=True)
     short = hashlib.sha256(text.encode()).hexdigest()[:8]
-    parts = [
-        settings["method"],
-        settings["vector"].replace("/", "-"),
-        settings["profile"],
-        f"{settings['alpha']:g}",
-        short,
-    ]
+    parts = [settings["method"], settings["vector"], settings["profile"], f"{settings['alpha']:g}", short]
     return "-".join(part for part in parts if part and part != "none")
