@@ -5,7 +5,6 @@ import torch
 
 from steerlib.vectors import (
     choose_threshold,
-    gate_name,
     projection_gate,
     prompt_projections,
     prompt_residuals,
@@ -77,23 +76,6 @@ def test_a_prompt_without_a_label_is_named():
     projections, labels = labelled([1, 2], [True, False])
     with pytest.raises(ValueError, match="prompt p1 has a projection and no label"):
         choose_threshold(projections, labels[:1])
-
-
-def test_a_gate_is_named_by_all_that_decides_who_passes_it():
-    settings = {"layer": 1, "threshold": 0.5, "style": "chat", "model": "tiny"}
-    name = gate_name("harmful", VECTOR, **settings)
-    assert name.startswith("harmful@")
-    assert name == gate_name("harmful", {**VECTOR, 2: VECTOR[1]}, **settings)
-    assert name == gate_name("harmful", {1: 3 * VECTOR[1]}, **settings)  # the same prompts pass
-    others = [
-        {**settings, "threshold": 0.6},
-        {**settings, "style": "continuation"},
-        {**settings, "model": "other"},
-    ]
-    names = {gate_name("harmful", VECTOR, **one) for one in others} | {
-        gate_name("harmful", {1: -VECTOR[1]}, **settings)
-    }
-    assert len(names | {name}) == 5
 
 
 def test_a_vector_that_cannot_decide_is_refused(tiny):

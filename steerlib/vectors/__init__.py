@@ -30,7 +30,6 @@ from steerlib.vectors.files import load_named_vectors, load_vectors, save_vector
 from steerlib.vectors.gates import (
     Threshold,
     choose_threshold,
-    gate_name,
     projection_gate,
     prompt_projections,
 )
@@ -72,7 +71,6 @@ __all__ = [
     "dislike_weights",
     "doses",
     "fit_coordinates",
-    "gate_name",
     "kept_pair_residuals",
     "load_named_vectors",
     "load_personal_vectors",

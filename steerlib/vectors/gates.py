@@ -1,7 +1,6 @@
 """Conditional steering: a vector is added only for prompts whose own residual says so."""
 
 from collections.abc import Mapping
-from hashlib import sha256
 from typing import NamedTuple
 
 import numpy as np
@@ -107,24 +106,6 @@ def choose_threshold(projections: pd.Series, labels: pd.Series) -> Threshold:
     accuracy = (above[:, wanted].mean(axis=1) + (~above[:, ~wanted]).mean(axis=1)) / 2
     best = int(np.flatnonzero(accuracy >= accuracy.max() - 1e-12)[-1])
     return Threshold(float(candidates[best]), float(accuracy[best]))
-
-
-def gate_name(
-    name: str, vector: Mapping[int, Tensor], *, layer: int, threshold: float, style: str, model: str
-) -> str:
-    """Name of a gate that changes with whatever decides which prompts pass it.
-
-    Args:
-        name: in words, for instance "harmful".
-        vector, layer, threshold, style: of the gate.
-        model: the model's name, see `FrozenModel.name`.
-
-    Returns:
-        `<name>@<hash>`, the `factor` of an arm: an arm under another gate is another arm.
-    """
-    numbers = _unit(vector, layer).float().cpu().numpy().tobytes()
-    settings = repr((layer, float(threshold), style, model)).encode()
-    return f"{name}@{sha256(numbers + settings).hexdigest()[:8]}"
 
 
 def _unit(vector: Mapping[int, Tensor], layer: int) -> Tensor:
