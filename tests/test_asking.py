@@ -7,7 +7,7 @@ import torch
 
 from steerlib.evaluation import ask_questions, question_prompt, read_questions, sample_questions
 from steerlib.generation import RULES, Sampling, make_arms
-from steerlib.models import prompt_ids
+from steerlib.prompting import prompt_ids
 from steerlib.toxicity import ATTRIBUTES
 from steerlib.vectors import add_to_residual
 

@@ -23,7 +23,8 @@ from benchmarks.unmerged import decode_unmerged
 from benchmarks.vectors import _sweep, peers, random_vector
 from steerlib.generation import Sampling, decode, make_arms
 from steerlib.generation.requests import make_requests
-from steerlib.models import FrozenModel, last_logits, prompt_ids
+from steerlib.models import FrozenModel, last_logits
+from steerlib.prompting import prompt_ids
 from steerlib.tables import ROOT
 
 ALPHAS = (0.5, 2.0)

@@ -6,7 +6,7 @@ import torch
 
 from steerlib.evaluation.divergence import token_divergence
 from steerlib.generation.contexts import branch_ids
-from steerlib.models import answer_ids
+from steerlib.prompting import answer_ids
 
 CONTEXTS = {"honesty": {"instructed": "Be honest."}}
 PROMPTS = pd.DataFrame(

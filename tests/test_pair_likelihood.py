@@ -8,7 +8,7 @@ from steerlib.evaluation import likelihood_margins
 from steerlib.generation import Sampling, make_arms
 from steerlib.generation.contexts import default_contexts
 from steerlib.generation.rules import RULES
-from steerlib.models import prompt_ids
+from steerlib.prompting import prompt_ids
 from steerlib.vectors import add_to_residual
 
 PAIRS = pd.DataFrame(

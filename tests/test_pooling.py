@@ -4,7 +4,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.testing import assert_close
 from transformers import PreTrainedTokenizerFast
 
-from steerlib.models import FrozenModel, answer_ids, prompt_ids
+from steerlib.models import FrozenModel
+from steerlib.prompting import answer_ids, prompt_ids
 from steerlib.vectors.pooling import pooled_spans
 from steerlib.vectors.residual import record_residual
 

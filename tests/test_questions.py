@@ -22,7 +22,7 @@ from steerlib.evaluation import (
 )
 from steerlib.evaluation.questions import DEMO
 from steerlib.generation import RULES, expert_anti_expert, make_arms
-from steerlib.models import prompt_ids
+from steerlib.prompting import prompt_ids
 from steerlib.tables import check_table
 from steerlib.toxicity import ATTRIBUTES
 from steerlib.vectors import add_to_residual

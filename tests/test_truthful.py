@@ -10,7 +10,7 @@ from steerlib.evaluation.forced import forced_logits
 from steerlib.evaluation.truthful import answer_logprobs, truthful_scores, truthful_summary
 from steerlib.evaluation.truthful_files import read_truthful, sample_truthful
 from steerlib.generation.contexts import branch_ids
-from steerlib.models import answer_ids
+from steerlib.prompting import answer_ids
 
 CONTEXTS = {"honesty": {"instructed": "Be honest.", "expert": "True:", "anti": "Lies and myths:"}}
 ROW = {

@@ -9,8 +9,9 @@ from torch import Tensor
 from steerlib.evaluation.forced import forced_logits
 from steerlib.generation.contexts import Contexts, branch_ids, default_contexts
 from steerlib.generation.realignment import js_divergence
-from steerlib.models import FrozenModel, TokenIds, answer_ids, check_length
+from steerlib.models import FrozenModel, check_length
 from steerlib.progress import progress_bar
+from steerlib.prompting import TokenIds, answer_ids
 
 COLUMNS = ["prompt_id", "place", "token_id", "token", "js", "lp_base", "lp_instructed"]
 

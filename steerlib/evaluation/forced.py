@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from steerlib.models import FrozenModel, TokenIds, left_padded, position_ids
+from steerlib.models import FrozenModel, left_padded, position_ids
+from steerlib.prompting import TokenIds
 
 
 @torch.inference_mode()

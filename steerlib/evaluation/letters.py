@@ -12,7 +12,8 @@ from torch import Tensor
 from steerlib.generation import BranchModels
 from steerlib.generation.steering import steering_hooks
 from steerlib.generation.streams import Stream, Streams
-from steerlib.models import FrozenModel, TokenIds, check_length, prompt_ids
+from steerlib.models import FrozenModel, check_length
+from steerlib.prompting import TokenIds, prompt_ids
 from steerlib.vectors.residual import Vectors
 
 FEW = 4

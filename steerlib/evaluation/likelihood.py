@@ -6,16 +6,9 @@ from typing import NamedTuple
 import pandas as pd
 import torch
 
-from steerlib.models import (
-    FrozenModel,
-    TokenIds,
-    check_length,
-    left_padded,
-    position_ids,
-    prompt_ids,
-    read_history,
-)
+from steerlib.models import FrozenModel, check_length, left_padded, position_ids
 from steerlib.progress import progress_bar
+from steerlib.prompting import TokenIds, prompt_ids, read_history
 from steerlib.tables import SCHEMA
 
 

@@ -13,8 +13,9 @@ from steerlib.generation.contexts import Contexts
 from steerlib.generation.requests import Factors, Request, make_requests
 from steerlib.generation.rules import RULES
 from steerlib.generation.streams import Stream
-from steerlib.models import FrozenModel, TokenIds, answer_ids, check_length
+from steerlib.models import FrozenModel, check_length
 from steerlib.progress import progress_bar
+from steerlib.prompting import TokenIds, answer_ids
 from steerlib.tables import check_table
 from steerlib.vectors.residual import Vectors, add_to_residual
 

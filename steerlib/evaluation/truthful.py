@@ -12,8 +12,9 @@ from steerlib.evaluation.forced import forced_logits
 from steerlib.evaluation.statistics import paired_interval
 from steerlib.generation.contexts import Contexts, branch_ids, default_contexts
 from steerlib.generation.rules import LOGIT_METHODS, RULES
-from steerlib.models import FrozenModel, TokenIds, answer_ids, check_length
+from steerlib.models import FrozenModel, check_length
 from steerlib.progress import progress_bar
+from steerlib.prompting import TokenIds, answer_ids
 
 REFERENCES = ("base", "instructed", "prompt_only")
 """Methods without a strength that a rule's own branches give for nothing."""

@@ -11,7 +11,7 @@ from steerlib.explorer.curves import LiveCurves
 from steerlib.explorer.page import answers_html, note_html, summary
 from steerlib.explorer.session import TYPED, Explorer
 from steerlib.figures.style import label
-from steerlib.models import read_history
+from steerlib.prompting import read_history
 from steerlib.toxicity import ATTRIBUTES
 
 PATIENCE = 0.3  # seconds without another change before decoding starts

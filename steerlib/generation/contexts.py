@@ -7,7 +7,8 @@ system message; a continuation context is a sentence before the text, after the 
 
 from collections.abc import Mapping
 
-from steerlib.models import FrozenModel, Messages, TokenIds, prompt_ids
+from steerlib.models import FrozenModel
+from steerlib.prompting import Messages, TokenIds, prompt_ids
 from steerlib.toxicity.attributes import ATTRIBUTES
 
 Contexts = Mapping[str, Mapping[str, str]]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from steerlib.models import TokenIds
+from steerlib.prompting import TokenIds
 
 Output = Tensor | tuple
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from steerlib.models import TokenIds
+from steerlib.prompting import TokenIds
 
 SHORTEST_SHARED_PREFIX = 8
 

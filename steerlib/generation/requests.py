@@ -11,7 +11,8 @@ from steerlib.generation.contexts import Contexts, branch_ids, default_contexts
 from steerlib.generation.rules import check_method
 from steerlib.generation.sampling import Sampling
 from steerlib.generation.streams import Stream
-from steerlib.models import FrozenModel, TokenIds, check_length, read_history
+from steerlib.models import FrozenModel, check_length
+from steerlib.prompting import TokenIds, read_history
 
 Factors = Mapping[str, Mapping[str, float]]
 """What alpha is multiplied by, by name and prompt_id."""

@@ -16,7 +16,8 @@ from steerlib.generation.cache import SlotCache
 from steerlib.generation.lower_layers import Reading
 from steerlib.generation.prefill import Prefill
 from steerlib.generation.prefixes import shared_prefixes
-from steerlib.models import FrozenModel, TokenIds, left_padded
+from steerlib.models import FrozenModel, left_padded
+from steerlib.prompting import TokenIds
 from steerlib.vectors.residual import ResidualDose, steered_positions
 
 

@@ -8,7 +8,8 @@ from steerlib.judges.base import Answered, Compared, Pair
 from steerlib.judges.dimensions import CRITERIA, PERSONAS, check_dimension
 from steerlib.judges.prompts import NAMES, framed, prompt_hash
 from steerlib.judges.replies import HIGHEST, LOWEST
-from steerlib.models import FrozenModel, TokenIds, chat_ids, check_length, last_logits, text_ids
+from steerlib.models import FrozenModel, check_length, last_logits
+from steerlib.prompting import TokenIds, chat_ids, text_ids
 
 DIGITS = range(1, 10)
 REQUEST = "Rate {}, with one digit from 1 (as bad as can be) to 9 (nothing to improve)."

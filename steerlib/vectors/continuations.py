@@ -4,7 +4,8 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
-from steerlib.models import FrozenModel, answer_ids, prompt_ids
+from steerlib.models import FrozenModel
+from steerlib.prompting import answer_ids, prompt_ids
 from steerlib.vectors.residual import record_residual
 
 

@@ -3,7 +3,8 @@
 import pandas as pd
 import torch
 
-from steerlib.models import FrozenModel, answer_ids, prompt_ids
+from steerlib.models import FrozenModel
+from steerlib.prompting import answer_ids, prompt_ids
 from steerlib.vectors.residual import record_residual
 
 

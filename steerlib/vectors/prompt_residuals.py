@@ -3,7 +3,8 @@
 import pandas as pd
 from torch import Tensor
 
-from steerlib.models import FrozenModel, prompt_ids, read_history
+from steerlib.models import FrozenModel
+from steerlib.prompting import prompt_ids, read_history
 from steerlib.vectors.residual import record_residual
 
 

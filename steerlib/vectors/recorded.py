@@ -9,7 +9,8 @@ import pandas as pd
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from steerlib.models import FrozenModel, answer_ids, prompt_ids
+from steerlib.models import FrozenModel
+from steerlib.prompting import answer_ids, prompt_ids
 from steerlib.tables import atomic_path
 from steerlib.vectors.pairs import pair_residuals
 

@@ -11,7 +11,8 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
-from steerlib.models import FrozenModel, decoder_blocks, left_padded, position_ids
+from steerlib.blocks import decoder_blocks
+from steerlib.models import FrozenModel, left_padded, position_ids
 from steerlib.vectors.pooling import pooled_spans, pooling_weights
 
 Vectors = Mapping[int, Tensor]
