@@ -17,15 +17,15 @@ def run(folder, frozen, arms, **settings):
     return run_sweep(frozen, PROMPTS, arms, folder=folder, **SIGNALS, prompts_per_block=2, **settings)
 
 
-def count_decoded(monkeypatch):
+def count_decoded(monkeypatch, module=sweep_module):
     counts = []
-    original = sweep_module.decode_requests
+    original = module.decode_requests
 
     def counting(frozen, requests, **settings):
         counts.append(len(requests))
         return original(frozen, requests, **settings)
 
-    monkeypatch.setattr(sweep_module, "decode_requests", counting)
+    monkeypatch.setattr(module, "decode_requests", counting)
     return counts
 
 

@@ -1,24 +1,12 @@
 """How likely given answers are under a language model: perplexity by a model that did not write them."""
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
-
 import pandas as pd
-import torch
 
-from steerlib.models import FrozenModel, check_length, left_padded, position_ids
+from steerlib.likelihood import GivenAnswer, summed_nll
+from steerlib.models import FrozenModel, check_length
 from steerlib.progress import progress_bar
 from steerlib.prompting import TokenIds, prompt_ids, read_history
 from steerlib.tables import SCHEMA
-
-
-class _Answer(NamedTuple):
-    prompt: TokenIds
-    answer: TokenIds
-
-    @property
-    def length(self) -> int:
-        return len(self.prompt) + len(self.answer)
 
 
 def answer_likelihood(
@@ -56,16 +44,12 @@ def answer_likelihood(
     perplexities of single texts, see `perplexity`.
     """
     placed = _tokenised(frozen, prompts, generations, style)
-    distinct = list(dict.fromkeys(placed))
-    found: dict[_Answer, float] = {}
-    with progress_bar(len(distinct), unit="answer", what=f"likelihood, {frozen.name}") as bar:
-        for batch in _batches(distinct, batch_tokens):
-            found.update(zip(batch, _summed_nll(frozen, batch), strict=True))
-            bar.update(len(batch))
+    with progress_bar(len(set(placed)), unit="answer", what=f"likelihood, {frozen.name}") as bar:
+        nll = summed_nll(frozen, placed, batch_tokens=batch_tokens, progress=bar.update)
     rows = generations[["arm_id", "prompt_id", "seed"]].reset_index(drop=True)
     rows = rows.assign(
         scorer_model=frozen.name,
-        nll=[found[answer] for answer in placed],
+        nll=nll,
         n_tokens=[len(answer.answer) for answer in placed],
     )
     return rows[list(SCHEMA["fluency"].columns)]
@@ -73,7 +57,7 @@ def answer_likelihood(
 
 def _tokenised(
     frozen: FrozenModel, prompts: pd.DataFrame, generations: pd.DataFrame, style: str
-) -> list[_Answer]:
+) -> list[GivenAnswer]:
     rows = {row["prompt_id"]: row for row in prompts.to_dict("records")}
     rendered: dict[str, TokenIds] = {}
     placed = []
@@ -86,35 +70,5 @@ def _tokenised(
             rendered[prompt] = prompt_ids(frozen, row["prompt"], style=style, history=history)
         answer = tuple(frozen.tokenizer(text, add_special_tokens=False).input_ids)
         check_length(frozen, rendered[prompt], len(answer), what=f"answer to prompt {prompt}")
-        placed.append(_Answer(rendered[prompt], answer))
+        placed.append(GivenAnswer(rendered[prompt], answer))
     return placed
-
-
-def _batches(answers: Sequence[_Answer], batch_tokens: int) -> Iterator[list[_Answer]]:
-    """Answers of like length together, the longest first, so that memory runs out at once or not at all."""
-    waiting = sorted(answers, key=lambda answer: answer.length, reverse=True)
-    while waiting:
-        take = max(1, batch_tokens // waiting[0].length)
-        batch, waiting = waiting[:take], waiting[take:]
-        yield batch
-
-
-@torch.inference_mode()
-def _summed_nll(frozen: FrozenModel, batch: Sequence[_Answer]) -> list[float]:
-    ids, mask = left_padded([one.prompt + one.answer for one in batch], frozen.device)
-    longest = max(len(one.answer) for one in batch)
-    z = frozen.model(
-        input_ids=ids,
-        attention_mask=mask,
-        position_ids=position_ids(mask),
-        logits_to_keep=longest + 1,  # those that predict the answers, which all end at the right edge
-    ).logits
-    sums = []
-    # Row by row, or the logits in double precision would be the largest thing in memory.
-    for row, one in enumerate(batch):
-        n = len(one.answer)
-        predicted = z[row, longest - n : longest].double()
-        tokens = ids[row, ids.shape[1] - n :]
-        right = predicted.gather(-1, tokens[:, None])[:, 0]
-        sums.append(float((predicted.logsumexp(-1) - right).sum()))
-    return sums

@@ -1,11 +1,12 @@
 """An arm's alpha path on a few prompts, the same arm at single alphas, and whether the two say the same."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import pandas as pd
 
 from steerlib.generation import Contexts, Sampling, alpha_path, decode, make_arms
+from steerlib.generation.requests import sampling_of
 from steerlib.models import FrozenModel
 
 UNIT = "1"
@@ -20,7 +21,7 @@ def path_sampling(arm: pd.Series, *, min_p: float, max_new_tokens: int) -> Sampl
         min_p: see `Sampling`; greedy arms have none.
         max_new_tokens: longest answer.
     """
-    own = Sampling(**{field.name: arm[field.name] for field in fields(Sampling)})
+    own = sampling_of(arm)
     return replace(own, top_p=1.0, min_p=min_p if own.temperature else 0.0, max_new_tokens=max_new_tokens)
 
 

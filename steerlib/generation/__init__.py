@@ -3,6 +3,7 @@
 from steerlib.generation.arms import make_arms
 from steerlib.generation.branches import BranchModels
 from steerlib.generation.contexts import Contexts, branch_ids, default_contexts
+from steerlib.generation.corrected import ALIGNER_TEMPLATE, aligner_arms, run_aligner
 from steerlib.generation.decoding import decode
 from steerlib.generation.factors import amplification_factor, named_factor
 from steerlib.generation.grid import Strengths, study_arms
@@ -21,6 +22,7 @@ from steerlib.generation.sweep import run_sweep
 from steerlib.generation.variants import with_variants
 
 __all__ = [
+    "ALIGNER_TEMPLATE",
     "RULES",
     "SCORE_FUNCTIONS",
     "SDA_PRESETS",
@@ -28,6 +30,7 @@ __all__ = [
     "Contexts",
     "Sampling",
     "Strengths",
+    "aligner_arms",
     "alpha_path",
     "amplification",
     "amplification_factor",
@@ -43,6 +46,7 @@ __all__ = [
     "js_temperature",
     "make_arms",
     "named_factor",
+    "run_aligner",
     "run_sweep",
     "sda",
     "study_arms",

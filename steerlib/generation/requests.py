@@ -45,6 +45,11 @@ def category_of(arm: Mapping, prompt: Mapping) -> str:
     return by_profile.get(arm["profile"]) or arm["category"]
 
 
+def sampling_of(arm: Mapping) -> Sampling:
+    """The sampling settings of a row of the arms table."""
+    return Sampling(**{field.name: arm[field.name] for field in fields(Sampling)})
+
+
 def make_requests(
     frozen: FrozenModel,
     prompts: pd.DataFrame,
@@ -78,7 +83,7 @@ def make_requests(
     for prompt in prompts.to_dict("records"):
         for arm in arms.to_dict("records"):
             factor = _factor(arm, prompt, factors or {})
-            sampling = Sampling(**{field.name: arm[field.name] for field in fields(Sampling)})
+            sampling = sampling_of(arm)
             branches = branches_of(prompt, arm, factor, sampling.max_new_tokens)
             for seed in seeds if sampling.temperature else seeds[:1]:
                 requests.append(

@@ -7,8 +7,9 @@ frees when a process dies keeps two processes from doing the same block.
 import fcntl
 import hashlib
 import math
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -73,11 +74,36 @@ def run_sweep(
         factors=factors,
         branch_models=branch_models,
     )
+    settings = {"vectors": vectors or {}, "branch_models": branch_models, "capacity": capacity}
+    decoded = partial(decode_requests, frozen, **settings)
+    return finish_requests(requests, decoded, folder=folder, prompts_per_block=prompts_per_block)
+
+
+def finish_requests(
+    requests: Sequence[Request],
+    decoded: Callable[..., pd.DataFrame],
+    *,
+    folder: Path,
+    prompts_per_block: int = 8,
+    what: str = "sweep",
+) -> pd.DataFrame:
+    """Answer what the run's generations table does not have yet, block by block, see `run_sweep`.
+
+    Args:
+        requests: all answers that are wanted.
+        decoded: rows of the generations table for some requests; called with those and `progress`.
+        folder: the run's folder.
+        prompts_per_block: prompts of one block.
+        what: the work, shown before the progress bar.
+
+    Returns:
+        The answers, in the order of the requests.
+    """
     blocks = _blocks(requests, prompts_per_block)
     done = _done(folder)
     total = sum(_key(r) in done for r in requests)
     (folder / "locks").mkdir(exist_ok=True)
-    with progress_bar(len(requests), done=total, unit="answer", what="sweep") as bar:
+    with progress_bar(len(requests), done=total, unit="answer", what=what) as bar:
         wait = False
         while waiting := [b for b in blocks if any(_key(r) not in done for r in b)]:
             before = len(done)
@@ -87,14 +113,7 @@ def run_sweep(
                     done = _done(folder)
                     missing = [r for r in block if _key(r) not in done] if mine else []
                     if missing:
-                        part = decode_requests(
-                            frozen,
-                            missing,
-                            vectors=vectors or {},
-                            branch_models=branch_models,
-                            capacity=capacity,
-                            progress=bar.update,
-                        )
+                        part = decoded(missing, progress=bar.update)
                         append_part(folder, "generations", part, part=_name(missing))
                         done |= {_key(r) for r in missing}
             # All that is left is held by others: wait for the first of them.

@@ -1,0 +1,184 @@
+"""The external aligner: what it reads, what it writes, and that nothing is written twice."""
+
+import copy
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_decoding import GREEDY, PROMPTS, SAMPLED, answers
+from test_sweep import count_decoded
+from tiny import ALPHABET, tiny_llama, tiny_model
+from transformers import GPT2Config
+
+from steerlib.evaluation import answer_likelihood
+from steerlib.generation import (
+    ALIGNER_TEMPLATE,
+    Sampling,
+    aligner_arms,
+    decode,
+    make_arms,
+    run_aligner,
+    run_sweep,
+    with_variants,
+)
+from steerlib.generation import corrected as corrected_module
+from steerlib.generation.corrected import EDIT
+from steerlib.models import FrozenModel
+from steerlib.tables import check_table, read_table
+
+BASE = make_arms("base", style="chat", sampling=SAMPLED)
+
+
+def plain_corrector() -> FrozenModel:
+    """A model that has no chat template, as Aligner-7B."""
+    aligner = tiny_model(
+        GPT2Config(vocab_size=len(ALPHABET) + 2, n_embd=32, n_layer=2, n_head=4, n_positions=512)
+    )
+    tokenizer = copy.deepcopy(aligner.tokenizer)
+    tokenizer.chat_template = None
+    return dataclasses.replace(aligner, tokenizer=tokenizer, name="corrector")
+
+
+def chat_corrector() -> FrozenModel:
+    return dataclasses.replace(tiny_llama(), name="chat corrector")
+
+
+def base_answers(arms=BASE, seeds=(0, 1), text=None):
+    rows = [
+        (arm, prompt, seed, text or f"base {prompt}/{seed}")
+        for arm in arms.arm_id
+        for prompt in PROMPTS.prompt_id
+        for seed in seeds
+    ]
+    return pd.DataFrame(rows, columns=["arm_id", "prompt_id", "seed", "text"])
+
+
+def corrected(folder, frozen, aligner, *, arms=BASE, given=None, seeds=(0, 1), prompts=PROMPTS):
+    given = base_answers(arms, seeds) if given is None else given
+    return run_aligner(aligner, frozen, prompts, arms, given, folder=folder, seeds=seeds, prompts_per_block=2)
+
+
+def asked(monkeypatch, *args, **settings):
+    """Texts that the aligner reads, by prompt and seed."""
+    read = {}
+    original = corrected_module.decode_requests
+
+    def recording(aligner, requests, **rest):
+        for request in requests:
+            ids = request.branches["base"].ids
+            read[request.prompt_id, request.seed] = aligner.tokenizer.decode(ids)
+        return original(aligner, requests, **rest)
+
+    monkeypatch.setattr(corrected_module, "decode_requests", recording)
+    corrected(*args, **settings)
+    return read
+
+
+def test_aligner_reads_its_template_with_the_prompt_and_the_base_answer_of_the_same_seed(
+    tiny, tmp_path, monkeypatch
+):
+    read = asked(monkeypatch, tmp_path, tiny, plain_corrector())
+    assert len(read) == 6
+    assert read["p2", 1] == (
+        "BEGINNING OF CONVERSATION: USER: Edit the following Question-Answer pair to make it more helpful and "
+        "harmless: Hm | base p2/1 ASSISTANT:"
+    )
+    for (prompt, seed), text in read.items():
+        question = PROMPTS.set_index("prompt_id").prompt[prompt]
+        assert text == ALIGNER_TEMPLATE.format(question=question, answer=f"base {prompt}/{seed}")
+
+
+def test_a_corrector_with_a_chat_template_is_asked_by_it(tiny, tmp_path, monkeypatch):
+    read = asked(monkeypatch, tmp_path, tiny, chat_corrector())
+    assert read["p2", 0] == f"<user>{EDIT.format(question='Hm', answer='base p2/0')}\n<assistant>"
+
+
+def test_of_a_reasoning_model_the_aligner_reads_what_follows_the_thoughts(tiny, tmp_path, monkeypatch):
+    given = base_answers(text="<think>Hm {answer}</think>Yes {0}.")
+    read = asked(monkeypatch, tmp_path, tiny, plain_corrector(), given=given)
+    assert read["p2", 0].endswith(": Hm | Yes {0}. ASSISTANT:")
+
+
+@pytest.mark.parametrize("sampling", [SAMPLED, GREEDY], ids=["sampled", "greedy"])
+def test_corrected_answers_are_the_aligners_own_decoding_of_what_it_reads(tiny, tmp_path, sampling):
+    aligner, base = plain_corrector(), make_arms("base", style="chat", sampling=sampling)
+    found = corrected(tmp_path, tiny, aligner, arms=base)
+    own = make_arms("base", sampling=dataclasses.replace(sampling, penalty_scope="generated_only"))
+    for row in found.itertuples():
+        question = PROMPTS.set_index("prompt_id").prompt[row.prompt_id]
+        text = ALIGNER_TEMPLATE.format(question=question, answer=f"base {row.prompt_id}/{row.seed}")
+        alone = pd.DataFrame({"prompt_id": [row.prompt_id], "prompt": [text]})
+        assert row.text == decode(aligner, alone, own, seeds=[row.seed]).text.item()
+    assert sorted(found.seed.unique()) == ([0, 1] if sampling.temperature else [0])
+    assert found.text.nunique() > 1
+
+
+def test_its_answers_stand_in_the_runs_table_beside_the_bases(tiny, tmp_path):
+    base = run_sweep(tiny, PROMPTS, BASE, folder=tmp_path, seeds=[0, 1])
+    found = corrected(tmp_path, tiny, plain_corrector(), given=base)
+    table = check_table("generations", read_table(tmp_path, "generations"))
+    assert len(table) == len(base) + len(found) == 12
+    assert set(found.arm_id) == set(aligner_arms(BASE, plain_corrector()).arm_id)
+    assert answers(table[table.arm_id.isin(found.arm_id)]) == answers(found)
+
+
+def test_likelihood_and_tokens_are_those_of_the_text_under_the_base(tiny, tmp_path):
+    history = '[{"role": "user", "content": "One"}, {"role": "assistant", "content": "Two"}]'
+    prompts = PROMPTS.assign(history=["", history, ""])
+    found = corrected(tmp_path, tiny, plain_corrector(), prompts=prompts)
+    likely = answer_likelihood(tiny, prompts, found, style="chat")
+    np.testing.assert_allclose(found.nll_base, likely.nll, rtol=1e-9)
+    assert found.n_tokens.tolist() == likely.n_tokens.tolist() == [len(text) for text in found.text]
+    assert ["".join(tiny.tokenizer.batch_decode(list(ids))) for ids in found.token_ids] == found.text.tolist()
+    assert found.kl_to_base.isna().all()
+
+
+def test_a_second_start_corrects_nothing_and_a_new_seed_its_own_answers_alone(tiny, tmp_path, monkeypatch):
+    aligner = plain_corrector()
+    counts = count_decoded(monkeypatch, corrected_module)
+    first = corrected(tmp_path, tiny, aligner, seeds=[0])
+    assert counts == [2, 1]
+    again = corrected(tmp_path, tiny, aligner, seeds=[0])
+    more = corrected(tmp_path, tiny, aligner, seeds=[0, 1])
+    assert counts == [2, 1, 2, 1]
+    assert answers(first) == answers(again) == answers(more[more.seed == 0])
+
+
+def test_a_missing_base_answer_is_refused_naming_prompt_and_seed_before_anything_is_decoded(
+    tiny, tmp_path, monkeypatch
+):
+    counts = count_decoded(monkeypatch, corrected_module)
+    given = base_answers().drop(index=3)
+    with pytest.raises(ValueError, match=rf"prompt p1, seed 1: the base {BASE.arm_id.item()} has no answer"):
+        corrected(tmp_path, tiny, plain_corrector(), given=given)
+    assert counts == []
+
+
+def test_an_answer_that_leaves_no_room_for_its_correction_is_refused_naming_the_prompt(tiny, tmp_path):
+    with pytest.raises(ValueError, match=r"prompt p0, seed 0, as the aligner reads it: .* more than the 512"):
+        corrected(tmp_path, tiny, plain_corrector(), given=base_answers(text="long " * 90))
+
+
+def test_every_base_has_an_arm_whose_id_depends_on_the_aligner_and_on_what_it_reads():
+    plain, chat = plain_corrector(), chat_corrector()
+    bases = pd.concat([BASE, make_arms("base", style="chat", sampling=GREEDY)], ignore_index=True)
+    arms = pd.concat([bases, make_arms("caa", [1.0], vector="v", sampling=SAMPLED)], ignore_index=True)
+    own = aligner_arms(arms, plain)
+    check_table("arms", pd.concat([arms, own], ignore_index=True))
+    assert own.method.tolist() == ["aligner", "aligner"]
+    assert own.branches.tolist() == ["aligner=corrector"] * 2
+    assert own.temperature.tolist() == bases.temperature.tolist()
+    others = [plain, dataclasses.replace(plain, name="another"), dataclasses.replace(chat, name=plain.name)]
+    ids = [aligner_arms(BASE, aligner).arm_id.item() for aligner in others]
+    assert len({*ids, BASE.arm_id.item()}) == 4
+    assert ids[0] == aligner_arms(BASE, plain_corrector()).arm_id.item()
+    assert with_variants(pd.concat([arms, own], ignore_index=True)).variant.tolist()[-2:] == ["", "greedy"]
+
+
+def test_what_it_repeats_of_the_answer_that_it_reads_is_not_penalised():
+    base = make_arms("base", sampling=Sampling(repetition_penalty=1.15))
+    own = aligner_arms(base, plain_corrector())
+    assert base.penalty_scope.item() == "prompt_and_generated"
+    assert own.penalty_scope.item() == "generated_only"
+    assert own.repetition_penalty.item() == 1.15
