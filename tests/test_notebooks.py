@@ -99,3 +99,16 @@ def test_a_params_file_holds_only_what_notebooks_take_and_no_folder_of_a_machine
     assert [
         value for value in given.values() if isinstance(value, str) and value.startswith(("/", "~"))
     ] == []
+
+
+def test_a_folder_with_other_data_leaves_the_demo_ratings_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STEERLIB_RESULTS", str(tmp_path))
+    sources = [cell.source for cell in code_cells(ROOT / "notebooks" / "01_user_profiles.ipynb")]
+    reading = next(number for number, source in enumerate(sources) if "read_ratings(ratings" in source)
+    names: dict[str, object] = {}
+    for source in sources[: reading + 1]:
+        exec(source, names)  # the notebook's own cells, with a folder that holds no ratings
+        names["data_folder"] = str(tmp_path)
+    assert len(names["rated"]) == 1701
