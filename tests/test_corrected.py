@@ -11,7 +11,15 @@ from test_sweep import count_decoded
 from tiny import ALPHABET, tiny_llama, tiny_model
 from transformers import GPT2Config
 
-from steerlib.evaluation import answer_likelihood
+from steerlib.evaluation import (
+    answer_likelihood,
+    ask_questions,
+    read_questions,
+    sda_comparators,
+    summarise,
+    with_controls,
+)
+from steerlib.figures import answers_moved
 from steerlib.generation import (
     ALIGNER_TEMPLATE,
     Sampling,
@@ -182,3 +190,57 @@ def test_what_it_repeats_of_the_answer_that_it_reads_is_not_penalised():
     assert base.penalty_scope.item() == "prompt_and_generated"
     assert own.penalty_scope.item() == "generated_only"
     assert own.repetition_penalty.item() == 1.15
+
+
+STUDY = pd.concat(
+    [
+        BASE,
+        make_arms("sda", [2.0], profile="own", factor="1", style="chat", sampling=SAMPLED),
+        aligner_arms(BASE, chat_corrector()),
+    ],
+    ignore_index=True,
+).assign(variant="")
+SDA, ALIGNER = STUDY.arm_id[1:]
+
+
+def study_answers() -> pd.DataFrame:
+    """Made-up answers of base, SDA and aligner, of four tokens each."""
+    table = base_answers(STUDY).assign(n_tokens=4, stopped=True, nll_base=8.0, kl_to_base=0.5)
+    return table.assign(kl_to_base=table.kl_to_base.where(table.arm_id != ALIGNER))
+
+
+def test_sda_is_held_against_the_aligners_answers():
+    assert sda_comparators(STUDY) == {"base": BASE.arm_id.item(), "aligner": ALIGNER}
+    assert "aligner" not in sda_comparators(STUDY[STUDY.arm_id != ALIGNER])
+
+
+def test_where_an_effect_is_reported_the_aligner_stands_last():
+    assert with_controls(pd.DataFrame({"arm_id": [SDA]}), STUDY).arm_id.tolist() == [SDA, ALIGNER]
+    assert with_controls(pd.DataFrame({"arm_id": [BASE.arm_id.item()]}), STUDY).empty
+
+
+def test_the_aligner_has_a_perplexity_and_an_effect_but_no_kl():
+    answered, prompts = study_answers(), PROMPTS.assign(split="test")
+    scores = np.random.default_rng(0).uniform(size=(len(answered), 6))
+    of = {"base_arm": BASE.arm_id.item(), "scorer": "made up"}
+    metrics = summarise(answered, STUDY, prompts, scores, None, **of)
+    of_aligner = metrics[(metrics.arm_id == ALIGNER) & (metrics.subgroup == "all")].set_index("metric")
+    assert of_aligner.value["perplexity"] == pytest.approx(np.exp(2.0))
+    assert np.isfinite(of_aligner.value["toxicity_reduction_percent"])
+    of_kl = metrics[metrics.metric == "kl_per_token"]
+    assert set(of_kl.arm_id) == {BASE.arm_id.item(), SDA}
+    assert of_kl.value.unique() == [0.125]
+
+
+def test_answers_moved_by_an_aligner_are_counted_without_a_dose():
+    moved = answers_moved(study_answers(), STUDY, PROMPTS.assign(split="test"))
+    assert moved[moved.method == "aligner"].metric.tolist() == ["changed_percent"]
+    assert set(moved[moved.method == "sda"].metric) == {"changed_percent", "kl_per_token"}
+
+
+def test_an_aligner_answers_no_multiple_choice_question(tiny, monkeypatch):
+    monkeypatch.setattr("steerlib.evaluation.asking.letter_ids", lambda frozen: [1, 2, 3, 4])  # noqa: ARG005
+    questions = read_questions("demo", split="test").head(1)
+    arms = STUDY[STUDY.arm_id != SDA]
+    found = ask_questions(tiny, questions, arms, contexts={})
+    assert set(found.arm_id) == {BASE.arm_id.item()}

@@ -40,8 +40,9 @@ def ask_questions(
     Args:
         frozen: the model.
         questions: the questions table.
-        arms: the arms table. Left out are those of a shuffled profile, whose contexts are those of "own", and those
-            that a question alone does not settle: a vector of each user, a factor of each prompt.
+        arms: the arms table. Left out are those of a shuffled profile, whose contexts are those of "own", those that
+            a question alone does not settle (a vector of each user, a factor of each prompt), and an external aligner,
+            which corrects texts.
         contexts: texts of the branches by category.
         vectors: steering vectors by name.
         branch_models: trained branches that the arms name, see `decode`; they read a question without context.
@@ -94,7 +95,8 @@ def _settled(arms: pd.DataFrame, vectors: Collection[str]) -> pd.DataFrame:
     if missing:
         raise KeyError(f"no steering vector {missing[0]!r}; given are {', '.join(vectors) or 'none'}")
     of_prompts = (arms["factor"] != "") & pd.to_numeric(arms["factor"], errors="coerce").isna()
-    return arms[(arms["profile"] != "shuffled") & ~arms["vector"].isin(families) & ~of_prompts]
+    left_out = (arms["profile"] == "shuffled") | (arms["method"] == "aligner") | of_prompts
+    return arms[~left_out & ~arms["vector"].isin(families)]
 
 
 def _categories(arm: Mapping, categories: Sequence[str]) -> Sequence[str]:

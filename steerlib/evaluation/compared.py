@@ -15,7 +15,7 @@ def sda_comparators(arms: pd.DataFrame) -> dict[str, str]:
     """What SDA is compared with, in the words of the paper: arm_id by name, of those that the run has.
 
     base; instructed, the instruction as a plain prompt, which the paper does not show; steering_only, SDA at one
-    temperature, where the first SDA arm changes it.
+    temperature, where the first SDA arm changes it; aligner, the base's answers corrected by an external model.
 
     Args:
         arms: the arms table at one temperature, see `first_temperature`.
@@ -26,6 +26,7 @@ def sda_comparators(arms: pd.DataFrame) -> dict[str, str]:
     if len(sda) and sda["js_sigma"].iloc[0]:
         like = ["alpha", "factor"]
         found["steering_only"] = sda[(sda["js_sigma"] == 0) & (sda[like] == sda[like].iloc[0]).all(axis=1)]
+    found["aligner"] = arms[arms["method"] == "aligner"]
     return {name: rows["arm_id"].iloc[0] for name, rows in found.items() if len(rows)}
 
 

@@ -14,7 +14,7 @@ def with_controls(chosen: pd.DataFrame, arms: pd.DataFrame) -> pd.DataFrame:
 
     The control of a logit rule or of a personal vector is the shuffled profile, that of every steering vector the
     random vector. A control has no alpha of its own to choose: it answers what the same dose does without the
-    signal. Last come the contexts as a plain prompt.
+    signal. Last come the contexts as a plain prompt, and the external aligner.
 
     Args:
         chosen: what `chosen_arms` returned.
@@ -30,7 +30,8 @@ def with_controls(chosen: pd.DataFrame, arms: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for _, arm in picked.iterrows():
         rows += [arm.to_frame().T, arms[_shuffled(arms, arm) | (random & _same(arms, arm, but="profile"))]]
-    plain = arms["method"].isin(picked["method"].map(AS_PROMPT)) & (arms["profile"] != "shuffled")
+    as_prompt = {*picked["method"].map(AS_PROMPT), "aligner"}
+    plain = arms["method"].isin(as_prompt) & (arms["profile"] != "shuffled")
     rows += [arms[plain]] if rows else []
     found = pd.concat(rows)["arm_id"].drop_duplicates() if rows else arms["arm_id"].head(0)
     return arms.set_index("arm_id").loc[found].reset_index()[list(arms)]

@@ -33,9 +33,11 @@ def measures(own: pd.DataFrame, users: ArrayLike, level: float) -> Iterator[Meas
         if metric in MEANS or str(metric).startswith("shift_"):
             yield str(metric), cluster_interval(own[metric], users, level=level)
     if own["n_tokens"].sum() > 0:
-        sums = own[["nll_base", "n_tokens", "kl_to_base"]].to_numpy(dtype=np.float64)
+        sums = own[["nll_base", "n_tokens"]].to_numpy(dtype=np.float64)
         yield "perplexity", cluster_interval(sums, users, lambda m: _exp(_per_token(m, 0)), level=level)
-        yield "kl_per_token", cluster_interval(sums, users, lambda m: _per_token(m, 2), level=level)
+    if own["n_tokens"].sum() > 0 and own["kl_to_base"].notna().all():  # an aligner's answer has no KL
+        sums = own[["kl_to_base", "n_tokens"]].to_numpy(dtype=np.float64)
+        yield "kl_per_token", cluster_interval(sums, users, lambda m: _per_token(m, 0), level=level)
 
 
 def comparisons(other: pd.DataFrame, own: pd.DataFrame, users: ArrayLike, level: float) -> Iterator[Measure]:

@@ -7,7 +7,7 @@ from steerlib.generation.grid import SHUFFLED_FAMILY
 SETTING = ("method", "profile", "vector", "variant")
 """What arms of one curve share: the rule, whose signal, which vector, and what else sets them apart, in words."""
 
-WITHOUT_STRENGTH = ("base", "prompt_only", "instructed")
+WITHOUT_STRENGTH = ("base", "prompt_only", "instructed", "aligner")
 """Methods that have no alpha to choose."""
 
 

@@ -71,7 +71,7 @@ def summarise(
         Comparator base, with two seeds or more: reduction_percent_over_seeds, reduction_percent_seed_low and
         _high, reduction_percent_users_and_seeds, see `over_seeds`.
         With `fluency`: perplexity_of_text and perplexity_of_text_ratio; their scorer is the judging model.
-        A metric that is undefined (a perplexity of no tokens, a reduction from 0) has no row.
+        A metric that is undefined (a perplexity of no tokens, a reduction from 0, an aligner's KL) has no row.
 
     Raises:
         ValueError: scores of another length than their rows, a prompt or arm not in its table, no base, an arm

@@ -122,7 +122,7 @@ def plot_margins(margins: pd.DataFrame, *, interval: str = "95 % bootstrap inter
 
 
 def _draw_margins(axis: Axes, rows: pd.DataFrame, lines: np.ndarray, name: str, marker: str) -> None:
-    colour = COLOUR.get(name, "black")
+    colour = COLOUR.get(name, COLOUR["sda"])  # what is left of SDA without a part has its colour
     axis.errorbar(
         rows["value"],
         lines,

@@ -19,6 +19,7 @@ COLOUR = {
     "prompt_only": "#cc79a7",
     "sda": "#e69f00",
     "instructed": "#56b4e9",
+    "aligner": "#000000",
 }
 """Okabe-Ito, one a method in every figure; the base is grey."""
 
@@ -30,6 +31,7 @@ LABEL = {
     "prompt_only": "Prompt only",
     "sda": "SDA",
     "instructed": "Instruction only",
+    "aligner": "Aligner",
     "steering_only": "steering without temperature",
     "repo_tf1": "steep (repo_tf1)",
     "repo_tf0": "mild (repo_tf0)",

@@ -46,7 +46,8 @@ def answers_moved(generations: pd.DataFrame, arms: pd.DataFrame, prompts: pd.Dat
 def _measures(answers: pd.DataFrame) -> list[tuple[str, Interval]]:
     users = answers["user_id"].to_numpy()
     measures = [("changed_percent", _within(cluster_interval(answers["changed"].to_numpy(), users), 100.0))]
-    if answers["n_tokens"].sum():  # all answers empty: no token, no dose
+    # No dose where all answers are empty, nor of an aligner, which steers no step of the base.
+    if answers["n_tokens"].sum() and answers["kl_to_base"].notna().all():
         nats = answers[["kl_to_base", "n_tokens"]].to_numpy(float)
         dose = cluster_interval(nats, users, lambda m: m[..., 0] / m[..., 1])
         measures.append(("kl_per_token", _within(dose, np.inf)))
