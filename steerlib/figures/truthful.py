@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from steerlib.figures.responses import half_widths
-from steerlib.figures.style import COLOUR, label, new_figure
+from steerlib.figures.style import COLOUR, label, new_figure, strength
 
 MEASURES = {"mc1": "MC1 (share of questions)", "mc2": "MC2 (mass on true answers)"}
 LEVEL_LINE = {"base": (0, (4, 2)), "instructed": "-.", "prompt_only": "-."}
@@ -57,7 +57,7 @@ def _draw(axis: Axes, rows: pd.DataFrame) -> list:
         )
         drawn.set_label(label(method))
         handles.append(drawn)
-        axis.set_xlabel(f"alpha of {label(method)}")
+        axis.set_xlabel(f"{strength(method)} of {label(method)}")
     return handles
 
 
