@@ -5,7 +5,6 @@ import torch
 
 from steerlib.vectors import (
     choose_threshold,
-    projection_gate,
     prompt_projections,
     prompt_residuals,
 )
@@ -28,16 +27,6 @@ def test_a_projection_is_a_length_along_the_unit_vector(tiny):
     assert along.index.tolist() == list("abcd")
     np.testing.assert_allclose(along, residual @ VECTOR[1] / VECTOR[1].norm())
     np.testing.assert_allclose(along, prompt_projections(tiny, PROMPTS, {1: 5 * VECTOR[1]}, **SETTINGS))
-
-
-def test_a_gate_opens_above_its_threshold_and_for_all_or_none_at_the_ends(tiny):
-    along = prompt_projections(tiny, PROMPTS, VECTOR, **SETTINGS)
-    middle = float(np.sort(along)[1:3].mean())
-    gate = projection_gate(tiny, PROMPTS, VECTOR, threshold=middle, **SETTINGS)
-    assert gate.to_dict() == (along > middle).to_dict()
-    assert gate.sum() == 2
-    assert projection_gate(tiny, PROMPTS, VECTOR, threshold=-np.inf, **SETTINGS).all()
-    assert not projection_gate(tiny, PROMPTS, VECTOR, threshold=np.inf, **SETTINGS).any()
 
 
 def test_the_threshold_lies_between_the_prompts_it_separates():
@@ -80,6 +69,6 @@ def test_a_prompt_without_a_label_is_named():
 
 def test_a_vector_that_cannot_decide_is_refused(tiny):
     with pytest.raises(ValueError, match=r"the gate's vector has layers \[1\], not 2"):
-        projection_gate(tiny, PROMPTS, VECTOR, layer=2, threshold=0, style="chat")
+        prompt_projections(tiny, PROMPTS, VECTOR, layer=2, style="chat")
     with pytest.raises(ValueError, match="zero at layer 1"):
-        projection_gate(tiny, PROMPTS, {1: torch.zeros(32)}, layer=1, threshold=0, style="chat")
+        prompt_projections(tiny, PROMPTS, {1: torch.zeros(32)}, layer=1, style="chat")

@@ -20,7 +20,6 @@ from steerlib.judges import (
     after_thinking,
     check_dimension,
     load_judge,
-    scores_to_rate,
 )
 from steerlib.judges.local import _opened
 from steerlib.judges.prompts import prompt_hash, question
@@ -123,26 +122,6 @@ def test_anything_else_is_no_score(reply):
 def test_both_scores_of_a_comparison_are_read_by_name():
     assert reply_scores('{"second": 90, "first": 20}', ("first", "second")) == (20, 90)
     assert reply_scores('{"first": 20}', ("first", "second")) is None
-
-
-# --- scores fit for a rate ----------------------------------------------------------------------------------
-
-
-def test_scores_from_just_above_0_to_100_are_fit():
-    assert scores_to_rate([1e-9, 50, 100]).tolist() == [1e-9, 50, 100]
-
-
-@pytest.mark.parametrize(
-    ("value", "said"), [(0.0, "0, not in"), (100.5, "100.5, not in"), (-3, "-3, not in")]
-)
-def test_a_score_outside_the_range_is_refused_naming_its_row(value, said):
-    with pytest.raises(ValueError, match=rf"row p2 is {said} \(0, 100\]; 1 of 3"):
-        scores_to_rate(pd.Series([50, value, 70], index=["p1", "p2", "p3"]))
-
-
-def test_a_missing_score_is_refused_naming_its_row():
-    with pytest.raises(ValueError, match="row 1 is missing; 2 of 3 scores are unfit"):
-        scores_to_rate([50, float("nan"), float("nan")])
 
 
 # --- local judge --------------------------------------------------------------------------------------------

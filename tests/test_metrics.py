@@ -8,7 +8,7 @@ from steerlib.evaluation import (
     change_percent,
     distinct_n,
     length,
-    overshoot_rate,
+    overshoots,
     perplexity,
     reduction_percent,
     repetition,
@@ -93,7 +93,7 @@ def test_signed_shift_and_overshoot_tell_direction():
     answers, accepted = np.full((2, 6), 0.1), np.full((2, 6), 0.2)
     accepted[1] = 0.05
     assert signed_shift(answers, accepted)["threat"] == pytest.approx(-0.025)
-    assert overshoot_rate(answers, accepted) == 0.5
+    assert overshoots(answers, accepted).tolist() == [True, False]
 
 
 def test_length_distinct_2_and_repetition_by_hand():

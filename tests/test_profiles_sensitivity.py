@@ -11,7 +11,6 @@ from steerlib.profiles.sensitivity import (
     population_category,
     primary_category,
     profiles_table,
-    recovery,
     sensitivities,
 )
 
@@ -113,13 +112,6 @@ def test_the_profiles_table_has_one_primary_a_user() -> None:
     primary = table[table["primary"]].set_index("user_id")["attribute"]
     assert primary.index.is_unique
     assert primary.sort_index().tolist() == primary_category(percentiles(s), s).sort_index().tolist()
-
-
-def test_recovery_is_the_share_of_planted_categories_found() -> None:
-    planted = pd.Series({"a": "threat", "b": "insult", "c": "insult"})
-    assert recovery(planted, pd.Series({"b": "insult", "a": "insult"})) == 0.5
-    with pytest.raises(ValueError, match="1 users have no planted category, the first is 'd'"):
-        recovery(planted, pd.Series({"d": "insult"}))
 
 
 def test_what_cannot_be_estimated_is_refused() -> None:

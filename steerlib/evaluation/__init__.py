@@ -35,7 +35,7 @@ from steerlib.evaluation.margins import (
 )
 from steerlib.evaluation.metrics import (
     change_percent,
-    overshoot_rate,
+    overshoots,
     perplexity,
     reduction_percent,
     signed_shift,
@@ -130,7 +130,7 @@ __all__ = [
     "max_t_band",
     "net_margin",
     "order_averaged",
-    "overshoot_rate",
+    "overshoots",
     "paired_interval",
     "path_against_grid",
     "path_sampling",

@@ -49,7 +49,7 @@ def toxicity_distance(a: ArrayLike | pd.DataFrame, b: ArrayLike | pd.DataFrame) 
         D(y, y*) = 1/6 sum_c |P_c(y) - P_c(y*)|
 
     It is a distance: an answer less toxic than the accepted one is as far from it as one more toxic by the same
-    amount; `signed_shift` and `overshoot_rate` tell them apart. Its mean over prompts is the CAA study's MAE.
+    amount; `signed_shift` and `overshoots` tell them apart. Its mean over prompts is the CAA study's MAE.
 
     Args:
         a, b: toxicity of n answers, `(n, 6)` in [0, 1]; of a DataFrame the six columns are taken by name.
@@ -70,11 +70,6 @@ def signed_shift(answers: ArrayLike | pd.DataFrame, accepted: ArrayLike | pd.Dat
     """Mean of P_c(y) - P_c(y*) by attribute: below 0 where answers are less toxic than the accepted ones."""
     first, second = _both(answers, accepted)
     return pd.Series((first - second).mean(axis=0), index=list(ATTRIBUTES))
-
-
-def overshoot_rate(answers: ArrayLike | pd.DataFrame, accepted: ArrayLike | pd.DataFrame) -> float:
-    """Share of answers whose mean over the six attributes lies below that of the accepted answer."""
-    return float(overshoots(answers, accepted).mean())
 
 
 def overshoots(answers: ArrayLike | pd.DataFrame, accepted: ArrayLike | pd.DataFrame) -> NDArray[np.bool_]:

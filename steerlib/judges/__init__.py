@@ -9,7 +9,6 @@ from steerlib.judges.kept import judged, verdicts
 from steerlib.judges.load import load_judge
 from steerlib.judges.local import LocalJudge
 from steerlib.judges.prompts import after_thinking
-from steerlib.judges.replies import scores_to_rate
 from steerlib.judges.reward import RewardJudge
 
 __all__ = [
@@ -27,6 +26,5 @@ __all__ = [
     "judged",
     "load_judge",
     "score_first_answers",
-    "scores_to_rate",
     "verdicts",
 ]

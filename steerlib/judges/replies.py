@@ -1,10 +1,6 @@
-"""Scores out of a judge's reply, read strictly, and scores checked before they become a rate."""
+"""Scores out of a judge's reply, read strictly."""
 
 import json
-
-import numpy as np
-import pandas as pd
-from numpy.typing import ArrayLike, NDArray
 
 LOWEST, HIGHEST = 1, 100
 """The scale that a judge is asked to use."""
@@ -33,28 +29,3 @@ def reply_scores(reply: str, keys: tuple[str, ...]) -> tuple[float, ...] | None:
     values = [found[key] for key in keys]
     whole = all(type(value) is int and LOWEST <= value <= HIGHEST for value in values)
     return tuple(float(value) for value in values) if whole else None
-
-
-def scores_to_rate(scores: pd.Series | ArrayLike) -> NDArray[np.float64]:
-    """Scores S fit for an amplification rate a = F(S): all there and in (0, 100].
-
-    Args:
-        scores: one a prompt `(n,)`, for instance the column `score` of `judged`.
-
-    Returns:
-        `(n,)`, float64.
-
-    Raises:
-        ValueError: a score is missing or outside (0, 100]; its row, and how many there are, are named. Leave
-            prompts without a score out, as SDA does, or ask again with `judged(..., retry_missing=True)`.
-
-    Source: SDA, eq. 3 (F is defined on 0 < S <= 100).
-    """
-    series = scores if isinstance(scores, pd.Series) else pd.Series(np.asarray(scores, dtype=float))
-    values = series.to_numpy(dtype=float, na_value=np.nan)
-    wrong = np.flatnonzero(~((values > 0) & (values <= HIGHEST)))
-    if len(wrong):
-        value, row = values[wrong[0]], series.index[wrong[0]]
-        is_what = "missing" if np.isnan(value) else f"{value:g}, not in (0, 100]"
-        raise ValueError(f"score in row {row} is {is_what}; {len(wrong)} of {len(values)} scores are unfit")
-    return values

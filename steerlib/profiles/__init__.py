@@ -22,7 +22,6 @@ from steerlib.profiles.sensitivity import (
     population_category,
     primary_category,
     profiles_table,
-    recovery,
     sensitivities,
 )
 from steerlib.profiles.simulation import demo_texts, simulated_ratings
@@ -47,7 +46,6 @@ __all__ = [
     "read_demographics",
     "read_ratings",
     "realtoxicity_prompts",
-    "recovery",
     "recovery_confusion",
     "recovery_differences",
     "recovery_shares",

@@ -145,22 +145,6 @@ def profiles_table(s: pd.DataFrame, *, estimator: str = "paper") -> pd.DataFrame
     return check_table("profiles", table)
 
 
-def recovery(planted: pd.Series, primary: pd.Series) -> float:
-    """Share of users whose planted category was found; chance is 1/6.
-
-    Args:
-        planted: (U,) the category each synthetic user was made with, by user_id.
-        primary: (U,) what `primary_category` found.
-
-    Raises:
-        ValueError: a user of `primary` has no planted category.
-    """
-    unknown = primary.index.difference(planted.index)
-    if len(unknown):
-        raise ValueError(f"{len(unknown)} users have no planted category, the first is {unknown[0]!r}")
-    return float((planted.reindex(primary.index) == primary).mean())
-
-
 def _arrays(ratings: pd.DataFrame) -> tuple[pd.Index, NDArray, NDArray, NDArray]:
     """Users, each row's user, dislike and six scores, in an order that the rows' order cannot change."""
     missing = [column for column in ("user_id", "rating", *SIX) if column not in ratings]

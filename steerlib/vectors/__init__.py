@@ -30,7 +30,6 @@ from steerlib.vectors.files import load_named_vectors, load_vectors, save_vector
 from steerlib.vectors.gates import (
     Threshold,
     choose_threshold,
-    projection_gate,
     prompt_projections,
 )
 from steerlib.vectors.gguf import vectors_from_gguf, vectors_to_gguf
@@ -83,7 +82,6 @@ __all__ = [
     "pairs_from_ratings",
     "personal_vectors",
     "preference_margins",
-    "projection_gate",
     "prompt_projections",
     "prompt_residuals",
     "random_vectors",

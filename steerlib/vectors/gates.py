@@ -1,4 +1,10 @@
-"""Conditional steering: a vector is added only for prompts whose own residual says so."""
+"""Conditional steering: a vector is added only for prompts whose own residual says so.
+
+    open(p) = s(p) > threshold      s, the projection of prompt p on a direction, decided once a prompt
+
+Source: after Lee et al., Programming Refusal with Conditional Activation Steering (arXiv 2409.05907), who compare
+cosines with a subspace; ours is the projection on one direction.
+"""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -44,41 +50,14 @@ def prompt_projections(
     return pd.Series(along, index=pd.Index(prompts["prompt_id"], name="prompt_id"), name="projection")
 
 
-def projection_gate(
-    frozen: FrozenModel,
-    prompts: pd.DataFrame,
-    vector: Mapping[int, Tensor],
-    *,
-    layer: int,
-    threshold: float,
-    style: str,
-) -> pd.Series:
-    """Which prompts are steered: those whose projection on a direction is above a threshold.
-
-        open(p) = s(p) > threshold
-
-    Args:
-        threshold: in activation units, see `choose_threshold`; -inf steers every prompt, inf none.
-        frozen, prompts, vector, layer, style: see `prompt_projections`.
-
-    Returns:
-        True or False by prompt_id, ready to be one of the `factors` of `decode`.
-
-    Source: after Lee et al., Programming Refusal with Conditional Activation Steering (arXiv 2409.05907), who compare
-    cosines with a subspace; ours is the projection on one direction, decided once a prompt.
-    """
-    along = prompt_projections(frozen, prompts, vector, layer=layer, style=style)
-    return (along > threshold).rename("open")
-
-
 def choose_threshold(projections: pd.Series, labels: pd.Series) -> Threshold:
     """Threshold that separates dev prompts to be steered from the others best.
 
         balanced accuracy = (share of the labelled above + share of the others not above) / 2
 
-    Candidates are the midpoints between neighbouring projections, and -inf and inf. Of several equally good ones the
-    highest is taken, which steers the fewest prompts. Dev prompts only: on the prompts it was chosen on the accuracy is
-    too good.
+    Candidates are the midpoints between neighbouring projections, and -inf (every prompt is steered) and inf (none). Of
+    several equally good ones the highest is taken, which steers the fewest prompts. Dev prompts only: on the prompts it
+    was chosen on the accuracy is too good.
 
     Args:
         projections: by prompt_id, see `prompt_projections`.

@@ -20,7 +20,6 @@ from random import Random
 from steerlib.tables import ATTRIBUTE_COLUMNS, atomic_path
 
 HERE = Path(__file__).parent
-USERS_PER_CATEGORY = 8
 CONVERSATIONS = (4, 6, 8, 9, 11, 11, 11, 11)
 LATER_PROMPTS = ("Go on.", "And then?", "Tell it again, more calmly.", "What happened next?")
 LATER_TEXTS = (
