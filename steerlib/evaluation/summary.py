@@ -12,14 +12,13 @@ from steerlib.evaluation.intervals import Interval
 from steerlib.evaluation.measures import Measure, comparisons, measures, text_comparisons, text_measures
 from steerlib.evaluation.seeds import over_seeds
 from steerlib.evaluation.settings import family
+from steerlib.profiles.demographics import DEMOGRAPHICS
 from steerlib.tables import SCHEMA
 
 Floats = NDArray[np.float64]
 Frames = Mapping[str, pd.DataFrame]
 Found = tuple[str, str, str, Interval]
 """Comparator, scorer, metric and interval: the rest of a row is the arm, the split and the subgroup."""
-
-DEMOGRAPHIC = ("age", "gender", "religion")
 
 
 class Subgroup(NamedTuple):
@@ -170,9 +169,9 @@ def subgroups(prompts: pd.DataFrame, users: pd.DataFrame | None = None) -> Itera
     """All prompts of each split, then its prompts by category and by what the users table says of their users."""
     columns = [column for column in ("category", "prompt_category") if column in prompts]
     if users is not None:
-        known = users[["user_id", *DEMOGRAPHIC]]
+        known = users[["user_id", *DEMOGRAPHICS]]
         prompts = prompts.merge(known, on="user_id", how="left", validate="many_to_one")
-        columns += DEMOGRAPHIC
+        columns += DEMOGRAPHICS
     for split, rows in prompts.set_index("prompt_id").groupby("split"):
         yield Subgroup(str(split), "all", rows["user_id"])
         for column in columns:

@@ -5,12 +5,12 @@ from typing import Any
 
 import pandas as pd
 
-from steerlib.profiles.ratings import DEMO, PRISM
-from steerlib.profiles.sources import hub_file, read_rows
+from steerlib.profiles.ratings import find_file
+from steerlib.profiles.sources import read_rows
 from steerlib.tables import check_table
 
 UNKNOWN = "unknown"
-FIELDS = ("age", "gender", "religion")
+DEMOGRAPHICS = ("age", "gender", "religion")
 
 
 def read_demographics(
@@ -39,7 +39,7 @@ def read_demographics(
     Source: PRISM codebook. Its 12 finer religions and its self-descriptions are not used: most are too rare for
     a subgroup, and free text may identify a person.
     """
-    path = _find(source, folder, revision)
+    path = find_file(source, folder, revision, "survey.jsonl")
     rows = read_rows(path)
     if "user_id" not in rows:
         raise ValueError(
@@ -51,24 +51,9 @@ def read_demographics(
             f"{path.name}, row {int(empty.to_numpy().argmax()) + 1}, column user_id: must name a user"
         )
     users = pd.DataFrame({"user_id": rows["user_id"].astype(str)})
-    for field in FIELDS:
+    for field in DEMOGRAPHICS:
         users[field] = rows[field].map(_plain) if field in rows else UNKNOWN
     return check_table("users", _one_row_each(users, path.name))
-
-
-def _find(source: str | Path, folder: str | Path | None, revision: str) -> Path:
-    if folder is not None and str(source) != "prism":
-        raise ValueError(f"folder goes with source 'prism', not with {str(source)!r}")
-    if str(source) == "demo":
-        return DEMO / "survey.jsonl"
-    if str(source) == "prism" and folder is None:
-        return hub_file(PRISM, "survey.jsonl", revision=revision)
-    place = Path(folder) if folder is not None else Path(source)
-    if not place.is_dir():
-        return place
-    if not (place / "survey.jsonl").is_file():
-        raise FileNotFoundError(f"{place} has no survey.jsonl")
-    return place / "survey.jsonl"
 
 
 def _plain(value: Any) -> str:
@@ -81,10 +66,10 @@ def _plain(value: Any) -> str:
 
 def _one_row_each(users: pd.DataFrame, file: str) -> pd.DataFrame:
     """A known value goes before an unknown one; two known ones contradict each other."""
-    known = users.replace({field: {UNKNOWN: None} for field in FIELDS})
-    for field in FIELDS:
+    known = users.replace({field: {UNKNOWN: None} for field in DEMOGRAPHICS})
+    for field in DEMOGRAPHICS:
         values = known.dropna(subset=field).groupby("user_id")[field].unique()
         for user, found in values[values.map(len) > 1].items():
             both = " and ".join(map(repr, map(str, found[:2])))
             raise ValueError(f"{file}: user {user!r} has two values of {field}, {both}")
-    return known.groupby("user_id", sort=False)[list(FIELDS)].first().fillna(UNKNOWN).reset_index()
+    return known.groupby("user_id", sort=False)[list(DEMOGRAPHICS)].first().fillna(UNKNOWN).reset_index()

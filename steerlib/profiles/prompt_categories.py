@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from steerlib.profiles.columns import PROMPT_CATEGORIES
-from steerlib.profiles.ratings import find_ratings
+from steerlib.profiles.ratings import find_file
 from steerlib.profiles.sources import read_rows
 from steerlib.tables import ATTRIBUTE_COLUMNS
 
@@ -99,7 +99,7 @@ def conversation_types(
     Raises:
         ValueError: the file has no such column, or a conversation has two types.
     """
-    path = find_ratings(source, folder, revision)
+    path = find_file(source, folder, revision)
     rows = read_rows(path)
     if not {"conversation_id", "conversation_type"} <= set(rows):
         raise ValueError(f"{path.name} has no conversation_type; its columns are {', '.join(map(str, rows))}")

@@ -58,7 +58,7 @@ def read_ratings(
         raise ValueError(f"turns must be 'first' or 'all', not {turns!r}")
     if language not in ("all", "english"):
         raise ValueError(f"language must be 'all' or 'english', not {language!r}")
-    path = find_ratings(source, folder, revision)
+    path = find_file(source, folder, revision)
     check_digest(path, sha256)
     rows = read_rows(path)
     if "model_response" in rows or path.name == "utterances.jsonl":
@@ -104,20 +104,22 @@ def with_toxicity(ratings: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
     return check_table("ratings", scored)
 
 
-def find_ratings(source: str | Path, folder: str | Path | None, revision: str) -> Path:
-    """The file that a source stands for."""
+def find_file(
+    source: str | Path, folder: str | Path | None, revision: str, name: str = "utterances.jsonl"
+) -> Path:
+    """The file that a source stands for: that of a name in a data set or folder, else the source itself."""
     if folder is not None and str(source) != "prism":
         raise ValueError(f"folder goes with source 'prism', not with {str(source)!r}")
     if str(source) == "demo":
-        return DEMO / "utterances.jsonl"
+        return DEMO / name
     if str(source) == "prism" and folder is None:
-        return hub_file(PRISM, "utterances.jsonl", revision=revision)
+        return hub_file(PRISM, name, revision=revision)
     place = Path(folder) if folder is not None else Path(source)
     if not place.is_dir():
         return place
-    if not (place / "utterances.jsonl").is_file():
-        raise FileNotFoundError(f"{place} has no utterances.jsonl")
-    return place / "utterances.jsonl"
+    if not (place / name).is_file():
+        raise FileNotFoundError(f"{place} has no {name}")
+    return place / name
 
 
 def _metadata(path: Path, source: str | Path, folder: str | Path | None, revision: str) -> Path | None:
