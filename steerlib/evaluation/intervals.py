@@ -27,6 +27,11 @@ class Interval(NamedTuple):
     n_clusters: int
     how: str
 
+    def within(self, lowest: float, highest: float) -> "Interval":
+        """The same, cut to the range of what it is of: the part of a t interval that lies outside says nothing."""
+        low, high = np.clip([self.low, self.high], lowest, highest)
+        return self._replace(low=float(low), high=float(high))
+
 
 class Clusters(NamedTuple):
     """Column sums of each cluster, `(n_clusters, columns)`, and its number of rows, `(n_clusters,)`."""

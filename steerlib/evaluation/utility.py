@@ -72,8 +72,9 @@ def _measures(part: pd.DataFrame, base: pd.DataFrame, base_arm: str) -> Iterator
         )
     ids, answers = part["question_id"].to_numpy(), part["answer"].tolist()
     p, right = _p(part), part["correct"].to_numpy(dtype=np.float64)
-    yield "accuracy", "", _share(cluster_interval(100 * right, ids))
-    yield "accuracy_subjects", "", _share(cluster_interval(100 * right * _subject_weights(part), ids))
+    yield "accuracy", "", cluster_interval(100 * right, ids).within(0, 100)
+    by_subject = cluster_interval(100 * right * _subject_weights(part), ids)
+    yield "accuracy_subjects", "", by_subject.within(0, 100)
     scores = brier(p, answers)
     yield "brier", "", cluster_interval(scores, ids)
     yield (
@@ -90,12 +91,6 @@ def _measures(part: pd.DataFrame, base: pd.DataFrame, base_arm: str) -> Iterator
             cluster_interval(100 * (right - reference["correct"].to_numpy(float)), ids),
         )
         yield "brier_change", base_arm, cluster_interval(scores - reference["brier"].to_numpy(float), ids)
-
-
-def _share(interval: Interval) -> Interval:
-    """A t interval of few questions may leave 0 to 100 %; the part outside says nothing."""
-    low, high = np.clip([interval.low, interval.high], 0.0, 100.0)
-    return interval._replace(low=float(low), high=float(high))
 
 
 def _p(rows: pd.DataFrame) -> Floats:

@@ -45,19 +45,13 @@ def answers_moved(generations: pd.DataFrame, arms: pd.DataFrame, prompts: pd.Dat
 
 def _measures(answers: pd.DataFrame) -> list[tuple[str, Interval]]:
     users = answers["user_id"].to_numpy()
-    measures = [("changed_percent", _within(cluster_interval(answers["changed"].to_numpy(), users), 100.0))]
+    measures = [("changed_percent", cluster_interval(answers["changed"].to_numpy(), users).within(0, 100))]
     # No dose where all answers are empty, nor of an aligner, which steers no step of the base.
     if answers["n_tokens"].sum() and answers["kl_to_base"].notna().all():
         nats = answers[["kl_to_base", "n_tokens"]].to_numpy(float)
         dose = cluster_interval(nats, users, lambda m: m[..., 0] / m[..., 1])
-        measures.append(("kl_per_token", _within(dose, np.inf)))
+        measures.append(("kl_per_token", dose.within(0, np.inf)))
     return measures
-
-
-def _within(interval: Interval, largest: float) -> Interval:
-    """A t interval may leave the range of what it is of; the part outside says nothing."""
-    low, high = np.clip([interval.low, interval.high], 0.0, largest)
-    return interval._replace(low=float(low), high=float(high))
 
 
 def plot_changed_answers(moved: pd.DataFrame) -> Figure:
