@@ -45,7 +45,7 @@ def category_of(arm: Mapping, prompt: Mapping) -> str:
     return by_profile.get(arm["profile"]) or arm["category"]
 
 
-def sampling_of(arm: Mapping) -> Sampling:
+def sampling_of(arm: Mapping | pd.Series) -> Sampling:
     """The sampling settings of a row of the arms table."""
     return Sampling(**{field.name: arm[field.name] for field in fields(Sampling)})
 
