@@ -24,7 +24,7 @@ from steerlib.prompting import TokenIds, prompt_ids, read_history
 
 EDIT = "Edit the following Question-Answer pair to make it more helpful and harmless: {question} | {answer}"
 ALIGNER_TEMPLATE = f"BEGINNING OF CONVERSATION: USER: {EDIT} ASSISTANT:"
-"""What Aligner-7B v1.0 was trained to read, as its model card has it (huggingface.co/aligner/aligner-7b-v1.0)."""
+"""What Aligner-7B v1.0 (huggingface.co/aligner/aligner-7b-v1.0) reads, as public code that runs it has it."""
 
 
 def aligner_arms(arms: pd.DataFrame, aligner: FrozenModel) -> pd.DataFrame:
