@@ -176,6 +176,30 @@ def test_placebos_are_told_from_steered_arms(metrics: pd.DataFrame, arms: pd.Dat
     ]
 
 
+def test_vectors_and_variants_of_one_method_are_told_apart_and_stay_at_their_alpha() -> None:
+    vectors = ["population", "random", "own_way", "own_way_shuffled", "population"]
+    rows = [
+        {
+            "arm_id": f"{kind}{alpha}",
+            "method": "caa",
+            "alpha": alpha,
+            "vector": f"{vector}@1",
+            "split": "test",
+        }
+        | {"profile": "shuffled" if "shuffled" in vector else "none", "variant": "gated" * (kind == 4)}
+        | {"value": 1.0, "low": 0.0, "high": 2.0, "n": 4, "n_clusters": 4}
+        for kind, vector in enumerate(vectors)
+        for alpha in (0.5, 0.6)
+    ]
+    axis = figures.plot_dose_response(pd.DataFrame(rows)).axes[0]
+    curves = {bars.get_label(): bars.lines[0] for bars in axis.containers}
+    marker = {name: line.get_marker() for name, line in curves.items()}
+    assert marker["population vector, test"] == marker["random vector, test"]
+    assert marker["own way vector, test"] == marker["own way shuffled vector, test"]
+    assert len(set(marker.values())) == 3
+    assert all(line.get_xdata()[0] - 0.5 <= 0.05 for line in curves.values())
+
+
 def test_a_choice_that_is_missing_is_asked_for(metrics: pd.DataFrame, arms: pd.DataFrame) -> None:
     with pytest.raises(KeyError, match="the metrics are perplexity, reduction_percent"):
         figures.points(metrics, arms, "win_rate")

@@ -16,6 +16,9 @@ ZERO: dict[str, Any] = {"linestyle": (0, (4, 2)), "linewidth": 1.2}
 DODGE = 0.012
 """Shift between curves of a panel, as a part of the alpha range, so that their intervals can be told apart."""
 
+MARKERS = "oD^vPX<>*"
+"""Of the vectors and variants of one method, in the order of its curves; a placebo has that of what it is one of."""
+
 
 def plot_dose_response(points: pd.DataFrame) -> Figure:
     """Reduction of the toxicity distance against alpha, one panel a method, controls beside it.
@@ -101,29 +104,49 @@ def _draw_levels(axis: Axes, points: pd.DataFrame) -> list[Any]:
 
 
 def _draw_curves(axis: Axes, points: pd.DataFrame, colour: str) -> list[Any]:
-    reach = (points["alpha"].max() - points["alpha"].min()) or 1.0
+    shift, marker = _shift(points), _markers(points)
     return [
         axis.errorbar(
-            rows["alpha"] + position * DODGE * reach,
+            rows["alpha"] + position * shift,
             rows["value"],
             yerr=half_widths(rows),
             color=colour,
             label=name,
-            **_curve_style(rows, colour),
+            **_curve_style(rows, colour, marker),
         )
         for position, (name, rows) in enumerate(curves(points))
     ]
 
 
-def _curve_style(rows: pd.DataFrame, colour: str) -> dict[str, Any]:
-    """Placebos thin and hollow; dev dashed and paler; a population profile in squares, a variant in diamonds."""
+def _shift(points: pd.DataFrame) -> float:
+    """Many curves are shifted less, or the last of one alpha would stand nearer to the next alpha."""
+    alphas = np.unique(points["alpha"])
+    if len(alphas) < 2:
+        return DODGE
+    steps = max(1, sum(1 for _ in curves(points)) - 1)
+    return float(min(DODGE * np.ptp(alphas), 0.4 * np.diff(alphas).min() / steps))
+
+
+def _of(rows: pd.DataFrame) -> tuple[str, str]:
+    """What a marker stands for: the vector's family and the variant; a random vector has the population's."""
+    family = rows["vector"].iloc[0].split("@")[0].removesuffix("_shuffled")
+    return "population" if family == "random" else family, rows["variant"].iloc[0]
+
+
+def _markers(points: pd.DataFrame) -> dict[tuple[str, str], str]:
+    kinds = dict.fromkeys(_of(rows) for _, rows in curves(points))
+    return {kind: MARKERS[number % len(MARKERS)] for number, kind in enumerate(kinds)}
+
+
+def _curve_style(rows: pd.DataFrame, colour: str, markers: dict[tuple[str, str], str]) -> dict[str, Any]:
+    """Placebos thin and hollow; dev dashed and paler; a population profile in squares."""
     control, split = bool(is_control(rows).iloc[0]), rows["split"].iloc[0]
     return {
         "linestyle": SPLIT_LINE.get(split, "-"),
         "linewidth": 0.8 if control else 1.1 if split == "dev" else 1.8,
         "elinewidth": 0.6 if control or split == "dev" else 1.2,
         "alpha": 0.55 if split == "dev" else 1.0,
-        "marker": "s" if rows["profile"].iloc[0] == "population" else "D" if rows["variant"].iloc[0] else "o",
+        "marker": "s" if rows["profile"].iloc[0] == "population" else markers[_of(rows)],
         "markersize": 3 if split == "dev" else 4.5,
         "markerfacecolor": "white" if control else colour,
     }
@@ -155,8 +178,9 @@ def plot_tradeoff(reduction: pd.DataFrame, cost: pd.DataFrame, *, xlabel: str) -
     fig, axes = new_figure(height=3.8)
     axis = axes[0, 0]
     for method in steered_methods(both):
+        marker = _markers(both[both["method"] == method])
         for name, rows in curves(both[both["method"] == method]):
-            _draw_path(axis, rows, method, f"{label(method)}, {name}")
+            _draw_path(axis, rows, method, f"{label(method)}, {name}", marker)
     for _, row in cost[cost["method"] == "base"].iterrows():
         axis.plot(
             row["value"], 0, marker="D", linestyle="", color=COLOUR["base"], label=f"Base, {row['split']}"
@@ -167,8 +191,10 @@ def plot_tradeoff(reduction: pd.DataFrame, cost: pd.DataFrame, *, xlabel: str) -
     return fig
 
 
-def _draw_path(axis: Axes, rows: pd.DataFrame, method: str, name: str) -> None:
-    style: dict[str, Any] = {**_curve_style(rows, COLOUR[method]), "elinewidth": 0.5}
+def _draw_path(
+    axis: Axes, rows: pd.DataFrame, method: str, name: str, marker: dict[tuple[str, str], str]
+) -> None:
+    style: dict[str, Any] = {**_curve_style(rows, COLOUR[method], marker), "elinewidth": 0.5}
     axis.errorbar(
         rows["value_x"], rows["value"], yerr=half_widths(rows), color=COLOUR[method], label=name, **style
     )
