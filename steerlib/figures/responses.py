@@ -16,7 +16,7 @@ ZERO: dict[str, Any] = {"linestyle": (0, (4, 2)), "linewidth": 1.2}
 DODGE = 0.012
 """Shift between curves of a panel, as a part of the alpha range, so that their intervals can be told apart."""
 
-MARKERS = "oD^vPX<>*"
+MARKERS = "oD^v<>p*h"
 """Of the vectors and variants of one method, in the order of its curves; a placebo has that of what it is one of."""
 
 
