@@ -3,25 +3,11 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
-from steerlib.generation.batch import Batch
+from steerlib.generation.held import UnmergedBatch
 from steerlib.generation.requests import Request
 from steerlib.models import FrozenModel
 from steerlib.vectors.residual import ResidualDose
-
-
-class UnmergedBatch(Batch):
-    """Every answer has rows of its own from its first token on; contexts are still read once for all answers."""
-
-    def _continue(self, tokens: Tensor) -> Tensor:
-        slots = self.slots[self.live]
-        used = slots >= 0
-        slot, z = self.streams.advance(slots[used], tokens[:, None].expand_as(slots)[used])
-        slots[used] = slot
-        self.slots[self.live] = slots
-        # The streams are in the order of their slots, so are the logits.
-        return z
 
 
 def decode_unmerged(frozen: FrozenModel, requests: Sequence[Request], *, capacity: int) -> list[dict]:

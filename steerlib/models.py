@@ -3,7 +3,8 @@
 Shape letters used throughout the library: batch, seq, vocab, d_model, n_layers.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,11 +33,18 @@ class FrozenModel:
         model: in evaluation mode, no parameter requires a gradient.
         tokenizer: the model's own.
         name: what was asked for; the embedded model is named for what runs, a dequantised Q4_1.
+        compiled: whether unsteered residual streams are decoded through `torch.compile` on a GPU.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     name: str
+    compiled: bool = False
+
+    @functools.cached_property
+    def decoder(self) -> Callable:
+        """The model as a step of decoding on a GPU calls it: compiled where that was asked for."""
+        return torch.compile(self.model) if self.compiled else self.model
 
     @property
     def device(self) -> torch.device:
@@ -77,7 +85,8 @@ class FrozenModel:
     def hardware(self) -> str:
         """What runs the model and in which precision, as a row of a table states it."""
         kind = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
-        return f"{kind}, {str(self.dtype).removeprefix('torch.')}"
+        compiled = ", compiled" if self.compiled and self.device.type == "cuda" else ""
+        return f"{kind}, {str(self.dtype).removeprefix('torch.')}{compiled}"
 
 
 def load_model(
@@ -86,6 +95,7 @@ def load_model(
     device: str | None = None,
     dtype: str | torch.dtype | None = None,
     base: str | None = None,
+    compiled: bool = False,
 ) -> FrozenModel:
     """Load a causal language model and freeze it.
 
@@ -96,6 +106,8 @@ def load_model(
         dtype: weights' precision, for instance "float32"; by default bfloat16 on cuda and float32 elsewhere.
         base: the model that an adapter is merged into ("embedded", a folder or a hub id), with its tokenizer; by
             default the one that the adapter's config names.
+        compiled: decode logit rules through `torch.compile` on a GPU: a minute for an 8B model, then fewer and
+            larger kernels. No effect elsewhere.
 
     Returns:
         The frozen model.
@@ -118,7 +130,7 @@ def load_model(
     decoder_blocks(model)
     if can_pack(model):
         pack_linears(model)
-    return FrozenModel(model, tokenizer, EMBEDDED_NAME if name == "embedded" else str(name))
+    return FrozenModel(model, tokenizer, EMBEDDED_NAME if name == "embedded" else str(name), compiled)
 
 
 def _read(name: str, device: str, precision: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -1,4 +1,5 @@
 import dataclasses
+from functools import partial
 
 import numpy as np
 import pytest
@@ -35,7 +36,13 @@ def pieces_of(lines: ScoreLines, low: float = 0.0, high: float = 2.0) -> list[tu
 
 def envelope(lines: ScoreLines, low: float, high: float) -> Pieces:
     ends = torch.ones(len(lines.intercept), dtype=torch.float64)
-    return upper_envelope(lines, ends * low, ends * high)
+    return upper_envelope(partial(rows_of, lines), ends * low, ends * high, vocab=lines.intercept.shape[1])
+
+
+def rows_of(lines: ScoreLines, rows: Tensor) -> ScoreLines:
+    noise = None if lines.noise is None else lines.noise[rows]
+    some = {name: getattr(lines, name)[rows] for name in ("intercept", "slope", "temperature", "seen")}
+    return dataclasses.replace(lines, noise=noise, **some)
 
 
 def chosen_at(lines: ScoreLines, alpha: float) -> Tensor:
@@ -125,7 +132,7 @@ def test_random_scores_with_penalty_do_return_to_a_token_they_left():
 def test_each_row_has_its_own_interval():
     lines = random_lines(5, 20, sampled=True, penalty=1.15, min_p=0.05)
     low = torch.tensor([0.0, 0.5, 1.0, 1.5, 1.7], dtype=torch.float64)
-    found = upper_envelope(lines, low, low + 0.3)
+    found = upper_envelope(partial(rows_of, lines), low, low + 0.3, vocab=20)
     whole = envelope(lines, 0.0, 2.2)
     for row in range(5):
         mine = found.row == row

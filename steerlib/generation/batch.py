@@ -1,19 +1,43 @@
 """The answers of one batch while they are written: combine the branches, draw, record, continue."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from steerlib.generation import dense, sampling
 from steerlib.generation.joined import open_streams
-from steerlib.generation.realignment import js_temperature
+from steerlib.generation.realignment import falling_temperature, js_divergence
 from steerlib.generation.requests import Request
 from steerlib.generation.rules import RULES, base_nucleus
-from steerlib.generation.sampling import NEAR_TIE, choose, gumbel_noise, penalise_, text_hash
+from steerlib.generation.sampling import NEAR_TIE, gumbel_noise, text_hash
 from steerlib.models import FrozenModel
 from steerlib.vectors.residual import ResidualDose
 
 Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The kinds of the live answers of a batch, and where their logits stand.
+
+    Attributes:
+        groups: live rows of each method.
+        base: logit row of each live row's base.
+        distinct, place: the different ones among those, and which of them each live row has.
+        steered: live rows with more branches than the base.
+        limited: live rows that are cut to the base's nucleus.
+        divergent: live rows whose temperature falls with the divergence.
+    """
+
+    groups: dict[str, Tensor]
+    base: Tensor
+    distinct: Tensor
+    place: Tensor
+    steered: Tensor
+    limited: Tensor
+    divergent: Tensor
 
 
 class Batch:
@@ -38,6 +62,7 @@ class Batch:
     ) -> None:
         self.frozen, self.requests, self.reference = models[""], requests, reference
         self.device = self.frozen.device
+        self.choice = sampling if self.device.type == "cpu" else dense
         self.names = sorted({name for r in requests for name in r.branches})
         self.longest = max(r.sampling.max_new_tokens for r in requests)
         self.streams, index = open_streams(
@@ -57,11 +82,14 @@ class Batch:
         self.base_top_p = self._column([r.base_top_p for r in rows])
         self.limited = any(r.base_top_p < 1 for r in rows)
         self.sampled = any(r.sampling.temperature for r in rows)
+        self.nucleus = any(r.sampling.top_p < 1 for r in rows)
+        self.floor = any(r.sampling.min_p for r in rows)
         self.penalty = self._column([r.sampling.repetition_penalty for r in rows])
         self.budget = torch.tensor([r.sampling.max_new_tokens for r in rows], device=self.device)
         dice = [(text_hash(r.prompt_id), r.seed) for r in rows]
-        self.dice = list(dict.fromkeys(dice))
-        self.die = torch.tensor([self.dice.index(d) for d in dice], device=self.device)
+        distinct = list(dict.fromkeys(dice))
+        self.dice = torch.tensor(distinct, device=self.device)
+        self.die = torch.tensor([distinct.index(d) for d in dice], device=self.device)
         methods = sorted({r.method for r in rows})
         self.members = {m: torch.tensor([r.method == m for r in rows], device=self.device) for m in methods}
         plain = [self.names.index("steered" if "steered" in r.branches else "base") for r in rows]
@@ -71,16 +99,14 @@ class Batch:
         self.divergent = any(r.sampling.js_sigma for r in rows)
 
     def _records(self) -> None:
-        n = len(self.requests)
-        self.high = torch.float32 if self.device.type == "mps" else torch.float64
-        self.live = torch.arange(n, device=self.device)
-        self.tokens = torch.zeros(n, self.longest, dtype=torch.long, device=self.device)
-        self.n_tokens = torch.zeros(n, dtype=torch.long, device=self.device)
-        self.stopped = torch.zeros(n, dtype=torch.bool, device=self.device)
-        self.near_ties = torch.zeros(n, dtype=torch.long, device=self.device)
-        self.nll = torch.zeros(n, dtype=self.high, device=self.device)
-        self.kl = torch.zeros(n, dtype=self.high, device=self.device)
-        self.stop_ids = torch.tensor(sorted(self.frozen.stop_ids), device=self.device)
+        n, device = len(self.requests), self.device
+        high = torch.float32 if device.type == "mps" else torch.float64
+        self.live = torch.arange(n, device=device)
+        self.tokens = torch.zeros(n, self.longest, dtype=torch.long, device=device)
+        self.gaps = torch.full((n, self.longest), torch.inf, device=device)
+        self.nll = torch.zeros(n, self.longest, dtype=high, device=device)
+        self.kl = torch.zeros_like(self.nll)
+        self.stop_ids = torch.tensor(sorted(self.frozen.stop_ids), device=device)
 
     def _column(self, values: Sequence[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.promote_types(self.frozen.dtype, torch.float32)).to(
@@ -89,19 +115,25 @@ class Batch:
 
     def run(self, progress: Progress) -> list[dict]:
         """Decode to the end of every answer; rows of the generations table."""
-        z = self.streams.prefill()
-        self.seen = self._prompt_tokens(z.shape[1])
-        if not self.reference:
-            self._drop_reference()
+        z = self._opened()
         for step in range(self.longest):
             tokens = self._step(z, step)
-            running = self._record(tokens, step)
+            running = ~torch.isin(tokens, self.stop_ids) & (step + 1 < self.budget[self.live])
             progress(int((~running).sum()))
             self.live, tokens = self.live[running], tokens[running]
             if not len(self.live):
                 break
             z = self._continue(tokens)
         return self._rows()
+
+    def _opened(self) -> Tensor:
+        """Read the contexts; logits of their streams."""
+        z = self.streams.prefill()
+        self.seen = self._prompt_tokens(z.shape[1])
+        if not self.reference:
+            self._drop_reference()
+        self.layout = self._layout()
+        return z
 
     def _drop_reference(self) -> None:
         """End the base's streams of answers whose rule does not read them; what they are for stays unknown."""
@@ -117,31 +149,52 @@ class Batch:
                 seen[row, list(request.branches["base"].ids)] = True
         return seen
 
-    def _step(self, z: Tensor, step: int) -> Tensor:
-        """Combine, penalise, draw; the chosen token of each live row."""
+    def _layout(self) -> Layout:
+        """Which live answers are of which kind, and where their logits stand; it holds until some end or part."""
+        live, slots = self.live, self.slots[self.live]
+        groups = {m: self._those(members[live]) for m, members in self.members.items()}
+        base = slots[:, self.names.index("base")]
+        distinct, place = base.unique(return_inverse=True)
+        return Layout(
+            groups={method: rows for method, rows in groups.items() if len(rows)},
+            base=base,
+            distinct=distinct,
+            place=place,
+            steered=self._those((slots >= 0).sum(-1) > 1),
+            limited=self._those(self.base_top_p[live] < 1),
+            divergent=self._those(self.js_sigma[live] > 0),
+        )
+
+    def _those(self, rows: Tensor) -> Tensor:
+        return rows.nonzero()[:, 0]
+
+    def _step(self, z: Tensor, step: int | Tensor) -> Tensor:
+        """Combine, penalise, draw, write down; the chosen token of each live row."""
         live = self.live
         z_new = self._within_nucleus(z, self._combined(z))
         measured = self._divergence(z, z_new) if self.reference else None
-        penalise_(z_new, self.seen[live], self.penalty[live])
-        temperature, noise = self._temperature(z), self._noise(z, step)
-        tokens, gap = choose(z_new, noise, temperature, self.top_p[live], self.min_p[live])
-        self.near_ties[live] += gap < NEAR_TIE
+        self.choice.penalise_(z_new, self.seen[live], self.penalty[live])
+        tokens, gap = self.choice.choose(
+            z_new,
+            self._noise(z, step),
+            self._temperature(z),
+            self.top_p[live] if self.nucleus else None,
+            self.min_p[live] if self.floor else None,
+        )
+        self.tokens[live, step], self.gaps[live, step] = tokens, gap.to(self.gaps)
         if measured is not None:
             log_norm, kl = measured
-            nll = log_norm - z[self._base(), tokens]
-            self.nll[live] += torch.where(torch.isin(tokens, self.stop_ids), 0, nll)
-            self.kl[live] += kl
+            self.nll[live, step] = (log_norm - z[self.layout.base, tokens]).to(self.nll)
+            self.kl[live, step] = kl.to(self.kl)
+        self.seen[live, tokens] = torch.ones_like(live, dtype=torch.bool)
         return tokens
 
-    def _noise(self, z: Tensor, step: int) -> Tensor | None:
+    def _noise(self, z: Tensor, step: int | Tensor) -> Tensor | None:
         """Gumbel noise of each live row; None where all are greedy."""
         if not self.sampled:
             return None
-        hashes, seeds = torch.tensor(self.dice, device=self.device).unbind(-1)
+        hashes, seeds = self.dice.unbind(-1)
         return gumbel_noise(hashes, seeds, step, z.shape[1], dtype=z.dtype)[self.die[self.live]]
-
-    def _base(self) -> Tensor:
-        return self.slots[self.live, self.names.index("base")]
 
     def _branches(self, z: Tensor, rows: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
         """Logits of some branches of some answers; a vector beside the rule steers its base as well."""
@@ -150,35 +203,29 @@ class Batch:
 
     def _combined(self, z: Tensor) -> Tensor:
         z_new = torch.empty(len(self.live), z.shape[1], dtype=z.dtype, device=self.device)
-        for method, members in self.members.items():
-            mine = members[self.live].nonzero()[:, 0]
-            if len(mine):
-                rows = self.live[mine]
-                branches = self._branches(z, rows, RULES[method].branches)
-                z_new[mine] = RULES[method].combine(branches, self.alpha[rows])
+        for method, mine in self.layout.groups.items():
+            rows = self.live[mine]
+            branches = self._branches(z, rows, RULES[method].branches)
+            z_new[mine] = RULES[method].combine(branches, self.alpha[rows])
         return z_new
 
     def _temperature(self, z: Tensor) -> Tensor:
         """Temperature of each live row, lower where the instructed branch leaves the plain one."""
         temperature = self.temperature[self.live]
         if self.divergent:
-            mine = (self.js_sigma[self.live] > 0).nonzero()[:, 0]
+            mine = self.layout.divergent
             rows = self.live[mine]
             branches = self._branches(z, rows, ("instructed",))
-            temperature[mine] = js_temperature(
-                branches["base"],
-                branches["instructed"],
-                t0=temperature[mine],
-                sigma=self.js_sigma[rows],
-                t_min=self.min_temperature[rows],
-            ).to(temperature.dtype)
+            js = js_divergence(branches["base"], branches["instructed"])
+            settings = (x[rows].to(js) for x in (self.temperature, self.js_sigma, self.min_temperature))
+            temperature[mine] = falling_temperature(js, *settings).to(temperature)
         return temperature
 
     def _within_nucleus(self, z: Tensor, z_new: Tensor) -> Tensor:
         """Cut what lies outside the base's nucleus, in the rows that have one."""
         if self.limited:
-            rows = (self.base_top_p[self.live] < 1).nonzero()[:, 0]
-            inside = base_nucleus(z[self._base()[rows]], self.base_top_p[self.live[rows]])
+            rows = self.layout.limited
+            inside = base_nucleus(z[self.layout.base[rows]], self.base_top_p[self.live[rows]])
             z_new[rows] = z_new[rows].masked_fill_(~inside, -torch.inf)
         return z_new
 
@@ -187,28 +234,17 @@ class Batch:
 
         What the base's nucleus cuts has probability 0 in the steered distribution and adds nothing to the KL.
         """
-        base = self._base()
-        distinct, place = base.unique(return_inverse=True)
-        log_norm = z[distinct].logsumexp(-1)[place]
-        steered = (self.slots[self.live] >= 0).sum(-1) > 1
+        steered = self.layout.steered
+        log_norm = z[self.layout.distinct].logsumexp(-1)[self.layout.place]
         z_steered = z_new[steered]
         new_norm = z_steered.logsumexp(-1)
-        difference = z_steered - z[base[steered]]
+        difference = z_steered - z[self.layout.base[steered]]
         if self.limited:
             difference.masked_fill_(z_steered.isneginf(), 0)
         weighted = z_steered.sub_(new_norm[:, None]).exp_().mul_(difference).sum(-1)
         kl = torch.zeros_like(log_norm)
         kl[steered] = (weighted - new_norm + log_norm[steered]).clamp_min(0)
         return log_norm, kl
-
-    def _record(self, tokens: Tensor, step: int) -> Tensor:
-        """Write the tokens down; which live rows go on."""
-        ended = torch.isin(tokens, self.stop_ids)
-        self.tokens[self.live, step] = tokens
-        self.n_tokens[self.live] += (~ended).long()
-        self.stopped[self.live] = ended
-        self.seen[self.live, tokens] = True
-        return ~ended & (step + 1 < self.budget[self.live])
 
     def _continue(self, tokens: Tensor) -> Tensor:
         """Append each row's token to its branches; rows that still agree share them."""
@@ -220,13 +256,19 @@ class Batch:
         slot, z = self.streams.advance(distinct // vocab, distinct % vocab)
         slots[used] = slot[place]
         self.slots[self.live] = slots
+        self.layout = self._layout()
         return z
 
     def _rows(self) -> list[dict]:
-        tokens, counts = self.tokens.tolist(), self.n_tokens.tolist()
-        ids = [row[:n] for row, n in zip(tokens, counts, strict=True)]
+        ended = torch.isin(self.tokens, self.stop_ids) & (self._steps() < self.budget[:, None])
+        stopped = ended.any(-1)
+        counts = torch.where(stopped, ended.int().argmax(-1), self.budget)
+        # The stop token itself was chosen too: it has a KL and may be a near-tie, but it is none of the answer.
+        written, chosen = (self._steps() < n[:, None] for n in (counts, counts + stopped))
+        nll, kl = self.nll.where(written, 0).sum(-1).tolist(), self.kl.where(chosen, 0).sum(-1).tolist()
+        ties = ((self.gaps < NEAR_TIE) & chosen).sum(-1).tolist()
+        ids = [row[:n] for row, n in zip(self.tokens.tolist(), counts.tolist(), strict=True)]
         texts = self.frozen.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        stopped, ties = self.stopped.tolist(), self.near_ties.tolist()
         return [
             {
                 "arm_id": request.arm_id,
@@ -234,12 +276,15 @@ class Batch:
                 "seed": request.seed,
                 "text": texts[i],
                 "token_ids": ids[i],
-                "n_tokens": counts[i],
-                "stopped": stopped[i],
-                "nll_base": float(self.nll[i]),
-                "kl_to_base": float(self.kl[i]),
+                "n_tokens": len(ids[i]),
+                "stopped": bool(stopped[i]),
+                "nll_base": nll[i],
+                "kl_to_base": kl[i],
                 "near_ties": ties[i],
                 "hardware": self.frozen.hardware,
             }
             for i, request in enumerate(self.requests)
         ]
+
+    def _steps(self) -> Tensor:
+        return torch.arange(self.longest, device=self.device)

@@ -19,12 +19,15 @@ class Window:
         columns: tokens that a row can hold.
         rows: rows of the pass, a slice (a view, which a step of decoding wants) or their numbers.
         length: columns filled before the pass.
+        column: where a pass of one token is written, int64 `(1,)` on the device, while the rows are held: such a pass
+            reads all columns, and its mask says which count. None otherwise.
     """
 
     capacity: int
     columns: int
     rows: slice | Tensor = field(default_factory=lambda: slice(0))
     length: int = 0
+    column: Tensor | None = None
 
 
 class SlotLayer(CacheLayerMixin):
@@ -47,7 +50,11 @@ class SlotLayer(CacheLayerMixin):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         keys, values = self.block()
-        rows = self.window.rows
+        rows, column = self.window.rows, self.window.column
+        if column is not None:
+            keys[rows].index_copy_(2, column, key_states)
+            values[rows].index_copy_(2, column, value_states)
+            return keys[rows], values[rows]
         rows = rows.to(keys.device) if isinstance(rows, Tensor) else rows
         stop = self.window.length + key_states.shape[2]
         keys[rows, :, self.window.length : stop] = key_states

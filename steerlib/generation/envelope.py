@@ -12,7 +12,8 @@ What is left on either side is probed in turn. Every alpha is covered, and no th
 """
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -44,18 +45,6 @@ class ScoreLines:
     penalty: float = 1.0
     min_p: float = 0.0
 
-    def rows(self, index: Tensor) -> "ScoreLines":
-        """Some of the rows, in the order of the index."""
-        noise = None if self.noise is None else self.noise[index]
-        return replace(
-            self,
-            intercept=self.intercept[index],
-            slope=self.slope[index],
-            temperature=self.temperature[index],
-            noise=noise,
-            seen=self.seen[index],
-        )
-
 
 @dataclass(frozen=True)
 class Pieces:
@@ -67,12 +56,14 @@ class Pieces:
     token: Tensor
 
 
-def upper_envelope(lines: ScoreLines, low: Tensor, high: Tensor) -> Pieces:
+def upper_envelope(lines: Callable[[Tensor], ScoreLines], low: Tensor, high: Tensor, *, vocab: int) -> Pieces:
     """Which token is chosen where, for every row over its own interval of alpha.
 
     Args:
-        lines: the scores.
+        lines: the scores of some rows, by their numbers; asked for as many as a chunk holds, as often as needed, so
+            that the lines of all rows never stand in memory together.
         low, high: ends of each row's interval, `(rows,)`, low < high.
+        vocab: tokens of a row.
 
     Returns:
         The pieces; neighbours of a row differ in their token, a piece ends where the next begins, and together
@@ -83,10 +74,10 @@ def upper_envelope(lines: ScoreLines, low: Tensor, high: Tensor) -> Pieces:
     tolerance = 8 * torch.finfo(low.dtype).eps * torch.maximum(low.abs(), high.abs())
     found: list[tuple[Tensor, ...]] = []
     chunk = CPU_CHUNK if low.device.type == "cpu" else GPU_CHUNK
-    size = max(1, chunk // lines.intercept.shape[1])
+    size = max(1, chunk // vocab)
     while len(row):
         parts = [
-            _cell(lines.rows(row[i : i + size]), low[i : i + size], high[i : i + size])
+            _cell(lines(row[i : i + size]), low[i : i + size], high[i : i + size])
             for i in range(0, len(row), size)
         ]
         token, left, right = (torch.cat(side) for side in zip(*parts, strict=True))

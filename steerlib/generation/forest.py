@@ -77,7 +77,7 @@ class Forest:
             for row, request in enumerate(self.requests):
                 self.seen[row, list(request.branches["base"].ids)] = True
         for step in range(self.sampling.max_new_tokens):
-            self._split(upper_envelope(self._lines(z, step), self.low, self.high), z)
+            self._split(self._envelope(z, step), z)
             stopped = torch.isin(self.tokens[:, -1], self.stop_ids)
             self._close(stopped, complete=True, stopped=True)
             if step + 1 == self.sampling.max_new_tokens:
@@ -89,32 +89,49 @@ class Forest:
         self._close(torch.ones_like(self.tree, dtype=torch.bool), complete=True)
         return self.segments
 
-    def _lines(self, z: Tensor, step: int) -> ScoreLines:
-        branches = {name: z[self.slots[:, i]] for i, name in enumerate(self.names)}
+    def _envelope(self, z: Tensor, step: int) -> Pieces:
+        """The tokens chosen next and where, of all nodes."""
+        sampling = self.sampling
+        sampled = sampling.temperature > 0
+        temperature = self._temperature(z)
+        noise, place = self._noise(step, z) if sampled else (None, self.tree)
+
+        def lines(nodes: Tensor) -> ScoreLines:
+            intercept, slope = self._line(z, nodes)
+            return ScoreLines(
+                intercept,
+                slope,
+                temperature=temperature[nodes],
+                noise=None if noise is None else noise[place[nodes]],
+                seen=self.seen[nodes],
+                penalty=sampling.repetition_penalty,
+                min_p=sampling.min_p if sampled else 0.0,
+            )
+
+        return upper_envelope(lines, self.low, self.high, vocab=z.shape[1])
+
+    def _branches(self, z: Tensor, nodes: Tensor) -> dict[str, Tensor]:
+        return {name: z[self.slots[nodes, i]] for i, name in enumerate(self.names)}
+
+    def _line(self, z: Tensor, nodes: Tensor) -> tuple[Tensor, Tensor]:
+        """Intercept and slope of some nodes; alpha is the path's own, the prompt's factor lies in the slope."""
+        branches = self._branches(z, nodes)
         intercept, slope = score_line(self.requests[0].method, branches)
-        slope = slope * self.factor[self.tree, None]
+        slope = slope * self.factor[self.tree[nodes], None]
         limit = self.requests[0].base_top_p
         if limit < 1:
             top_p = torch.full_like(branches["base"][:, 0], limit)
             outside = ~base_nucleus(branches["base"], top_p)
             intercept, slope = intercept.masked_fill(outside, -torch.inf), slope.masked_fill(outside, 0)
-        sampled = self.sampling.temperature > 0
-        return ScoreLines(
-            intercept,
-            slope,
-            temperature=self._temperature(branches),
-            noise=self._noise(step, z) if sampled else None,
-            seen=self.seen,
-            penalty=self.sampling.repetition_penalty,
-            min_p=self.sampling.min_p if sampled else 0.0,
-        )
+        return intercept, slope
 
-    def _temperature(self, branches: Mapping[str, Tensor]) -> Tensor:
+    def _temperature(self, z: Tensor) -> Tensor:
         """Temperature of each node; it depends on the tokens so far, which all alphas of the node share."""
         sampling = self.sampling
         fixed = torch.full_like(self.low, sampling.temperature or 1.0)
         if not (sampling.js_sigma and sampling.temperature):
             return fixed
+        branches = self._branches(z, torch.arange(len(self.tree), device=self.device))
         return js_temperature(
             branches["base"],
             branches["instructed"],
@@ -123,11 +140,12 @@ class Forest:
             t_min=sampling.min_temperature,
         ).to(fixed)
 
-    def _noise(self, step: int, z: Tensor) -> Tensor:
+    def _noise(self, step: int, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Noise of each tree that has nodes, and which of these trees each node is of."""
         trees, place = self.tree.unique(return_inverse=True)
         dice = [(text_hash(self.requests[t].prompt_id), self.requests[t].seed) for t in trees.tolist()]
         hashes, seeds = torch.tensor(dice, device=self.device).unbind(-1)
-        return _high(gumbel_noise(hashes, seeds, step, z.shape[1], dtype=z.dtype))[place]
+        return _high(gumbel_noise(hashes, seeds, step, z.shape[1], dtype=z.dtype)), place
 
     def _split(self, pieces: Pieces, z: Tensor) -> None:
         """A node for each piece, its token appended."""

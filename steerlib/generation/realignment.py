@@ -106,4 +106,9 @@ def js_temperature(
         raise ValueError(f"sigma must be above 0, not {sigma.min().item()}")
     if (t_min > t0).any():
         raise ValueError(f"t_min {t_min.max().item():g} is above t0 {t0.min().item():g}")
+    return falling_temperature(js, t0, sigma, t_min)
+
+
+def falling_temperature(js: Tensor, t0: Tensor, sigma: Tensor, t_min: Tensor) -> Tensor:
+    """The formula of `js_temperature` alone, of settings already checked: it looks at no number."""
     return torch.maximum(t0 * 0.5 ** (js / sigma), t_min)

@@ -33,7 +33,9 @@ def expert_anti_expert(z_base: Tensor, z_expert: Tensor, z_anti: Tensor, alpha: 
             f"branch logits differ in shape: base {tuple(z_base.shape)}, "
             f"expert {tuple(z_expert.shape)}, anti-expert {tuple(z_anti.shape)}"
         )
-    return z_base + _per_row(alpha, z_base) * (z_expert - z_anti)
+    if not torch.as_tensor(alpha).isfinite().all():
+        raise ValueError(f"alpha must be finite, not {alpha}")
+    return _moved(z_base, z_expert, z_anti, alpha)
 
 
 def anti_expert(z_base: Tensor, z_anti: Tensor, alpha: Alpha) -> Tensor:
@@ -94,11 +96,10 @@ def base_nucleus(z_base: Tensor, top_p: Tensor) -> Tensor:
     return (z_base >= threshold) | (top_p[:, None] >= 1)
 
 
-def _per_row(alpha: Alpha, z: Tensor) -> Tensor:
+def _moved(z: Tensor, towards: Tensor, away: Tensor, alpha: Alpha) -> Tensor:
+    """The line itself; it looks at no number, so that a GPU need not be waited for."""
     strength = torch.as_tensor(alpha, dtype=z.dtype, device=z.device)
-    if not strength.isfinite().all():
-        raise ValueError(f"alpha must be finite, not {alpha}")
-    return strength.reshape(-1, 1) if strength.ndim else strength
+    return z + (strength.reshape(-1, 1) if strength.ndim else strength) * (towards - away)
 
 
 @dataclass(frozen=True)
@@ -117,16 +118,16 @@ class Rule:
 RULES: Mapping[str, Rule] = {
     "base": Rule((), lambda z, alpha: z["base"]),  # noqa: ARG005
     "prompt_only": Rule(("expert",), lambda z, alpha: z["expert"]),  # noqa: ARG005
-    "anti_expert": Rule(("anti",), lambda z, alpha: anti_expert(z["base"], z["anti"], alpha)),
+    "anti_expert": Rule(("anti",), lambda z, alpha: _moved(z["base"], z["base"], z["anti"], alpha)),
     "expert_anti_expert": Rule(
-        ("expert", "anti"), lambda z, alpha: expert_anti_expert(z["base"], z["expert"], z["anti"], alpha)
+        ("expert", "anti"), lambda z, alpha: _moved(z["base"], z["expert"], z["anti"], alpha)
     ),
     "instructed": Rule(("instructed",), lambda z, alpha: z["instructed"]),  # noqa: ARG005
-    "sda": Rule(("instructed",), lambda z, alpha: sda(z["base"], z["instructed"], alpha, k=1.0)),
+    "sda": Rule(("instructed",), lambda z, alpha: _moved(z["instructed"], z["instructed"], z["base"], alpha)),
     "caa": Rule(("steered",), lambda z, alpha: z["steered"]),  # noqa: ARG005
 }
-"""Every method of an arm. In "caa" alpha acts in the residual stream of the branch, not on its logits; in "sda" it is
-k, which the request has multiplied by the prompt's a."""
+"""Every method of an arm, whose maker has checked its alpha. In "caa" alpha acts in the residual stream of the branch,
+not on its logits; in "sda" it is k, which the request has multiplied by the prompt's a."""
 
 LOGIT_METHODS = ("anti_expert", "expert_anti_expert", "sda")
 """Methods whose logits are linear in alpha."""

@@ -87,7 +87,9 @@ def text_hash(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
 
 
-def gumbel_noise(prompts: Tensor, seeds: Tensor, step: int, vocab: int, *, dtype: torch.dtype) -> Tensor:
+def gumbel_noise(
+    prompts: Tensor, seeds: Tensor, step: int | Tensor, vocab: int, *, dtype: torch.dtype
+) -> Tensor:
     """Gumbel noise from a counter hash of (seed, prompt, step, token).
 
     The largest of z/T + g is a draw from softmax(z/T). The noise depends on nothing else, so all arms of a
@@ -118,7 +120,11 @@ def _mixed(x: Tensor) -> Tensor:
 
 
 def choose(
-    z: Tensor, noise: Tensor | None, temperature: Tensor, top_p: Tensor, min_p: Tensor | None = None
+    z: Tensor,
+    noise: Tensor | None,
+    temperature: Tensor,
+    top_p: Tensor | None = None,
+    min_p: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Choose a token a row: the best logit, or a draw from the nucleus of softmax(z/T) by fixed noise.
 
@@ -130,7 +136,7 @@ def choose(
         z: penalised logits, `(batch, vocab)`.
         noise: Gumbel noise, `(batch, vocab)`; None where every row is greedy.
         temperature: `(batch,)`, 0 for greedy rows.
-        top_p: `(batch,)`.
+        top_p: `(batch,)`; None for 1 in every row.
         min_p: `(batch,)`; None for 0 in every row.
 
     Returns:
@@ -143,10 +149,11 @@ def choose(
         return z.argmax(-1), best[:, 0] - best[:, 1]
     heated = z / torch.where(sampled, temperature, 1)[:, None]
     scores = heated + noise * sampled[:, None]
-    if min_p is not None and min_p.any():
+    if min_p is not None:
         floor = heated.amax(-1) + torch.where(sampled, min_p, 0).log()
         scores.masked_fill_(heated < floor[:, None], -torch.inf)
     best, tokens = scores.max(-1)
+    top_p = torch.ones_like(temperature) if top_p is None else top_p
     unsure = (sampled & (top_p < 1)).nonzero()[:, 0]
     log_norm = heated.logsumexp(-1) if len(unsure) else heated[:, 0]
     while len(unsure):

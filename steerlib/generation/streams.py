@@ -47,6 +47,28 @@ def first_steered(positions: str, length: int) -> int:
     return int(steered.int().argmax()) if steered.any() else length
 
 
+@dataclass(frozen=True)
+class Doses:
+    """How strongly each row of a forward pass is steered by which vector.
+
+    Attributes:
+        rows: numbers of the rows that are steered at a kind of positions, see `steered_positions`.
+        prompt_lengths: tokens of each row's context, `(rows,)`.
+        dosage: strength of each vector, `(rows, n_vectors)`.
+    """
+
+    rows: dict[str, Tensor]
+    prompt_lengths: Tensor
+    dosage: Tensor
+
+    def at(self, position: Tensor) -> Tensor:
+        """Coefficients `(rows, seq, n_vectors)` of tokens at these positions, `(rows, seq)`."""
+        steered = torch.zeros_like(position, dtype=torch.bool)
+        for spec, rows in self.rows.items():
+            steered[rows] = steered_positions(spec, position[rows], self.prompt_lengths[rows, None])
+        return steered[..., None] * self.dosage[:, None, :]
+
+
 class Streams:
     """The streams of one batch: their cache, their masks, and the slots they live in.
 
@@ -166,13 +188,16 @@ class Streams:
     def _coefficients(self, position: Tensor, mask: Tensor, slots: Tensor) -> Tensor | None:
         if not self.dosage.shape[1]:
             return None
-        steered = torch.zeros_like(position, dtype=torch.bool)
-        lengths = self.prompt_lengths[slots][:, None]
-        specs = [self.positions[slot] for slot in slots.tolist()]
-        for spec in set(specs) - {""}:
-            rows = torch.tensor([s == spec for s in specs], device=position.device)
-            steered[rows] = steered_positions(spec, position[rows], lengths[rows])
-        return (steered & mask.bool())[..., None] * self.dosage[slots][:, None, :]
+        doses = Doses(self.steered_rows(slots.tolist()), self.prompt_lengths[slots], self.dosage[slots])
+        return doses.at(position) * mask[..., None]
+
+    def steered_rows(self, slots: Sequence[int]) -> dict[str, Tensor]:
+        """Which of some slots are steered at which kind of positions."""
+        specs = [self.positions[slot] for slot in slots]
+        return {
+            spec: torch.tensor([i for i, s in enumerate(specs) if s == spec], device=self.frozen.device)
+            for spec in sorted({*specs} - {""})
+        }
 
     def advance(self, parents: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Append a token to each next stream; several may have the same parent, which then splits.
