@@ -2,9 +2,11 @@
 
 The weights are random, for what is timed does not depend on them; shapes are those of Llama 3.1 8B, so nothing is
 downloaded. Texts mean nothing and are not compared: in bfloat16 another batch shape may choose another token.
+Ours is timed as it runs by itself (a graph of the step), compiled, sampled, and with merged rows and no graph.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -12,12 +14,15 @@ import pandas as pd
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
+from benchmarks.batches import decode_as
 from benchmarks.plain import cached_batch, cached_loop, generated
 from benchmarks.rules import by_arm, spread
 from benchmarks.setting import ALPHAS, RESULTS, Setting, Size, stated
 from benchmarks.timing import Answers, Decoder, Timed, clock, race, write
 from steerlib.dequantised import embedded_model
 from steerlib.generation import Sampling, decode, make_arms
+from steerlib.generation.batch import Batch
+from steerlib.generation.decoding import default_capacity
 from steerlib.generation.requests import Request, make_requests
 from steerlib.models import FrozenModel
 
@@ -154,26 +159,36 @@ def bytes_a_step(frozen: FrozenModel, rows: int, columns: float) -> float:
     return weights + cache * rows * columns
 
 
-def _grid(setting: Setting, prompts: int, alphas: tuple[float, ...], tokens: int) -> tuple:
-    sampling = Sampling(temperature=0, repetition_penalty=1.0, max_new_tokens=tokens)
+GREEDY = Sampling(temperature=0, repetition_penalty=1.0)
+SAMPLED = Sampling(temperature=0.7, top_p=0.9, repetition_penalty=1.15)
+
+
+def _grid(setting: Setting, prompts: int, alphas: Sequence[float], sampling: Sampling) -> tuple:
     texts, arms = setting.prompts(prompts), make_arms(METHOD, alphas, profile="own", sampling=sampling)
     return texts, arms, make_requests(setting.frozen, texts, arms, seeds=[0])
 
 
 def _beside_generate(setting: Setting, load: Load, batch: int, speed: float) -> list[dict]:
     """Tokens a second and time of a step, ours steered beside the base's `generate`."""
-    frozen = setting.frozen
-    steered, plain = {}, {}
+    frozen, compiled = setting.frozen, replace(setting.frozen, compiled=True)
+    timed: dict[int, list[Timed]] = {}
     for tokens in load.tokens:
-        texts, arms, requests = _grid(setting, batch, (ALPHA,), tokens)
-        ours = Decoder("ours, EAE", f"{batch}", partial(lambda *a: by_arm(decode(*a)), frozen, texts, arms))
-        base = Decoder("base, generate", f"{batch}", partial(_base, frozen, requests))
-        race([frozen], [ours, base], repeats=1)  # warm-up: compilation, graphs, the allocator
-        steered[tokens], plain[tokens] = race([frozen], [ours, base], repeats=load.repeats)
+        texts, arms, requests = _grid(setting, batch, (ALPHA,), replace(GREEDY, max_new_tokens=tokens))
+        sampled = _grid(setting, batch, (ALPHA,), replace(SAMPLED, max_new_tokens=tokens))[:2]
+        decoders = [
+            Decoder("base, generate", f"{batch}", partial(_base, frozen, requests)),
+            Decoder("ours, EAE", f"{batch}", partial(_ours, frozen, texts, arms)),
+            Decoder("ours, EAE, compiled", f"{batch}", partial(_ours, compiled, texts, arms)),
+            Decoder("ours, EAE, sampled", f"{batch}", partial(_ours, frozen, *sampled)),
+            Decoder("ours, EAE, merged rows", f"{batch}", partial(_merged, frozen, requests)),
+        ]
+        race([frozen], decoders, repeats=1)  # warm-up: compilation, the allocator
+        timed[tokens] = race([frozen], decoders, repeats=load.repeats)
     context = sum(len(s.ids) for r in requests for s in r.branches.values()) / (3 * batch)
+    plain, *_ = timed[load.tokens[1]]
     rows = []
-    for found, width in ((steered, 3 * batch), (plain, batch)):
-        short, long = (found[tokens] for tokens in load.tokens)
+    for short, long in zip(*timed.values(), strict=True):
+        width = batch if long is plain else 3 * batch
         step = (long.seconds - short.seconds) / (load.tokens[1] - load.tokens[0])
         bound = bytes_a_step(frozen, width, context + sum(load.tokens) / 2) / speed
         rows.append(
@@ -183,7 +198,7 @@ def _beside_generate(setting: Setting, load: Load, batch: int, speed: float) -> 
                 "rows a step": width,
                 "tokens": long.tokens,
                 "tokens a second": round(long.tokens / long.seconds, 1),
-                "base's generate = 1": round(_rate(long) / _rate(plain[load.tokens[1]]), 2),
+                "base's generate = 1": round(_rate(long) / _rate(plain), 2),
                 "ms a step": round(1000 * step, 2),
                 "weights and cache / bandwidth = 1": round(step / bound, 2),
             }
@@ -191,11 +206,21 @@ def _beside_generate(setting: Setting, load: Load, batch: int, speed: float) -> 
     return rows
 
 
+def _ours(frozen: FrozenModel, texts: pd.DataFrame, arms: pd.DataFrame) -> Answers:
+    return by_arm(decode(frozen, texts, arms))
+
+
+def _merged(frozen: FrozenModel, requests: Sequence[Request]) -> Answers:
+    capacity = default_capacity([frozen], requests)
+    rows = decode_as(Batch, frozen, requests, capacity=capacity)
+    return {(row["arm_id"], row["prompt_id"]): row["token_ids"] for row in rows}
+
+
 def _rate(timed: Timed) -> float:
     return timed.tokens / timed.seconds
 
 
-def _base(frozen: FrozenModel, requests: list[Request]) -> Answers:
+def _base(frozen: FrozenModel, requests: Sequence[Request]) -> Answers:
     settings = {"max_new_tokens": requests[0].sampling.max_new_tokens, "do_sample": False}
     answers = generated(frozen, [r.branches["base"].ids for r in requests], **settings)
     return {(r.arm_id, r.prompt_id): answer for r, answer in zip(requests, answers, strict=True)}
@@ -204,11 +229,13 @@ def _base(frozen: FrozenModel, requests: list[Request]) -> Answers:
 def _large_grid(setting: Setting, load: Load) -> list[dict]:
     """Tokens a second and peak memory of a whole grid beside loops over one alpha at a time."""
     frozen = setting.frozen
-    texts, arms, requests = _grid(setting, load.prompts, load.alphas, load.tokens[1])
+    greedy = replace(GREEDY, max_new_tokens=load.tokens[1])
+    texts, arms, requests = _grid(setting, load.prompts, load.alphas, greedy)
     some, block = spread(requests, load.loop_answers), [r for r in requests if r.alpha == load.alphas[0]]
     keys = [(r.arm_id, r.prompt_id) for r in block]
     decoders = [
-        Decoder("ours, the whole grid", "all", lambda: by_arm(decode(frozen, texts, arms))),
+        Decoder("ours, the whole grid", "all", partial(_ours, frozen, texts, arms)),
+        Decoder("ours, merged rows", "all", partial(_merged, frozen, requests)),
         Decoder(
             "(b) three forwards, caches",
             "1 answer",

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from benchmarks.batches import decode_as
 from benchmarks.setting import Setting, stated
 from benchmarks.timing import Answers, Decoder, Timed, race, write
-from benchmarks.unmerged import decode_unmerged
 from steerlib.generation import Sampling, alpha_path, decode, make_arms
 from steerlib.generation.decoding import default_capacity
+from steerlib.generation.held import UnmergedBatch
 from steerlib.generation.requests import make_requests
 
 METHOD = "expert_anti_expert"
@@ -53,7 +54,7 @@ def _decoders(setting: Setting, sampling: Sampling) -> list[Decoder]:
         Decoder(
             f"plain grid of {grid}, rows not merged",
             "all",
-            lambda: by_alpha(decode_unmerged(frozen, requests, capacity=capacity)),
+            lambda: by_alpha(decode_as(UnmergedBatch, frozen, requests, capacity=capacity)),
         ),
         Decoder(
             f"grid of {grid}, rows merged",

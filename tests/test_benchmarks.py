@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from benchmarks.__main__ import PARTS, main
+from benchmarks.batches import decode_as
 from benchmarks.choices import asked
 from benchmarks.gpu import bytes_a_step, llama_8b_config
 from benchmarks.gpu import run as run_gpu
@@ -19,9 +20,9 @@ from benchmarks.plain import cached_batch, cached_loop, full_prefix_loop, librar
 from benchmarks.rules import by_arm, spread
 from benchmarks.setting import RESULTS, SMALL, Setting
 from benchmarks.timing import Decoder, Timed, compared, race, row_counter, write
-from benchmarks.unmerged import decode_unmerged
 from benchmarks.vectors import _sweep, peers, random_vector
 from steerlib.generation import Sampling, decode, make_arms
+from steerlib.generation.held import UnmergedBatch
 from steerlib.generation.requests import make_requests
 from steerlib.models import FrozenModel, last_logits
 from steerlib.prompting import prompt_ids
@@ -79,7 +80,7 @@ def test_the_plain_grid_writes_the_same_with_three_rows_for_every_answer(
     with row_counter(tiny) as merged:
         ours = decode(tiny, prompts, arms)
     with row_counter(tiny) as plain:
-        found = decode_unmerged(tiny, requests, capacity=9)
+        found = decode_as(UnmergedBatch, tiny, requests, capacity=9)
     assert by_arm(pd.DataFrame(found)) == by_arm(ours)
     assert plain["steps"] == 3 * sum(min(n, 5) for n in ours.n_tokens)
     assert merged["steps"] < plain["steps"]
