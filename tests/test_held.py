@@ -200,7 +200,9 @@ def test_rows_stay_in_every_architecture_that_is_said_to_hold(config, held_decod
     assert answers(held_decode(model, PROMPTS, arms)) == answers(decode(model, PROMPTS, arms))
 
 
-def test_rows_of_a_model_with_a_sliding_window_or_of_an_unknown_kind_do_not_stay(tiny):
+def test_rows_of_a_model_with_a_sliding_window_of_an_unknown_kind_or_on_two_devices_do_not_stay(
+    tiny, monkeypatch
+):
     assert not holds(
         tiny_model(
             MistralConfig(
@@ -227,6 +229,8 @@ def test_rows_of_a_model_with_a_sliding_window_or_of_an_unknown_kind_do_not_stay
         )
     )
     assert holds(tiny)
+    monkeypatch.setattr(tiny.model, "hf_device_map", {"model": 0, "lm_head": 1}, raising=False)
+    assert not holds(tiny)
 
 
 class FakeCuda:

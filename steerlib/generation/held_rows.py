@@ -14,10 +14,11 @@ HOLDABLE = ("gemma", "gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3")
 
 
 def holds(frozen: FrozenModel) -> bool:
-    """Whether the model's rows can stay: a known architecture, torch's attention, no sliding window."""
+    """Whether the model's rows can stay: a known architecture on one device, torch's attention, no sliding window."""
     config = frozen.model.config.get_text_config()
-    attention = getattr(config, "_attn_implementation", "") == "sdpa"
-    return config.model_type in HOLDABLE and attention and not getattr(config, "sliding_window", None)
+    known = config.model_type in HOLDABLE and getattr(config, "_attn_implementation", "") == "sdpa"
+    spread = {*(getattr(frozen.model, "hf_device_map", None) or {}).values()}
+    return known and len(spread) <= 1 and not getattr(config, "sliding_window", None)
 
 
 class HeldRows:
