@@ -9,9 +9,10 @@ from torch import Tensor
 from steerlib.generation import dense, sampling
 from steerlib.generation.joined import open_streams
 from steerlib.generation.realignment import falling_temperature, js_divergence
+from steerlib.generation.records import Records
 from steerlib.generation.requests import Request
 from steerlib.generation.rules import RULES, base_nucleus
-from steerlib.generation.sampling import NEAR_TIE, gumbel_noise, text_hash
+from steerlib.generation.sampling import gumbel_noise, text_hash
 from steerlib.models import FrozenModel
 from steerlib.vectors.residual import ResidualDose
 
@@ -71,7 +72,9 @@ class Batch:
         slots = [[index[r.branches[n]] if n in r.branches else -1 for n in self.names] for r in requests]
         self.slots = torch.tensor(slots, device=self.device)
         self._settings()
-        self._records()
+        self.live = torch.arange(len(requests), device=self.device)
+        self.records = Records(len(requests), self.longest, self.device)
+        self.stop_ids = torch.tensor(sorted(self.frozen.stop_ids), device=self.device)
 
     def _settings(self) -> None:
         rows = self.requests
@@ -82,8 +85,8 @@ class Batch:
         self.base_top_p = self._column([r.base_top_p for r in rows])
         self.limited = any(r.base_top_p < 1 for r in rows)
         self.sampled = any(r.sampling.temperature for r in rows)
-        self.nucleus = any(r.sampling.top_p < 1 for r in rows)
-        self.floor = any(r.sampling.min_p for r in rows)
+        self.nucleus = any(r.sampling.temperature and r.sampling.top_p < 1 for r in rows)
+        self.floor = any(r.sampling.temperature and r.sampling.min_p for r in rows)
         self.penalty = self._column([r.sampling.repetition_penalty for r in rows])
         self.budget = torch.tensor([r.sampling.max_new_tokens for r in rows], device=self.device)
         dice = [(text_hash(r.prompt_id), r.seed) for r in rows]
@@ -97,16 +100,6 @@ class Batch:
         self.js_sigma = self._column([r.sampling.js_sigma for r in rows])
         self.min_temperature = self._column([r.sampling.min_temperature for r in rows])
         self.divergent = any(r.sampling.js_sigma for r in rows)
-
-    def _records(self) -> None:
-        n, device = len(self.requests), self.device
-        high = torch.float32 if device.type == "mps" else torch.float64
-        self.live = torch.arange(n, device=device)
-        self.tokens = torch.zeros(n, self.longest, dtype=torch.long, device=device)
-        self.gaps = torch.full((n, self.longest), torch.inf, device=device)
-        self.nll = torch.zeros(n, self.longest, dtype=high, device=device)
-        self.kl = torch.zeros_like(self.nll)
-        self.stop_ids = torch.tensor(sorted(self.frozen.stop_ids), device=device)
 
     def _column(self, values: Sequence[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.promote_types(self.frozen.dtype, torch.float32)).to(
@@ -124,7 +117,7 @@ class Batch:
             if not len(self.live):
                 break
             z = self._continue(tokens)
-        return self._rows()
+        return self.records.rows(self.frozen, self.requests, self.budget)
 
     def _opened(self) -> Tensor:
         """Read the contexts; logits of their streams."""
@@ -139,8 +132,7 @@ class Batch:
         """End the base's streams of answers whose rule does not read them; what they are for stays unknown."""
         unread = [r.method == "caa" and len(r.branches) > 1 for r in self.requests]
         self.slots[torch.tensor(unread, device=self.device), self.names.index("base")] = -1
-        self.nll += torch.nan
-        self.kl += torch.nan
+        self.records.unmeasured()
 
     def _prompt_tokens(self, vocab: int) -> Tensor:
         seen = torch.zeros(len(self.requests), vocab, dtype=torch.bool, device=self.device)
@@ -181,11 +173,10 @@ class Batch:
             self.top_p[live] if self.nucleus else None,
             self.min_p[live] if self.floor else None,
         )
-        self.tokens[live, step], self.gaps[live, step] = tokens, gap.to(self.gaps)
+        self.records.write(live, step, tokens=tokens, gap=gap)
         if measured is not None:
             log_norm, kl = measured
-            self.nll[live, step] = (log_norm - z[self.layout.base, tokens]).to(self.nll)
-            self.kl[live, step] = kl.to(self.kl)
+            self.records.write(live, step, nll=log_norm - z[self.layout.base, tokens], kl=kl)
         self.seen[live, tokens] = torch.ones_like(live, dtype=torch.bool)
         return tokens
 
@@ -258,33 +249,3 @@ class Batch:
         self.slots[self.live] = slots
         self.layout = self._layout()
         return z
-
-    def _rows(self) -> list[dict]:
-        ended = torch.isin(self.tokens, self.stop_ids) & (self._steps() < self.budget[:, None])
-        stopped = ended.any(-1)
-        counts = torch.where(stopped, ended.int().argmax(-1), self.budget)
-        # The stop token itself was chosen too: it has a KL and may be a near-tie, but it is none of the answer.
-        written, chosen = (self._steps() < n[:, None] for n in (counts, counts + stopped))
-        nll, kl = self.nll.where(written, 0).sum(-1).tolist(), self.kl.where(chosen, 0).sum(-1).tolist()
-        ties = ((self.gaps < NEAR_TIE) & chosen).sum(-1).tolist()
-        ids = [row[:n] for row, n in zip(self.tokens.tolist(), counts.tolist(), strict=True)]
-        texts = self.frozen.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        return [
-            {
-                "arm_id": request.arm_id,
-                "prompt_id": request.prompt_id,
-                "seed": request.seed,
-                "text": texts[i],
-                "token_ids": ids[i],
-                "n_tokens": len(ids[i]),
-                "stopped": bool(stopped[i]),
-                "nll_base": nll[i],
-                "kl_to_base": kl[i],
-                "near_ties": ties[i],
-                "hardware": self.frozen.hardware,
-            }
-            for i, request in enumerate(self.requests)
-        ]
-
-    def _steps(self) -> Tensor:
-        return torch.arange(self.longest, device=self.device)

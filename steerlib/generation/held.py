@@ -56,7 +56,7 @@ class HeldBatch(UnmergedBatch):
             progress(int((~running).sum()))
             self.live, tokens = self.live[running], tokens[running]
             if not len(self.live):
-                return self._rows()
+                return self.records.rows(self.frozen, self.requests, self.budget)
             z, step = self._held(self._continue(tokens), step)
 
     def _held(self, z: Tensor, step: int) -> tuple[Tensor, int]:
@@ -83,5 +83,5 @@ class HeldBatch(UnmergedBatch):
 
     def _running(self, step: int) -> Tensor:
         """Live answers that neither ended in their first `step` tokens nor have as many as they may."""
-        ended = torch.isin(self.tokens[self.live, :step], self.stop_ids).any(-1)
+        ended = torch.isin(self.records.tokens[self.live, :step], self.stop_ids).any(-1)
         return ~ended & (step < self.budget[self.live])
