@@ -5,7 +5,7 @@ import pytest
 
 from steerlib.figures.alignment import plot_amplification, plot_js_temperature, plot_margins, token_strip_html
 from steerlib.figures.published import published
-from steerlib.figures.published_sda import SETS, published_sda, sda_beside, sda_headlines
+from steerlib.figures.published_sda import SETS, published_sda, sda_headlines
 from steerlib.figures.truthful import plot_truthful
 
 
@@ -98,37 +98,6 @@ def test_the_headlines_mix_full_and_refined_rows_and_agree_with_the_other_table(
     assert found.stated.tolist() == [
         short[f"{name}, vs base, eight models"] for name in ("Helpful", "Harmless", "Honest")
     ]
-
-
-def test_ours_stand_beside_the_published_in_per_cent():
-    ours = pd.DataFrame(
-        {
-            "set": ["truthfulqa"],
-            "dimension": ["honesty"],
-            "value": [0.1],
-            "low": [-0.1],
-            "high": [0.3],
-            "n": [40],
-        }
-    )
-    found = sda_beside(ours).set_index(["set", "dimension"])
-    row = found.loc[("truthfulqa", "honesty")]
-    assert row[["full", "refined", "lowest", "highest", "ours", "low", "high", "n"]].tolist() == [
-        28.4,
-        30.0,
-        9.8,
-        52.7,
-        10,
-        -10,
-        30,
-        40,
-    ]
-    assert found.ours.isna().sum() == 6
-    assert "no interval" in row.caveat
-    with pytest.raises(ValueError, match="unknown are"):
-        sda_beside(ours.assign(set="trivia"))
-    with pytest.raises(KeyError, match="no column 'n'"):
-        sda_beside(ours.drop(columns="n"))
 
 
 def truthful() -> pd.DataFrame:

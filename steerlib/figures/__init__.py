@@ -19,7 +19,7 @@ from steerlib.figures.profiles import (
 )
 from steerlib.figures.published import beside_published, published
 from steerlib.figures.published_caa import published_caa_selectivity, published_caa_sweep
-from steerlib.figures.published_sda import published_sda, sda_beside, sda_headlines
+from steerlib.figures.published_sda import published_sda, sda_headlines
 from steerlib.figures.report import Grid, Picture, Section, write_report
 from steerlib.figures.responses import plot_against_alpha, plot_dose_response, plot_effects, plot_tradeoff
 from steerlib.figures.selectivity import plot_dose_and_fluency, plot_selectivity
@@ -89,7 +89,6 @@ __all__ = [
     "published_caa_sweep",
     "published_sda",
     "save",
-    "sda_beside",
     "sda_headlines",
     "study_report",
     "token_strip_html",

@@ -1,4 +1,4 @@
-"""SDA's published table, model by model, and what of it may be set beside numbers of our own."""
+"""SDA's published table, model by model, and what its abstract makes of it."""
 
 import pandas as pd
 
@@ -45,11 +45,6 @@ _BLOCKS = {
 }
 """Columns that each headline averages: "helpfulness" is of EmpatheticDialogues and DialogSum."""
 
-CAVEAT = (
-    "GPT-4.1 rated both answers and had also rated the answer to be aligned; no interval; no column of the"
-    " instruction alone; refined rows leave out items whose base answer the judge called gibberish or off the point"
-)
-
 
 def published_sda() -> pd.DataFrame:
     """Net win margins of SDA's main table, in per cent.
@@ -92,38 +87,3 @@ def _means() -> pd.DataFrame:
     table = published_sda()
     own = table[table["comparison"] == "SDA vs base"]
     return own.groupby(["set", "dimension", "rows"])["value"].mean().unstack()
-
-
-def sda_beside(ours: pd.DataFrame) -> pd.DataFrame:
-    """Our net margins against the base beside SDA's, set by set, in per cent.
-
-    They stand beside each other and do not measure the same: models, judge, prompts and lengths differ.
-
-    Args:
-        ours: set, dimension, value, low, high (margins from -1 to 1), n; see `margins_by`.
-
-    Returns:
-        set, dimension, full and refined (published means over eight models), lowest and highest (single models, full
-        rows), ours, low, high, n (NaN for columns that we have not), caveat.
-
-    Raises:
-        KeyError: a column is missing.
-        ValueError: a set and dimension that SDA has not, or one given twice.
-    """
-    wanted = ["set", "dimension", "value", "low", "high", "n"]
-    missing = [column for column in wanted if column not in ours]
-    if missing:
-        raise KeyError(f"our margins have no column {missing[0]!r}; they have {', '.join(map(str, ours))}")
-    strange = [pair for pair in zip(ours["set"], ours["dimension"], strict=True) if pair not in SETS]
-    if strange or ours.duplicated(["set", "dimension"]).any():
-        raise ValueError(f"each of SDA's columns once, please; unknown are {strange or 'none'}")
-    table = published_sda()
-    single = table[(table["comparison"] == "SDA vs base") & (table["rows"] == "full")]
-    spread = single.groupby(["set", "dimension"])["value"].agg(lowest="min", highest="max")
-    theirs = (
-        _means().round(1).join(spread).reindex(pd.MultiIndex.from_tuples(SETS, names=["set", "dimension"]))
-    )
-    own = ours.set_index(["set", "dimension"])[["value", "low", "high", "n"]]
-    own[["value", "low", "high"]] *= 100
-    both = theirs.join(own.rename(columns={"value": "ours"})).assign(caveat=CAVEAT)
-    return both.reset_index()

@@ -23,9 +23,8 @@ def plot_layers(described: pd.DataFrame) -> Figure:
         (axes[0, 1], "split_half_cosine", "split-half cosine"),
     ):
         axis.plot(described["layer"], described[column], marker="o", color=COLOUR["caa"])
-        axis.set(
-            xlabel="layer (0-based, output)", ylabel=name, ylim=(min(0, described[column].min() * 1.1), None)
-        )
+        lowest, highest = described[column].min(), described[column].max()
+        axis.set(xlabel="layer (0-based, output)", ylabel=name, ylim=(min(0, lowest * 1.1), highest * 1.1))
         axis.xaxis.get_major_locator().set_params(integer=True)
     axes[0, 1].set_ylim(top=1.02)
     return fig
