@@ -200,6 +200,41 @@ def test_vectors_and_variants_of_one_method_are_told_apart_and_stay_at_their_alp
     assert all(line.get_xdata()[0] - 0.5 <= 0.05 for line in curves.values())
 
 
+def test_a_reduction_of_toxicity_is_not_called_one_of_the_distance(
+    metrics: pd.DataFrame, arms: pd.DataFrame
+) -> None:
+    cost = figures.points(metrics, arms, "perplexity")
+    for metric, name in (
+        ("reduction_percent", "toxicity distance"),
+        ("toxicity_reduction_percent", "toxicity"),
+    ):
+        renamed = metrics.replace({"metric": {"reduction_percent": metric}})
+        reduction = figures.points(renamed, arms, metric)
+        drawn_ones = [
+            figures.plot_dose_response(reduction),
+            figures.plot_tradeoff(reduction, cost, xlabel="x"),
+        ]
+        assert {fig.axes[0].get_ylabel() for fig in drawn_ones} == {
+            f"reduction of {name} (%),\n95 % interval"
+        }
+        interactive = figures.interactive_dose_response(reduction)
+        assert interactive.layout.yaxis.title.text == f"reduction of {name} (%)"
+
+
+def test_a_legend_above_the_panels_stays_inside_the_figure(metrics: pd.DataFrame, arms: pd.DataFrame) -> None:
+    level = arms[arms["method"] == "base"].assign(method="instructed", profile="own")
+    levels = [level.assign(arm_id=str(n), variant="temperature by divergence" * n) for n in (0, 1)]
+    told = [metrics[metrics["arm_id"] == "base-none-0"].assign(arm_id=str(n)) for n in (0, 1)]
+    cost = figures.points(pd.concat([metrics, *told]), pd.concat([arms, *levels]), "perplexity")
+    with plt.rc_context():
+        figures.use_style()
+        fig = figures.plot_against_alpha(cost, ylabel="perplexity", zero="Base (no change)")
+        assert drawn(fig)
+        box = fig.legends[0].get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= fig.bbox.width
+
+
 def test_a_choice_that_is_missing_is_asked_for(metrics: pd.DataFrame, arms: pd.DataFrame) -> None:
     with pytest.raises(KeyError, match="the metrics are perplexity, reduction_percent"):
         figures.points(metrics, arms, "win_rate")

@@ -9,15 +9,17 @@ from matplotlib.figure import Figure
 from steerlib.figures.style import COLOUR, new_figure
 
 XLABEL = {
-    "naive": "distance of the base,\nfrom the answers of the effect itself",
-    "guarded": "distance of the base,\nfrom its answers at other seeds",
+    "naive": "{measure} of the base,\nfrom the answers of the effect itself",
+    "guarded": "{measure} of the base,\nfrom its answers at other seeds",
 }
 
 
 NOTE: dict[str, Any] = {"fontsize": 8, "backgroundcolor": "white"}
 
 
-def plot_disagreement(points: pd.DataFrame, slopes: pd.DataFrame, *, colour: str = COLOUR["caa"]) -> Figure:
+def plot_disagreement(
+    points: pd.DataFrame, slopes: pd.DataFrame, *, colour: str = COLOUR["caa"], measure: str = "distance"
+) -> Figure:
     """Effect of steering on each prompt against the base's distance; left naive, right guarded.
 
     The naive line rises without any effect (regression to the mean); the guarded one does not. Where there is no
@@ -27,6 +29,7 @@ def plot_disagreement(points: pd.DataFrame, slopes: pd.DataFrame, *, colour: str
         points: what `steerlib.evaluation.disagreement_points` returned for one arm.
         slopes: rows of `disagreement_slopes` of the same arm.
         colour: of the arm's method.
+        measure: what the effect is of: "distance", or "toxicity" where the prompts have no accepted answer.
 
     Raises:
         ValueError: slopes of several arms.
@@ -38,7 +41,7 @@ def plot_disagreement(points: pd.DataFrame, slopes: pd.DataFrame, *, colour: str
     for axis, estimator in zip(axes[0], XLABEL, strict=True):
         own, row = points[points["estimator"] == estimator], found.loc[estimator]
         axis.axhline(0, color=COLOUR["base"], linestyle=(0, (4, 2)), linewidth=1.2)
-        axis.set_xlabel(f"{XLABEL[estimator]}\n{_words(estimator, row)}")
+        axis.set_xlabel(f"{XLABEL[estimator].format(measure=measure)}\n{_words(estimator, row)}")
         if own.empty:
             reason = row["how"].removeprefix("none: ").replace(" (", "\n(")
             axis.text(0.5, 0.5, reason, ha="center", va="center", transform=axis.transAxes, **NOTE)
@@ -48,7 +51,8 @@ def plot_disagreement(points: pd.DataFrame, slopes: pd.DataFrame, *, colour: str
     corrected = found.loc["corrected"]
     if pd.notna(corrected["slope"]):
         axes[0, 1].set_xlabel(f"{axes[0, 1].get_xlabel()}\n{_words('corrected for noise', corrected)}")
-    axes[0, 0].set_ylabel("effect: distance of base less steered\n(above 0: steered is nearer)")
+    better = "nearer" if measure == "distance" else "less toxic"
+    axes[0, 0].set_ylabel(f"effect: {measure} of base less steered\n(above 0: steered is {better})")
     return fig
 
 

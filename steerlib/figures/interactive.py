@@ -6,7 +6,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from steerlib.figures.points import curves, is_control
+from steerlib.figures.points import curves, is_control, reduced
 from steerlib.figures.responses import half_widths, steered_methods
 from steerlib.figures.style import COLOUR, label, strength
 
@@ -15,14 +15,12 @@ HOVER = (
 )
 
 
-def interactive_dose_response(
-    points: pd.DataFrame, *, ylabel: str = "reduction of toxicity distance (%)"
-) -> go.Figure:
+def interactive_dose_response(points: pd.DataFrame, *, ylabel: str = "") -> go.Figure:
     """Reduction of the toxicity distance against alpha, one panel a method; hovering shows value, interval and n.
 
     Args:
         points: what `points` returned for the metric `reduction_percent`, or for another metric named by `ylabel`.
-        ylabel: the metric with its unit.
+        ylabel: the metric with its unit; where empty, the reduction that `points` are of.
 
     Raises:
         ValueError: no steered arm, or a method without a colour.
@@ -34,7 +32,7 @@ def interactive_dose_response(
             fig.add_trace(_trace(rows, method, f"{label(method)}, {name}"), row=1, col=column)
         fig.update_xaxes(title_text=f"{strength(method)} of {label(method)}", row=1, col=column)
     fig.add_hline(y=0, line={"color": COLOUR["base"], "dash": "dash", "width": 1})
-    fig.update_yaxes(title_text=ylabel, col=1)
+    fig.update_yaxes(title_text=ylabel or f"reduction of {reduced(points)} (%)", col=1)
     fig.update_layout(
         template="simple_white",
         width=900,

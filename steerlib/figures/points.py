@@ -62,6 +62,12 @@ def points(
     return joined.sort_values(["method", "profile", "vector", "variant", "split", "alpha"], ignore_index=True)
 
 
+def reduced(points: pd.DataFrame) -> str:
+    """What a reduction is of: the toxicity distance, or toxicity where the prompts have no accepted answer."""
+    itself = "metric" in points and (points["metric"] == "toxicity_reduction_percent").any()
+    return "toxicity" if itself else "toxicity distance"
+
+
 def is_control(points: pd.DataFrame) -> pd.Series:
     """Which rows are placebos: a shuffled profile, or a random vector (its name says `random`)."""
     return (points["profile"] == "shuffled") | points["vector"].str.contains("random", case=False)

@@ -8,13 +8,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from steerlib.evaluation.settings import WITHOUT_STRENGTH
-from steerlib.figures.points import SPLIT_LINE, arm_name, curves, is_control
+from steerlib.figures.points import SPLIT_LINE, arm_name, curves, is_control, reduced
 from steerlib.figures.style import COLOUR, label, new_figure, strength
 
 ZERO: dict[str, Any] = {"linestyle": (0, (4, 2)), "linewidth": 1.2}
 
 DODGE = 0.012
 """Shift between curves of a panel, as a part of the alpha range, so that their intervals can be told apart."""
+
+LINE, ROOM = 10, 120
+"""Width of a legend's line and of a figure, in letters."""
 
 MARKERS = "oD^v<>p*h"
 """Of the vectors and variants of one method, in the order of its curves; a placebo has that of what it is one of."""
@@ -26,11 +29,10 @@ def plot_dose_response(points: pd.DataFrame) -> Figure:
     Above the dashed zero line an arm is nearer to the accepted answers than the base.
 
     Args:
-        points: what `points` returned for the metric `reduction_percent`.
+        points: what `points` returned for the metric `reduction_percent`, or `toxicity_reduction_percent`.
     """
-    return plot_against_alpha(
-        points, ylabel="reduction of toxicity distance (%),\n95 % interval", zero="Base (no change)"
-    )
+    ylabel = f"reduction of {reduced(points)} (%),\n95 % interval"
+    return plot_against_alpha(points, ylabel=ylabel, zero="Base (no change)")
 
 
 def plot_against_alpha(points: pd.DataFrame, *, ylabel: str, zero: str = "") -> Figure:
@@ -62,10 +64,19 @@ def plot_against_alpha(points: pd.DataFrame, *, ylabel: str, zero: str = "") -> 
         axis.set_xlabel(f"{strength(method)} of {label(method)}")
         axis.legend(handles=own, loc="upper center", bbox_to_anchor=(0.5, -0.18))
     if shared:
-        fig.legend(handles=shared, loc="outside upper center", ncols=len(shared) if len(shared) < 4 else 2)
+        fig.legend(handles=shared, loc="outside upper center", ncols=_columns(shared))
     for axis in axes[:, 0]:
         axis.set_ylabel(ylabel)
     return fig
+
+
+def _columns(handles: list[Any]) -> int:
+    """Columns of a legend above the panels: as many, three at most, as the figure's width has room for."""
+    lengths = np.array([len(handle.get_label()) + LINE for handle in handles])
+    for columns in (3, 2):
+        if sum(part.max(initial=0) for part in np.array_split(lengths, columns)) <= ROOM:
+            return columns
+    return 1
 
 
 def steered_methods(points: pd.DataFrame) -> list[str]:
@@ -163,7 +174,7 @@ def plot_tradeoff(reduction: pd.DataFrame, cost: pd.DataFrame, *, xlabel: str) -
     """Reduction of the toxicity distance against what it costs: a mark an arm, joined in order of alpha.
 
     Args:
-        reduction: points of `reduction_percent`.
+        reduction: points of `reduction_percent`, or of `toxicity_reduction_percent`.
         cost: points of another metric of the same arms and splits, for instance perplexity.
         xlabel: that metric with its unit.
 
@@ -186,7 +197,7 @@ def plot_tradeoff(reduction: pd.DataFrame, cost: pd.DataFrame, *, xlabel: str) -
             row["value"], 0, marker="D", linestyle="", color=COLOUR["base"], label=f"Base, {row['split']}"
         )
     axis.axhline(0, color=COLOUR["base"], **ZERO)
-    axis.set(xlabel=xlabel, ylabel="reduction of toxicity distance (%),\n95 % interval")
+    axis.set(xlabel=xlabel, ylabel=f"reduction of {reduced(reduction)} (%),\n95 % interval")
     axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return fig
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 from IPython.display import HTML
 
-from steerlib.figures.points import headline
+from steerlib.figures.points import headline, reduced
 from steerlib.figures.published import published
 from steerlib.figures.report import Grid, Picture, Section, write_report
 from steerlib.tables import read_manifest
@@ -44,9 +44,9 @@ PICTURES = {
     },
     "Dose and response": {
         "05_dose_response": (
-            "Reduction of the toxicity distance against alpha; solid: test users, dashed: dev users, open: controls; "
-            "95 % intervals clustered by user.",
-            "that an answer is safe; the distance is a proxy.",
+            "Reduction of the toxicity distance, or of toxicity where prompts have no accepted answer, against alpha; "
+            "solid: test users, dashed: dev users, open: controls; 95 % intervals clustered by user.",
+            "that an answer is safe; both are a scorer's view.",
         ),
         "05_toxicity": ("Mean toxicity of the answers against alpha.", ""),
         "05_perplexity": (
@@ -125,7 +125,7 @@ def study_report(folder: Path, *, effects: pd.DataFrame, examples: HTML) -> Path
             "On dev users no rule was better than the base at any alpha: there is no effect to report."
         )
     else:
-        result.append(Grid(headline(effects), "Reduction of the toxicity distance, %"))
+        result.append(Grid(headline(effects), f"Reduction of {reduced(effects)}, %"))
         result.append(Picture("05_effects", "The same as a picture, 95 % intervals.", "any other alpha."))
     sections = [Section("Result", result)]
     for heading, pictures in PICTURES.items():
