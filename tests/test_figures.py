@@ -231,6 +231,8 @@ def test_a_legend_above_the_panels_stays_inside_the_figure(metrics: pd.DataFrame
         fig = figures.plot_against_alpha(cost, ylabel="perplexity", zero="Base (no change)")
         assert drawn(fig)
         box = fig.legends[0].get_window_extent()
+        dashes = {str(line.get_linestyle()) + str(line._dash_pattern) for line in fig.legends[0].get_lines()}
+    assert len(dashes) >= 3, "the base and two variants of one method are told apart by their dashes"
     assert box.x0 >= 0
     assert box.x1 <= fig.bbox.width
 

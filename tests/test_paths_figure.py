@@ -39,5 +39,5 @@ def test_the_picture_has_a_panel_a_measure_with_answers_mean_and_grid():
     (axis,) = fig.axes
     assert len(axis.patches) == 3
     assert axis.lines[0].get_xydata().tolist() == [[0.0, 0.5], [1.0, 5.5]]
-    assert axis.get_xlabel().startswith("k of SDA, continuous\n2 answers (thin) in 4 pieces")
+    assert axis.get_xlabel().startswith("k of SDA, continuous\n2 prompts (thin) with 4 answers")
     assert len(plot_alpha_path(SEGMENTS, grid.head(0), {"length": "words"}, method="caa").axes[0].lines) == 0

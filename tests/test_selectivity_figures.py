@@ -61,6 +61,12 @@ def test_each_cell_of_the_heat_map_holds_its_change_and_interval():
     assert "CAA, composed\nvector\nalpha 7.5" in texts
 
 
+def test_the_heat_map_of_toxicity_does_not_speak_of_a_distance():
+    for measure, name in (("distance", "toxicity distance"), ("toxicity", "toxicity")):
+        *_, bar = figures.plot_selectivity(selectivity_table(), ARMS, measure=measure).axes
+        assert bar.get_ylabel().startswith(f"change of {name} (%)")
+
+
 def test_cells_without_interval_or_base_say_so():
     table = selectivity_table()
     table.loc[0, ["low", "high"]] = np.nan

@@ -47,7 +47,7 @@ def mean_path(segments: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
 def plot_alpha_path(
     segments: pd.DataFrame, grid: pd.DataFrame, measures: Mapping[str, str], *, method: str
 ) -> Figure:
-    """Measures against continuous alpha, one panel a measure: each answer thin, their mean thick, the grid as dots.
+    """Measures against continuous alpha, one panel a measure: each prompt thin, their mean thick, the grid as dots.
 
     The dots are decoded at single alphas with the path's sampler, so they lie on the mean's steps. There is no
     interval: a path shows what alpha does to a few answers, not what steering does to people.
@@ -80,10 +80,11 @@ def plot_alpha_path(
         axis.set_xlim(means["alpha_low"].iloc[0], means["alpha_high"].iloc[-1])
     for axis in axes[:-1, 0]:
         axis.tick_params(labelbottom=False)
-    answers, pieces = segments.groupby(ANSWER).ngroups, len(segments)
+    prompts, seeds = segments["prompt_id"].nunique(), segments["seed"].nunique()
+    asked = f"{prompts} prompts" + (f" with {seeds} seeds" if seeds > 1 else "")
     axes[-1, 0].set_xlabel(
-        f"{strength(method)} of {label(method)}, continuous\n{answers} answers (thin) in {pieces} pieces, their "
-        f"mean (thick) in {len(means)}; dots: decoded at single values"
+        f"{strength(method)} of {label(method)}, continuous\n{asked} (thin) with {len(segments)} answers, their "
+        f"mean (thick) in {len(means)} steps; dots: decoded at single values"
     )
     return fig
 

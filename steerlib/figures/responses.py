@@ -22,6 +22,9 @@ LINE, ROOM = 10, 120
 MARKERS = "oD^v<>p*h"
 """Of the vectors and variants of one method, in the order of its curves; a placebo has that of what it is one of."""
 
+DASHES = ("-.", (0, (6, 1, 1, 1, 1, 1)), (0, (3, 3)))
+"""Levels of a method by variant: its first, its second, all others."""
+
 
 def plot_dose_response(points: pd.DataFrame) -> Figure:
     """Reduction of the toxicity distance against alpha, one panel a method, controls beside it.
@@ -100,12 +103,14 @@ def _draw_levels(axis: Axes, points: pd.DataFrame) -> list[Any]:
     for _, rows in points.groupby(["method", "profile", "variant"]):
         row = rows.sort_values("split").iloc[-1]  # test where there is one
         faint, colour = row["profile"] == "shuffled", COLOUR[row["method"]]
+        variants = sorted(set(points["variant"][points["method"] == row["method"]]))
+        dash = DASHES[min(variants.index(row["variant"]), len(DASHES) - 1)]
         drawn.append(
             axis.axhline(
                 row["value"],
                 color=colour,
                 linewidth=0.9 if faint else 1.3,
-                linestyle=":" if faint else "-.",
+                linestyle=":" if faint else dash,
                 label=f"{arm_name(row)}, {row['split']}",
             )
         )

@@ -26,7 +26,7 @@ FEWEST_USERS = 10
 """A t interval on fewer clusters is at the mercy of one of them."""
 
 
-def plot_selectivity(table: pd.DataFrame, arms: pd.DataFrame) -> Figure:
+def plot_selectivity(table: pd.DataFrame, arms: pd.DataFrame, *, measure: str = "distance") -> Figure:
     """Heat map of the change of the toxicity distance: a row a category of prompt, a column an arm.
 
     The numbers are the change in per cent and its 95 % interval; green is nearer to the accepted answers, brown
@@ -35,6 +35,7 @@ def plot_selectivity(table: pd.DataFrame, arms: pd.DataFrame) -> Figure:
     Args:
         table: what `steerlib.evaluation.selectivity` returned, for the arms to be shown, in their order.
         arms: the arms table, for their names.
+        measure: "distance" or "toxicity", as `selectivity` was asked for.
 
     Raises:
         ValueError: nothing to show, or an arm that is not in the arms table.
@@ -62,9 +63,8 @@ def plot_selectivity(table: pd.DataFrame, arms: pd.DataFrame) -> Figure:
     axis.set_yticks(range(len(rows)), [_row_name(cells, name) for name in rows])
     axis.grid(visible=False)
     axis.tick_params(length=0)
-    fig.colorbar(
-        shown, ax=axis, label="change of toxicity distance (%),\n95 % interval in brackets", shrink=0.9
-    )
+    what = "toxicity" if measure == "toxicity" else "toxicity distance"
+    fig.colorbar(shown, ax=axis, label=f"change of {what} (%),\n95 % interval in brackets", shrink=0.9)
     return fig
 
 
