@@ -182,8 +182,8 @@ def _beside_generate(setting: Setting, load: Load, batch: int, speed: float) -> 
             Decoder("ours, EAE, sampled", f"{batch}", partial(_ours, frozen, *sampled)),
             Decoder("ours, EAE, merged rows", f"{batch}", partial(_merged, frozen, requests)),
         ]
-        race([frozen], decoders, repeats=1)  # warm-up: compilation, the allocator
-        timed[tokens] = race([frozen], decoders, repeats=load.repeats)
+        race([frozen], decoders, repeats=1, counted=False)  # warm-up: compilation, the allocator
+        timed[tokens] = race([frozen], decoders, repeats=load.repeats, counted=False)
     context = sum(len(s.ids) for r in requests for s in r.branches.values()) / (3 * batch)
     plain, *_ = timed[load.tokens[1]]
     rows = []
@@ -252,7 +252,7 @@ def _large_grid(setting: Setting, load: Load) -> list[dict]:
         if frozen.device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(frozen.device)
-        (timed,) = race([frozen], [decoder], repeats=load.repeats)
+        (timed,) = race([frozen], [decoder], repeats=load.repeats, counted=False)
         peak = torch.cuda.max_memory_allocated(frozen.device) if frozen.device.type == "cuda" else None
         rows.append(
             {

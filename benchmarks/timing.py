@@ -59,13 +59,22 @@ class Timed:
         return sum(map(len, self.answers.values()))
 
 
-def race(models: Sequence[FrozenModel], decoders: Sequence[Decoder], *, repeats: int) -> list[Timed]:
-    """Run the decoders of some models in turn, all of them `repeats` times, and keep each one's shortest time."""
+def race(
+    models: Sequence[FrozenModel], decoders: Sequence[Decoder], *, repeats: int, counted: bool = True
+) -> list[Timed]:
+    """Run the decoders of some models in turn, all of them `repeats` times, and keep each one's shortest time.
+
+    Args:
+        models: those that the decoders use, the first one's device being waited for.
+        decoders: what is run.
+        repeats: times.
+        counted: count rows by a hook; a compiled model would be compiled anew at each of its calls.
+    """
     device = models[0].device
     best: dict[str, Timed] = {}
     for _ in range(repeats):
         for decoder in decoders:
-            with row_counter(*models) as rows:
+            with row_counter(*(models if counted else ())) as rows:
                 started, started_processor = clock(device), time.process_time()
                 answers = decoder.run()
                 seconds, processor = clock(device) - started, time.process_time() - started_processor

@@ -18,6 +18,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from steerlib.adapters import adapter_base, is_adapter, merged
+from steerlib.attention import pack_attention
 from steerlib.blocks import decoder_blocks
 from steerlib.dequantised import embedded_model
 from steerlib.packed import can_pack, pack_linears
@@ -44,7 +45,10 @@ class FrozenModel:
     @functools.cached_property
     def decoder(self) -> Callable:
         """The model as a step of decoding on a GPU calls it: compiled where that was asked for."""
-        return torch.compile(self.model) if self.compiled else self.model
+        if not self.compiled:
+            return self.model
+        pack_attention(self.model)
+        return torch.compile(self.model)
 
     @property
     def device(self) -> torch.device:
@@ -106,8 +110,8 @@ def load_model(
         dtype: weights' precision, for instance "float32"; by default bfloat16 on cuda and float32 elsewhere.
         base: the model that an adapter is merged into ("embedded", a folder or a hub id), with its tokenizer; by
             default the one that the adapter's config names.
-        compiled: decode logit rules through `torch.compile` on a GPU: a minute for an 8B model, then fewer and
-            larger kernels. No effect elsewhere.
+        compiled: decode logit rules through `torch.compile` on a GPU: two or three compilations, then fewer and larger
+            kernels. No effect elsewhere.
 
     Returns:
         The frozen model.

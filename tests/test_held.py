@@ -1,4 +1,3 @@
-import contextlib
 import dataclasses
 import functools
 from typing import ClassVar
@@ -7,13 +6,14 @@ import pandas as pd
 import pytest
 import torch
 from test_decoding import GREEDY, PROMPTS, SAMPLED, SIGNALS, answers, grid
-from tiny import ALPHABET, tiny_model
+from tiny import ALPHABET, tiny_llama, tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import (
     GemmaConfig,
     GPT2Config,
     GPTNeoXConfig,
+    LlamaConfig,
     MistralConfig,
     OPTConfig,
     Qwen2Config,
@@ -21,8 +21,12 @@ from transformers import (
 )
 
 from steerlib.generation import decode, decoding, held, make_arms
-from steerlib.generation.captured import Captured
+from steerlib.generation.batch import Batch
 from steerlib.generation.held_rows import holds
+from steerlib.generation.requests import make_requests
+from steerlib.vectors.residual import ResidualDose
+
+SIZES = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
 
 
 @pytest.fixture
@@ -132,7 +136,7 @@ def test_rows_that_stay_write_what_merged_rows_write(tiny, held_decode, sampling
 
 def test_a_compiled_step_writes_the_same_and_forgets_no_vector(tiny, held_decode, monkeypatch):
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager", fullgraph=True))
-    compiled = dataclasses.replace(tiny, compiled=True)
+    compiled = dataclasses.replace(tiny_llama(), compiled=True)
     rules = make_arms("expert_anti_expert", [0, 2.2], profile="own", sampling=SAMPLED)
     vectors = make_arms("caa", [0.5, 1.0], vector="population", sampling=SAMPLED)
     for arms in (rules, vectors, rules):
@@ -200,100 +204,40 @@ def test_rows_stay_in_every_architecture_that_is_said_to_hold(config, held_decod
     assert answers(held_decode(model, PROMPTS, arms)) == answers(decode(model, PROMPTS, arms))
 
 
-def test_rows_of_a_model_with_a_sliding_window_of_an_unknown_kind_or_on_two_devices_do_not_stay(
-    tiny, monkeypatch
-):
-    assert not holds(
-        tiny_model(
-            MistralConfig(
-                hidden_size=32,
-                num_attention_heads=4,
-                num_hidden_layers=1,
-                num_key_value_heads=2,
-                intermediate_size=8,
-                vocab_size=97,
-                sliding_window=8,
-            )
-        )
-    )
-    assert not holds(
-        tiny_model(
-            OPTConfig(
-                hidden_size=32,
-                num_attention_heads=4,
-                num_hidden_layers=1,
-                ffn_dim=8,
-                vocab_size=97,
-                word_embed_proj_dim=32,
-            )
-        )
-    )
+@pytest.mark.parametrize(
+    "config",
+    [
+        MistralConfig(**SIZES, num_key_value_heads=2, intermediate_size=8, sliding_window=8),
+        LlamaConfig(
+            **SIZES,
+            intermediate_size=8,
+            rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4},
+        ),
+        OPTConfig(**SIZES, ffn_dim=8, word_embed_proj_dim=32),
+    ],
+    ids=["sliding window", "rotary embedding by length", "unknown kind"],
+)
+def test_rows_of_other_models_do_not_stay(config):
+    assert not holds(tiny_model(config))
+
+
+def test_rows_of_a_model_on_two_devices_do_not_stay(tiny, monkeypatch):
     assert holds(tiny)
     monkeypatch.setattr(tiny.model, "hf_device_map", {"model": 0, "lm_head": 1}, raising=False)
     assert not holds(tiny)
 
 
-class FakeCuda:
-    """As much of torch.cuda as `Captured` uses; a graph's recording runs the step unless told to fail."""
-
-    def __init__(self, log: list[str], failure: Exception | None = None) -> None:
-        self.log, self.failure = log, failure
-
-    def install(self, monkeypatch) -> None:
-        log, failure = self.log, self.failure
-
-        class Stream:
-            def __init__(self, device=None) -> None:
-                pass
-
-            def wait_stream(self, _) -> None:
-                log.append("waits")
-
-        class Graph:
-            def replay(self) -> None:
-                log.append("replay")
-
-        @contextlib.contextmanager
-        def graph(_):
-            log.append("record")
-            yield
-            if failure:
-                raise failure
-
-        for name, fake in {
-            "Stream": Stream,
-            "stream": lambda _: contextlib.nullcontext(),
-            "current_stream": Stream,
-            "CUDAGraph": Graph,
-            "graph": graph,
-        }.items():
-            monkeypatch.setattr(torch.cuda, name, fake)
-
-
-def test_a_step_is_run_once_then_recorded_and_from_then_on_replayed(monkeypatch):
-    log: list[str] = []
-    FakeCuda(log).install(monkeypatch)
-    step = Captured(lambda: log.append("step"), torch.device("cuda"))
-    for _ in range(4):
-        step()
-    assert log == ["waits", "step", "waits", "record", "step", "replay", "replay", "replay"]
-
-
-def test_a_step_that_cannot_be_recorded_goes_on_plainly_and_says_why(monkeypatch):
-    log: list[str] = []
-    FakeCuda(log, RuntimeError("operation not permitted when stream is capturing")).install(monkeypatch)
-    step = Captured(lambda: log.append("step"), torch.device("cuda"))
-    step()
-    with pytest.warns(RuntimeWarning, match="without a CUDA graph: operation not permitted"):
-        step()
-    step()
-    assert log.count("record") == 1
-    assert log[-2:] == ["step", "step"]
-
-
-def test_memory_that_runs_out_while_recording_is_passed_on(monkeypatch):
-    FakeCuda([], torch.OutOfMemoryError("too much")).install(monkeypatch)
-    step = Captured(lambda: None, torch.device("cuda"))
-    step()
-    with pytest.raises(torch.OutOfMemoryError):
-        step()
+def test_an_answer_that_has_its_tokens_runs_on_without_leaving_the_positions():
+    model = tiny_model(
+        GPT2Config(vocab_size=len(ALPHABET) + 2, n_embd=32, n_layer=2, n_head=4, n_positions=64)
+    )
+    prompts = PROMPTS.assign(prompt=["x" * 12, "y" * 61, "z" * 10])
+    few, many = (make_arms("base", sampling=dataclasses.replace(SAMPLED, max_new_tokens=n)) for n in (3, 40))
+    asked = [(prompts.iloc[[1]], few), (prompts.iloc[[0, 2]], many)]
+    requests = [r for texts, arms in asked for r in make_requests(model, texts, arms, seeds=[0])]
+    with torch.inference_mode():
+        found, plain = (
+            kind({"": model}, requests, [], ResidualDose()).run(lambda _: None)
+            for kind in (held.HeldBatch, Batch)
+        )
+    assert [row["token_ids"] for row in found] == [row["token_ids"] for row in plain]

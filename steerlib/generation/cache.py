@@ -4,6 +4,8 @@ transformers' dynamic cache copies everything it holds at every step; here a ste
 stream that splits copies one row.
 """
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -19,15 +21,12 @@ class Window:
         columns: tokens that a row can hold.
         rows: rows of the pass, a slice (a view, which a step of decoding wants) or their numbers.
         length: columns filled before the pass.
-        column: where a pass of one token is written, int64 `(1,)` on the device, while the rows are held: such a pass
-            reads all columns, and its mask says which count. None otherwise.
     """
 
     capacity: int
     columns: int
     rows: slice | Tensor = field(default_factory=lambda: slice(0))
     length: int = 0
-    column: Tensor | None = None
 
 
 class SlotLayer(CacheLayerMixin):
@@ -38,6 +37,7 @@ class SlotLayer(CacheLayerMixin):
     def __init__(self, window: Window) -> None:
         super().__init__()
         self.window = window
+        self.held: tuple[Tensor, Tensor, Tensor] | None = None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         # Zeros, not whatever was in memory: masked columns are multiplied by zero weights, and NaN * 0 is NaN.
@@ -49,12 +49,13 @@ class SlotLayer(CacheLayerMixin):
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
+        if self.held:
+            keys, values, column = self.held
+            keys.index_copy_(2, column, key_states)
+            values.index_copy_(2, column, value_states)
+            return keys, values
         keys, values = self.block()
-        rows, column = self.window.rows, self.window.column
-        if column is not None:
-            keys[rows].index_copy_(2, column, key_states)
-            values[rows].index_copy_(2, column, value_states)
-            return keys[rows], values[rows]
+        rows = self.window.rows
         rows = rows.to(keys.device) if isinstance(rows, Tensor) else rows
         stop = self.window.length + key_states.shape[2]
         keys[rows, :, self.window.length : stop] = key_states
@@ -94,6 +95,25 @@ class SlotCache(Cache):
         self.window = Window(capacity, columns)
         self.slot_layers = [SlotLayer(self.window) for _ in range(n_layers)]
         super().__init__(layers=[*self.slot_layers])
+
+    @contextmanager
+    def held(self, n: int, column: Tensor) -> Generator[None, None, None]:
+        """Under `with` a pass is one token of each of the first n rows.
+
+        It is written at a column whose number only the device knows, and reads all columns: its mask says which count.
+
+        Args:
+            n: rows.
+            column: int64 `(1,)`, on the device.
+        """
+        for layer, (keys, values) in zip(self.slot_layers, self._blocks(), strict=True):
+            # Made once: a compiler that saw the slice being taken would copy it back and forth at every step.
+            layer.held = keys[:n], values[:n], column
+        try:
+            yield
+        finally:
+            for layer in self.slot_layers:
+                layer.held = None
 
     def copy_rows(self, source: Tensor, target: Tensor) -> None:
         """Copy the filled columns of some rows to others; no row may be both source and target."""

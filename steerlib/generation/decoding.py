@@ -39,7 +39,7 @@ def decode(
 
     Raw branch logits are combined first; then every arm goes through repetition penalty, temperature, nucleus and
     choice. The noise depends on (seed, prompt, step, token) alone, so arms are paired, and alpha = 0 gives the base
-    arm's answer token for token.
+    arm's answer token for token (on a GPU the two are different rows of one product, equal up to near-ties).
 
     Args:
         frozen: the model.
@@ -134,7 +134,9 @@ def default_capacity(models: Sequence[FrozenModel], requests: Sequence[Request])
     if device.type != "cuda":
         return CPU_CAPACITY
     longest = max(len(s.ids) + r.sampling.max_new_tokens for r in requests for s in r.branches.values())
-    free = torch.cuda.mem_get_info(device)[0]
+    # What torch has reserved and not given out counts as used by the driver, and is free for the next batch.
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    free = torch.cuda.mem_get_info(device)[0] + kept
     return max(8, int(free / 2 // max(_row_bytes(model, longest) for model in models)))
 
 

@@ -33,5 +33,6 @@ def choose(
     if top_p is not None:
         inside = base_nucleus(heated, torch.where(sampled, top_p, 1))
         scores = scores.masked_fill(~inside, -torch.inf)
-    best, tokens = scores.topk(2)
-    return tokens[:, 0], best[:, 0] - best[:, 1]
+    best = scores.topk(2).values
+    # Of equal scores the first, as everywhere: topk takes any.
+    return scores.argmax(-1), best[:, 0] - best[:, 1]

@@ -20,6 +20,9 @@ from steerlib.models import FrozenModel, left_padded
 from steerlib.prompting import TokenIds
 from steerlib.vectors.residual import ResidualDose, steered_positions
 
+COLUMNS = 16
+"""The cache's columns are a multiple of it: attention on a GPU would pad every mask to one."""
+
 
 @dataclass(frozen=True)
 class Stream:
@@ -99,7 +102,7 @@ class Streams:
         self.head = max(self.prefix_lengths, default=0)
         self.tail = max(len(s.ids) - p for s, p in zip(streams, self.prefix_lengths, strict=True))
         self.length = self.head + self.tail
-        columns = self.length + max_new_tokens
+        columns = -(-(self.length + max_new_tokens) // COLUMNS) * COLUMNS
         self.cache = SlotCache(frozen.n_layers, capacity=capacity, columns=columns)
         self.mask = torch.zeros(capacity, columns, dtype=torch.long, device=frozen.device)
         self.prompt_lengths = torch.zeros(capacity, dtype=torch.long, device=frozen.device)
