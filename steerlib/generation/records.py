@@ -59,7 +59,7 @@ class Records:
         # The stop token itself was chosen too: it has a KL and may be a near-tie, but it is none of the answer.
         written, chosen = (steps < n[:, None] for n in (counts, counts + stopped))
         nll, kl = self.nll.where(written, 0).sum(-1).tolist(), self.kl.where(chosen, 0).sum(-1).tolist()
-        ties = ((self.gap < NEAR_TIE) & chosen).sum(-1).tolist()
+        ties, stops = ((self.gap < NEAR_TIE) & chosen).sum(-1).tolist(), stopped.tolist()
         ids = [row[:n] for row, n in zip(self.tokens.tolist(), counts.tolist(), strict=True)]
         texts = frozen.tokenizer.batch_decode(ids, skip_special_tokens=True)
         return [
@@ -70,7 +70,7 @@ class Records:
                 "text": texts[i],
                 "token_ids": ids[i],
                 "n_tokens": len(ids[i]),
-                "stopped": bool(stopped[i]),
+                "stopped": stops[i],
                 "nll_base": nll[i],
                 "kl_to_base": kl[i],
                 "near_ties": ties[i],
