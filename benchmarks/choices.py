@@ -26,7 +26,8 @@ def run(setting: Setting) -> pd.DataFrame:
     timed = race(setting.models, _decoders(setting, questions), repeats=size.repeats)
     grid = f"{len(questions)} {_kind(setting)} questions x {len(size.alphas)} alphas x {len(ATTRIBUTES)} contexts"
     rows = compared(timed, setting=f"multiple choice, EAE, {grid}", unit="answer")
-    return write("choices", rows, about=about, folder=setting.folder)
+    name = "choices" if setting.questions == "demo" else "choices_mmlu"
+    return write(name, rows, about=about, folder=setting.folder)
 
 
 def asked(source: str, n: int) -> pd.DataFrame:

@@ -22,6 +22,12 @@ PROMPTS = pd.DataFrame(
 )
 SAMPLED = Sampling(temperature=0.7, top_p=0.9, repetition_penalty=1.15, max_new_tokens=12)
 GREEDY = Sampling(temperature=0, repetition_penalty=1.15, max_new_tokens=12)
+EVERY_SAMPLING = [
+    SAMPLED,
+    GREEDY,
+    dataclasses.replace(SAMPLED, penalty_scope="generated_only"),
+    dataclasses.replace(SAMPLED, top_p=1.0, min_p=0.1),
+]
 VECTORS = {
     "population": {1: torch.linspace(-1, 1, 32), 2: torch.linspace(1, -2, 32)},
     "other": {2: torch.ones(32)},
@@ -66,15 +72,7 @@ def answers(table: pd.DataFrame) -> dict:
 
 
 @pytest.mark.parametrize("style", ["continuation", "chat"])
-@pytest.mark.parametrize(
-    "sampling",
-    [
-        SAMPLED,
-        GREEDY,
-        dataclasses.replace(SAMPLED, penalty_scope="generated_only"),
-        dataclasses.replace(SAMPLED, top_p=1.0, min_p=0.1),
-    ],
-)
+@pytest.mark.parametrize("sampling", EVERY_SAMPLING)
 def test_the_engine_writes_what_the_plain_decoder_writes(tiny, sampling, style):
     arms = grid(sampling, style)
     found = answers(decode(tiny, PROMPTS, arms, seeds=[3], **SIGNALS))

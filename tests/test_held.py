@@ -5,7 +5,7 @@ from typing import ClassVar
 import pandas as pd
 import pytest
 import torch
-from test_decoding import GREEDY, PROMPTS, SAMPLED, SIGNALS, answers, grid
+from test_decoding import EVERY_SAMPLING, GREEDY, PROMPTS, SAMPLED, SIGNALS, answers, grid
 from tiny import ALPHABET, tiny_llama, tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -114,15 +114,7 @@ def test_a_recorded_step_waits_for_nothing_and_repeated_without_its_program_writ
 
 
 @pytest.mark.parametrize("style", ["continuation", "chat"])
-@pytest.mark.parametrize(
-    "sampling",
-    [
-        SAMPLED,
-        GREEDY,
-        dataclasses.replace(SAMPLED, penalty_scope="generated_only"),
-        dataclasses.replace(SAMPLED, top_p=1.0, min_p=0.1),
-    ],
-)
+@pytest.mark.parametrize("sampling", EVERY_SAMPLING)
 def test_rows_that_stay_write_what_merged_rows_write(tiny, held_decode, sampling, style):
     arms = grid(sampling, style)
     merged = decode(tiny, PROMPTS, arms, seeds=[3], **SIGNALS)

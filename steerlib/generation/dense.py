@@ -11,7 +11,7 @@ from steerlib.generation.rules import base_nucleus
 
 
 def penalise_(z: Tensor, seen: Tensor, penalty: Tensor) -> Tensor:
-    """`sampling.penalise_`, every token looked at."""
+    """`sampling.penalise_`, arguments and shapes as there; every token is looked at."""
     factor = penalty[:, None]
     return z.copy_(torch.where(seen, torch.where(z < 0, z * factor, z / factor), z))
 
@@ -23,7 +23,7 @@ def choose(
     top_p: Tensor | None = None,
     min_p: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`sampling.choose`, the nucleus found by sorting; the gap is to the best rival in it."""
+    """`sampling.choose`, arguments and shapes as there; the nucleus by sorting, the gap to the best rival in it."""
     sampled = temperature > 0
     heated = z / torch.where(sampled, temperature, 1)[:, None]
     scores = heated if noise is None else heated + noise * sampled[:, None]

@@ -31,6 +31,7 @@ class Records:
         self.gap = torch.full((n, steps), torch.inf, device=device)
         self.nll = torch.zeros(n, steps, dtype=high, device=device)
         self.kl = torch.zeros_like(self.nll)
+        self.measured = True
 
     def write(self, rows: Tensor, step: int | Tensor, **measures: Tensor) -> None:
         """Put down measures of some answers at a step, each under its name."""
@@ -39,9 +40,8 @@ class Records:
             table[rows, step] = values.to(table.dtype)
 
     def unmeasured(self) -> None:
-        """Likelihood and KL stay unknown."""
-        self.nll.fill_(torch.nan)
-        self.kl.fill_(torch.nan)
+        """Likelihood and KL stay unknown, those of an empty answer too."""
+        self.measured = False
 
     def rows(self, frozen: FrozenModel, requests: Sequence[Request], budget: Tensor) -> list[dict]:
         """Rows of the generations table.
@@ -58,7 +58,11 @@ class Records:
         counts = torch.where(stopped, ended.int().argmax(-1), budget)
         # The stop token itself was chosen too: it has a KL and may be a near-tie, but it is none of the answer.
         written, chosen = (steps < n[:, None] for n in (counts, counts + stopped))
-        nll, kl = self.nll.where(written, 0).sum(-1).tolist(), self.kl.where(chosen, 0).sum(-1).tolist()
+        unknown = 0.0 if self.measured else torch.nan
+        nll, kl = (
+            (unknown + table.where(counted, 0).sum(-1)).tolist()
+            for table, counted in ((self.nll, written), (self.kl, chosen))
+        )
         ties, stops = ((self.gap < NEAR_TIE) & chosen).sum(-1).tolist(), stopped.tolist()
         ids = [row[:n] for row, n in zip(self.tokens.tolist(), counts.tolist(), strict=True)]
         texts = frozen.tokenizer.batch_decode(ids, skip_special_tokens=True)
