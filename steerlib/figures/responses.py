@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from steerlib.evaluation.settings import WITHOUT_STRENGTH
 from steerlib.figures.points import SPLIT_LINE, arm_name, curves, is_control, reduced
 from steerlib.figures.style import COLOUR, label, new_figure, strength
+from steerlib.generation.grid import CONTROL_VECTOR, SHUFFLED_FAMILY
 
 ZERO: dict[str, Any] = {"linestyle": (0, (4, 2)), "linewidth": 1.2}
 
@@ -145,8 +146,8 @@ def _shift(points: pd.DataFrame) -> float:
 
 def _of(rows: pd.DataFrame) -> tuple[str, str]:
     """What a marker stands for: the vector's family and the variant; a random vector has the population's."""
-    family = rows["vector"].iloc[0].split("@")[0].removesuffix("_shuffled")
-    return "population" if family == "random" else family, rows["variant"].iloc[0]
+    family = rows["vector"].iloc[0].split("@")[0].removesuffix(SHUFFLED_FAMILY)
+    return "population" if family == CONTROL_VECTOR else family, rows["variant"].iloc[0]
 
 
 def _markers(points: pd.DataFrame) -> dict[tuple[str, str], str]:
