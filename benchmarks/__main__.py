@@ -1,6 +1,6 @@
 """`python -m benchmarks [part ...]`: the decoder against what one would write without it, ratios from one run.
 
-Parts: rules, vectors, path, choices, growth, gpu, precision; all of them by default. Tables are printed and kept as
+Parts: rules, vectors, path, choices, growth, precision; all of them by default. Tables are printed and kept as
 JSON in benchmarks/results.
 """
 
@@ -15,7 +15,7 @@ from steerlib.models import load_model
 
 ON_THE_CPU = ("rules", "vectors", "path", "choices", "growth")
 MODULES = {"path": "paths"}
-PARTS = (*ON_THE_CPU, "gpu", "precision")
+PARTS = (*ON_THE_CPU, "precision")
 
 
 def main(arguments: list[str] | None = None) -> None:

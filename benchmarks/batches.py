@@ -1,13 +1,27 @@
-"""Our own decoder with a kind of batch of the caller's choice: rows merged or not, held or not."""
+"""Our own decoder with a kind of batch of the caller's choice: rows merged or not."""
 
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from steerlib.generation.batch import Batch
 from steerlib.generation.requests import Request
 from steerlib.models import FrozenModel
 from steerlib.vectors.residual import ResidualDose
+
+
+class UnmergedBatch(Batch):
+    """Every answer has rows of its own from its first token on; contexts are still read once for all answers."""
+
+    def _continue(self, tokens: Tensor) -> Tensor:
+        slots = self.slots[self.live]
+        used = slots >= 0
+        slot, z = self.streams.advance(slots[used], tokens[:, None].expand_as(slots)[used])
+        slots[used] = slot
+        self.slots[self.live] = slots
+        self.layout = self._layout()
+        return z
 
 
 def decode_as(

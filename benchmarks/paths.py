@@ -4,12 +4,11 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from benchmarks.batches import decode_as
+from benchmarks.batches import UnmergedBatch, decode_as
 from benchmarks.setting import Setting, stated
 from benchmarks.timing import Answers, Decoder, Timed, race, write
 from steerlib.generation import Sampling, alpha_path, decode, make_arms
 from steerlib.generation.decoding import default_capacity
-from steerlib.generation.held import UnmergedBatch
 from steerlib.generation.requests import make_requests
 
 METHOD = "expert_anti_expert"

@@ -3,8 +3,7 @@
 Shape letters used throughout the library: batch, seq, vocab, d_model, n_layers.
 """
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +17,6 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from steerlib.adapters import adapter_base, is_adapter, merged
-from steerlib.attention import pack_attention
 from steerlib.blocks import decoder_blocks
 from steerlib.dequantised import embedded_model
 from steerlib.packed import can_pack, pack_linears
@@ -34,21 +32,11 @@ class FrozenModel:
         model: in evaluation mode, no parameter requires a gradient.
         tokenizer: the model's own.
         name: what was asked for; the embedded model is named for what runs, a dequantised Q4_1.
-        compiled: whether unsteered residual streams are decoded through `torch.compile` on a GPU.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     name: str
-    compiled: bool = False
-
-    @functools.cached_property
-    def decoder(self) -> Callable:
-        """The model as a step of decoding on a GPU calls it: compiled where that was asked for."""
-        if not self.compiled:
-            return self.model
-        pack_attention(self.model)
-        return torch.compile(self.model)
 
     @property
     def device(self) -> torch.device:
@@ -89,8 +77,7 @@ class FrozenModel:
     def hardware(self) -> str:
         """What runs the model and in which precision, as a row of a table states it."""
         kind = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
-        compiled = ", compiled" if self.compiled and self.device.type == "cuda" else ""
-        return f"{kind}, {str(self.dtype).removeprefix('torch.')}{compiled}"
+        return f"{kind}, {str(self.dtype).removeprefix('torch.')}"
 
 
 def load_model(
@@ -99,7 +86,6 @@ def load_model(
     device: str | None = None,
     dtype: str | torch.dtype | None = None,
     base: str | None = None,
-    compiled: bool = False,
 ) -> FrozenModel:
     """Load a causal language model and freeze it.
 
@@ -110,8 +96,6 @@ def load_model(
         dtype: weights' precision, for instance "float32"; by default bfloat16 on cuda and float32 elsewhere.
         base: the model that an adapter is merged into ("embedded", a folder or a hub id), with its tokenizer; by
             default the one that the adapter's config names.
-        compiled: decode logit rules through `torch.compile` on a GPU: two or three compilations, then fewer and larger
-            kernels. No effect elsewhere.
 
     Returns:
         The frozen model.
@@ -134,7 +118,7 @@ def load_model(
     decoder_blocks(model)
     if can_pack(model):
         pack_linears(model)
-    return FrozenModel(model, tokenizer, EMBEDDED_NAME if name == "embedded" else str(name), compiled)
+    return FrozenModel(model, tokenizer, EMBEDDED_NAME if name == "embedded" else str(name))
 
 
 def _read(name: str, device: str, precision: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

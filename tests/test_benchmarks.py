@@ -7,13 +7,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 from benchmarks.__main__ import PARTS, main
-from benchmarks.batches import decode_as
+from benchmarks.batches import UnmergedBatch, decode_as
 from benchmarks.choices import asked
-from benchmarks.gpu import bytes_a_step, llama_8b_config
-from benchmarks.gpu import run as run_gpu
 from benchmarks.growth import growth_figure
 from benchmarks.paths import _shared
 from benchmarks.plain import cached_batch, cached_loop, full_prefix_loop, library_guidance, nucleus_draw
@@ -22,7 +19,6 @@ from benchmarks.setting import RESULTS, SMALL, Setting
 from benchmarks.timing import Decoder, Timed, compared, race, row_counter, write
 from benchmarks.vectors import _sweep, peers, random_vector
 from steerlib.generation import Sampling, decode, make_arms
-from steerlib.generation.held import UnmergedBatch
 from steerlib.generation.requests import make_requests
 from steerlib.models import FrozenModel, last_logits
 from steerlib.prompting import prompt_ids
@@ -133,31 +129,6 @@ def test_rotated_questions_are_different_and_keep_their_right_answer() -> None:
     assert len(asked("demo", 200)) == 200
 
 
-def test_a_step_reads_every_weight_but_the_input_embedding_and_the_cache_of_every_row(
-    tiny: FrozenModel,
-) -> None:
-    # Hidden 32: attention 32 (32 + 16 + 16 + 32), feed-forward 3 x 32 x 64, two norms; four blocks, a norm, the output.
-    weights = 4 * (32 * 96 + 3 * 32 * 64 + 2 * 32) + 32 + 98 * 32
-    cache = 2 * 4 * 16
-    assert bytes_a_step(tiny, rows=0, columns=0) == 8 * weights
-    assert bytes_a_step(tiny, rows=3, columns=10) == 8 * (weights + 30 * cache)
-
-
-def test_the_large_model_has_eight_billion_weights() -> None:
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(llama_8b_config())
-    assert sum(weight.numel() for weight in model.parameters()) == 8_030_261_248
-
-
-def test_without_a_gpu_the_command_says_so_and_skips(
-    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert run_gpu(folder=tmp_path) is None
-    assert "skipped" in capsys.readouterr().out
-    assert not [*tmp_path.iterdir()]
-
-
 def test_an_unknown_part_is_refused_before_anything_is_timed(capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit):
         main(["rules", "speed"])
@@ -199,7 +170,7 @@ def test_the_peers_are_pinned_exactly() -> None:
 
 
 def test_the_parts_are_those_of_the_help_text() -> None:
-    assert PARTS == ("rules", "vectors", "path", "choices", "growth", "gpu", "precision")
+    assert PARTS == ("rules", "vectors", "path", "choices", "growth", "precision")
 
 
 def test_peers_decode_the_model_as_its_own_library_loads_it(tiny: FrozenModel) -> None:

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from steerlib.generation import dense, sampling
 from steerlib.generation.joined import open_streams
 from steerlib.generation.realignment import falling_temperature, js_divergence
 from steerlib.generation.records import Records
 from steerlib.generation.requests import Request
 from steerlib.generation.rules import RULES, base_nucleus
-from steerlib.generation.sampling import gumbel_noise, text_hash
+from steerlib.generation.sampling import choose, gumbel_noise, penalise_, text_hash
 from steerlib.models import FrozenModel
 from steerlib.vectors.residual import ResidualDose
 
@@ -63,7 +62,6 @@ class Batch:
     ) -> None:
         self.frozen, self.requests, self.reference = models[""], requests, reference
         self.device = self.frozen.device
-        self.choice = sampling if self.device.type == "cpu" else dense
         self.names = sorted({name for r in requests for name in r.branches})
         self.longest = max(r.sampling.max_new_tokens for r in requests)
         self.streams, index = open_streams(
@@ -165,8 +163,8 @@ class Batch:
         live = self.live
         z_new = self._within_nucleus(z, self._combined(z))
         measured = self._divergence(z, z_new) if self.reference else None
-        self.choice.penalise_(z_new, self.seen[live], self.penalty[live])
-        tokens, gap = self.choice.choose(
+        penalise_(z_new, self.seen[live], self.penalty[live])
+        tokens, gap = choose(
             z_new,
             self._noise(z, step),
             self._temperature(z),

@@ -4,8 +4,6 @@ transformers' dynamic cache copies everything it holds at every step; here a ste
 stream that splits copies one row.
 """
 
-from collections.abc import Generator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -37,7 +35,6 @@ class SlotLayer(CacheLayerMixin):
     def __init__(self, window: Window) -> None:
         super().__init__()
         self.window = window
-        self.held: tuple[Tensor, Tensor, Tensor] | None = None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         # Zeros, not whatever was in memory: masked columns are multiplied by zero weights, and NaN * 0 is NaN.
@@ -49,11 +46,6 @@ class SlotLayer(CacheLayerMixin):
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        if self.held:
-            keys, values, column = self.held
-            keys.index_copy_(2, column, key_states)
-            values.index_copy_(2, column, value_states)
-            return keys, values
         keys, values = self.block()
         rows = self.window.rows
         rows = rows.to(keys.device) if isinstance(rows, Tensor) else rows
@@ -95,25 +87,6 @@ class SlotCache(Cache):
         self.window = Window(capacity, columns)
         self.slot_layers = [SlotLayer(self.window) for _ in range(n_layers)]
         super().__init__(layers=[*self.slot_layers])
-
-    @contextmanager
-    def held(self, n: int, column: Tensor) -> Generator[None, None, None]:
-        """Under `with` a pass is one token of each of the first n rows.
-
-        It is written at a column whose number only the device knows, and reads all columns: its mask says which count.
-
-        Args:
-            n: rows.
-            column: int64 `(1,)`, on the device.
-        """
-        for layer, (keys, values) in zip(self.slot_layers, self._blocks(), strict=True):
-            # Made once: a compiler that saw the slice being taken would copy it back and forth at every step.
-            layer.held = keys[:n], values[:n], column
-        try:
-            yield
-        finally:
-            for layer in self.slot_layers:
-                layer.held = None
 
     def copy_rows(self, source: Tensor, target: Tensor) -> None:
         """Copy the filled columns of some rows to others; no row may be both source and target."""

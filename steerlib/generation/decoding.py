@@ -12,7 +12,6 @@ import torch
 from steerlib.generation.batch import Batch, Progress
 from steerlib.generation.branches import BranchModels
 from steerlib.generation.contexts import Contexts
-from steerlib.generation.held import HELD_ROWS, HeldBatch, can_hold
 from steerlib.generation.requests import Factors, Request, make_requests
 from steerlib.generation.steering import steering_hooks
 from steerlib.models import FrozenModel
@@ -103,9 +102,6 @@ def decode_requests(
     """`decode` for answers already asked for; a batch that does not fit the memory is halved and taken up again."""
     models = {"": frozen, **(branch_models or {})}
     capacity = capacity or default_capacity([*models.values()], requests)
-    kind = Batch
-    if can_hold(models):
-        kind, capacity = HeldBatch, min(capacity, HELD_ROWS)
     pending = list(_batches(requests, capacity))
     found: list[dict] = []
     while pending:
@@ -113,7 +109,7 @@ def decode_requests(
         try:
             used = _used(batch, vectors)
             with steering_hooks(frozen, used) as dose, torch.inference_mode():
-                answers = kind(models, batch, list(used), dose, reference=reference)
+                answers = Batch(models, batch, list(used), dose, reference=reference)
                 found += answers.run(progress or (lambda n: None))  # noqa: ARG005
         except (torch.OutOfMemoryError, MemoryError):
             if len(batch) == 1:
