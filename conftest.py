@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from steerlib.runner.study import peak_gb
+from steerlib.runner import peak_gb
 
 STARTED = time.perf_counter()
 

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from steerlib.generation.batch import Batch
-from steerlib.generation.requests import Request
+from steerlib.decoding.batch import Batch
+from steerlib.decoding.requests import Request
 from steerlib.models import FrozenModel
-from steerlib.vectors.residual import ResidualDose
+from steerlib.residual import ResidualDose
 
 
 class UnmergedBatch(Batch):

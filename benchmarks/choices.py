@@ -7,11 +7,11 @@ from torch import Tensor
 from benchmarks.rules import OURS
 from benchmarks.setting import Setting, stated
 from benchmarks.timing import Answers, Decoder, compared, race, write
+from steerlib.decoding import expert_anti_expert, make_arms
+from steerlib.decoding.contexts import default_contexts
 from steerlib.evaluation import ask_questions, letter_ids, question_prompt, read_questions, sample_questions
-from steerlib.generation import expert_anti_expert, make_arms
-from steerlib.generation.contexts import default_contexts
 from steerlib.models import left_padded, position_ids
-from steerlib.prompting import prompt_ids
+from steerlib.reading import prompt_ids
 from steerlib.toxicity import ATTRIBUTES
 
 METHOD = "expert_anti_expert"

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from benchmarks.rules import by_arm
 from benchmarks.setting import Setting, stated
 from benchmarks.timing import Decoder, race, write
+from steerlib.decoding import Sampling, decode, make_arms
 from steerlib.figures.style import new_figure, save, use_style
-from steerlib.generation import Sampling, decode, make_arms
 
 METHOD = "expert_anti_expert"
 LARGEST_ALPHA = 2.2

@@ -7,9 +7,9 @@ import pandas as pd
 from benchmarks.batches import UnmergedBatch, decode_as
 from benchmarks.setting import Setting, stated
 from benchmarks.timing import Answers, Decoder, Timed, race, write
-from steerlib.generation import Sampling, alpha_path, decode, make_arms
-from steerlib.generation.decoding import default_capacity
-from steerlib.generation.requests import make_requests
+from steerlib.decoding import Sampling, alpha_path, decode, make_arms
+from steerlib.decoding.decode import default_capacity
+from steerlib.decoding.requests import make_requests
 
 METHOD = "expert_anti_expert"
 MANNERS = {

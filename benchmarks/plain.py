@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steerlib.generation import expert_anti_expert
-from steerlib.generation.requests import Request
+from steerlib.decoding import expert_anti_expert
+from steerlib.decoding.requests import Request
 from steerlib.models import FrozenModel, left_padded, position_ids
 
 Choice = Callable[[Tensor], Tensor]

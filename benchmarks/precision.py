@@ -14,9 +14,9 @@ from torch import Tensor
 
 from benchmarks.setting import RESULTS, Setting, Size, stated
 from benchmarks.timing import write
+from steerlib.decoding import RULES, Sampling, decode, make_arms
+from steerlib.decoding.requests import Request, make_requests
 from steerlib.evaluation import paired_interval
-from steerlib.generation import RULES, Sampling, decode, make_arms
-from steerlib.generation.requests import Request, make_requests
 from steerlib.models import FrozenModel, load_model
 from steerlib.toxicity import load_scorer
 

@@ -18,8 +18,8 @@ from benchmarks.plain import (
 )
 from benchmarks.setting import Setting, stated
 from benchmarks.timing import Answers, Decoder, compared, race, write
-from steerlib.generation import Sampling, decode, make_arms
-from steerlib.generation.requests import Request, make_requests
+from steerlib.decoding import Sampling, decode, make_arms
+from steerlib.decoding.requests import Request, make_requests
 
 Item = TypeVar("Item")
 OURS = "ours, the whole grid"

@@ -10,7 +10,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
-from steerlib.dequantised import embedded_model
+from steerlib.embedded import embedded_model
 from steerlib.models import FrozenModel
 from steerlib.profiles import read_ratings
 from steerlib.toxicity import ATTRIBUTES

@@ -15,9 +15,9 @@ from benchmarks.plain import generated
 from benchmarks.rules import OURS, by_arm, spread
 from benchmarks.setting import Setting, stated
 from benchmarks.timing import Answers, Decoder, compared, race, write
-from steerlib.generation import Sampling, decode, make_arms
+from steerlib.decoding import Sampling, decode, make_arms
 from steerlib.models import FrozenModel
-from steerlib.prompting import prompt_ids
+from steerlib.reading import prompt_ids
 
 NAME = "random"
 Steered = Callable[[float], AbstractContextManager[None]]

@@ -50,12 +50,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from steerlib.runner import plan, run_study
-    from steerlib.runner.study import NOTEBOOKS
+    from steerlib.runner import NOTEBOOKS, plan, run_study
 
     folder = options.notebooks or NOTEBOOKS
     study = plan(options.params, data=options.data, model=options.model, notebooks=folder)
-    from steerlib.runner.kernel import NotebookFailed
+    from steerlib.runner import NotebookFailed
 
     try:
         results = run_study(study, only=options.only, force=options.force)
@@ -81,8 +80,7 @@ def _fetch(_: argparse.Namespace) -> int:
 
 
 def _notebooks(_: argparse.Namespace) -> int:
-    from steerlib.runner.kernel import NotebookFailed
-    from steerlib.runner.stored import store_notebooks
+    from steerlib.runner import NotebookFailed, store_notebooks
 
     try:
         stored = store_notebooks()

@@ -1,4 +1,6 @@
-"""The tidy tables of a run: what columns each has, how they are written (whole or not at all) and read back.
+"""Progress of long work: a bar where somebody looks, a file that the runner shows where nobody does.
+
+The tidy tables of a run: what columns each has, how they are written (whole or not at all) and read back.
 
 A run is a folder, `results/<run>/`. A table is a folder of parquet parts in it, `tables/<name>/<part>.parquet`.
 Settings are columns, never parts of a file name, and each table names the columns that identify a row.
@@ -15,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
+from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
 """The checkout: notebooks/, params/ and results/ lie here, wherever a kernel is started."""
@@ -231,3 +234,21 @@ def read_manifest(folder: Path) -> dict[str, dict]:
     """Records of all stages that ran so far, by stage; empty before the first."""
     path = folder / "manifest.json"
     return json.loads(path.read_text()) if path.exists() else {}
+
+
+PROGRESS_FILE = "STEER_PROGRESS"
+"""Environment variable that names the file; the runner sets it for the kernels it starts."""
+
+
+def progress_bar(total: int, *, what: str, unit: str, done: int = 0) -> tqdm:
+    """A bar with count, rate and time left.
+
+    Args:
+        total: how many there are.
+        what: the work, shown before the bar.
+        unit: one of them.
+        done: how many were finished by an earlier call.
+    """
+    path = os.environ.get(PROGRESS_FILE)
+    stream = open(path, "w", buffering=1) if path else None  # noqa: SIM115  (lives as long as the bar)
+    return tqdm(total=total, initial=done, desc=what, unit=unit, file=stream, mininterval=1, ncols=80)

@@ -11,10 +11,10 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from steerlib.generation.requests import Request
-from steerlib.generation.rules import RULES
-from steerlib.generation.sampling import gumbel_noise, text_hash
+from steerlib.decoding.requests import Request
+from steerlib.decoding.sampling import gumbel_noise, text_hash
 from steerlib.models import FrozenModel
+from steerlib.rules import RULES
 from steerlib.vectors import add_to_residual
 
 

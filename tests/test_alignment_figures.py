@@ -2,11 +2,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from studies.truthful import plot_truthful
 
 from steerlib.figures.alignment import plot_amplification, plot_js_temperature, plot_margins, token_strip_html
-from steerlib.figures.published import published
-from steerlib.figures.published_sda import SETS, published_sda, sda_headlines
-from steerlib.figures.truthful import plot_truthful
+from steerlib.figures.published import SETS, published, published_sda, sda_headlines
 
 
 def lines_by_label(fig):

@@ -2,9 +2,9 @@ import json
 
 import pandas as pd
 import pytest
+from studies.alignment import SETS, alignment_prompts
 
 from steerlib.judges import DIMENSIONS
-from steerlib.profiles.alignment_sets import SETS, alignment_prompts
 from steerlib.tables import SCHEMA
 
 ROWS = {
@@ -123,7 +123,7 @@ def test_the_columns_of_the_hubs_files_are_known_too(folder, monkeypatch):
         frame.to_csv(path, index=False) if path.suffix == ".csv" else frame.to_parquet(path)
         return path
 
-    monkeypatch.setattr("steerlib.profiles.alignment_sets.hub_file", fetched)
+    monkeypatch.setattr("studies.alignment.hub_file", fetched)
     prompts, report = alignment_prompts(n_per_set=9, sets=["truthfulqa", "dialogsum", "empathetic"])
     assert prompts.accepted.tolist() == ["It is.", "x", ""]
     assert prompts.prompt.iloc[2] == "Yes, I was."
@@ -148,7 +148,7 @@ def test_without_a_network_the_file_that_will_do_instead_is_named(monkeypatch):
     def offline(dataset, name, *, revision):
         raise FileNotFoundError(dataset, name, revision)
 
-    monkeypatch.setattr("steerlib.profiles.alignment_sets.hub_file", offline)
+    monkeypatch.setattr("studies.alignment.hub_file", offline)
     with pytest.raises(FileNotFoundError, match=r"name a folder with TruthfulQA\.jsonl"):
         alignment_prompts(n_per_set=1, sets=["truthfulqa"])
 

@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 import torch
 
-from steerlib.generation import Sampling, alpha_path, decode, make_arms
-from steerlib.generation.forest import Forest
+from steerlib.decoding import Sampling, alpha_path, decode, make_arms
+from steerlib.decoding.alpha_path import Forest
 from steerlib.tables import append_part, read_table
 
 PROMPTS = pd.DataFrame(

@@ -3,8 +3,8 @@
 import pandas as pd
 import pytest
 
+from steerlib.decoding import Sampling, make_arms
 from steerlib.evaluation import arm_at, arm_path, path_against_grid, path_sampling
-from steerlib.generation import Sampling, make_arms
 
 CONTEXTS = {"toxicity": {"expert": "Be kind.", "anti": "Be vile!", "instructed": "Kindly:"}}
 PROMPTS = pd.DataFrame({"prompt_id": ["p", "q"], "prompt": ["Once", "A man"], "category": "toxicity"})

@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 import torch
 
+from steerlib.decoding import RULES, Sampling, make_arms
 from steerlib.evaluation import ask_questions, question_prompt, read_questions, sample_questions
-from steerlib.generation import RULES, Sampling, make_arms
-from steerlib.prompting import prompt_ids
+from steerlib.reading import prompt_ids
 from steerlib.toxicity import ATTRIBUTES
 from steerlib.vectors import add_to_residual
 
@@ -24,7 +24,7 @@ QUESTIONS = sample_questions(read_questions(), 6)
 def letters(tiny, monkeypatch):
     """Ids of the letters: tokens of the tiny model are characters."""
     ids = [tiny.tokenizer.encode(letter)[0] for letter in "ABCD"]
-    monkeypatch.setattr("steerlib.evaluation.asking.letter_ids", lambda frozen: ids)  # noqa: ARG005
+    monkeypatch.setattr("steerlib.evaluation.multiple_choice.letter_ids", lambda frozen: ids)  # noqa: ARG005
     return ids
 
 

@@ -18,10 +18,10 @@ from benchmarks.rules import by_arm, spread
 from benchmarks.setting import RESULTS, SMALL, Setting
 from benchmarks.timing import Decoder, Timed, compared, race, row_counter, write
 from benchmarks.vectors import _sweep, peers, random_vector
-from steerlib.generation import Sampling, decode, make_arms
-from steerlib.generation.requests import make_requests
+from steerlib.decoding import Sampling, decode, make_arms
+from steerlib.decoding.requests import make_requests
 from steerlib.models import FrozenModel, last_logits
-from steerlib.prompting import prompt_ids
+from steerlib.reading import prompt_ids
 from steerlib.tables import ROOT
 
 ALPHAS = (0.5, 2.0)

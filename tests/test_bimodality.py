@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import t as student
 
 from steerlib.evaluation import paired_interval, point_peaks, two_peaks
-from steerlib.evaluation.bimodality import _t
+from steerlib.evaluation.responses import _t
 
 ALPHAS = [2.5, 5.0, 7.5, 10.0, 12.5, 15.0, 17.5]
 USERS, PER_USER = 24, 4

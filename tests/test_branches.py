@@ -9,10 +9,10 @@ from test_decoding import GREEDY, PROMPTS, SAMPLED, SIGNALS, VECTORS, answers
 from tiny import ALPHABET, tiny_model
 from transformers import GPT2Config
 
-from steerlib.generation import Sampling, alpha_path, decode, make_arms, run_sweep, study_arms
-from steerlib.generation.branches import branch_names, branches_text
-from steerlib.generation.grid import Strengths
-from steerlib.generation.requests import make_requests
+from steerlib.decoding import Sampling, alpha_path, decode, make_arms, run_sweep, study_arms
+from steerlib.decoding.contexts import branch_names, branches_text
+from steerlib.decoding.grid import Strengths
+from steerlib.decoding.requests import make_requests
 from steerlib.models import FrozenModel
 
 METHODS = ("anti_expert", "expert_anti_expert")

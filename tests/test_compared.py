@@ -3,6 +3,7 @@
 import pandas as pd
 import pytest
 
+from steerlib.decoding import Sampling, make_arms
 from steerlib.evaluation import (
     compared_answers,
     first_temperature,
@@ -13,7 +14,6 @@ from steerlib.evaluation import (
     read_margins,
     sda_comparators,
 )
-from steerlib.generation import Sampling, make_arms
 from steerlib.tables import check_table
 
 PLAIN, STEEP = Sampling(temperature=0.7), Sampling(temperature=0.7, js_sigma=0.25)

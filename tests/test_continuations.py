@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from steerlib.profiles import matched_continuations, mixed_prompts, scored_continuations
-from steerlib.prompting import answer_ids, prompt_ids
+from steerlib.reading import answer_ids, prompt_ids
 from steerlib.tables import SCHEMA
 from steerlib.vectors import continuation_residuals, record_residual
 

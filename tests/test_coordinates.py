@@ -17,8 +17,7 @@ from steerlib.vectors import (
     preference_margins,
     split_half_coordinates,
 )
-from steerlib.vectors.coordinates import comparisons, penalised_loss
-from steerlib.vectors.shrinkage import conversation_folds
+from steerlib.vectors.coordinates import comparisons, conversation_folds, penalised_loss
 
 FREE = {"tau": 0.0, "ridge": 1e-9}
 

@@ -11,16 +11,7 @@ from test_sweep import count_decoded
 from tiny import ALPHABET, tiny_llama, tiny_model
 from transformers import GPT2Config
 
-from steerlib.evaluation import (
-    answer_likelihood,
-    ask_questions,
-    read_questions,
-    sda_comparators,
-    summarise,
-    with_controls,
-)
-from steerlib.figures import answers_moved
-from steerlib.generation import (
+from steerlib.decoding import (
     ALIGNER_TEMPLATE,
     Sampling,
     aligner_arms,
@@ -30,8 +21,17 @@ from steerlib.generation import (
     run_sweep,
     with_variants,
 )
-from steerlib.generation import corrected as corrected_module
-from steerlib.generation.corrected import EDIT
+from steerlib.decoding import aligner as corrected_module
+from steerlib.decoding.aligner import EDIT
+from steerlib.evaluation import (
+    answer_likelihood,
+    ask_questions,
+    read_questions,
+    sda_comparators,
+    summarise,
+    with_controls,
+)
+from steerlib.figures import answers_moved
 from steerlib.models import FrozenModel
 from steerlib.tables import check_table, read_table
 
@@ -239,7 +239,7 @@ def test_answers_moved_by_an_aligner_are_counted_without_a_dose():
 
 
 def test_an_aligner_answers_no_multiple_choice_question(tiny, monkeypatch):
-    monkeypatch.setattr("steerlib.evaluation.asking.letter_ids", lambda frozen: [1, 2, 3, 4])  # noqa: ARG005
+    monkeypatch.setattr("steerlib.evaluation.multiple_choice.letter_ids", lambda frozen: [1, 2, 3, 4])  # noqa: ARG005
     questions = read_questions("demo", split="test").head(1)
     arms = STUDY[STUDY.arm_id != SDA]
     found = ask_questions(tiny, questions, arms, contexts={})

@@ -7,10 +7,10 @@ from reference import reference_answer
 from tiny import ALPHABET, tiny_model
 from transformers import GemmaConfig, GPT2Config, GPTNeoXConfig, MistralConfig, Qwen2Config
 
-from steerlib.generation import Sampling, decode, make_arms
-from steerlib.generation.joined import JoinedStreams
-from steerlib.generation.prefixes import shared_prefixes
-from steerlib.generation.requests import make_requests
+from steerlib.decoding import Sampling, decode, make_arms
+from steerlib.decoding.prefill import shared_prefixes
+from steerlib.decoding.requests import make_requests
+from steerlib.decoding.streams import JoinedStreams
 
 PROMPTS = pd.DataFrame(
     [

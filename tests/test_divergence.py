@@ -4,9 +4,9 @@ import pandas as pd
 import pytest
 import torch
 
-from steerlib.evaluation.divergence import token_divergence
-from steerlib.generation.contexts import branch_ids
-from steerlib.prompting import answer_ids
+from steerlib.decoding.contexts import branch_ids
+from steerlib.evaluation.likelihood import token_divergence
+from steerlib.reading import answer_ids
 
 CONTEXTS = {"honesty": {"instructed": "Be honest."}}
 PROMPTS = pd.DataFrame(

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 import torch
 
-from steerlib.prompting import prompt_ids
+from steerlib.reading import prompt_ids
 from steerlib.tables import write_table
 from steerlib.vectors import doses, prompt_residuals, residual_norms
 

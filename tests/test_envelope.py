@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from steerlib.generation.envelope import Pieces, ScoreLines, upper_envelope
-from steerlib.generation.sampling import choose, penalise_
+from steerlib.decoding.envelope import Pieces, ScoreLines, upper_envelope
+from steerlib.decoding.sampling import choose, penalise_
 
 
 def lines_of(intercept: list[float], slope: list[float], **settings) -> ScoreLines:

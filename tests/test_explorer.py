@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
+from steerlib.decoding import Sampling, alpha_path, decode, make_arms
 from steerlib.explorer import (
     AlphaExplorer,
     Answers,
@@ -16,9 +17,7 @@ from steerlib.explorer import (
     answers_table,
     curves_figure,
 )
-from steerlib.explorer.curves import curve
-from steerlib.explorer.page import summary
-from steerlib.generation import Sampling, alpha_path, decode, make_arms
+from steerlib.explorer.page import curve, summary
 from steerlib.models import FrozenModel
 from steerlib.toxicity import ATTRIBUTES
 
@@ -329,7 +328,7 @@ def test_an_error_is_one_escaped_line_in_the_widget_and_leaves_no_stale_answer(w
 
 
 def test_of_several_quick_changes_in_a_running_kernel_only_the_last_is_decoded(widget, calls, monkeypatch):
-    monkeypatch.setattr("steerlib.explorer.widgets.PATIENCE", 0.05)
+    monkeypatch.setattr("steerlib.explorer.widget.PATIENCE", 0.05)
 
     async def turn() -> None:
         for seed in range(1, 6):

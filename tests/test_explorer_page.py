@@ -6,8 +6,7 @@ import pandas as pd
 import pytest
 
 from steerlib.explorer import Answers, answers_html, answers_table
-from steerlib.explorer.curves import curve
-from steerlib.explorer.page import summary
+from steerlib.explorer.page import curve, summary
 from steerlib.toxicity import ATTRIBUTES
 
 

@@ -1,7 +1,7 @@
 import pandas as pd
 import pytest
 
-from steerlib.generation import amplification_factor, named_factor
+from steerlib.decoding import amplification_factor, named_factor
 from steerlib.judges import score_first_answers
 
 PROMPTS = pd.DataFrame(

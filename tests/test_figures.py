@@ -12,8 +12,8 @@ import torch
 from matplotlib.figure import Figure
 
 from steerlib import figures
+from steerlib.decoding import RULES
 from steerlib.figures import Grid, Picture, Section
-from steerlib.generation import RULES
 from steerlib.tables import ATTRIBUTE_COLUMNS, SCHEMA, write_manifest
 
 pytestmark = pytest.mark.filterwarnings("error")

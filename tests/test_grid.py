@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from steerlib.generation import Sampling, Strengths, default_contexts, study_arms
+from steerlib.decoding import Sampling, Strengths, default_contexts, study_arms
 
 SAMPLING = Sampling(temperature=0.6, top_p=0.95, js_sigma=0.01, min_temperature=0.2)
 VECTORS = ["population@1", "random@2", "dislike@3/u1", "dislike@3/u2", "dislike_shuffled@4/u1"]

@@ -9,7 +9,7 @@ import torch
 from tiny import ALPHABET, TEMPLATE, character_tokenizer, tiny_model
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
-from steerlib.generation import default_contexts
+from steerlib.decoding import default_contexts
 from steerlib.judges import (
     CRITERIA,
     DIMENSIONS,
@@ -21,9 +21,8 @@ from steerlib.judges import (
     check_dimension,
     load_judge,
 )
+from steerlib.judges.base import prompt_hash, question, reply_scores
 from steerlib.judges.local import _opened
-from steerlib.judges.prompts import prompt_hash, question
-from steerlib.judges.replies import reply_scores
 from steerlib.models import FrozenModel
 from steerlib.toxicity import ATTRIBUTES
 

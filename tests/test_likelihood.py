@@ -6,9 +6,9 @@ import torch
 from tiny import tiny_model
 from transformers import GPT2Config
 
+from steerlib.decoding import Sampling, decode, make_arms
 from steerlib.evaluation import answer_likelihood
-from steerlib.generation import Sampling, decode, make_arms
-from steerlib.prompting import prompt_ids
+from steerlib.reading import prompt_ids
 from steerlib.tables import check_table
 
 PROMPTS = pd.DataFrame({"prompt_id": ["p0", "p1"], "prompt": ["Tell me", "The weather in October is"]})

@@ -8,9 +8,9 @@ from torch import nn
 from torch.testing import assert_close
 from transformers import GemmaConfig, GPT2Config, GPTNeoXConfig, LlamaConfig, MistralConfig, Qwen2Config
 
-from steerlib.generation.lower_layers import Reading, Share, part, recorded_outputs, shares, standing_in
-from steerlib.generation.prefill import passes
-from steerlib.generation.streams import Stream, Streams, first_steered
+from steerlib.decoding.prefill import Reading, Share, part, passes, recorded_outputs, shares, standing_in
+from steerlib.decoding.requests import Stream
+from steerlib.decoding.streams import Streams, first_steered
 from steerlib.vectors import residual_hooks
 
 SMALL = {"vocab_size": len(ALPHABET) + 2, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4}

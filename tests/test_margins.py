@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from steerlib.evaluation.intervals import cluster_interval
-from steerlib.evaluation.margins import circularity, margins_by, net_margin, order_averaged, place_bias
+from steerlib.evaluation.judging import circularity, margins_by, net_margin, order_averaged, place_bias
 
 
 def test_the_margin_by_hand():

@@ -8,9 +8,8 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from steerlib.blocks import decoder_blocks
-from steerlib.models import FrozenModel, last_logits, load_model
-from steerlib.prompting import prompt_ids
+from steerlib.models import FrozenModel, decoder_blocks, last_logits, load_model
+from steerlib.reading import prompt_ids
 
 needs_peft = pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="peft is not installed")
 
@@ -94,7 +93,7 @@ def test_an_adapter_folder_is_its_base_with_the_change_merged_in(saved, tiny, tm
 
 @needs_peft
 def test_an_adapter_is_a_branch_model(saved, tiny, tmp_path):
-    from steerlib.generation import Sampling, decode, make_arms
+    from steerlib.decoding import Sampling, decode, make_arms
 
     lora(saved, tmp_path / "adapter")
     anti = load_model(str(tmp_path / "adapter"), device="cpu", dtype="float64")
@@ -127,7 +126,7 @@ def test_an_adapter_in_a_pickle_is_refused(tmp_path):
 
 def test_an_adapter_without_peft_is_one_line_that_names_the_package(tmp_path, monkeypatch):
     (tmp_path / "adapter_config.json").write_text("{}")
-    monkeypatch.setattr("steerlib.adapters.find_spec", lambda name: None)  # noqa: ARG005
+    monkeypatch.setattr("steerlib.models.find_spec", lambda name: None)  # noqa: ARG005
     with pytest.raises(
         ImportError, match="is a PEFT adapter, which needs one more package: pip install peft"
     ):

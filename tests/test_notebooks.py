@@ -6,8 +6,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from steerlib.runner import Parameter, notebook_parameters, plan, read_params
-from steerlib.runner.stored import KERNEL, machine_paths
+from steerlib.runner import KERNEL, Parameter, machine_paths, notebook_parameters, plan, read_params
 from steerlib.tables import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))

@@ -7,8 +7,8 @@ import torch
 from reference import reference_answer
 from test_decoding import GREEDY, PROMPTS, SAMPLED, SIGNALS, answers, grid
 
-from steerlib.generation import Sampling, alpha_path, decode, make_arms
-from steerlib.generation.requests import make_requests
+from steerlib.decoding import Sampling, alpha_path, decode, make_arms
+from steerlib.decoding.requests import make_requests
 
 
 def nucleus_grid(sampling: Sampling, base_top_p: float) -> pd.DataFrame:

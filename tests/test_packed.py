@@ -4,7 +4,7 @@ from tiny import tiny_llama
 from torch import nn
 from torch.testing import assert_close
 
-from steerlib.packed import PackedLinear, can_pack, pack_linears
+from steerlib.models import PackedLinear, can_pack, pack_linears
 
 
 @pytest.fixture
@@ -37,5 +37,5 @@ def test_a_packed_model_has_the_same_logits_and_weights(model):
 def test_other_precisions_and_large_models_are_left_alone(model, monkeypatch):
     assert not can_pack(tiny_llama().model)  # float64
     assert not can_pack(model.bfloat16())
-    monkeypatch.setattr("steerlib.packed.MOST_BYTES", 1000)
+    monkeypatch.setattr("steerlib.models.MOST_BYTES", 1000)
     assert not can_pack(model.float())

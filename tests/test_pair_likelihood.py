@@ -4,11 +4,11 @@ import pandas as pd
 import pytest
 import torch
 
+from steerlib.decoding import Sampling, make_arms
+from steerlib.decoding.contexts import default_contexts
 from steerlib.evaluation import likelihood_margins
-from steerlib.generation import Sampling, make_arms
-from steerlib.generation.contexts import default_contexts
-from steerlib.generation.rules import RULES
-from steerlib.prompting import prompt_ids
+from steerlib.reading import prompt_ids
+from steerlib.rules import RULES
 from steerlib.vectors import add_to_residual
 
 PAIRS = pd.DataFrame(
@@ -115,7 +115,7 @@ def test_a_margin_a_token_divides_each_side_by_its_own_length(tiny, vectors):
 def test_small_batches_and_chunks_change_nothing(tiny, vectors, batch_tokens, monkeypatch):
     arms = all_arms("continuation")
     whole = likelihood_margins(tiny, PAIRS, arms, vectors=vectors)
-    monkeypatch.setattr("steerlib.evaluation.pair_likelihood.POSITIONS", 3)
+    monkeypatch.setattr("steerlib.evaluation.likelihood.POSITIONS", 3)
     parts = likelihood_margins(tiny, PAIRS, arms, vectors=vectors, batch_tokens=batch_tokens)
     pd.testing.assert_frame_equal(whole, parts, rtol=0, atol=1e-9)
 

@@ -5,9 +5,8 @@ from torch.testing import assert_close
 from transformers import PreTrainedTokenizerFast
 
 from steerlib.models import FrozenModel
-from steerlib.prompting import answer_ids, prompt_ids
-from steerlib.vectors.pooling import pooled_spans
-from steerlib.vectors.residual import record_residual
+from steerlib.reading import answer_ids, prompt_ids
+from steerlib.residual import pooled_spans, record_residual
 
 
 def with_words(tiny, words):

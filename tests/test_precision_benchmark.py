@@ -7,8 +7,8 @@ from tiny import tiny_llama
 from torch.nn.functional import kl_div
 
 from benchmarks.precision import common, divergence
-from steerlib.generation import Sampling, make_arms
-from steerlib.generation.requests import make_requests
+from steerlib.decoding import Sampling, make_arms
+from steerlib.decoding.requests import make_requests
 from steerlib.models import FrozenModel
 
 PROMPTS = pd.DataFrame({"prompt_id": ["p"], "prompt": ["Once"], "category": ["insult"]})

@@ -2,16 +2,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-
-from steerlib.evaluation import (
+from studies.preference_direction import (
     chance_accuracies,
     compare_auc,
-    compare_preferences,
+    plot_accuracy_by_layer,
+    plot_chance,
     preference_rows,
     scores_along,
     without_length,
 )
-from steerlib.figures import plot_accuracy_by_layer, plot_chance
+
+from steerlib.evaluation import compare_preferences
 
 RNG = np.random.default_rng(0)
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pandas as pd
 
 from steerlib.profiles import read_ratings
-from steerlib.profiles.columns import PROMPT_CATEGORIES
 from steerlib.profiles.demo.make_demo import HERE, make_demo
+from steerlib.profiles.sources import PROMPT_CATEGORIES
 from steerlib.tables import ATTRIBUTE_COLUMNS
 
 FILES = ("utterances.jsonl", "survey.jsonl")

@@ -9,8 +9,7 @@ import pandas as pd
 import pytest
 
 from steerlib.profiles import check_splits, split_conversations
-from steerlib.profiles.columns import PRISM_COLUMNS
-from steerlib.profiles.ratings import read_ratings, with_toxicity
+from steerlib.profiles.sources import PRISM_COLUMNS, read_ratings, with_toxicity
 from steerlib.tables import ATTRIBUTE_COLUMNS, check_table
 
 OWN = pd.DataFrame(

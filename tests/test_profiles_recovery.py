@@ -3,18 +3,18 @@
 import numpy as np
 import pandas as pd
 import pytest
-
-from steerlib.profiles import (
+from studies.recovery import (
+    DemoTexts,
     demo_texts,
-    read_ratings,
     recovery_confusion,
     recovery_differences,
     recovery_shares,
     recovery_study,
     simulated_ratings,
 )
+
+from steerlib.profiles import read_ratings
 from steerlib.profiles.demo.make_demo import HERE, lines
-from steerlib.profiles.simulation import DemoTexts
 from steerlib.tables import ATTRIBUTE_COLUMNS
 
 SIX = list(ATTRIBUTE_COLUMNS)

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from steerlib.profiles import ESTIMATORS, split_half_agreement
-from steerlib.profiles.reliability import agreement_by_chance
+from steerlib.profiles.sensitivities import agreement_by_chance
 from steerlib.tables import ATTRIBUTE_COLUMNS
 
 SIX = list(ATTRIBUTE_COLUMNS)

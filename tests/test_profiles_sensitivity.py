@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from steerlib.profiles.sensitivity import (
+from steerlib.profiles.sensitivities import (
     ESTIMATORS,
     SIX,
     percentiles,

@@ -1,4 +1,4 @@
-from steerlib.progress import PROGRESS_FILE, progress_bar
+from steerlib.tables import PROGRESS_FILE, progress_bar
 
 
 def test_a_bar_in_batch_writes_its_count_and_the_time_left_to_the_file(tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from steerlib.profiles import conversation_types, prompt_categories, read_ratings
-from steerlib.profiles.columns import PROMPT_CATEGORIES
+from steerlib.profiles.sources import PROMPT_CATEGORIES
 from steerlib.tables import ATTRIBUTE_COLUMNS
 from steerlib.toxicity import load_scorer
 

@@ -1,6 +1,6 @@
 import pytest
 
-from steerlib.prompting import answer_ids, chat_ids, prompt_ids, read_history
+from steerlib.reading import answer_ids, chat_ids, prompt_ids, read_history
 
 MESSAGES = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]
 HISTORY = '[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]'

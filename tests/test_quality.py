@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from steerlib.decoding import Sampling, make_arms, with_variants
 from steerlib.evaluation import paired_interval, quality_by_sampling
-from steerlib.generation import Sampling, make_arms, with_variants
 
 GREEDY, SAMPLED = Sampling(temperature=0, top_p=1), Sampling()
 N = 40

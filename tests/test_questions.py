@@ -7,6 +7,7 @@ import torch
 from tiny import tiny_model
 from transformers import GPT2Config
 
+from steerlib.decoding import RULES, expert_anti_expert, make_arms
 from steerlib.evaluation import (
     ask_questions,
     brier,
@@ -21,8 +22,7 @@ from steerlib.evaluation import (
     summarise_choices,
 )
 from steerlib.evaluation.questions import DEMO
-from steerlib.generation import RULES, expert_anti_expert, make_arms
-from steerlib.prompting import prompt_ids
+from steerlib.reading import prompt_ids
 from steerlib.tables import check_table
 from steerlib.toxicity import ATTRIBUTES
 from steerlib.vectors import add_to_residual
@@ -214,7 +214,7 @@ CONTEXTS = {
 def lettered(tiny, monkeypatch):
     """The tiny model, whose tokens are characters: the letter is the token after "Answer:" and a space."""
     plain = [tiny.tokenizer.encode(letter)[0] for letter in "ABCD"]
-    monkeypatch.setattr("steerlib.evaluation.asking.letter_ids", lambda frozen: plain)  # noqa: ARG005
+    monkeypatch.setattr("steerlib.evaluation.multiple_choice.letter_ids", lambda frozen: plain)  # noqa: ARG005
     return tiny, plain
 
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 from test_decoding import GREEDY, PROMPTS
 
-from steerlib.generation import make_arms
-from steerlib.generation.records import Records
-from steerlib.generation.requests import make_requests
+from steerlib.decoding import make_arms
+from steerlib.decoding.batch import Records
+from steerlib.decoding.requests import make_requests
 
 STOP = 0
 

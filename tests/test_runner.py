@@ -13,9 +13,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from steerlib.runner import BadInput, plan, run_study
-from steerlib.runner.kernel import NotebookFailed
-from steerlib.runner.stored import machine_paths, store_notebooks
+from steerlib.runner import BadInput, NotebookFailed, machine_paths, plan, run_study, store_notebooks
 
 FIRST = 'run: str = "quick"\nrows: int = 3\nalphas: list[float] = [0.5, 1.0]\nseed: int | None = None'
 SECOND = 'run: str = "quick"\nrate: float = 0.5\nmodel: str = "embedded"\ndata_folder: str | None = None'
@@ -81,7 +79,7 @@ def test_a_finished_notebook_is_kept_until_something_it_rests_on_changes(
 ) -> None:
     (toy / "steerlib").mkdir()
     (toy / "steerlib" / "rules.py").write_text("k = 2")
-    monkeypatch.setattr("steerlib.runner.study.ROOT", toy)  # the library in its place: this one stands still
+    monkeypatch.setattr("steerlib.runner.ROOT", toy)  # the library in its place: this one stands still
     states = []
     for params in ("rows: 7", "rows: 7", "rows: 7\nrate: 0.1", "rows: 8\nrate: 0.1"):
         (toy / "toy.yaml").write_text(params)

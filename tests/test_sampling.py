@@ -3,8 +3,8 @@ import torch
 from torch.testing import assert_close
 from transformers import MinPLogitsWarper, RepetitionPenaltyLogitsProcessor, TopPLogitsWarper
 
-from steerlib.generation import Sampling
-from steerlib.generation.sampling import choose, gumbel_noise, penalise_, text_hash
+from steerlib.decoding import Sampling
+from steerlib.decoding.sampling import choose, gumbel_noise, penalise_, text_hash
 
 
 def noise(rows: int, vocab: int, *, seed: int = 0, step: int = 0) -> torch.Tensor:

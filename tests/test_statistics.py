@@ -18,7 +18,7 @@ from steerlib.evaluation import (
     sign_test,
     trimmed_change,
 )
-from steerlib.evaluation.robust import _trimmed_means
+from steerlib.evaluation.intervals import _trimmed_means
 
 
 def skewed(rng, n_clusters):

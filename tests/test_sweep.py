@@ -8,8 +8,8 @@ import pytest
 from test_decoding import PROMPTS, SAMPLED, SIGNALS, answers, grid
 from tiny import tiny_llama
 
-from steerlib.generation import decode, make_arms, run_sweep
-from steerlib.generation import sweep as sweep_module
+from steerlib.decoding import decode, make_arms, run_sweep
+from steerlib.decoding import sweep as sweep_module
 from steerlib.tables import read_table
 
 

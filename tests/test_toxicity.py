@@ -15,8 +15,13 @@ from steerlib import embedded
 from steerlib.tables import read_table
 from steerlib.toxicity import ATTRIBUTES, check_attribute, load_scorer, score_texts, text_sha
 from steerlib.toxicity.attributes import match_labels
-from steerlib.toxicity.lstm import EmbeddedScorer
-from steerlib.toxicity.wheel_weights import FILTERS, VOCABULARY, read_keras_weights, read_words
+from steerlib.toxicity.embedded_scorer import (
+    FILTERS,
+    VOCABULARY,
+    EmbeddedScorer,
+    read_keras_weights,
+    read_words,
+)
 
 TEXTS = ["You are so dumb and stupid!", "", "hello, nice to meet you", "zzqqxxy", "word " * 150]
 
@@ -231,7 +236,7 @@ def test_a_classifier_that_cannot_be_had_says_so(monkeypatch):
     def refused(*_, **__):
         raise OSError("we could not connect\nsee the manual")
 
-    monkeypatch.setattr("steerlib.toxicity.classifier.AutoTokenizer.from_pretrained", refused)
+    monkeypatch.setattr("steerlib.toxicity.scorers.AutoTokenizer.from_pretrained", refused)
     with pytest.raises(
         FileNotFoundError, match=r"'nobody/no-such-scorer' is neither .*: we could not connect$"
     ):

@@ -15,7 +15,7 @@ from steerlib.evaluation import (
     response_steps,
     trend,
 )
-from steerlib.evaluation.trend import kendall_scores, sign_flip_test
+from steerlib.evaluation.responses import kendall_scores, sign_flip_test
 
 ALPHAS = [-0.2, -0.1, 0.0, 0.1, 0.2]
 

@@ -4,13 +4,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from studies.truthful import (
+    answer_logprobs,
+    read_truthful,
+    sample_truthful,
+    truthful_scores,
+    truthful_summary,
+)
 
+from steerlib.decoding.contexts import branch_ids
 from steerlib.evaluation import paired_interval
-from steerlib.evaluation.forced import forced_logits
-from steerlib.evaluation.truthful import answer_logprobs, truthful_scores, truthful_summary
-from steerlib.evaluation.truthful_files import read_truthful, sample_truthful
-from steerlib.generation.contexts import branch_ids
-from steerlib.prompting import answer_ids
+from steerlib.evaluation.multiple_choice import forced_logits
+from steerlib.reading import answer_ids
 
 CONTEXTS = {"honesty": {"instructed": "Be honest.", "expert": "True:", "anti": "Lies and myths:"}}
 ROW = {

@@ -1,9 +1,48 @@
 """Room of notebook 04: toxicity distance, fluency, diversity, choices, and intervals for all of them."""
 
 from steerlib.evaluation.answers import per_answer, per_prompt
-from steerlib.evaluation.asking import ask_questions
-from steerlib.evaluation.bimodality import TwoPeaks, point_peaks, two_peaks
-from steerlib.evaluation.choices import (
+from steerlib.evaluation.group_alphas import personal_alphas, tuned_arm
+from steerlib.evaluation.intervals import (
+    STATISTICS,
+    Interval,
+    Statistic,
+    cluster_interval,
+    crossed_interval,
+    max_t_band,
+    paired_interval,
+    seed_interval,
+    sign_test,
+    trimmed_change,
+)
+from steerlib.evaluation.judging import (
+    Margin,
+    circularity,
+    compared_answers,
+    judge_compared,
+    margin_metrics,
+    margins_by,
+    net_margin,
+    order_averaged,
+    place_bias,
+    read_margins,
+    sda_comparators,
+)
+from steerlib.evaluation.likelihood import answer_likelihood, likelihood_margins, token_divergence
+from steerlib.evaluation.metrics import (
+    change_percent,
+    distinct_n,
+    first_temperature,
+    length,
+    overshoots,
+    perplexity,
+    reduction_percent,
+    repetition,
+    signed_shift,
+    toxicity_distance,
+    win_rate,
+)
+from steerlib.evaluation.multiple_choice import (
+    ask_questions,
     brier,
     calibration_error,
     choice_probabilities,
@@ -11,40 +50,6 @@ from steerlib.evaluation.choices import (
     choices_under_steering,
     letter_ids,
 )
-from steerlib.evaluation.choose import choose_alpha, chosen_arms
-from steerlib.evaluation.compared import (
-    compared_answers,
-    judge_compared,
-    margin_metrics,
-    read_margins,
-    sda_comparators,
-)
-from steerlib.evaluation.controls import with_controls
-from steerlib.evaluation.disagreement import disagreement_points, disagreement_slopes
-from steerlib.evaluation.divergence import token_divergence
-from steerlib.evaluation.diversity import distinct_n, length, repetition
-from steerlib.evaluation.intervals import Interval, cluster_interval, seed_interval
-from steerlib.evaluation.likelihood import answer_likelihood
-from steerlib.evaluation.margins import (
-    Margin,
-    circularity,
-    margins_by,
-    net_margin,
-    order_averaged,
-    place_bias,
-)
-from steerlib.evaluation.metrics import (
-    change_percent,
-    overshoots,
-    perplexity,
-    reduction_percent,
-    signed_shift,
-    toxicity_distance,
-    win_rate,
-)
-from steerlib.evaluation.pair_likelihood import likelihood_margins
-from steerlib.evaluation.paths import arm_at, arm_path, path_against_grid, path_sampling
-from steerlib.evaluation.personal import personal_alphas
 from steerlib.evaluation.preference import (
     Ppa,
     compare_preferences,
@@ -53,39 +58,37 @@ from steerlib.evaluation.preference import (
     ppa_likelihood,
     safety_margins,
 )
-from steerlib.evaluation.preference_direction import (
-    chance_accuracies,
-    compare_auc,
-    preference_rows,
-    scores_along,
-    without_length,
-)
-from steerlib.evaluation.quality import quality_by_sampling
 from steerlib.evaluation.questions import question_prompt, read_questions, sample_questions, shots_for
-from steerlib.evaluation.robust import trimmed_change
-from steerlib.evaluation.selectivity import selectivity, selectivity_contrasts
-from steerlib.evaluation.settings import first_temperature
-from steerlib.evaluation.statistics import (
-    STATISTICS,
-    Statistic,
-    crossed_interval,
-    max_t_band,
-    paired_interval,
-    sign_test,
-)
-from steerlib.evaluation.summary import small_subgroups, summarise
-from steerlib.evaluation.trend import (
+from steerlib.evaluation.responses import (
+    TwoPeaks,
+    arm_at,
+    arm_path,
     dose_responses,
     fluent_alphas,
+    path_against_grid,
+    path_sampling,
+    point_peaks,
+    quality_by_sampling,
     response_band,
     response_slopes,
     response_steps,
     trend,
+    two_peaks,
 )
-from steerlib.evaluation.truthful import answer_logprobs, truthful_scores, truthful_summary
-from steerlib.evaluation.truthful_files import read_truthful, sample_truthful
-from steerlib.evaluation.tuned import tuned_arm
-from steerlib.evaluation.utility import summarise_choices
+from steerlib.evaluation.selectivity import (
+    disagreement_points,
+    disagreement_slopes,
+    selectivity,
+    selectivity_contrasts,
+)
+from steerlib.evaluation.summary import (
+    choose_alpha,
+    chosen_arms,
+    small_subgroups,
+    summarise,
+    summarise_choices,
+    with_controls,
+)
 
 __all__ = [
     "STATISTICS",
@@ -95,13 +98,11 @@ __all__ = [
     "Statistic",
     "TwoPeaks",
     "answer_likelihood",
-    "answer_logprobs",
     "arm_at",
     "arm_path",
     "ask_questions",
     "brier",
     "calibration_error",
-    "chance_accuracies",
     "change_percent",
     "choice_probabilities",
     "choice_rows",
@@ -110,7 +111,6 @@ __all__ = [
     "chosen_arms",
     "circularity",
     "cluster_interval",
-    "compare_auc",
     "compare_preferences",
     "compared_answers",
     "crossed_interval",
@@ -142,12 +142,10 @@ __all__ = [
     "point_peaks",
     "ppa_coordinates",
     "ppa_likelihood",
-    "preference_rows",
     "quality_by_sampling",
     "question_prompt",
     "read_margins",
     "read_questions",
-    "read_truthful",
     "reduction_percent",
     "repetition",
     "response_band",
@@ -155,8 +153,6 @@ __all__ = [
     "response_steps",
     "safety_margins",
     "sample_questions",
-    "sample_truthful",
-    "scores_along",
     "sda_comparators",
     "seed_interval",
     "selectivity",
@@ -171,11 +167,8 @@ __all__ = [
     "toxicity_distance",
     "trend",
     "trimmed_change",
-    "truthful_scores",
-    "truthful_summary",
     "tuned_arm",
     "two_peaks",
     "win_rate",
     "with_controls",
-    "without_length",
 ]

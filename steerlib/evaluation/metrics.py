@@ -1,17 +1,101 @@
 """Measures of steered answers: toxicity distance, how much it falls, how often, and fluency.
 
 Six attributes in the order of `steerlib.toxicity.ATTRIBUTES`, each a probability in [0, 1].
+
+Length, variety and repetition of texts, in words separated by white space.
+
+What tells the curve of one kind of arm over alpha from that of another, and which arms stand at one temperature.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from steerlib.decoding.grid import SHUFFLED_FAMILY
 from steerlib.toxicity.attributes import ATTRIBUTES
 
 Floats = NDArray[np.float64]
+
+
+def length(texts: Sequence[str]) -> Floats:
+    """Number of words of each text."""
+    return np.array([len(text.split()) for text in texts], dtype=np.float64)
+
+
+def _ngrams(text: str, n: int) -> list[tuple[str, ...]]:
+    words = text.split()
+    return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+
+
+def distinct_n(texts: Sequence[str], n: int = 2) -> float:
+    """Variety of several answers to one prompt: unique n-grams over words, all texts together.
+
+    Args:
+        texts: the answers.
+        n: words in an n-gram, 1 or more.
+
+    Returns:
+        In [0, 1]; 0 where there are no words. It falls with length, so lengths belong beside it.
+
+    Raises:
+        ValueError: n below 1.
+
+    Source: Liu et al., DExperts, ACL 2021 (evaluation code), after Li et al., NAACL 2016.
+    """
+    if n < 1:
+        raise ValueError(f"n must be 1 or more, not {n}")
+    words = sum(len(text.split()) for text in texts)
+    unique = {gram for text in texts for gram in _ngrams(text, n)}
+    return len(unique) / words if words else 0.0
+
+
+def repetition(texts: Sequence[str], n: int = 4) -> Floats:
+    """Share of a text's n-grams that already stood in it: `1 - unique / all`; 0 below n words.
+
+    Source: rep-n of Welleck et al., Unlikelihood Training, ICLR 2020.
+    """
+    if n < 1:
+        raise ValueError(f"n must be 1 or more, not {n}")
+    grams = [_ngrams(text, n) for text in texts]
+    return np.array([1 - len(set(found)) / len(found) if found else 0.0 for found in grams], dtype=np.float64)
+
+
+SETTING = ("method", "profile", "vector", "variant")
+"""What arms of one curve share: the rule, whose signal, which vector, and what else sets them apart, in words."""
+
+WITHOUT_STRENGTH = ("base", "prompt_only", "instructed", "aligner")
+"""Methods that have no alpha to choose."""
+
+
+def setting(of: pd.DataFrame | pd.Series) -> list[str]:
+    """Those of the settings that a table (or a row of it) has, in their order."""
+    return [column for column in SETTING if column in of]
+
+
+def family(vector: pd.Series) -> pd.Series:
+    """Name of each vector without its hash; a family that gives each user another user's is named as that family."""
+    return vector.str.split("@").str[0].str.removesuffix(SHUFFLED_FAMILY)
+
+
+def first_temperature(arms: pd.DataFrame) -> pd.DataFrame:
+    """Arms that are sampled as the first base of the table is: the study's own, where it was run at two temperatures.
+
+    Arms of a second temperature may have been run with other seeds (greedy decoding has one) and are compared with
+    their twins alone, see `quality_by_sampling`.
+
+    Args:
+        arms: the arms table.
+
+    Raises:
+        ValueError: there is no base.
+    """
+    base = arms[arms["method"] == "base"]
+    if base.empty:
+        raise ValueError("the arms have no base")
+    return arms[arms["temperature"] == base["temperature"].iloc[0]].reset_index(drop=True)
 
 
 class WinRate(NamedTuple):

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from steerlib.evaluation.diversity import length
 from steerlib.evaluation.intervals import Interval, cluster_interval
+from steerlib.evaluation.metrics import length
 from steerlib.tables import ATTRIBUTE_COLUMNS
 
 Floats = NDArray[np.float64]

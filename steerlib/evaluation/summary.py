@@ -1,4 +1,11 @@
-"""From answers and their toxicity to the metrics table: every arm, split and subgroup, with intervals."""
+"""The controls that a chosen arm is read beside: the same dose without the signal, and the signal as a plain prompt.
+
+What steering costs in knowledge: accuracy and calibration of each arm on multiple-choice questions.
+
+From answers and their toxicity to the metrics table: every arm, split and subgroup, with intervals.
+
+Alpha is chosen on dev prompts and reported on test prompts.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
@@ -7,15 +14,116 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from steerlib.evaluation.answers import average_seeds, check_paired, per_answer
-from steerlib.evaluation.intervals import Interval
-from steerlib.evaluation.measures import Measure, comparisons, measures, text_comparisons, text_measures
-from steerlib.evaluation.seeds import over_seeds
-from steerlib.evaluation.settings import family
-from steerlib.profiles.demographics import DEMOGRAPHICS
+from steerlib.decoding.grid import CONTROL_VECTOR
+from steerlib.evaluation.answers import (
+    Measure,
+    average_seeds,
+    check_paired,
+    comparisons,
+    measures,
+    per_answer,
+    text_comparisons,
+    text_measures,
+)
+from steerlib.evaluation.intervals import Interval, cluster_interval, over_seeds
+from steerlib.evaluation.metrics import WITHOUT_STRENGTH, family, setting
+from steerlib.evaluation.multiple_choice import brier, calibration_gaps
+from steerlib.evaluation.questions import LETTERS
+from steerlib.profiles.sources import DEMOGRAPHICS
 from steerlib.tables import SCHEMA
 
 Floats = NDArray[np.float64]
+
+
+def summarise_choices(
+    choices: pd.DataFrame, questions: pd.DataFrame, *, base_arm: str, source: str, split: str = "test"
+) -> pd.DataFrame:
+    """Accuracy, calibration and their change against base, rows of the metrics table.
+
+    A question asked under several contexts is one cluster. `accuracy` is the micro average over questions and the
+    papers' macro average over contexts at once, since every question is asked in each (anything else is refused);
+    `accuracy_subjects` is the macro average over subjects. `accuracy_change` is in points against base on the same
+    questions.
+
+    Args:
+        choices: the choices table.
+        questions: the questions table that it refers to.
+        base_arm: arm_id of the base.
+        source: of the questions, "demo" or "cais/mmlu"; it stands in column `scorer`.
+        split: the split named in the rows.
+
+    Returns:
+        Metrics accuracy (comparator ""), accuracy_subjects, calibration_error, brier, and
+        accuracy_change and brier_change (comparator `base_arm`), each with its interval; subgroups "all",
+        `subject=...` and `category=...`. Accuracies and changes in per cent and points.
+
+    Raises:
+        ValueError: no base, a choice without question, or arms that answered other questions than the base.
+    """
+    known = choices.merge(questions[["question_id", "subject", "answer"]], on="question_id", how="left")
+    if known["answer"].isna().any():
+        raise ValueError(
+            f"question {known.loc[known['answer'].isna(), 'question_id'].iloc[0]!r} is not in the table"
+        )
+    if base_arm not in set(known["arm_id"]):
+        raise ValueError(f"no choices of the base arm {base_arm!r}")
+    base = known[known["arm_id"] == base_arm].sort_values("question_id")
+    rows = []
+    for arm, own in known.groupby("arm_id", sort=True):
+        for subgroup, part, reference in _subgroups(own.sort_values(["category", "question_id"]), base):
+            for metric, comparator, found in _measures(part, reference, base_arm):
+                rows.append([arm, comparator, split, subgroup, source, metric, *found[:5]])
+    return pd.DataFrame(rows, columns=list(SCHEMA["metrics"].columns))
+
+
+def _subgroups(own: pd.DataFrame, base: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, pd.DataFrame]]:
+    yield "all", own, base
+    for subject, part in own.groupby("subject"):
+        yield f"subject={subject}", part, base[base["subject"] == subject]
+    for category, part in own.groupby("category"):
+        if category:
+            yield f"category={category}", part, base
+
+
+def _measures(part: pd.DataFrame, base: pd.DataFrame, base_arm: str) -> Iterator[tuple[str, str, Interval]]:
+    if set(part["question_id"]) != set(base["question_id"]):
+        raise ValueError(
+            f"arm {part['arm_id'].iloc[0]!r} answered {part['question_id'].nunique()} questions, the base "
+            f"{base['question_id'].nunique()}, and they are not the same"
+        )
+    ids, answers = part["question_id"].to_numpy(), part["answer"].tolist()
+    p, right = _p(part), part["correct"].to_numpy(dtype=np.float64)
+    yield "accuracy", "", cluster_interval(100 * right, ids).within(0, 100)
+    by_subject = cluster_interval(100 * right * _subject_weights(part), ids)
+    yield "accuracy_subjects", "", by_subject.within(0, 100)
+    scores = brier(p, answers)
+    yield "brier", "", cluster_interval(scores, ids)
+    yield (
+        "calibration_error",
+        "",
+        cluster_interval(calibration_gaps(p, answers), ids, lambda m: np.abs(m).sum(axis=-1)),
+    )
+    if part["arm_id"].iloc[0] != base_arm:
+        reference = base.assign(brier=brier(_p(base), base["answer"].tolist()))
+        reference = reference.groupby("question_id")[["correct", "brier"]].mean().loc[ids]
+        yield (
+            "accuracy_change",
+            base_arm,
+            cluster_interval(100 * (right - reference["correct"].to_numpy(float)), ids),
+        )
+        yield "brier_change", base_arm, cluster_interval(scores - reference["brier"].to_numpy(float), ids)
+
+
+def _p(rows: pd.DataFrame) -> Floats:
+    return rows[[f"p_{letter}" for letter in LETTERS]].to_numpy(dtype=np.float64)
+
+
+def _subject_weights(rows: pd.DataFrame) -> Floats:
+    """Weights under which the mean over rows is the mean over subjects of their means."""
+    size = rows.groupby("subject")["subject"].transform("size").to_numpy(dtype=np.float64)
+    return len(rows) / (rows["subject"].nunique() * size)
+
+
 Frames = Mapping[str, pd.DataFrame]
 Found = tuple[str, str, str, Interval]
 """Comparator, scorer, metric and interval: the rest of a row is the arm, the split and the subgroup."""
@@ -193,3 +301,112 @@ def small_subgroups(metrics: pd.DataFrame, least: int = 30) -> pd.DataFrame:
     small = rows[rows["n_clusters"] < least].drop_duplicates(["split", "subgroup"])
     wanted = small[["split", "subgroup", "n", "n_clusters"]]
     return wanted.sort_values(["n_clusters", "split", "subgroup"], ignore_index=True)
+
+
+def choose_alpha(table: pd.DataFrame, *, column: str = "value") -> float:
+    """The alpha with the largest reduction on dev prompts; test rows are not looked at.
+
+    Base, alpha 0 with a reduction of 0, takes part, so the answer is 0 where nothing helps. Ties go to the smaller
+    alpha.
+
+    Args:
+        table: alpha, split and the reduction in per cent (positive is better), one row an alpha and split.
+        column: name of the reduction's column.
+
+    Raises:
+        KeyError: a column is missing.
+        ValueError: no dev rows, two dev rows of one alpha, or a reduction is missing.
+    """
+    for name in ("alpha", "split", column):
+        if name not in table:
+            raise KeyError(f"the table has no column {name!r}; it has {', '.join(map(str, table))}")
+    dev = table[table["split"] == "dev"]
+    if dev.empty:
+        raise ValueError(f"no dev rows to choose alpha on; splits are {sorted(set(table['split']))}")
+    if dev["alpha"].duplicated().any():
+        alpha = dev.loc[dev["alpha"].duplicated(), "alpha"].iloc[0]
+        raise ValueError(f"alpha {alpha} has several dev rows: choose within one method, profile and metric")
+    if dev[column].isna().any():
+        raise ValueError(f"{column} of alpha {dev.loc[dev[column].isna(), 'alpha'].iloc[0]} is missing")
+    ranked = dev.sort_values([column, "alpha"], ascending=[False, True])
+    return float(ranked["alpha"].iloc[0]) if ranked[column].iloc[0] > 0 else 0.0
+
+
+def chosen_arms(
+    metrics: pd.DataFrame, arms: pd.DataFrame, *, base_arm: str, metric: str = "reduction_percent"
+) -> pd.DataFrame:
+    """Each method's arm at the alpha chosen on dev prompts; the base arm where nothing helps.
+
+    Methods without a strength (base, prompt only, instruction only) have nothing to choose and no row.
+
+    Args:
+        metrics: the metrics table, see `summarise`; its rows against `base_arm` over all prompts are read.
+        arms: the arms table.
+        base_arm: arm_id of the base.
+        metric: what is made large on dev prompts.
+
+    Returns:
+        A row a curve over alpha: method, profile, vector, variant, alpha, arm_id.
+
+    Raises:
+        ValueError: as `choose_alpha`, naming no rows where the metric is absent.
+    """
+    names = setting(arms)
+    rows = metrics[
+        (metrics["metric"] == metric) & (metrics["subgroup"] == "all") & (metrics["comparator"] == base_arm)
+    ].merge(arms[["arm_id", "alpha", *names]], on="arm_id")
+    rows = rows[~rows["method"].isin(WITHOUT_STRENGTH)]
+    if rows.empty:
+        raise ValueError(f"no rows of {metric!r} of a steered arm against {base_arm!r} over all prompts")
+    chosen = []
+    for values, group in rows.groupby(names, sort=True):
+        alpha = choose_alpha(group)
+        arm = group.loc[group["alpha"] == alpha, "arm_id"].iloc[0] if alpha else base_arm
+        chosen.append({**dict(zip(names, values, strict=True)), "alpha": alpha, "arm_id": arm})
+    return pd.DataFrame(chosen)
+
+
+AS_PROMPT = {"anti_expert": "prompt_only", "expert_anti_expert": "prompt_only", "sda": "instructed"}
+"""What a method's context does when it is merely put before the prompt."""
+
+
+def with_controls(chosen: pd.DataFrame, arms: pd.DataFrame) -> pd.DataFrame:
+    """Chosen arms, each with its controls at the same alpha.
+
+    The control of a logit rule or of a personal vector is the shuffled profile, that of every steering vector the
+    random vector. A control has no alpha of its own to choose: it answers what the same dose does without the
+    signal. Last come the contexts as a plain prompt, and the external aligner.
+
+    Args:
+        chosen: what `chosen_arms` returned.
+        arms: the arms table.
+
+    Returns:
+        Rows of `arms`, each once: methods whose chosen alpha is not 0, each followed by its controls where the run
+        has them.
+    """
+    random = arms["vector"].str.startswith(CONTROL_VECTOR)
+    control = (arms["profile"] == "shuffled") | random
+    picked = arms[arms["arm_id"].isin(chosen["arm_id"]) & ~control & (arms["method"] != "base")]
+    rows = []
+    for _, arm in picked.iterrows():
+        rows += [arm.to_frame().T, arms[_shuffled(arms, arm) | (random & _same(arms, arm, but="profile"))]]
+    as_prompt = {*picked["method"].map(AS_PROMPT), "aligner"}
+    plain = arms["method"].isin(as_prompt) & (arms["profile"] != "shuffled")
+    rows += [arms[plain]] if rows else []
+    found = pd.concat(rows)["arm_id"].drop_duplicates() if rows else arms["arm_id"].head(0)
+    return arms.set_index("arm_id").loc[found].reset_index()[list(arms)]
+
+
+def _shuffled(arms: pd.DataFrame, arm: pd.Series) -> pd.Series:
+    """The same signal of another user."""
+    same = family(arms["vector"]) == arm["vector"].split("@")[0]
+    return (
+        (arms["profile"] == "shuffled") & (arm["profile"] == "own") & same & _same(arms, arm, but="profile")
+    )
+
+
+def _same(arms: pd.DataFrame, arm: pd.Series, *, but: str) -> pd.Series:
+    """Arms of the same alpha and settings, whatever their vector."""
+    names = ["alpha", *(name for name in setting(arms) if name not in ("vector", but))]
+    return (arms[names] == arm[names]).all(axis=1)

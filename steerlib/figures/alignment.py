@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 
 from steerlib.figures.responses import ZERO, half_widths
 from steerlib.figures.style import COLOUR, label, new_figure
-from steerlib.generation.realignment import (
+from steerlib.rules import (
     SCORE_FUNCTIONS,
     SDA_PRESETS,
     amplification,

@@ -1,16 +1,34 @@
-"""Pictures of notebooks 04 and 05: what steering does as alpha grows, what it costs, and the controls beside it."""
+"""The alpha path drawn: what every alpha gives, as step functions with exact breakpoints, the grid's points on it.
 
+Pictures of notebooks 04 and 05: what steering does as alpha grows, what it costs, and the controls beside it.
+
+The dose response to point at and zoom into, for JupyterLab; the static figure stands beside it everywhere.
+"""
+
+import html
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from plotly.subplots import make_subplots
 
-from steerlib.evaluation.settings import WITHOUT_STRENGTH
-from steerlib.figures.points import SPLIT_LINE, arm_name, curves, is_control, reduced
-from steerlib.figures.style import COLOUR, label, new_figure, strength
-from steerlib.generation.grid import CONTROL_VECTOR, SHUFFLED_FAMILY
+from steerlib.decoding.grid import CONTROL_VECTOR, SHUFFLED_FAMILY
+from steerlib.evaluation.metrics import WITHOUT_STRENGTH
+from steerlib.figures.style import (
+    COLOUR,
+    SPLIT_LINE,
+    arm_name,
+    curves,
+    is_control,
+    label,
+    new_figure,
+    reduced,
+    strength,
+)
 
 ZERO: dict[str, Any] = {"linestyle": (0, (4, 2)), "linewidth": 1.2}
 
@@ -265,3 +283,137 @@ def _effect_label(row: pd.Series) -> str:
     return (
         name if row["method"] in WITHOUT_STRENGTH else f"{name}, {strength(row['method'])} {row['alpha']:g}"
     )
+
+
+HOVER = (
+    "at %{x:g}<br>%{y:.1f}, 95 % interval %{customdata[0]:.1f} to %{customdata[1]:.1f}<br>n %{customdata[2]}"
+)
+
+
+def interactive_dose_response(points: pd.DataFrame, *, ylabel: str = "") -> go.Figure:
+    """Reduction of the toxicity distance against alpha, one panel a method; hovering shows value, interval and n.
+
+    Args:
+        points: what `points` returned for the metric `reduction_percent`, or for another metric named by `ylabel`.
+        ylabel: the metric with its unit; where empty, the reduction that `points` are of.
+
+    Raises:
+        ValueError: no steered arm, or a method without a colour.
+    """
+    methods = steered_methods(points)
+    fig = make_subplots(rows=1, cols=len(methods), shared_yaxes=True, horizontal_spacing=0.03)
+    for column, method in enumerate(methods, start=1):
+        for name, rows in curves(points[points["method"] == method]):
+            fig.add_trace(_trace(rows, method, f"{label(method)}, {name}"), row=1, col=column)
+        fig.update_xaxes(title_text=f"{strength(method)} of {label(method)}", row=1, col=column)
+    fig.add_hline(y=0, line={"color": COLOUR["base"], "dash": "dash", "width": 1})
+    fig.update_yaxes(title_text=ylabel or f"reduction of {reduced(points)} (%)", col=1)
+    fig.update_layout(
+        template="simple_white",
+        width=900,
+        height=460,
+        legend={"orientation": "h", "y": -0.25},
+        margin={"t": 20},
+    )
+    return fig
+
+
+def _trace(rows: pd.DataFrame, method: str, name: str) -> go.Scatter:
+    down, up = half_widths(rows)
+    control = bool(is_control(rows).iloc[0])
+    return go.Scatter(
+        x=rows["alpha"].tolist(),
+        y=rows["value"].tolist(),
+        error_y={"array": up.tolist(), "arrayminus": down.tolist(), "thickness": 1, "width": 0},
+        customdata=rows[["low", "high", "n"]].to_numpy().tolist(),
+        hovertemplate=HOVER,
+        name=html.escape(name),
+        mode="lines+markers",
+        line={"width": 1 if control else 2, "dash": "dash" if rows["split"].iloc[0] == "dev" else "solid"},
+        marker={"symbol": "circle-open" if control else "circle", "size": 7, "color": COLOUR[method]},
+        line_color=COLOUR[method],
+    )
+
+
+ANSWER = ["prompt_id", "seed"]
+
+
+def mean_path(segments: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """Mean over answers at every alpha: a step function whose breakpoints are those of all the answers together.
+
+    Args:
+        segments: prompt_id, seed, alpha_low, alpha_high and the columns, see `steerlib.decoding.alpha_path`; every
+            answer covers the same range of alpha.
+        columns: numbers to be averaged.
+
+    Returns:
+        alpha_low, alpha_high, the columns' means; `[alpha_low, alpha_high)`, in order and without gap.
+
+    Raises:
+        ValueError: no segments, or answers that cover different ranges.
+    """
+    if segments.empty:
+        raise ValueError("no segments to average")
+    answers = [rows.sort_values("alpha_low") for _, rows in segments.groupby(ANSWER)]
+    ranges = {(float(rows["alpha_low"].iloc[0]), float(rows["alpha_high"].iloc[-1])) for rows in answers}
+    if len(ranges) > 1:
+        raise ValueError(f"the answers cover different ranges of alpha: {sorted(ranges)}")
+    low = np.unique(segments["alpha_low"].to_numpy(float))
+    total = np.zeros((len(low), len(columns)))
+    for rows in answers:
+        place = np.searchsorted(rows["alpha_low"].to_numpy(float), low, side="right") - 1
+        total += rows[list(columns)].to_numpy(float)[place]
+    found = pd.DataFrame(total / len(answers), columns=list(columns))
+    found.insert(0, "alpha_low", low)
+    found.insert(1, "alpha_high", [*low[1:], next(iter(ranges))[1]])
+    return found
+
+
+def plot_alpha_path(
+    segments: pd.DataFrame, grid: pd.DataFrame, measures: Mapping[str, str], *, method: str
+) -> Figure:
+    """Measures against continuous alpha, one panel a measure: each prompt thin, their mean thick, the grid as dots.
+
+    The dots are decoded at single alphas with the path's sampler, so they lie on the mean's steps. There is no
+    interval: a path shows what alpha does to a few answers, not what steering does to people.
+
+    Args:
+        segments: the path with one column a measure.
+        grid: alpha and the measures' means over the same answers, one row an alpha; may be empty.
+        measures: label with unit by column.
+        method: whose path it is.
+    """
+    means = mean_path(segments, list(measures))
+    fig, axes = new_figure(len(measures), 1, height=0.7 + 1.75 * len(measures))
+    for axis, (column, text) in zip(axes[:, 0], measures.items(), strict=True):
+        for _, rows in segments.groupby(ANSWER):
+            _steps(
+                axis, rows.sort_values("alpha_low"), column, color=COLOUR[method], linewidth=0.7, alpha=0.45
+            )
+        _steps(axis, means, column, color=COLOUR[method], linewidth=2.0)
+        if len(grid):
+            axis.plot(
+                grid["alpha"],
+                grid[column],
+                linestyle="",
+                marker="o",
+                color="black",
+                markersize=4,
+                clip_on=False,
+            )
+        axis.set_ylabel(text)
+        axis.set_xlim(means["alpha_low"].iloc[0], means["alpha_high"].iloc[-1])
+    for axis in axes[:-1, 0]:
+        axis.tick_params(labelbottom=False)
+    prompts, seeds = segments["prompt_id"].nunique(), segments["seed"].nunique()
+    asked = f"{prompts} prompts" + (f" with {seeds} seeds" if seeds > 1 else "")
+    axes[-1, 0].set_xlabel(
+        f"{strength(method)} of {label(method)}, continuous\n{asked} (thin) with {len(segments)} answers, their "
+        f"mean (thick) in {len(means)} steps; dots: decoded at single values"
+    )
+    return fig
+
+
+def _steps(axis: Axes, rows: pd.DataFrame, column: str, **line: Any) -> None:
+    edges = [*rows["alpha_low"], rows["alpha_high"].iloc[-1]]
+    axis.stairs(rows[column].to_numpy(float), edges, baseline=None, **line)

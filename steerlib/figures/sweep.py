@@ -1,13 +1,19 @@
-"""Pictures of notebook 03: how much the answers moved, before anybody asks whether they improved."""
+"""Answers side by side. All text comes from a model or a person and is escaped: it is shown, never obeyed.
+
+Pictures of notebook 03: how much the answers moved, before anybody asks whether they improved.
+"""
+
+from html import escape
 
 import numpy as np
 import pandas as pd
+from IPython.display import HTML
 from matplotlib.figure import Figure
 
 from steerlib.evaluation import Interval, cluster_interval, first_temperature
-from steerlib.evaluation.settings import WITHOUT_STRENGTH
-from steerlib.figures.points import SETTINGS
+from steerlib.evaluation.metrics import WITHOUT_STRENGTH
 from steerlib.figures.responses import plot_against_alpha
+from steerlib.figures.style import SETTINGS, arm_name, strength
 
 
 def answers_moved(generations: pd.DataFrame, arms: pd.DataFrame, prompts: pd.DataFrame) -> pd.DataFrame:
@@ -75,3 +81,56 @@ def plot_dose(moved: pd.DataFrame) -> Figure:
 def _plot(moved: pd.DataFrame, metric: str, ylabel: str) -> Figure:
     shown = moved[(moved["metric"] == metric) & ~moved["method"].isin(WITHOUT_STRENGTH)]
     return plot_against_alpha(shown, ylabel=ylabel)
+
+
+CELL = (
+    'style="text-align:left;vertical-align:top;white-space:pre-wrap;overflow-wrap:anywhere;'
+    'min-width:10em;padding:4px 8px"'
+)
+
+
+def examples_html(
+    generations: pd.DataFrame,
+    arms: pd.DataFrame,
+    prompts: pd.DataFrame,
+    *,
+    n: int = 3,
+    seed: int | None = None,
+    longest: int = 600,
+) -> HTML:
+    """Answers of several arms to the same prompts, one column an arm, as an HTML table with everything escaped.
+
+    Args:
+        generations: table `generations`; arms that are not in `arms` are left out.
+        arms: rows of table `arms`: the columns, from left to right.
+        prompts: rows of table `prompts`; the first `n` that every arm answered are shown.
+        n: prompts to show.
+        seed: of the answers; None for the smallest there is.
+        longest: characters shown of a text; a cut is marked.
+
+    Raises:
+        ValueError: no prompt was answered by all the arms.
+    """
+    answers = generations[generations["arm_id"].isin(arms["arm_id"])]
+    answers = answers[answers["seed"] == (answers["seed"].min() if seed is None else seed)]
+    wide = answers.pivot(index="prompt_id", columns="arm_id", values="text").reindex(
+        columns=list(arms["arm_id"])
+    )
+    asked = prompts.set_index("prompt_id")["prompt"]
+    shown = [prompt for prompt in asked.index if prompt in wide.dropna().index][:n]
+    if not shown:
+        raise ValueError(f"no prompt was answered by all {len(arms)} arms with the same seed")
+    heads = ["Prompt", *(_heading(arm) for _, arm in arms.iterrows())]
+    body = [[asked[prompt], *wide.loc[prompt]] for prompt in shown]
+    rows = ["".join(f"<th {CELL}>{escape(head)}</th>" for head in heads)]
+    rows += ["".join(f"<td {CELL}>{escape(_cut(text, longest))}</td>" for text in row) for row in body]
+    return HTML("<table>" + "".join(f"<tr>{row}</tr>" for row in rows) + "</table>")
+
+
+def _heading(arm: pd.Series) -> str:
+    name = arm_name(arm)
+    return f"{name}, {strength(arm['method'])} {arm['alpha']:g}" if arm["alpha"] else name
+
+
+def _cut(text: str, longest: int) -> str:
+    return text if len(text) <= longest else text[:longest] + " [cut]"

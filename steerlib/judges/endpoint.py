@@ -1,4 +1,7 @@
-"""A judge behind an OpenAI-compatible endpoint."""
+"""A judge behind an OpenAI-compatible endpoint.
+
+What asking an endpoint will cost, said before it is asked.
+"""
 
 import os
 from collections.abc import Sequence
@@ -8,10 +11,27 @@ from importlib.util import find_spec
 from json import JSONDecodeError
 from typing import Any
 
-from steerlib.judges.base import Answered, Compared, Pair, Scores
-from steerlib.judges.prompts import KEYS, prompt_hash, question
-from steerlib.judges.replies import reply_scores
-from steerlib.judges.spend import Spend, estimated_tokens
+from steerlib.judges.base import (
+    KEYS,
+    Answered,
+    Compared,
+    Pair,
+    Scores,
+    Spend,
+    prompt_hash,
+    question,
+    reply_scores,
+)
+
+CHARACTERS_PER_TOKEN = 4
+"""Rule of thumb for English; other languages and code have more tokens."""
+
+
+def estimated_tokens(conversations: Sequence[Sequence[dict[str, str]]]) -> int:
+    """Tokens of the conversations by their length in characters, rounded up, a few for each turn's frame."""
+    turns = [turn["content"] for conversation in conversations for turn in conversation]
+    return sum(-(-len(text) // CHARACTERS_PER_TOKEN) + 4 for text in turns)
+
 
 AGAIN = "That was not the JSON asked for. Reply with the JSON object alone."
 

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from steerlib.profiles.order import hash_order
+from steerlib.profiles.sources import hash_order
 from steerlib.tables import check_table
 
 SPLITS = ("train", "dev", "test")

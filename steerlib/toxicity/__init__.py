@@ -1,7 +1,6 @@
 """Toxicity of a text in six attributes: scorers behind one call, and the scores a run keeps."""
 
 from steerlib.toxicity.attributes import ATTRIBUTES, check_attribute
-from steerlib.toxicity.kept import score_texts, text_sha
-from steerlib.toxicity.scorers import Scorer, load_scorer
+from steerlib.toxicity.scorers import Scorer, load_scorer, score_texts, text_sha
 
 __all__ = ["ATTRIBUTES", "Scorer", "check_attribute", "load_scorer", "score_texts", "text_sha"]

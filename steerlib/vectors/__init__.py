@@ -1,51 +1,56 @@
 """Room of notebook 02: contrast pairs, the residual stream, steering vectors and their files."""
 
-from steerlib.vectors.arithmetic import LayerVectors
-from steerlib.vectors.basis import Basis, category_basis, difference_basis
-from steerlib.vectors.categories import (
-    category_differences,
-    dislike_weighted,
-    dislike_weights,
-    mixtures,
+from steerlib.residual import (
+    Threshold,
+    add_to_residual,
+    check_layers,
+    choose_threshold,
+    doses,
+    prompt_projections,
+    prompt_residuals,
+    record_residual,
+    residual_hooks,
+    residual_norms,
+    steered_positions,
 )
-from steerlib.vectors.composed import describe_composed, personal_vectors, rescaled, shuffled_users
-from steerlib.vectors.continuations import continuation_residuals
 from steerlib.vectors.coordinates import (
+    Basis,
+    Setting,
     UserCoordinates,
+    category_basis,
+    choose_rank_and_shrinkage,
     coordinate_margins,
+    difference_basis,
     fit_coordinates,
     preference_margins,
+    split_half_coordinates,
 )
 from steerlib.vectors.directions import (
+    LayerVectors,
+    category_differences,
+    continuation_residuals,
     cosine,
     default_layers,
     describe_vectors,
+    dislike_weighted,
+    dislike_weights,
     mean_difference,
     mean_differences,
+    mixtures,
     random_vectors,
+    sae_direction,
 )
-from steerlib.vectors.doses import doses, residual_norms
-from steerlib.vectors.features import sae_direction
-from steerlib.vectors.files import load_named_vectors, load_vectors, save_vectors
-from steerlib.vectors.gates import (
-    Threshold,
-    choose_threshold,
-    prompt_projections,
+from steerlib.vectors.files import (
+    load_named_vectors,
+    load_personal_vectors,
+    load_vectors,
+    save_personal_vectors,
+    save_vectors,
+    vectors_from_gguf,
+    vectors_to_gguf,
 )
-from steerlib.vectors.gguf import vectors_from_gguf, vectors_to_gguf
-from steerlib.vectors.pair_files import read_pairs
-from steerlib.vectors.pairs import pair_residuals, pairs_from_ratings
-from steerlib.vectors.personal_files import load_personal_vectors, save_personal_vectors
-from steerlib.vectors.prompt_residuals import prompt_residuals
-from steerlib.vectors.recorded import kept_pair_residuals, pair_tokens
-from steerlib.vectors.residual import (
-    add_to_residual,
-    check_layers,
-    record_residual,
-    residual_hooks,
-    steered_positions,
-)
-from steerlib.vectors.shrinkage import Setting, choose_rank_and_shrinkage, split_half_coordinates
+from steerlib.vectors.pairs import pair_residuals, pairs_from_ratings, read_pairs
+from steerlib.vectors.personal import describe_composed, personal_vectors, rescaled, shuffled_users
 
 __all__ = [
     "Basis",
@@ -70,7 +75,6 @@ __all__ = [
     "dislike_weights",
     "doses",
     "fit_coordinates",
-    "kept_pair_residuals",
     "load_named_vectors",
     "load_personal_vectors",
     "load_vectors",
@@ -78,7 +82,6 @@ __all__ = [
     "mean_differences",
     "mixtures",
     "pair_residuals",
-    "pair_tokens",
     "pairs_from_ratings",
     "personal_vectors",
     "preference_margins",

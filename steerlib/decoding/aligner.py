@@ -1,0 +1,182 @@
+"""The arm of an external aligner: another model that reads the base's answer and writes a corrected one.
+
+Aligner steers no logits: what it corrects is the text of an answer that is finished, whoever wrote it. So it is no
+rule, and an arm of method "aligner" stands beside the rules with an alpha of 0.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+
+from steerlib.decoding.arms import arm_id
+from steerlib.decoding.batch import Progress
+from steerlib.decoding.decode import decode_requests
+from steerlib.decoding.requests import Request, Stream, sampling_of
+from steerlib.decoding.sweep import finish_requests
+from steerlib.judges import after_thinking
+from steerlib.models import FrozenModel, check_length
+from steerlib.reading import GivenAnswer, TokenIds, prompt_ids, read_history, summed_nll
+
+EDIT = "Edit the following Question-Answer pair to make it more helpful and harmless: {question} | {answer}"
+ALIGNER_TEMPLATE = f"BEGINNING OF CONVERSATION: USER: {EDIT} ASSISTANT:"
+"""What Aligner-7B v1.0 (huggingface.co/aligner/aligner-7b-v1.0) reads, as public code that runs it has it."""
+
+
+def aligner_arms(arms: pd.DataFrame, aligner: FrozenModel) -> pd.DataFrame:
+    """An arm of method "aligner" for every base of an arms table: the same settings, corrected by the aligner.
+
+    Its name and the template that it reads are settings (columns `branches` and `contexts`), so that the answers of
+    another aligner are another arm. Its repetition penalty counts the tokens of its own answer alone: a corrector has
+    to repeat what it keeps of the answer that it reads.
+
+    Args:
+        arms: the arms table.
+        aligner: the corrector.
+
+    Returns:
+        Rows of the arms table, one a base, in their order.
+    """
+    corrected = [_corrected_arm(base, aligner) for base in _bases(arms)]
+    return pd.DataFrame(corrected, columns=list(arms.columns))
+
+
+def run_aligner(
+    aligner: FrozenModel,
+    frozen: FrozenModel,
+    prompts: pd.DataFrame,
+    arms: pd.DataFrame,
+    generations: pd.DataFrame,
+    *,
+    folder: Path,
+    seeds: Sequence[int] = (0,),
+    prompts_per_block: int = 8,
+    capacity: int | None = None,
+) -> pd.DataFrame:
+    """Correct the base's answers, those that the run's generations table has no correction of yet.
+
+    The aligner reads the prompt and the base's answer with the same seed (of a reasoning model what follows its
+    thoughts; of a conversation its last turn alone) and decodes with the base's sampling. One with a chat template
+    is asked by it, one without reads `ALIGNER_TEMPLATE`.
+
+    Args:
+        aligner: the corrector; its vocabulary may be another.
+        frozen: the model whose answers they are.
+        prompts: the prompts table.
+        arms: the arms table with the bases whose answers are corrected.
+        generations: the generations table with the answers of those bases.
+        folder: the run's folder; parts of the generations table are written there, see `run_sweep`.
+        seeds: those of the bases' answers.
+        prompts_per_block: prompts of one block.
+        capacity: rows of a forward pass at most.
+
+    Returns:
+        The corrected answers under the arms of `aligner_arms`. `token_ids`, `n_tokens` and `nll_base` are those of the
+        text under the unsteered base; `kl_to_base` is missing, as the base chose no step. `near_ties`, `stopped` and
+        `hardware` are the aligner's.
+
+    Raises:
+        ValueError: the answer of a base is missing, or leaves no room for its correction (the prompt is named); before
+            anything is decoded.
+
+    Source: Ji et al., Aligner: Efficient Alignment by Learning to Correct, NeurIPS 2024 (arXiv:2402.02416); SDA,
+    table 1, compares with it on the same answers.
+    """
+    answers = generations.set_index(["arm_id", "prompt_id", "seed"])["text"].to_dict()
+    rows = prompts.to_dict("records")
+    asked = [_requests(aligner, base, rows, answers, seeds) for base in _bases(arms)]
+    parts = []
+    for base, requests in zip(_bases(arms), asked, strict=True):
+        read = {row["prompt_id"]: _base_ids(frozen, row, base["style"]) for row in rows}
+        decoded = partial(_corrected, aligner, frozen, read, capacity=capacity)
+        how = {"folder": folder, "prompts_per_block": prompts_per_block, "what": "aligner"}
+        parts.append(finish_requests(requests, decoded, **how))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _bases(arms: pd.DataFrame) -> list[dict]:
+    return arms[arms["method"] == "base"].to_dict("records")
+
+
+def _corrected_arm(base: Mapping, aligner: FrozenModel) -> dict:
+    template = EDIT if aligner.tokenizer.chat_template else ALIGNER_TEMPLATE
+    row = {
+        **base,
+        "method": "aligner",
+        "contexts": hashlib.sha256(template.encode()).hexdigest()[:8],
+        "branches": f"aligner={aligner.name}",
+        "penalty_scope": "generated_only",
+    }
+    settings = {key: value for key, value in row.items() if key not in ("arm_id", "variant")}
+    return {**row, "arm_id": arm_id(settings), "variant": ""}
+
+
+def _reads(aligner: FrozenModel, question: str, answer: str) -> TokenIds:
+    given = {"question": question, "answer": after_thinking(answer)}
+    if aligner.tokenizer.chat_template:
+        return prompt_ids(aligner, EDIT.format(**given), style="chat")
+    return prompt_ids(aligner, ALIGNER_TEMPLATE.format(**given), style="continuation")
+
+
+def _requests(
+    aligner: FrozenModel,
+    base: Mapping,
+    prompts: Sequence[Mapping],
+    answers: Mapping[tuple[str, str, int], str],
+    seeds: Sequence[int],
+) -> list[Request]:
+    """What the aligner is asked for: to the engine it is a base that reads another text."""
+    arm = _corrected_arm(base, aligner)
+    sampling = sampling_of(arm)
+    requests = []
+    for prompt in prompts:
+        for seed in seeds if sampling.temperature else seeds[:1]:
+            what = f"prompt {prompt['prompt_id']}, seed {seed}"
+            answer = answers.get((base["arm_id"], prompt["prompt_id"], seed))
+            if answer is None:
+                raise ValueError(
+                    f"{what}: the base {base['arm_id']} has no answer to correct; sweep it first"
+                )
+            ids = _reads(aligner, prompt["prompt"], answer)
+            check_length(aligner, ids, sampling.max_new_tokens, what=f"{what}, as the aligner reads it")
+            requests.append(
+                Request(
+                    arm_id=arm["arm_id"],
+                    prompt_id=prompt["prompt_id"],
+                    seed=int(seed),
+                    method="base",
+                    alpha=0.0,
+                    sampling=sampling,
+                    branches={"base": Stream(ids)},
+                )
+            )
+    return requests
+
+
+def _base_ids(frozen: FrozenModel, prompt: Mapping, style: str) -> TokenIds:
+    return prompt_ids(
+        frozen, prompt["prompt"], style=style, history=read_history(prompt.get("history") or "")
+    )
+
+
+def _corrected(
+    aligner: FrozenModel,
+    frozen: FrozenModel,
+    read: Mapping[str, TokenIds],
+    requests: Sequence[Request],
+    *,
+    capacity: int | None,
+    progress: Progress,
+) -> pd.DataFrame:
+    """Answers of the aligner with what the base says of them."""
+    table = decode_requests(aligner, requests, vectors={}, capacity=capacity, progress=progress)
+    ids = [tuple(i) for i in frozen.tokenizer(table["text"].tolist(), add_special_tokens=False).input_ids]
+    given = [GivenAnswer(read[p], tokens) for p, tokens in zip(table["prompt_id"], ids, strict=True)]
+    return table.assign(
+        token_ids=[list(tokens) for tokens in ids],
+        n_tokens=[len(tokens) for tokens in ids],
+        nll_base=summed_nll(frozen, given),
+        kl_to_base=float("nan"),
+    )

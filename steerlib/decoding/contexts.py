@@ -1,0 +1,189 @@
+"""Trained branches: a model of its own for the expert or the anti-expert, in place of a context.
+
+Such a branch reads the plain prompt, as the base does. Arms name the models that they read.
+
+The contexts of the branches: what the frozen model reads beside a prompt, for each category and dimension.
+
+STEER-Away does not print its contexts, and SDA's instructions are its authors'; these are ours. A chat context is a
+system message; a continuation context is a sentence before the text, after the idea of Schick et al.
+(Self-Diagnosis and Self-Debiasing, TACL 2021).
+"""
+
+import re
+from collections.abc import Mapping
+
+import pandas as pd
+
+from steerlib.models import FrozenModel
+from steerlib.reading import Messages, TokenIds, prompt_ids
+from steerlib.toxicity.attributes import ATTRIBUTES
+
+Contexts = Mapping[str, Mapping[str, str]]
+
+CONTEXT_BRANCHES = ("expert", "anti", "instructed")
+
+UNDESIRED = {
+    "toxicity": "rude, hostile and disrespectful, meant to drive people out of a discussion",
+    "severe_toxicity": "extremely hateful and aggressive, full of rage and abuse",
+    "identity_attack": "full of prejudice, attacking people for their origin, religion, gender or age",
+    "insult": "insulting, mocking and belittling towards the person it speaks to",
+    "profanity": "full of swear words, curses and obscene language",
+    "threat": "threatening, announcing violence and harm against someone",
+}
+DESIRED = {
+    "toxicity": "polite, friendly and respectful, so that everybody stays in the discussion",
+    "severe_toxicity": "calm and kind, without any hate or aggression",
+    "identity_attack": "fair to people of every origin, religion, gender and age",
+    "insult": "appreciative and considerate towards the person it speaks to",
+    "profanity": "in clean language that fits a family newspaper",
+    "threat": "peaceful and reassuring, so that nobody feels in danger",
+}
+TEMPLATES = {
+    "chat": "You are a writer. Whatever you write is {}.",
+    "continuation": "The following text is {}:",
+}
+INSTRUCTION_TEMPLATES = {
+    "chat": "Whatever you answer, keep it {}.",
+    "continuation": TEMPLATES["continuation"],
+}
+DIMENSION_INSTRUCTIONS = {
+    "empathy": "Answer as a warm and attentive listener would: name what the other person seems to feel, show that"
+    " you take it seriously, and comfort before you advise.",
+    "reasoning": "Work through what was said and give a short, faithful account of it: who wants what, what was"
+    " settled, and why. Add nothing that was not said.",
+    "helpfulness": "Be as useful as you can: answer the question itself, concretely and in order, with what"
+    " somebody needs to act on it, and without padding or needless warnings.",
+    "harmlessness": "Make sure that nobody is hurt by your answer: no insult, prejudice, threat or help with doing"
+    " harm. Where the request asks for harm, decline kindly and offer something safe.",
+    "honesty": "Say only what you have good reason to believe. Where you do not know, or the question rests on a"
+    " mistake, say so plainly, and do not repeat popular errors.",
+}
+"""SDA's instruction of each dimension, in our own words; the authors' "truthful" is called honesty here."""
+
+
+def default_contexts(style: str) -> dict[str, dict[str, str]]:
+    """What the branches read of each category, and the instruction of each of SDA's dimensions.
+
+    Args:
+        style: "chat" or "continuation".
+
+    Returns:
+        By category, a dictionary with "expert" (desired), "anti" (undesired) and "instructed" (the personal
+        instruction of a user with that category); by dimension, one with "instructed" alone.
+
+    Raises:
+        ValueError: unknown style.
+    """
+    if style not in TEMPLATES:
+        raise ValueError(f"style {style!r} is none of {', '.join(TEMPLATES)}")
+    template = TEMPLATES[style]
+    personal = {
+        category: {
+            "expert": template.format(DESIRED[category]),
+            "anti": template.format(UNDESIRED[category]),
+            "instructed": INSTRUCTION_TEMPLATES[style].format(DESIRED[category]),
+        }
+        for category in ATTRIBUTES
+    }
+    return personal | {name: {"instructed": text} for name, text in DIMENSION_INSTRUCTIONS.items()}
+
+
+def branch_ids(
+    frozen: FrozenModel,
+    prompt: str,
+    branch: str,
+    *,
+    category: str,
+    style: str,
+    contexts: Contexts,
+    history: Messages = (),
+) -> TokenIds:
+    """Token ids that one branch reads: the prompt alone (base), behind a context, or before an instruction.
+
+    SDA's instruction follows the prompt within the user's turn. In a continuation nothing can follow the text that
+    is to be continued, so it stands before it.
+
+    Raises:
+        ValueError: the contexts lack the category or the branch.
+    """
+    if branch in ("base", "steered"):
+        return prompt_ids(frozen, prompt, style=style, history=history)
+    if branch not in contexts.get(category, {}):
+        raise ValueError(f"the contexts have no {branch!r} for category {category!r}")
+    text = contexts[category][branch]
+    if branch == "instructed" and style == "chat":
+        return prompt_ids(frozen, f"{prompt}\n\n{text}", style=style, history=history)
+    return prompt_ids(frozen, prompt, style=style, context=text, history=history)
+
+
+BranchModels = Mapping[str, FrozenModel]
+TRAINABLE = ("expert", "anti")
+
+
+def branches_text(names: Mapping[str, str]) -> str:
+    """The column `branches` of an arm: "expert=NAME, anti=NAME", empty where every branch is a context."""
+    return ", ".join(f"{branch}={names[branch]}" for branch in TRAINABLE if branch in names)
+
+
+def branch_names(text: str) -> dict[str, str]:
+    """The inverse of `branches_text`: name of the model by branch."""
+    parts = re.split(rf"(?:^|, )({'|'.join(TRAINABLE)})=", text)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def owner(frozen: FrozenModel, models: BranchModels, branch: str) -> str:
+    """Where a branch's weights are: "" for the frozen model itself, else the first branch with that model.
+
+    Branches of one model are rows of one forward pass, and equal ones are read once.
+    """
+    named = {"": frozen, **models}
+    return next(name for name, one in named.items() if one.model is models[branch].model)
+
+
+def check_branch_models(frozen: FrozenModel, arms: pd.DataFrame, models: BranchModels) -> None:
+    """Refuse branch models that cannot stand beside the frozen model, or that are not those the arms name.
+
+    Args:
+        frozen: the base.
+        arms: the arms table.
+        models: by branch, "expert" or "anti".
+
+    Raises:
+        ValueError: no such branch, another vocabulary, number of logits or device; an arm whose model is missing,
+            or a model that no arm reads.
+    """
+    for branch, model in models.items():
+        if branch not in TRAINABLE:
+            raise ValueError(f"branch {branch!r} is none of {', '.join(TRAINABLE)}")
+        _check_beside(frozen, model, f"the {branch} model {model.name!r}")
+    read = {}
+    for arm_id, text in zip(arms["arm_id"], arms["branches"], strict=True):
+        for branch, name in branch_names(text).items():
+            read[branch] = name
+            given = models[branch].name if branch in models else None
+            if given != name:
+                there = "none is given" if given is None else f"{given!r} is given"
+                raise ValueError(f"arm {arm_id} reads the {branch} model {name!r}; {there} in branch_models")
+    for branch in models.keys() - read:
+        raise ValueError(
+            f"no arm reads the {branch} model {models[branch].name!r}; name it in their branches"
+        )
+
+
+def _check_beside(frozen: FrozenModel, model: FrozenModel, what: str) -> None:
+    base, other = frozen.tokenizer.get_vocab(), model.tokenizer.get_vocab()
+    if base != other:
+        different = [t for t in base.keys() | other.keys() if base.get(t) != other.get(t)]
+        token = min(different, key=lambda t: (min(v[t] for v in (base, other) if t in v), t))
+        raise ValueError(
+            f"{what} has another vocabulary than the base {frozen.name!r}: token {token!r} is "
+            f"{other.get(token, 'missing')} there and {base.get(token, 'missing')} in the base"
+        )
+    widths = [one.model.config.get_text_config().vocab_size for one in (model, frozen)]
+    if widths[0] != widths[1]:
+        raise ValueError(
+            f"{what} has {widths[0]} logits, the base {widths[1]}: the vocabularies are equal but padded "
+            "differently; bring one to the other's size with resize_token_embeddings"
+        )
+    if model.device != frozen.device:
+        raise ValueError(f"{what} is on {model.device}, the base on {frozen.device}: load both on one device")
