@@ -10,8 +10,7 @@ from benchmarks.timing import Answers, Decoder, compared, race, write
 from steerlib.decoding import expert_anti_expert, make_arms
 from steerlib.decoding.contexts import default_contexts
 from steerlib.evaluation import ask_questions, letter_ids, question_prompt, read_questions, sample_questions
-from steerlib.models import left_padded, position_ids
-from steerlib.reading import prompt_ids
+from steerlib.reading import left_padded, position_ids, prompt_ids
 from steerlib.toxicity import ATTRIBUTES
 
 METHOD = "expert_anti_expert"

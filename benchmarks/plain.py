@@ -8,7 +8,8 @@ from torch import Tensor
 
 from steerlib.decoding import expert_anti_expert
 from steerlib.decoding.requests import Request
-from steerlib.models import FrozenModel, left_padded, position_ids
+from steerlib.models import FrozenModel
+from steerlib.reading import left_padded, position_ids
 
 Choice = Callable[[Tensor], Tensor]
 """From steered logits `(batch, vocab)` to tokens `(batch,)`."""

@@ -13,7 +13,6 @@ PEFT adapters: trained changes of a base model, merged into its weights so that 
 """
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -265,64 +264,3 @@ def _precision(dtype: str | torch.dtype) -> torch.dtype:
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
         raise ValueError(f"dtype {dtype!r} is not a floating-point precision such as float32 or bfloat16")
     return found
-
-
-def check_length(frozen: FrozenModel, ids: Sequence[int], max_new_tokens: int, *, what: str) -> None:
-    """Refuse a context that leaves no room for the answer.
-
-    Raises:
-        ValueError: context and answer together are longer than the model's context; both lengths are shown.
-    """
-    needed = len(ids) + max_new_tokens
-    if needed > frozen.max_length:
-        raise ValueError(
-            f"{what}: {len(ids)} context tokens and {max_new_tokens} new ones make {needed}, "
-            f"more than the {frozen.max_length} of {frozen.name}"
-        )
-
-
-def left_padded(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Sequences of token ids padded on the left to one length.
-
-    Returns:
-        ids and attention mask, both `(batch, seq)`; the mask is 0 on pads.
-    """
-    longest = max(len(ids) for ids in sequences)
-    ids = torch.zeros(len(sequences), longest, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for row, sequence in enumerate(sequences):
-        ids[row, longest - len(sequence) :] = torch.tensor(sequence)
-        mask[row, longest - len(sequence) :] = 1
-    return ids.to(device), mask.to(device)
-
-
-def position_ids(mask: Tensor) -> Tensor:
-    """Position of each token within its own sequence, pads not counted, `(batch, seq)`."""
-    return (mask.cumsum(-1) - 1).clamp_min(0)
-
-
-@torch.inference_mode()
-def last_logits(
-    frozen: FrozenModel, contexts: Sequence[Sequence[int]], *, batch_tokens: int = 4096
-) -> Tensor:
-    """Raw next-token logits after each context.
-
-    Args:
-        frozen: the model.
-        contexts: token ids, one sequence a context.
-        batch_tokens: tokens in one forward pass, pads counted; bounds memory.
-
-    Returns:
-        Logits `(len(contexts), vocab)`, float32 or the model's own precision where that is higher.
-    """
-    order = sorted(range(len(contexts)), key=lambda i: len(contexts[i]))
-    found: dict[int, Tensor] = {}
-    while order:
-        take = max(1, batch_tokens // len(contexts[order[-1]]))
-        batch, order = order[-take:], order[:-take]
-        ids, mask = left_padded([contexts[i] for i in batch], frozen.device)
-        z = frozen.model(
-            input_ids=ids, attention_mask=mask, position_ids=position_ids(mask), logits_to_keep=1
-        ).logits[:, -1]
-        found.update(zip(batch, z.to(torch.promote_types(z.dtype, torch.float32)), strict=True))
-    return torch.stack([found[i] for i in range(len(contexts))])

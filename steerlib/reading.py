@@ -9,9 +9,10 @@ from typing import NamedTuple, cast
 
 import torch
 from jinja2 import TemplateError
+from torch import Tensor
 from transformers import BatchEncoding
 
-from steerlib.models import FrozenModel, left_padded, position_ids
+from steerlib.models import FrozenModel
 
 Messages = Sequence[dict[str, str]]
 TokenIds = tuple[int, ...]
@@ -153,20 +154,13 @@ def summed_nll(
         Nats, in the order of the answers; 0 for an empty answer.
     """
     found: dict[GivenAnswer, float] = {}
-    for batch in _batches(list(dict.fromkeys(answers)), batch_tokens):
+    distinct = list(dict.fromkeys(answers))
+    for rows in batches_by_length([answer.length for answer in distinct], batch_tokens):
+        batch = [distinct[i] for i in rows]
         found.update(zip(batch, _read(frozen, batch), strict=True))
         if progress:
             progress(len(batch))
     return [found[answer] for answer in answers]
-
-
-def _batches(answers: Sequence[GivenAnswer], batch_tokens: int) -> Iterator[list[GivenAnswer]]:
-    """Answers of like length together, the longest first, so that memory runs out at once or not at all."""
-    waiting = sorted(answers, key=lambda answer: answer.length, reverse=True)
-    while waiting:
-        take = max(1, batch_tokens // waiting[0].length)
-        batch, waiting = waiting[:take], waiting[take:]
-        yield batch
 
 
 @torch.inference_mode()
@@ -188,3 +182,75 @@ def _read(frozen: FrozenModel, batch: Sequence[GivenAnswer]) -> list[float]:
         right = predicted.gather(-1, tokens[:, None])[:, 0]
         sums.append(float((predicted.logsumexp(-1) - right).sum()))
     return sums
+
+
+def check_length(frozen: FrozenModel, ids: Sequence[int], max_new_tokens: int, *, what: str) -> None:
+    """Refuse a context that leaves no room for the answer.
+
+    Raises:
+        ValueError: context and answer together are longer than the model's context; both lengths are shown.
+    """
+    needed = len(ids) + max_new_tokens
+    if needed > frozen.max_length:
+        raise ValueError(
+            f"{what}: {len(ids)} context tokens and {max_new_tokens} new ones make {needed}, "
+            f"more than the {frozen.max_length} of {frozen.name}"
+        )
+
+
+def left_padded(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Sequences of token ids padded on the left to one length.
+
+    Returns:
+        ids and attention mask, both `(batch, seq)`; the mask is 0 on pads.
+    """
+    longest = max(len(ids) for ids in sequences)
+    ids = torch.zeros(len(sequences), longest, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, sequence in enumerate(sequences):
+        ids[row, longest - len(sequence) :] = torch.tensor(sequence)
+        mask[row, longest - len(sequence) :] = 1
+    return ids.to(device), mask.to(device)
+
+
+def position_ids(mask: Tensor) -> Tensor:
+    """Position of each token within its own sequence, pads not counted, `(batch, seq)`."""
+    return (mask.cumsum(-1) - 1).clamp_min(0)
+
+
+def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
+    """Indices of sequences that are read in one forward pass, the longest first, so that memory runs out at once or not at all.
+
+    Args:
+        lengths: tokens of each sequence.
+        batch_tokens: tokens of a pass, pads counted; a longer sequence is a pass of its own.
+    """
+    waiting = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    while waiting:
+        take = max(1, batch_tokens // max(1, lengths[waiting[0]]))
+        yield waiting[:take]
+        waiting = waiting[take:]
+
+
+@torch.inference_mode()
+def last_logits(
+    frozen: FrozenModel, contexts: Sequence[Sequence[int]], *, batch_tokens: int = 4096
+) -> Tensor:
+    """Raw next-token logits after each context.
+
+    Args:
+        frozen: the model.
+        contexts: token ids, one sequence a context.
+        batch_tokens: tokens in one forward pass, pads counted; bounds memory.
+
+    Returns:
+        Logits `(len(contexts), vocab)`, float32 or the model's own precision where that is higher.
+    """
+    found: dict[int, Tensor] = {}
+    for batch in batches_by_length([len(ids) for ids in contexts], batch_tokens):
+        ids, mask = left_padded([contexts[i] for i in batch], frozen.device)
+        z = frozen.model(
+            input_ids=ids, attention_mask=mask, position_ids=position_ids(mask), logits_to_keep=1
+        ).logits[:, -1]
+        found.update(zip(batch, z.to(torch.promote_types(z.dtype, torch.float32)), strict=True))
+    return torch.stack([found[i] for i in range(len(contexts))])

@@ -30,8 +30,8 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from steerlib.models import FrozenModel, decoder_blocks, left_padded, position_ids
-from steerlib.reading import prompt_ids, read_history
+from steerlib.models import FrozenModel, decoder_blocks
+from steerlib.reading import left_padded, position_ids, prompt_ids, read_history
 from steerlib.tables import check_table
 
 POOLS = ("answer_mean", "last", "prompt_last", "answer_letter")

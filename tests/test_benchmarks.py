@@ -20,8 +20,8 @@ from benchmarks.timing import Decoder, Timed, compared, race, row_counter, write
 from benchmarks.vectors import _sweep, peers, random_vector
 from steerlib.decoding import Sampling, decode, make_arms
 from steerlib.decoding.requests import make_requests
-from steerlib.models import FrozenModel, last_logits
-from steerlib.reading import prompt_ids
+from steerlib.models import FrozenModel
+from steerlib.reading import last_logits, prompt_ids
 from steerlib.tables import ROOT
 
 ALPHAS = (0.5, 2.0)

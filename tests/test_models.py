@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from steerlib.models import FrozenModel, decoder_blocks, last_logits, load_model
-from steerlib.reading import prompt_ids
+from steerlib.models import FrozenModel, decoder_blocks, load_model
+from steerlib.reading import last_logits, prompt_ids
 
 needs_peft = pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="peft is not installed")
 

@@ -1,11 +1,11 @@
 import pandas as pd
 import pytest
 import torch
+from studies import preference_direction as recorded_module
 from studies.preference_direction import kept_pair_residuals, pair_tokens
 from torch.testing import assert_close
 
 from steerlib.vectors import pair_residuals
-from studies import preference_direction as recorded_module
 
 PAIRS = pd.DataFrame(
     {"prompt": ["Why?", "How so?"], "preferred": ["yes", "ok"], "dispreferred": ["nope", "k"]}, index=[4, 9]

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from steerlib.decoding.cache import SlotCache
-from steerlib.models import FrozenModel, left_padded
-from steerlib.reading import TokenIds
+from steerlib.models import FrozenModel
+from steerlib.reading import TokenIds, left_padded
 
 SHORTEST_SHARED_PREFIX = 8
 

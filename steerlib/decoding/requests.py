@@ -16,8 +16,8 @@ from steerlib.decoding.contexts import (
     owner,
 )
 from steerlib.decoding.sampling import Sampling
-from steerlib.models import FrozenModel, check_length
-from steerlib.reading import TokenIds, read_history
+from steerlib.models import FrozenModel
+from steerlib.reading import TokenIds, check_length, read_history
 from steerlib.rules import check_method
 
 Factors = Mapping[str, Mapping[str, float]]

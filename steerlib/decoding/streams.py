@@ -17,7 +17,8 @@ from torch import Tensor
 from steerlib.decoding.cache import SlotCache
 from steerlib.decoding.prefill import Prefill, Reading, shared_prefixes
 from steerlib.decoding.requests import Request, Stream
-from steerlib.models import FrozenModel, left_padded
+from steerlib.models import FrozenModel
+from steerlib.reading import left_padded
 from steerlib.residual import ResidualDose, steered_positions
 
 COLUMNS = 16

@@ -15,8 +15,16 @@ from torch import Tensor
 from steerlib.decoding.contexts import BranchModels, Contexts, branch_ids, default_contexts
 from steerlib.decoding.requests import Factors, Request, Stream, make_requests
 from steerlib.evaluation.multiple_choice import forced_logits
-from steerlib.models import FrozenModel, check_length
-from steerlib.reading import GivenAnswer, TokenIds, answer_ids, prompt_ids, read_history, summed_nll
+from steerlib.models import FrozenModel
+from steerlib.reading import (
+    GivenAnswer,
+    TokenIds,
+    answer_ids,
+    check_length,
+    prompt_ids,
+    read_history,
+    summed_nll,
+)
 from steerlib.residual import Vectors, add_to_residual
 from steerlib.rules import RULES, js_divergence
 from steerlib.tables import SCHEMA, check_table, progress_bar

@@ -25,8 +25,8 @@ from steerlib.decoding.contexts import branch_names, check_branch_models, owner
 from steerlib.decoding.requests import Stream
 from steerlib.decoding.streams import Streams
 from steerlib.evaluation.questions import LETTERS, question_prompt, shots_for
-from steerlib.models import FrozenModel, check_length, left_padded, position_ids
-from steerlib.reading import TokenIds, prompt_ids
+from steerlib.models import FrozenModel
+from steerlib.reading import TokenIds, check_length, left_padded, position_ids, prompt_ids
 from steerlib.residual import Vectors, steering_hooks
 from steerlib.rules import check_method
 from steerlib.tables import SCHEMA, progress_bar

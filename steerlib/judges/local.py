@@ -28,8 +28,8 @@ from steerlib.judges.base import (
     framed,
     prompt_hash,
 )
-from steerlib.models import FrozenModel, check_length, default_device, last_logits
-from steerlib.reading import TokenIds, chat_ids, text_ids
+from steerlib.models import FrozenModel, default_device
+from steerlib.reading import TokenIds, chat_ids, check_length, last_logits, text_ids
 from steerlib.toxicity import Scorer, load_scorer
 from steerlib.toxicity.scorers import _sha256
 

@@ -24,9 +24,9 @@ from steerlib.evaluation.multiple_choice import forced_logits
 from steerlib.evaluation.questions import sample_questions
 from steerlib.figures.responses import half_widths
 from steerlib.figures.style import COLOUR, label, new_figure, strength
-from steerlib.models import FrozenModel, check_length
+from steerlib.models import FrozenModel
 from steerlib.profiles.sources import hub_file, read_rows
-from steerlib.reading import TokenIds, answer_ids
+from steerlib.reading import TokenIds, answer_ids, check_length
 from steerlib.rules import LOGIT_METHODS, RULES
 from steerlib.tables import progress_bar
 
