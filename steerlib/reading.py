@@ -219,7 +219,7 @@ def position_ids(mask: Tensor) -> Tensor:
 
 
 def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Indices of sequences that are read in one forward pass, the longest first, so that memory runs out at once or not at all.
+    """Indices of the sequences of each forward pass, the longest first: memory runs out at once or not at all.
 
     Args:
         lengths: tokens of each sequence.
