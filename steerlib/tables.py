@@ -1,22 +1,29 @@
-"""Progress of long work: a bar where somebody looks, a file that the runner shows where nobody does.
-
-The tidy tables of a run: what columns each has, how they are written (whole or not at all) and read back.
+"""The tidy tables of a run: their columns, parts written whole or not at all and checked when read, the cache.
 
 A run is a folder, `results/<run>/`. A table is a folder of parquet parts in it, `tables/<name>/<part>.parquet`.
 Settings are columns, never parts of a file name, and each table names the columns that identify a row.
 """
 
+import hashlib
+import io
 import json
 import os
 import platform
+import re
+import socket
 import sys
 import tempfile
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+from filelock import FileLock
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -91,26 +98,22 @@ SCHEMA: Mapping[str, Table] = {
 
 
 def results_folder(run: str) -> Path:
-    """Folder of a run, made if absent.
-
-    Args:
-        run: name of the run, the stem of its params file.
-
-    Returns:
-        `results/<run>`; where the environment names STEERLIB_RESULTS, `<STEERLIB_RESULTS>/<run>`.
+    """Folder of a run, made if absent: `results/<run>`, or `$STEERLIB_RESULTS/<run>` where that is set.
 
     Raises:
-        ValueError: the name is empty or would leave the results folder.
+        ValueError: `run` is not a plain folder name.
     """
-    if not run or Path(run).name != run or run.startswith("."):
-        raise ValueError(f"run must be a plain folder name, not {run!r}")
+    if not isinstance(run, str) or not re.fullmatch(r"\w([\w .-]*[\w-])?", run):
+        raise ValueError(
+            f"run must be a plain folder name (letters, digits, spaces and . _ - inside), not {run!r}"
+        )
     folder = Path(os.environ.get("STEERLIB_RESULTS") or ROOT / "results") / run
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def check_table(name: str, frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame with its schema's columns in order, refused where it breaks the schema.
+    """The frame with its schema's columns in order.
 
     Raises:
         KeyError: no such table.
@@ -131,67 +134,155 @@ def check_table(name: str, frame: pd.DataFrame) -> pd.DataFrame:
     return frame[list(table.columns)]
 
 
+SEAL = b"steerlib sha256 "
+"""Stands before the checksum in a part's key-value metadata."""
+
+
+def _digest(data: bytes, start: int) -> bytes:
+    """Hex sha256 of a part, the 64 places of the checksum itself, from `start`, left out."""
+    return hashlib.sha256(data[:start] + data[start + 64 :]).hexdigest().encode()
+
+
+def _packed(name: str, frame: pd.DataFrame) -> bytes:
+    """A part's file: parquet whose metadata hold the checksum of all other bytes."""
+    buffer = io.BytesIO()
+    table = pa.Table.from_pandas(check_table(name, frame), preserve_index=False)
+    with pq.ParquetWriter(buffer, table.schema) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({"checksum": (SEAL + b"0" * 64).decode()})
+    data = buffer.getvalue()
+    start = data.rindex(SEAL) + len(SEAL)
+    return data[:start] + _digest(data, start) + data[start + 64 :]
+
+
+def _parts(folder: Path, name: str) -> Iterator[tuple[Path, pd.DataFrame]]:
+    """Sound parts of a table in the order of their names; a damaged one is renamed `*.corrupt`, with a warning."""
+    for path in sorted((folder / "tables" / name).glob("[!.]*.parquet")):
+        data = path.read_bytes()
+        start = data.rfind(SEAL) + len(SEAL)
+        if start >= len(SEAL) and data[start : start + 64] == _digest(data, start):
+            yield path, pd.read_parquet(io.BytesIO(data))
+        else:
+            set_aside(path)
+
+
+def set_aside(path: Path) -> None:
+    """Rename a damaged file to `<name>.corrupt`, with a warning, so that what it held is made again."""
+    path.replace(path.with_name(f"{path.name}.corrupt"))
+    warnings.warn(f"{path} is damaged: set aside as {path.name}.corrupt, to be made again", stacklevel=3)
+
+
 def has_table(folder: Path, name: str) -> bool:
-    """Whether the run has any part of the table."""
-    return any((folder / "tables" / name).glob("*.parquet"))
+    """Whether the run has any sound part of the table."""
+    return next(_parts(folder, name), None) is not None
 
 
 def read_table(folder: Path, name: str) -> pd.DataFrame:
-    """All parts of a table, one below the other, in the order of their names.
+    """All parts of a table, one below the other, in the order of their names; a damaged part is set aside.
 
     Raises:
         FileNotFoundError: the table was not written yet; the message says where it was looked for.
         ValueError: the parts together break the schema.
     """
-    parts = sorted((folder / "tables" / name).glob("*.parquet"))
+    parts = [part for _, part in _parts(folder, name)]
     if not parts:
         raise FileNotFoundError(
             f"table {name!r} is not in {folder / 'tables'}: run the notebook that writes it first"
         )
-    frame = pd.concat([pd.read_parquet(part) for part in parts], ignore_index=True)
-    return check_table(name, frame)
+    return check_table(name, pd.concat(parts, ignore_index=True))
 
 
 def append_part(folder: Path, name: str, frame: pd.DataFrame, *, part: str) -> Path:
-    """Write one part of a table, whole or not at all.
-
-    The part is written beside its place, flushed to the disk and renamed, so that a kill at any moment leaves
-    either the old state or the new one.
+    """Write one part of a table, whole or not at all, with its checksum; the part's path.
 
     Args:
         folder: the run's folder.
         name: the table, a key of `SCHEMA`.
         frame: rows with exactly the table's columns.
         part: stem of the part's file; writing the same part again replaces it.
-
-    Returns:
-        Path of the part.
     """
+    data = _packed(name, frame)
     target = folder / "tables" / name / f"{part}.parquet"
     target.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(target) as partial:
-        check_table(name, frame).to_parquet(partial, index=False)
+        partial.write_bytes(data)
     return target
 
 
 def write_table(folder: Path, name: str, frame: pd.DataFrame) -> Path:
     """Write a table as a single part, replacing all that it held."""
     target = append_part(folder, name, frame, part="all")
-    for stale in target.parent.glob("*.parquet"):
+    for stale in target.parent.glob("[!.]*.parquet"):
         if stale != target:
             stale.unlink()
     return target
 
 
+def cached_rows(
+    folder: Path,
+    name: str,
+    keys: pd.DataFrame,
+    compute: Callable[[list[int]], pd.DataFrame],
+    *,
+    unit: str,
+    what: str,
+    chunk: int,
+) -> pd.DataFrame:
+    """Rows of a table for the keys asked for: from the table where it has them, else computed and appended.
+
+    Each key is computed once however often it occurs. A kill loses at most one chunk, a second process waits for
+    the first, and each part is read once.
+
+    Args:
+        folder, name: as for `append_part`.
+        keys: the table's key columns, one row per row wanted; repeats are fine.
+        compute: for row numbers of `keys`, the table's other columns, row by row.
+        unit, what: of the progress bar, shown where something is to be computed.
+        chunk: rows of one part.
+
+    Returns:
+        DataFrame with the table's columns, row by row with `keys`.
+    """
+    key = list(SCHEMA[name].key)
+    (folder / "tables").mkdir(parents=True, exist_ok=True)
+    wanted = keys[key].astype("str").reset_index(drop=True)
+    distinct = wanted.drop_duplicates()
+    with FileLock(folder / "tables" / f"{name}.lock"):
+        found = [part.merge(distinct, on=key) for _, part in _parts(folder, name)]
+        known = pd.MultiIndex.from_frame(pd.concat([distinct[:0], *(rows[key] for rows in found)]))
+        absent = distinct[~pd.MultiIndex.from_frame(distinct).isin(known)]
+        if len(absent):
+            with progress_bar(len(absent), unit=unit, what=what) as bar:
+                for start in range(0, len(absent), chunk):
+                    rows = absent.iloc[start : start + chunk]
+                    values = compute(rows.index.tolist()).set_axis(rows.index)
+                    found.append(pd.concat([rows, values], axis=1))
+                    # Named by what it holds, so that no part ever replaces another.
+                    held = "\0".join(map(str, rows.to_numpy().ravel()))
+                    append_part(folder, name, found[-1], part=hashlib.sha256(held.encode()).hexdigest()[:20])
+                    bar.update(len(rows))
+    if not found:
+        return wanted.reindex(columns=list(SCHEMA[name].columns))
+    table = check_table(name, pd.concat(found, ignore_index=True))
+    return wanted.merge(table, on=key, how="left", validate="many_to_one")
+
+
 class atomic_path:
-    """`with atomic_path(target) as partial:` write to `partial`; it becomes `target` only if nothing failed."""
+    """`with atomic_path(target) as partial:` write to `partial`; it becomes `target` only if nothing failed.
+
+    A kill at any moment leaves the old state or the new one. Partials of processes that died are removed.
+    """
 
     def __init__(self, target: Path) -> None:
         self.target = target
 
     def __enter__(self) -> Path:
+        host = re.sub(r"\W", "_", socket.gethostname())
+        for left in self.target.parent.glob(f".*~{host}~*~*.partial"):
+            if not psutil.pid_exists(int(left.name.split("~")[-2])):
+                left.unlink(missing_ok=True)
         handle, name = tempfile.mkstemp(
-            dir=self.target.parent, prefix=f".{self.target.stem}-", suffix=".partial"
+            dir=self.target.parent, prefix=f".{self.target.stem}~{host}~{os.getpid()}~", suffix=".partial"
         )
         os.close(handle)
         self.partial = Path(name)
@@ -201,7 +292,7 @@ class atomic_path:
         if failure is not None:
             self.partial.unlink(missing_ok=True)
             return
-        with self.partial.open("rb") as written:
+        with self.partial.open("r+b") as written:
             os.fsync(written.fileno())
         self.partial.chmod(0o644)
         self.partial.replace(self.target)
@@ -211,10 +302,10 @@ PACKAGES = ("torch", "transformers", "pandas", "numpy", "pyarrow", "papermill")
 
 
 def write_manifest(folder: Path, stage: str, params: Mapping[str, object], *, seconds: float) -> None:
-    """Record how a stage of the run came about: parameters, versions, machine, seconds.
+    """Record in the run's `manifest.json` how a stage came about: parameters, versions, machine, seconds.
 
     Args:
-        folder: the run's folder; the record goes to its `manifest.json`.
+        folder: the run's folder.
         stage: the notebook, for instance `03_generation_sweep`; an earlier record of it is replaced.
         params: parameters of the stage; plain values only, never a secret.
         seconds: wall time of the stage.
@@ -227,13 +318,22 @@ def write_manifest(folder: Path, stage: str, params: Mapping[str, object], *, se
         "seconds": round(seconds, 1),
     }
     with atomic_path(folder / "manifest.json") as partial:
-        partial.write_text(json.dumps(manifest, indent=1, default=str) + "\n")
+        partial.write_text(json.dumps(manifest, indent=1, default=str) + "\n", encoding="utf-8")
 
 
 def read_manifest(folder: Path) -> dict[str, dict]:
-    """Records of all stages that ran so far, by stage; empty before the first."""
+    """Records of all stages that ran so far, by stage; empty before the first, or where the file is damaged."""
     path = folder / "manifest.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(manifest, dict) and all(isinstance(record, dict) for record in manifest.values()):
+            return manifest
+    except FileNotFoundError:
+        return {}
+    except (ValueError, RecursionError):
+        pass
+    set_aside(path)
+    return {}
 
 
 PROGRESS_FILE = "STEER_PROGRESS"
@@ -241,7 +341,7 @@ PROGRESS_FILE = "STEER_PROGRESS"
 
 
 def progress_bar(total: int, *, what: str, unit: str, done: int = 0) -> tqdm:
-    """A bar with count, rate and time left.
+    """A bar with count, rate and time left: on the screen, or in the file that the runner shows.
 
     Args:
         total: how many there are.
@@ -250,5 +350,5 @@ def progress_bar(total: int, *, what: str, unit: str, done: int = 0) -> tqdm:
         done: how many were finished by an earlier call.
     """
     path = os.environ.get(PROGRESS_FILE)
-    stream = open(path, "w", buffering=1) if path else None  # noqa: SIM115  (lives as long as the bar)
+    stream = open(path, "w", buffering=1, encoding="utf-8") if path else None  # noqa: SIM115  (the bar's)
     return tqdm(total=total, initial=done, desc=what, unit=unit, file=stream, mininterval=1, ncols=80)

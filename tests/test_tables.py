@@ -1,12 +1,21 @@
-import json
+"""Tables of a run: schema, parts that are whole or absent, damage that is found, and the one cache."""
 
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
 import pandas as pd
 import pytest
 
 from steerlib.tables import (
+    PROGRESS_FILE,
     append_part,
     atomic_path,
+    cached_rows,
     has_table,
+    progress_bar,
     read_manifest,
     read_table,
     results_folder,
@@ -30,17 +39,66 @@ def test_writing_a_table_replaces_all_its_parts(tmp_path):
     assert read_table(tmp_path, "splits").conversation_id.tolist() == ["c1"]
 
 
-def test_a_key_that_stands_in_two_parts_is_refused_showing_it(tmp_path):
-    append_part(tmp_path, "splits", SPLITS, part="a")
-    append_part(tmp_path, "splits", SPLITS.iloc[:1], part="b")
-    with pytest.raises(ValueError, match=r"1 rows repeat a key, the first is {'conversation_id': 'c1'}"):
+@pytest.mark.parametrize("text", ["\0", "é", "e\u0301", "\ufeff", " a\r\nb ", "NA", "", "😀", "<b>&"])
+def test_any_text_comes_back_as_it_was(tmp_path, text):
+    write_table(tmp_path, "splits", SPLITS.assign(user_id=text))
+    assert read_table(tmp_path, "splits").user_id.tolist() == [text, text]
+
+
+BAD_TABLES = {
+    "a key in two parts": ("splits", SPLITS.iloc[[0, 0]], ValueError, "'c1'"),
+    "a misspelt column": ("splits", SPLITS.rename(columns={"split": "spilt"}), ValueError, "'spilt'"),
+    "a misspelt table": ("split", SPLITS, KeyError, "'split'"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_TABLES)
+def test_what_breaks_the_schema_is_refused_before_anything_is_written(tmp_path, case):
+    name, frame, failure, named = BAD_TABLES[case]
+    with pytest.raises(failure, match=named):
+        append_part(tmp_path, name, frame, part="a")
+    assert not list(tmp_path.rglob("*.p*"))
+
+
+def test_a_table_that_is_not_there_yet_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="'splits'"):
         read_table(tmp_path, "splits")
 
 
-def test_a_missing_or_unknown_column_is_refused_before_anything_is_written(tmp_path):
-    with pytest.raises(ValueError, match=r"missing columns \['split'\], unknown columns \['spilt'\]"):
-        append_part(tmp_path, "splits", SPLITS.rename(columns={"split": "spilt"}), part="a")
-    assert not has_table(tmp_path, "splits")
+# --- damage -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("damage", ["any bit flipped", "cut", "empty", "not ours"])
+def test_a_damaged_part_is_named_and_set_aside_and_the_others_are_read(tmp_path, damage):
+    append_part(tmp_path, "splits", SPLITS.iloc[1:], part="b")
+    path = append_part(tmp_path, "splits", SPLITS.iloc[:1], part="a")
+    whole = path.read_bytes()
+    if damage == "any bit flipped":
+        places = np.random.default_rng(0).choice(len(whole), 150, replace=False)
+        damaged = [whole[:p] + bytes([whole[p] ^ (1 << p % 8)]) + whole[p + 1 :] for p in places]
+    else:
+        other = pd.DataFrame({"x": [1]}).to_parquet()
+        damaged = {"cut": [whole[:-40], whole[:400]], "empty": [b""], "not ours": [other]}[damage]
+    for data in damaged:
+        path.write_bytes(data)
+        with pytest.warns(UserWarning, match=r"a\.parquet"):
+            assert read_table(tmp_path, "splits").conversation_id.tolist() == ["c2"]
+        assert path.with_name("a.parquet.corrupt").read_bytes() == data
+        assert not path.exists()
+
+
+def test_a_table_whose_only_part_is_damaged_is_absent(tmp_path):
+    write_table(tmp_path, "splits", SPLITS).write_bytes(b"PAR1")
+    with pytest.warns(UserWarning, match=r"all\.parquet"):
+        assert not has_table(tmp_path, "splits")
+
+
+def test_foreign_files_in_a_tables_folder_are_ignored(tmp_path):
+    folder = write_table(tmp_path, "splits", SPLITS).parent
+    for name in (".DS_Store", "notes.txt", "._all.parquet", "all.parquet.corrupt", ".all-x.partial"):
+        (folder / name).write_bytes(b"x")
+    (folder / "sub").mkdir()
+    pd.testing.assert_frame_equal(read_table(tmp_path, "splits"), SPLITS)
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_partial(tmp_path):
@@ -53,14 +111,16 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_partial(tmp_path):
     assert target.read_text() == "old"
 
 
-def test_a_table_that_is_not_there_yet_says_where_it_was_looked_for(tmp_path):
-    with pytest.raises(FileNotFoundError, match="table 'splits' is not in"):
-        read_table(tmp_path, "splits")
-    with pytest.raises(KeyError, match="no table is called 'split'"):
-        append_part(tmp_path, "split", SPLITS, part="a")
+def test_the_partial_of_a_process_that_died_is_removed_and_that_of_a_live_one_kept(tmp_path):
+    killed = "import os, sys; from pathlib import Path; from steerlib.tables import atomic_path\n"
+    killed += "atomic_path(Path(sys.argv[1])).__enter__(); os._exit(1)"
+    subprocess.run([sys.executable, "-c", killed, str(tmp_path / "a.txt")], check=False)
+    assert len(list(tmp_path.glob("*.partial"))) == 1
+    with atomic_path(tmp_path / "b.txt") as alive, atomic_path(tmp_path / "c.txt"):
+        assert set(tmp_path.glob(f"*~{os.getpid()}~*")) == set(tmp_path.glob("*.partial")) >= {alive}
 
 
-def test_the_manifest_keeps_one_record_a_stage(tmp_path):
+def test_the_manifest_holds_one_record_a_stage(tmp_path):
     write_manifest(tmp_path, "01", {"seed": 1}, seconds=1.23)
     write_manifest(tmp_path, "02", {"seed": 2}, seconds=2)
     write_manifest(tmp_path, "01", {"seed": 3}, seconds=1)
@@ -70,7 +130,103 @@ def test_the_manifest_keeps_one_record_a_stage(tmp_path):
     assert json.loads((tmp_path / "manifest.json").read_text()) == manifest
 
 
-@pytest.mark.parametrize("name", ["", "../elsewhere", "a/b", ".hidden"])
-def test_a_run_that_would_leave_the_results_folder_is_refused(name):
-    with pytest.raises(ValueError, match="run must be a plain folder name"):
+@pytest.mark.parametrize("text", [b'{"01": {', b"", b"[]", b'{"01": 3}', b"\xff\xfe", b"[" * 100_000])
+def test_a_damaged_manifest_is_set_aside(tmp_path, text):
+    (tmp_path / "manifest.json").write_bytes(text)
+    with pytest.warns(UserWarning, match=r"manifest\.json"):
+        assert read_manifest(tmp_path) == {}
+    assert (tmp_path / "manifest.json.corrupt").read_bytes() == text
+
+
+@pytest.mark.parametrize("name", ["", "../elsewhere", "a/b", "a\\b", ".hidden", "a\0", "a ", "~", 3, None])
+def test_a_run_that_is_no_folder_name_is_refused(name):
+    with pytest.raises(ValueError, match="run must be"):
         results_folder(name)
+
+
+# --- the cache ----------------------------------------------------------------------------------------------
+
+
+def keys(texts: str) -> pd.DataFrame:
+    return pd.DataFrame({"judge": "j", "dimension": "d", "prompt_sha": "p", "text_sha": list(texts)})
+
+
+class Counting:
+    """Scores a text by its number in the alphabet and remembers what it was asked."""
+
+    def __init__(self, wanted: pd.DataFrame, *, calls: int = 99) -> None:
+        self.texts, self.left, self.asked = wanted.text_sha.tolist(), calls, ""
+
+    def __call__(self, rows: list[int]) -> pd.DataFrame:
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+        texts = [self.texts[row] for row in rows]
+        self.asked += "".join(texts)
+        return pd.DataFrame({"score": [float(ord(text)) for text in texts], "tries": 1})
+
+
+def cached(folder, texts, calls=99):
+    wanted = keys(texts)
+    compute = Counting(wanted, calls=calls)
+    found = cached_rows(folder, "judged", wanted, compute, unit="text", what="test", chunk=2)
+    return "".join(chr(int(score)) for score in found.score), compute.asked
+
+
+def test_each_key_is_computed_once_and_rows_follow_the_keys(tmp_path):
+    assert cached(tmp_path, "abacb") == ("abacb", "abc")
+    assert cached(tmp_path, "dcbd") == ("dcbd", "d")
+    assert cached(tmp_path, "") == ("", "")
+
+
+def test_a_kill_loses_at_most_one_chunk(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        cached(tmp_path, "abcdefg", calls=2)
+    assert cached(tmp_path, "abcdefg") == ("abcdefg", "efg")
+
+
+def test_rows_of_a_damaged_part_are_computed_again(tmp_path):
+    cached(tmp_path, "abcd")
+    part = sorted((tmp_path / "tables" / "judged").glob("*.parquet"))[0]
+    lost = "".join(pd.read_parquet(part).text_sha)
+    part.write_bytes(part.read_bytes()[:-1])
+    with pytest.warns(UserWarning, match=part.name):
+        assert cached(tmp_path, "abcd") == ("abcd", lost)
+    assert len(read_table(tmp_path, "judged")) == 4
+
+
+def test_fifty_thousand_rows_read_each_part_once(tmp_path, monkeypatch):
+    texts = keys("x").loc[[0] * 50_000].assign(text_sha=[str(i) for i in range(50_000)])
+    read, plain = [], pd.read_parquet
+    monkeypatch.setattr("steerlib.tables.pd.read_parquet", lambda source: read.append(1) or plain(source))
+    for part in (texts[:40_000], texts):
+        found = cached_rows(
+            tmp_path,
+            "judged",
+            part,
+            lambda rows: pd.DataFrame({"score": [float(row) for row in rows], "tries": 1}),
+            unit="text",
+            what="test",
+            chunk=1024,
+        )
+    assert found.score.tolist() == list(range(50_000))
+    assert len(read) == -(-40_000 // 1024)
+
+
+# --- progress -----------------------------------------------------------------------------------------------
+
+
+def test_a_bar_in_batch_writes_its_count_to_the_file(tmp_path, monkeypatch):
+    file = tmp_path / "03.progress"
+    monkeypatch.setenv(PROGRESS_FILE, str(file))
+    with progress_bar(10, what="sweep", unit="answer", done=4) as bar:
+        bar.update(6)
+    last = file.read_text().split("\r")[-1]
+    assert "sweep: 100%" in last and "10/10" in last
+
+
+def test_without_the_runner_the_bar_is_on_the_screen(monkeypatch, capsys):
+    monkeypatch.delenv(PROGRESS_FILE, raising=False)
+    with progress_bar(2, what="sweep", unit="answer") as bar:
+        bar.update(2)
+    assert "2/2" in capsys.readouterr().err
