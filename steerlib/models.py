@@ -1,138 +1,24 @@
-"""The frozen language model: loading, decoder blocks, next-token logits of given contexts.
+"""The frozen language model: loading, adapters, decoder blocks, faster linear layers on a CPU.
 
 Shape letters used throughout the library: batch, seq, vocab, d_model, n_layers.
-
-Where a transformer keeps its decoder blocks.
-
-Linear layers of a frozen float32 model on a CPU, packed for oneDNN.
-
-torch computes float32 products by MKL, which does so at about half of oneDNN's speed on processors that are not Intel's
-(seen: 1.6 times as fast a decoding step on an AMD EPYC). A frozen weight is reordered once.
-
-PEFT adapters: trained changes of a base model, merged into its weights so that what runs is one plain model.
 """
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-from transformers.utils import logging as transformers_logging
 
 from steerlib.embedded import embedded_model
 
-BLOCK_PATHS = ("model.layers", "model.language_model.layers", "transformer.h", "gpt_neox.layers")
-
-
-def decoder_blocks(model: nn.Module) -> nn.ModuleList:
-    """Decoder blocks of a transformer (Llama, Qwen, Gemma, Mistral, GPT-2, GPT-NeoX and their like).
-
-    Raises:
-        ValueError: no list of blocks where these architectures keep it; the paths tried are named.
-    """
-    for path in BLOCK_PATHS:
-        found: object = model
-        for part in path.split("."):
-            found = getattr(found, part, None)
-        if isinstance(found, nn.ModuleList) and len(found):
-            return found
-    raise ValueError(f"no decoder blocks in {type(model).__name__}; looked for {', '.join(BLOCK_PATHS)}")
-
-
-MOST_BYTES = 2**32
-"""Weights larger than this together are left as they are: a packed copy stands beside the original."""
-EXPECTED_ROWS = 64
-
-
-class PackedLinear(nn.Module):
-    """A frozen linear layer with its weight reordered for oneDNN: the same product, up to float32 rounding.
-
-    Args:
-        linear: the layer; float32, on a CPU, without gradient. Its weight stays an attribute, for whoever reads it.
-    """
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.weight, self.bias = linear.weight, linear.bias
-        # Private operators, the ones that torch's own compiler emits for frozen weights; hence `can_pack`.
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), EXPECTED_ROWS)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
-
-
-def can_pack(model: nn.Module) -> bool:
-    """Whether the model is float32 on a CPU, small enough, and this build of torch has the operators."""
-    layers = _linears(model)
-    here = {(layer.weight.device.type, layer.weight.dtype) for _, layer in layers} == {("cpu", torch.float32)}
-    size = sum(layer.weight.nbytes for _, layer in layers)
-    operators = all(
-        hasattr(torch.ops.mkldnn, name) for name in ("_reorder_linear_weight", "_linear_pointwise")
-    )
-    return here and size <= MOST_BYTES and torch.backends.mkldnn.is_available() and operators
-
-
-def pack_linears(model: nn.Module) -> None:
-    """Replace the model's linear layers by packed ones, in place."""
-    for name, layer in _linears(model):
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, PackedLinear(layer))
-
-
-def _linears(model: nn.Module) -> list[tuple[str, nn.Linear]]:
-    return [(name, layer) for name, layer in model.named_modules() if type(layer) is nn.Linear]
-
-
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-
-
-def is_adapter(name: str) -> bool:
-    """Whether a folder holds a PEFT adapter."""
-    return (Path(name) / CONFIG).is_file()
-
-
-def adapter_base(folder: str, base: str | None = None) -> str:
-    """Name of the model that an adapter is for: the one given, else the one its config names.
-
-    Raises:
-        ImportError: peft is not installed.
-        FileNotFoundError: no weights in the safe format.
-        ValueError: no base is named.
-    """
-    if find_spec("peft") is None:
-        raise ImportError(f"{folder} is a PEFT adapter, which needs one more package: pip install peft")
-    if not (Path(folder) / WEIGHTS).is_file():
-        raise FileNotFoundError(f"{folder} has no {WEIGHTS}; weights in a pickle are not read")
-    config = json.loads((Path(folder) / CONFIG).read_text(encoding="utf-8"))
-    named = base or config.get("base_model_name_or_path")
-    if not named:
-        raise ValueError(f"{folder}/{CONFIG} names no base model: give it as base")
-    return named
-
-
-def merged(model: PreTrainedModel, folder: str) -> PreTrainedModel:
-    """The model with an adapter's change added to its weights.
-
-        W <- W + scale B A     for LoRA (Hu et al. 2022, sec. 4.1); other kinds as peft merges them
-
-    Args:
-        model: the base, changed.
-        folder: the adapter's.
-    """
-    peft = import_module("peft")
-    # Named, or peft takes the first accelerator it sees even for a model on the CPU.
-    return peft.PeftModel.from_pretrained(model, folder, torch_device=str(model.device)).merge_and_unload()
-
+if TYPE_CHECKING:  # two seconds of import, of use only where a model is loaded
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 EMBEDDED_NAME = "SmolLM2-135M-Instruct (Q4_1, dequantised)"
 
@@ -145,11 +31,13 @@ class FrozenModel:
         model: in evaluation mode, no parameter requires a gradient.
         tokenizer: the model's own.
         name: what was asked for; the embedded model is named for what runs, a dequantised Q4_1.
+        template_arguments: passed to the chat template; by default a model that can think first does not.
     """
 
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
     name: str
+    template_arguments: Mapping[str, Any] = field(default_factory=lambda: {"enable_thinking": False})
 
     @property
     def device(self) -> torch.device:
@@ -198,58 +86,103 @@ def load_model(
     *,
     device: str | None = None,
     dtype: str | torch.dtype | None = None,
-    base: str | None = None,
+    template_arguments: Mapping[str, Any] | None = None,
 ) -> FrozenModel:
     """Load a causal language model and freeze it.
 
     Args:
-        name: "embedded", a folder with a saved model or a PEFT adapter, or a hub id of a model.
-        device: "cpu", "cuda", "cuda:1", "mps", or "auto" to spread a large model over all GPUs; by default
-            cuda, then mps, then cpu, whichever is there first.
+        name: "embedded", a folder with a saved model or a PEFT adapter, or a hub id of a model. An adapter is merged
+            into the base model that its config names:  W <- W + scale B A  for LoRA (Hu et al. 2022, sec. 4.1).
+        device: "cpu", "cuda", "cuda:1", "mps", or "auto" to spread a large model over all GPUs; by default the
+            accelerator at hand, else the CPU.
         dtype: weights' precision, for instance "float32"; by default bfloat16 on cuda and float32 elsewhere.
-        base: the model that an adapter is merged into ("embedded", a folder or a hub id), with its tokenizer; by
-            default the one that the adapter's config names.
-
-    Returns:
-        The frozen model.
+        template_arguments: of the chat template, for instance {"enable_thinking": True}.
 
     Raises:
-        FileNotFoundError: no such folder and the hub cannot be reached, or the embedded wheel was not fetched.
+        FileNotFoundError: no such folder and the hub cannot be reached, the embedded wheel was not fetched, or there
+            are no weights as safetensors (weights in a pickle are not read).
         ImportError: an adapter without peft installed.
-        ValueError: unknown precision, an architecture whose decoder blocks are not found, or a base for what is no
-            adapter.
+        ValueError: unknown precision, or an architecture that cannot be steered here; see `check_architecture`.
     """
     device = device or default_device()
     precision = _precision(dtype or ("bfloat16" if device.startswith(("cuda", "auto")) else "float32"))
-    adapter = is_adapter(name)
-    if base and not adapter:
-        raise ValueError(f"base {base!r} goes with an adapter folder; {name!r} has no adapter_config.json")
-    model, tokenizer = _read(adapter_base(name, base) if adapter else name, device, precision)
+    adapter = name if (Path(name) / ADAPTER).is_file() else ""
+    base = _adapter_base(adapter) if adapter else name
+    source = embedded_model() if base == "embedded" else base
+    check_architecture(pretrained("AutoConfig", source, what="model"), str(name))
+    tokenizer = pretrained("AutoTokenizer", source, what="model")
+    placement = {"device_map": "auto"} if device == "auto" else {}
+    settings = {"dtype": precision, "use_safetensors": True} | placement
+    model = pretrained("AutoModelForCausalLM", source, what="model", **settings)
+    model = model if placement else model.to(device)
     if adapter:
-        model = merged(model, name)
+        # The device is named, or peft takes the first accelerator it sees even for a model on the CPU.
+        peft = import_module("peft")
+        model = peft.PeftModel.from_pretrained(model, adapter, torch_device=str(model.device))
+        model = model.merge_and_unload()
     model.eval().requires_grad_(False)
     decoder_blocks(model)
     if can_pack(model):
         pack_linears(model)
-    return FrozenModel(model, tokenizer, EMBEDDED_NAME if name == "embedded" else str(name))
+    frozen = FrozenModel(model, tokenizer, EMBEDDED_NAME if name == "embedded" else str(name))
+    return replace(frozen, template_arguments=template_arguments) if template_arguments else frozen
 
 
-def _read(name: str, device: str, precision: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Model and tokenizer, on their device."""
-    source = embedded_model() if name == "embedded" else name
-    placement = {"device_map": "auto"} if device == "auto" else {}
-    transformers_logging.disable_progress_bar()
+def pretrained(kind: str, name: str | Path, *, what: str, **settings: Any) -> Any:
+    """`transformers.<kind>.from_pretrained(name)`: from a folder, the hub's cache or the hub, which is tried once.
+
+    Args:
+        kind: for instance "AutoTokenizer".
+        name: folder or hub id.
+        what: kind of thing, for the message.
+        settings: passed on.
+
+    Raises:
+        FileNotFoundError: it cannot be had; one line says why.
+        ValueError: what is there cannot be loaded; the same.
+    """
+    transformers: Any = import_module("transformers")
+    transformers.utils.logging.disable_progress_bar()
+    here = Path(name).is_dir() or not hub_answers()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=precision, **placement)
-    except OSError as failure:
+        return getattr(transformers, kind).from_pretrained(name, local_files_only=here, **settings)
+    except (OSError, ValueError) as failure:
         reason = str(failure).strip().splitlines()[0]
+        if isinstance(failure, ValueError):
+            raise ValueError(f"{what} {str(name)!r} cannot be loaded: {reason}") from failure
         raise FileNotFoundError(
-            f"model {name!r} is neither a folder here nor to be had from the hub: {reason}"
+            f"{what} {str(name)!r} is neither a folder in {Path.cwd()} nor to be had from the hub: {reason}"
         ) from failure
-    if tokenizer is None:
-        raise FileNotFoundError(f"model {name!r} has no tokenizer")
-    return model if placement else model.to(device), tokenizer
+
+
+@cache
+def hub_answers() -> bool:
+    """Whether the Hugging Face hub can be reached, asked once a process: its own client would try for half a minute."""
+    hub = import_module("huggingface_hub")
+    try:
+        hub.get_session().head(hub.constants.ENDPOINT, timeout=5)
+    except Exception:  # the client's HTTP library, and so its errors, differ between versions
+        return False
+    return True
+
+
+ADAPTER = "adapter_config.json"
+
+
+def _adapter_base(folder: str) -> str:
+    """Name of the model that an adapter is for."""
+    if find_spec("peft") is None:
+        raise ImportError(f"{folder} is a PEFT adapter, which needs one more package: pip install peft")
+    if not (Path(folder) / "adapter_model.safetensors").is_file():
+        raise FileNotFoundError(
+            f"{folder} has no adapter_model.safetensors; weights in a pickle are not read"
+        )
+    base = json.loads((Path(folder) / ADAPTER).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    if not base:
+        raise ValueError(
+            f"{folder}/{ADAPTER} names no base_model_name_or_path: write the model it is for there"
+        )
+    return base
 
 
 def default_device() -> str:
@@ -259,8 +192,107 @@ def default_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+def high_precision(x: Tensor) -> Tensor:
+    """The tensor in float64, or in float32 where the device has no float64 (mps)."""
+    return x.float() if x.device.type == "mps" else x.double()
+
+
 def _precision(dtype: str | torch.dtype) -> torch.dtype:
     found = dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype, None)
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
         raise ValueError(f"dtype {dtype!r} is not a floating-point precision such as float32 or bfloat16")
     return found
+
+
+BLOCK_PATHS = ("model.layers", "model.language_model.layers", "transformer.h", "gpt_neox.layers")
+
+
+def decoder_blocks(model: nn.Module) -> nn.ModuleList:
+    """Decoder blocks of a transformer (Llama, Qwen, Gemma, Mistral, GPT-2, GPT-NeoX and their like).
+
+    Raises:
+        ValueError: no list of blocks where these architectures keep it; the paths tried are named.
+    """
+    for path in BLOCK_PATHS:
+        found: object = model
+        for part in path.split("."):
+            found = getattr(found, part, None)
+        if isinstance(found, nn.ModuleList) and len(found):
+            return found
+    raise ValueError(f"no decoder blocks in {type(model).__name__}; looked for {', '.join(BLOCK_PATHS)}")
+
+
+def check_architecture(config: Any, name: str) -> None:
+    """Refuse, before any weight is read, a model whose cache is not one key and value a layer and token.
+
+    Args:
+        config: the model's.
+        name: the model's, for the message.
+
+    Raises:
+        ValueError: state-space, linear, convolutional or hybrid layers, chunked attention, keys shared between
+            layers, or an encoder; the message says which and what is supported.
+    """
+    text = config.get_text_config()
+    others = {*(getattr(text, "layer_types", None) or [])} - {"full_attention", "sliding_attention"}
+    kind = import_module("transformers").AutoModelForCausalLM._model_mapping.get(type(config), None)
+    reasons = {
+        f"layers of the kind {', '.join(sorted(others))}": others,
+        "layers with a state instead of keys and values": getattr(kind, "_is_stateful", False),
+        "attention in chunks": getattr(text, "attention_chunk_size", None),
+        "layers that share their keys and values": getattr(text, "num_kv_shared_layers", None),
+        "an encoder": config.is_encoder_decoder,
+    }
+    found = [reason for reason, applies in reasons.items() if applies]
+    if found:
+        raise ValueError(
+            f"model {name!r} ({config.model_type}) has {' and '.join(found)}; steering works on decoders with full"
+            " or sliding attention in every layer, such as Llama, Qwen2, Qwen3, Gemma 2, Mistral, GPT-2 and GPT-NeoX"
+        )
+
+
+MOST_BYTES = 2**32
+"""Weights larger than this together are left as they are: a packed copy stands beside the original."""
+EXPECTED_ROWS = 64
+
+
+class PackedLinear(nn.Module):
+    """A frozen linear layer with its weight reordered once for oneDNN: the same product, up to float32 rounding.
+
+    torch computes float32 products by MKL, at about half of oneDNN's speed on processors that are not Intel's
+    (a decoding step 1.6 times as fast on an AMD EPYC).
+
+    Args:
+        linear: the layer; float32, on a CPU, without gradient. Its weight stays an attribute, for whoever reads it.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight, self.bias = linear.weight, linear.bias
+        # Private operators, the ones that torch's own compiler emits for frozen weights; hence `can_pack`.
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), EXPECTED_ROWS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+
+
+def can_pack(model: nn.Module) -> bool:
+    """Whether the model is float32 on a CPU, small enough, and this build of torch has the operators."""
+    layers = _linears(model)
+    here = {(layer.weight.device.type, layer.weight.dtype) for _, layer in layers} == {("cpu", torch.float32)}
+    size = sum(layer.weight.nbytes for _, layer in layers)
+    operators = ("_reorder_linear_weight", "_linear_pointwise")
+    known = all(hasattr(torch.ops.mkldnn, name) for name in operators)
+    return here and size <= MOST_BYTES and torch.backends.mkldnn.is_available() and known
+
+
+def pack_linears(model: nn.Module) -> None:
+    """Replace the model's linear layers by packed ones, in place."""
+    for name, layer in _linears(model):
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, PackedLinear(layer))
+
+
+def _linears(model: nn.Module) -> list[tuple[str, nn.Linear]]:
+    return [(name, layer) for name, layer in model.named_modules() if type(layer) is nn.Linear]

@@ -1,18 +1,13 @@
-"""How likely given answers are: what a model says of tokens that it may not have chosen.
-
-What the frozen model reads: prompts, conversations and given answers as token ids.
-"""
+"""What the frozen model reads: prompts, conversations and given answers as token ids, and passes over them."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
-from transformers import BatchEncoding
 
-from steerlib.models import FrozenModel
+from steerlib.models import FrozenModel, high_precision
 
 Messages = Sequence[dict[str, str]]
 TokenIds = tuple[int, ...]
@@ -21,47 +16,57 @@ TokenIds = tuple[int, ...]
 def text_ids(frozen: FrozenModel, text: str) -> TokenIds:
     """Token ids of a plain text to be continued, with the tokenizer's own opening token where it has one."""
     ids = frozen.tokenizer(text).input_ids
-    return tuple(ids) if ids else _opening(frozen)
-
-
-def _opening(frozen: FrozenModel) -> TokenIds:
-    token = frozen.tokenizer.bos_token_id
-    if token is None:
+    if not ids and frozen.tokenizer.bos_token_id is None:
         raise ValueError("an empty text has no tokens to continue")
-    return (token,)
+    return tuple(ids or [frozen.tokenizer.bos_token_id])
 
 
 def chat_ids(frozen: FrozenModel, messages: Messages) -> TokenIds:
     """Token ids of a conversation rendered once by the model's chat template, ready for its answer.
 
-    A template that knows no system role gets the system text at the head of the first user turn. Some
-    templates insert a system prompt of their own where none is given (SmolLM2's does), so that a
-    conversation without a system message is not context-free.
+    A template without a system role, whether it raises an error or drops the system text silently, gets that text
+    at the head of the first user turn. Some templates insert a system prompt of their own where none is given
+    (SmolLM2's does), so a conversation without a system message is not context-free.
 
     Args:
         frozen: the model.
         messages: turns with "role" and "content"; the last is the user's.
 
     Raises:
-        ValueError: the tokenizer has no chat template.
+        ValueError: the tokenizer has no chat template, or the template drops a context or the last turn.
     """
+    from jinja2 import TemplateError
+
     if not frozen.tokenizer.chat_template:
         raise ValueError(f"model {frozen.name!r} has no chat template; use style='continuation'")
+    system, rendered = messages[0], ""
     try:
-        return _rendered(frozen, messages)
+        rendered = _rendered(frozen, messages)
     except TemplateError:
-        if messages[0]["role"] != "system":
+        if system["role"] != "system":
             raise
-        system, first, *rest = messages
-        folded = {"role": first["role"], "content": f"{system['content']}\n\n{first['content']}"}
-        return _rendered(frozen, [folded, *rest])
+    if system["role"] == "system" and not _holds(rendered, system["content"], messages):
+        _, first, *rest = messages
+        messages = [{**first, "content": f"{system['content']}\n\n{first['content']}"}, *rest]
+        rendered = _rendered(frozen, messages)
+    for turn in (messages[0], messages[-1]):
+        if not _holds(rendered, turn["content"], messages):
+            raise ValueError(
+                f"the chat template of {frozen.name!r} drops the {turn['role']}'s text {turn['content'][:60]!r}"
+            )
+    return tuple(frozen.tokenizer(rendered, add_special_tokens=False).input_ids)
 
 
-def _rendered(frozen: FrozenModel, messages: Messages) -> TokenIds:
-    rendered = frozen.tokenizer.apply_chat_template(
-        list(messages), tokenize=True, add_generation_prompt=True, return_dict=True
-    )
-    return tuple(cast(BatchEncoding, rendered)["input_ids"])
+def _rendered(frozen: FrozenModel, messages: Messages) -> str:
+    tokenizer: Any = frozen.tokenizer
+    settings = {"tokenize": False, "add_generation_prompt": True, **frozen.template_arguments}
+    return tokenizer.apply_chat_template(list(messages), **settings)
+
+
+def _holds(rendered: str, text: str, messages: Messages) -> bool:
+    """Whether a text of a conversation is in its rendering as often as in its turns; templates strip white space."""
+    text = text.strip()
+    return rendered.count(text) >= sum(turn["content"].count(text) for turn in messages)
 
 
 def prompt_ids(
@@ -75,11 +80,11 @@ def prompt_ids(
         style: "chat" (the chat template; the context is the system message) or "continuation" (plain text;
             the context is a paragraph before the prompt).
         context: instruction of the branch; empty for the base branch.
-        history: earlier turns of the conversation, the user's and the model's by turns; in a continuation each is a
-            paragraph between context and prompt.
+        history: earlier turns of the conversation, user and model in turn; in a continuation each is a paragraph
+            between context and prompt.
 
     Raises:
-        ValueError: an unknown style, an empty prompt, or a model without a chat template.
+        ValueError: an unknown style, an empty prompt, or as `chat_ids`.
     """
     if not prompt.strip():
         raise ValueError("the prompt is empty")
@@ -88,12 +93,12 @@ def prompt_ids(
         return text_ids(frozen, "\n\n".join(text for text in paragraphs if text))
     if style != "chat":
         raise ValueError(f"style {style!r} is neither 'chat' nor 'continuation'")
-    system = [{"role": "system", "content": context}] if context else []
+    system = [{"role": "system", "content": context}] if context.strip() else []
     return chat_ids(frozen, [*system, *history, {"role": "user", "content": prompt}])
 
 
 def read_history(text: str) -> Messages:
-    """Earlier turns of a conversation as the prompts table keeps them: JSON, empty for none.
+    """Earlier turns of a conversation, from the JSON of the prompts table; none for the empty text.
 
     Raises:
         ValueError: not a list of turns with role "user" or "assistant" and content; the text is shown.
@@ -105,7 +110,7 @@ def read_history(text: str) -> Messages:
         fine = isinstance(turns, list) and all(
             turn["role"] in ("user", "assistant") and isinstance(turn["content"], str) for turn in turns
         )
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         fine = False
     if not fine:
         raise ValueError(f"history must be a JSON list of turns with role and content, not {text[:80]!r}")
@@ -120,68 +125,6 @@ def answer_ids(frozen: FrozenModel, answer: str, *, style: str) -> TokenIds:
     """
     joined = style == "continuation" and answer[:1].isalnum()
     return tuple(frozen.tokenizer(f" {answer}" if joined else answer, add_special_tokens=False).input_ids)
-
-
-class GivenAnswer(NamedTuple):
-    """Token ids of an answer and of what it answers."""
-
-    prompt: TokenIds
-    answer: TokenIds
-
-    @property
-    def length(self) -> int:
-        return len(self.prompt) + len(self.answer)
-
-
-def summed_nll(
-    frozen: FrozenModel,
-    answers: Sequence[GivenAnswer],
-    *,
-    batch_tokens: int = 2048,
-    progress: Callable[[int], object] | None = None,
-) -> list[float]:
-    """Negative log-likelihood of each answer, given its prompt.
-
-        nll = -sum_t ln p(y_t | prompt, y_<t)     over the answer's tokens, in nats
-
-    Args:
-        frozen: the model.
-        answers: token ids by this model's tokenizer; equal ones are read once.
-        batch_tokens: tokens in one forward pass, pads counted; bounds memory.
-        progress: called with the number of distinct answers read since its last call.
-
-    Returns:
-        Nats, in the order of the answers; 0 for an empty answer.
-    """
-    found: dict[GivenAnswer, float] = {}
-    distinct = list(dict.fromkeys(answers))
-    for rows in batches_by_length([answer.length for answer in distinct], batch_tokens):
-        batch = [distinct[i] for i in rows]
-        found.update(zip(batch, _read(frozen, batch), strict=True))
-        if progress:
-            progress(len(batch))
-    return [found[answer] for answer in answers]
-
-
-@torch.inference_mode()
-def _read(frozen: FrozenModel, batch: Sequence[GivenAnswer]) -> list[float]:
-    ids, mask = left_padded([one.prompt + one.answer for one in batch], frozen.device)
-    longest = max(len(one.answer) for one in batch)
-    z = frozen.model(
-        input_ids=ids,
-        attention_mask=mask,
-        position_ids=position_ids(mask),
-        logits_to_keep=longest + 1,  # those that predict the answers, which all end at the right edge
-    ).logits
-    sums = []
-    # Row by row, or the logits in double precision would be the largest thing in memory.
-    for row, one in enumerate(batch):
-        n = len(one.answer)
-        predicted = z[row, longest - n : longest].double()
-        tokens = ids[row, ids.shape[1] - n :]
-        right = predicted.gather(-1, tokens[:, None])[:, 0]
-        sums.append(float((predicted.logsumexp(-1) - right).sum()))
-    return sums
 
 
 def check_length(frozen: FrozenModel, ids: Sequence[int], max_new_tokens: int, *, what: str) -> None:
@@ -199,11 +142,7 @@ def check_length(frozen: FrozenModel, ids: Sequence[int], max_new_tokens: int, *
 
 
 def left_padded(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Sequences of token ids padded on the left to one length.
-
-    Returns:
-        ids and attention mask, both `(batch, seq)`; the mask is 0 on pads.
-    """
+    """Ids and attention mask of sequences padded on the left, both `(batch, seq)`; the mask is 0 on pads."""
     longest = max(len(ids) for ids in sequences)
     ids = torch.zeros(len(sequences), longest, dtype=torch.long)
     mask = torch.zeros_like(ids)
@@ -223,7 +162,7 @@ def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[lis
 
     Args:
         lengths: tokens of each sequence.
-        batch_tokens: tokens of a pass, pads counted; a longer sequence is a pass of its own.
+        batch_tokens: tokens of a pass, pads counted; bounds memory. A longer sequence is a pass of its own.
     """
     waiting = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     while waiting:
@@ -232,25 +171,70 @@ def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[lis
         waiting = waiting[take:]
 
 
+def _last_positions(frozen: FrozenModel, sequences: Sequence[TokenIds], positions: int) -> Tensor:
+    """Logits `(batch, positions, vocab)` at the last positions of some sequences."""
+    ids, mask = left_padded(sequences, frozen.device)
+    settings = {"position_ids": position_ids(mask), "logits_to_keep": positions}
+    return frozen.model(input_ids=ids, attention_mask=mask, **settings).logits
+
+
 @torch.inference_mode()
 def last_logits(
     frozen: FrozenModel, contexts: Sequence[Sequence[int]], *, batch_tokens: int = 4096
 ) -> Tensor:
-    """Raw next-token logits after each context.
+    """Raw next-token logits after each context, `(len(contexts), vocab)`, in float32 or the model's own precision.
 
     Args:
         frozen: the model.
         contexts: token ids, one sequence a context.
-        batch_tokens: tokens in one forward pass, pads counted; bounds memory.
-
-    Returns:
-        Logits `(len(contexts), vocab)`, float32 or the model's own precision where that is higher.
+        batch_tokens: as in `batches_by_length`.
     """
     found: dict[int, Tensor] = {}
     for batch in batches_by_length([len(ids) for ids in contexts], batch_tokens):
-        ids, mask = left_padded([contexts[i] for i in batch], frozen.device)
-        z = frozen.model(
-            input_ids=ids, attention_mask=mask, position_ids=position_ids(mask), logits_to_keep=1
-        ).logits[:, -1]
+        z = _last_positions(frozen, [tuple(contexts[i]) for i in batch], 1)[:, -1]
         found.update(zip(batch, z.to(torch.promote_types(z.dtype, torch.float32)), strict=True))
     return torch.stack([found[i] for i in range(len(contexts))])
+
+
+class GivenAnswer(NamedTuple):
+    """Token ids of an answer and of what it answers."""
+
+    prompt: TokenIds
+    answer: TokenIds
+
+
+@torch.inference_mode()
+def summed_nll(
+    frozen: FrozenModel,
+    answers: Sequence[GivenAnswer],
+    *,
+    batch_tokens: int = 2048,
+    progress: Callable[[int], object] | None = None,
+) -> list[float]:
+    """Negative log-likelihood of each answer given its prompt, in nats; 0 for an empty answer.
+
+        nll = -sum_t ln p(y_t | prompt, y_<t)     over the answer's tokens
+
+    Args:
+        frozen: the model.
+        answers: token ids by this model's tokenizer; equal ones are read once.
+        batch_tokens: as in `batches_by_length`.
+        progress: called with the number of distinct answers read since its last call.
+    """
+    found: dict[GivenAnswer, float] = {}
+    distinct = list(dict.fromkeys(answers))
+    lengths = [len(one.prompt) + len(one.answer) for one in distinct]
+    for batch in batches_by_length(lengths, batch_tokens):
+        longest = max(len(distinct[i].answer) for i in batch)
+        sequences = [distinct[i].prompt + distinct[i].answer for i in batch]
+        # The positions that predict the answers, which all end at the right edge.
+        logits = _last_positions(frozen, sequences, longest + 1)
+        # Row by row, or the logits in double precision would be the largest thing in memory.
+        for z, one in zip(logits, (distinct[i] for i in batch), strict=True):
+            predicted = high_precision(z[longest - len(one.answer) : longest])
+            tokens = torch.tensor(one.answer, dtype=torch.long, device=z.device)
+            right = predicted.gather(-1, tokens[:, None])[:, 0]
+            found[one] = float((predicted.logsumexp(-1) - right).sum())
+        if progress:
+            progress(len(batch))
+    return [found[answer] for answer in answers]

@@ -1,46 +1,30 @@
+"""Loading a model, what is refused at once, adapters, and the packed linear layers."""
+
 import importlib.util
 import json
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import torch
+import transformers
+from tiny import tiny_llama
 from torch import nn
 from torch.testing import assert_close
 
-from steerlib.models import FrozenModel, decoder_blocks, load_model
+from steerlib.models import (
+    FrozenModel,
+    PackedLinear,
+    can_pack,
+    check_architecture,
+    decoder_blocks,
+    high_precision,
+    hub_answers,
+    load_model,
+    pack_linears,
+)
 from steerlib.reading import last_logits, prompt_ids
 
 needs_peft = pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="peft is not installed")
-
-
-def test_last_logits_are_those_of_each_context_alone(tiny):
-    contexts = [[5, 6, 7, 8], [9], [10, 11]]
-    found = last_logits(tiny, contexts, batch_tokens=8)
-    for row, ids in zip(found, contexts, strict=True):
-        assert_close(row, tiny.model(torch.tensor([ids])).logits[0, -1])
-
-
-def test_blocks_that_are_not_found_are_an_error_naming_the_paths():
-    with pytest.raises(ValueError, match=r"no decoder blocks in Linear; looked for model\.layers"):
-        decoder_blocks(nn.Linear(2, 2))
-
-
-def test_a_model_that_is_neither_here_nor_on_the_hub_is_one_clear_line(monkeypatch):
-    def offline(*_, **__):
-        raise OSError("We couldn't connect to the hub\nand a long explanation")
-
-    monkeypatch.setattr("steerlib.models.AutoTokenizer.from_pretrained", offline)
-    with pytest.raises(
-        FileNotFoundError, match=r"'no/such' is neither a folder .*: We couldn't connect"
-    ) as e:
-        load_model("no/such")
-    assert "\n" not in str(e.value)
-
-
-def test_a_precision_that_is_none_is_refused():
-    with pytest.raises(ValueError, match="dtype 'float7' is not a floating-point precision"):
-        load_model(dtype="float7", device="cpu")
 
 
 def test_the_embedded_model_is_named_for_what_runs_and_knows_the_capital_of_france():
@@ -52,6 +36,76 @@ def test_the_embedded_model_is_named_for_what_runs_and_knows_the_capital_of_fran
     assert frozen.tokenizer.decode(last_logits(frozen, [ids])[0].argmax()) == " Paris"
 
 
+def test_high_precision_is_float64_on_a_device_that_has_it():
+    assert high_precision(torch.ones(2, dtype=torch.bfloat16)).dtype == torch.float64
+
+
+# --- refused at once ----------------------------------------------------------------------------------------
+
+SUPPORTED = ["Llama", "Qwen2", "Qwen3", "Gemma", "Gemma2", "Mistral", "GPT2", "GPTNeoX", "Phi3", "Olmo2"]
+REFUSED = {
+    "Mamba": "state",
+    "FalconMamba": "state",
+    "Rwkv": "state",
+    "Jamba": "state",
+    "RecurrentGemma": "state",
+    "FalconH1": "state",
+    "Qwen3Next": "linear_attention",
+    "Lfm2": "conv",
+    "Llama4Text": "chunked_attention",
+    "Gemma3nText": "share their keys",
+    "Bart": "encoder",
+}
+
+
+@pytest.mark.parametrize("family", SUPPORTED)
+def test_architectures_with_keys_and_values_in_every_layer_are_taken(family):
+    check_architecture(getattr(transformers, f"{family}Config")(), "m")
+
+
+@pytest.mark.parametrize("family", REFUSED)
+def test_other_architectures_are_refused_before_a_weight_is_read(family, tmp_path):
+    settings = {"layer_types": ["conv", "full_attention"], "num_hidden_layers": 2} if family == "Lfm2" else {}
+    getattr(transformers, f"{family}Config")(**settings).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=rf"{tmp_path}.*{REFUSED[family]}.*Llama") as failure:
+        load_model(str(tmp_path), device="cpu")
+    assert "\n" not in str(failure.value)
+
+
+def test_blocks_that_are_not_found_are_an_error_naming_the_paths():
+    with pytest.raises(ValueError, match=r"Linear; looked for model\.layers"):
+        decoder_blocks(nn.Linear(2, 2))
+
+
+def test_without_a_network_the_hub_is_asked_once_and_the_error_is_one_line(monkeypatch):
+    asked = []
+
+    class Session:
+        def head(self, url: str, **_: object) -> None:
+            asked.append(url)
+            raise OSError("no network")
+
+    monkeypatch.setattr("huggingface_hub.get_session", Session)
+    hub_answers.cache_clear()
+    try:
+        for name in ("nobody/no-such-model", "./no-such-folder"):
+            with pytest.raises(FileNotFoundError, match=name) as failure:
+                load_model(name, device="cpu")
+            assert "\n" not in str(failure.value)
+    finally:
+        hub_answers.cache_clear()
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("dtype", ["float7", "int8", "nn", ""])
+def test_a_precision_that_is_none_is_refused(dtype, saved):
+    if dtype:
+        with pytest.raises(ValueError, match=dtype):
+            load_model(saved, dtype=dtype, device="cpu")
+    else:
+        assert load_model(saved, dtype=dtype, device="cpu").dtype == torch.float32
+
+
 @pytest.fixture
 def saved(tiny: FrozenModel, tmp_path: Path) -> str:
     """Folder of the tiny model."""
@@ -61,30 +115,40 @@ def saved(tiny: FrozenModel, tmp_path: Path) -> str:
     return folder
 
 
-def lora(saved: str, folder: Path) -> dict[str, torch.Tensor]:
-    """Write a random LoRA adapter of the first block's query; its A and B."""
-    from peft import LoraConfig, get_peft_model
+@pytest.mark.parametrize("text", ['{"model_type": "nonesuch"}', "{", "[]", "{}"])
+def test_a_config_that_cannot_be_read_is_one_line_that_names_the_folder(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises((ValueError, FileNotFoundError), match=str(tmp_path)) as failure:
+        load_model(str(tmp_path), device="cpu")
+    assert "\n" not in str(failure.value)
 
-    model = load_model(saved, device="cpu", dtype="float64").model
-    settings = LoraConfig(r=2, lora_alpha=6, target_modules=["q_proj"], layers_to_transform=[0])
-    wrapped = get_peft_model(model, settings)
-    torch.manual_seed(1)
-    factors = {}
-    for name, weight in wrapped.named_parameters():
-        if "lora_" in name:
-            weight.data.normal_()
-            factors["A" if "lora_A" in name else "B"] = weight.detach().clone()
-    wrapped.save_pretrained(str(folder))
-    return factors
+
+def test_weights_in_a_pickle_are_not_read(saved):
+    (Path(saved) / "model.safetensors").unlink()
+    torch.save({}, Path(saved) / "pytorch_model.bin")
+    with pytest.raises(FileNotFoundError, match=saved):
+        load_model(saved, device="cpu")
+
+
+# --- adapters -----------------------------------------------------------------------------------------------
 
 
 @needs_peft
 def test_an_adapter_folder_is_its_base_with_the_change_merged_in(saved, tiny, tmp_path):
-    factors = lora(saved, tmp_path / "adapter")
-    frozen = load_model(str(tmp_path / "adapter"), device="cpu", dtype="float64")
+    from peft import LoraConfig, get_peft_model
+
+    folder = str(tmp_path / "adapter")
+    settings = LoraConfig(r=2, lora_alpha=6, target_modules=["q_proj"], layers_to_transform=[0])
+    wrapped = get_peft_model(load_model(saved, device="cpu", dtype="float64").model, settings)
+    factors = {name: weight for name, weight in wrapped.named_parameters() if "lora_" in name}
+    torch.manual_seed(1)
+    a, b = (next(w for name, w in factors.items() if letter in name) for letter in ("lora_A", "lora_B"))
+    for weight in (a, b):
+        weight.data.normal_()
+    wrapped.save_pretrained(folder)
+    frozen = load_model(folder, device="cpu", dtype="float64")
     # W + (lora_alpha / r) B A
-    before = tiny.blocks[0].self_attn.q_proj.weight
-    expected = before + 3 * (factors["B"] @ factors["A"]).double()
+    expected = tiny.blocks[0].self_attn.q_proj.weight + 3 * (b @ a).detach().double()
     assert_close(frozen.blocks[0].self_attn.q_proj.weight, expected, rtol=1e-5, atol=1e-5)
     assert_close(frozen.blocks[1].self_attn.q_proj.weight, tiny.blocks[1].self_attn.q_proj.weight)
     assert not any("lora" in name or weight.requires_grad for name, weight in frozen.model.named_parameters())
@@ -92,49 +156,60 @@ def test_an_adapter_folder_is_its_base_with_the_change_merged_in(saved, tiny, tm
 
 
 @needs_peft
-def test_an_adapter_is_a_branch_model(saved, tiny, tmp_path):
-    from steerlib.decoding import Sampling, decode, make_arms
-
-    lora(saved, tmp_path / "adapter")
-    anti = load_model(str(tmp_path / "adapter"), device="cpu", dtype="float64")
-    settings = Sampling(temperature=0, max_new_tokens=8)
-    arms = make_arms("anti_expert", [0, 2.0], branches={"anti": anti.name}, sampling=settings)
-    prompts = pd.DataFrame({"prompt_id": ["p"], "prompt": ["Once upon"], "category": ["insult"]})
-    table = decode(tiny, prompts, arms, branch_models={"anti": anti})
-    assert table.kl_to_base[0] == pytest.approx(0, abs=1e-9)
-    assert table.kl_to_base[1] > 0.01
-
-
-@needs_peft
-def test_an_adapter_takes_another_base_where_one_is_given(saved, tmp_path):
-    folder = tmp_path / "adapter"
-    lora(saved, folder)
-    config = json.loads((folder / "adapter_config.json").read_text())
-    (folder / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": None}))
-    with pytest.raises(ValueError, match="names no base model: give it as base"):
-        load_model(str(folder), device="cpu")
-    assert load_model(str(folder), device="cpu", base=saved).n_layers == 4
-
-
-@needs_peft
-def test_an_adapter_in_a_pickle_is_refused(tmp_path):
-    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "x"}')
-    (tmp_path / "adapter_model.bin").write_bytes(b"")
-    with pytest.raises(FileNotFoundError, match=r"no adapter_model.safetensors; weights in a pickle are not"):
+@pytest.mark.parametrize(
+    ("base", "weights", "failure", "named"),
+    [
+        (None, "safetensors", ValueError, "base_model_name_or_path"),
+        ("x", "bin", FileNotFoundError, r"adapter_model\.safetensors"),
+    ],
+)
+def test_an_adapter_that_cannot_be_merged_is_refused_naming_what_it_lacks(
+    tmp_path, base, weights, failure, named
+):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
+    (tmp_path / f"adapter_model.{weights}").write_bytes(b"")
+    with pytest.raises(failure, match=named):
         load_model(str(tmp_path), device="cpu")
 
 
-def test_an_adapter_without_peft_is_one_line_that_names_the_package(tmp_path, monkeypatch):
+def test_an_adapter_without_peft_names_the_package(tmp_path, monkeypatch):
     (tmp_path / "adapter_config.json").write_text("{}")
     monkeypatch.setattr("steerlib.models.find_spec", lambda name: None)  # noqa: ARG005
-    with pytest.raises(
-        ImportError, match="is a PEFT adapter, which needs one more package: pip install peft"
-    ):
+    with pytest.raises(ImportError, match="peft"):
         load_model(str(tmp_path), device="cpu")
 
 
-def test_a_base_for_what_is_no_adapter_is_refused(saved):
-    with pytest.raises(
-        ValueError, match=r"base 'embedded' goes with an adapter folder; .* has no adapter_config"
-    ):
-        load_model(saved, device="cpu", base="embedded")
+# --- packed linear layers -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def packable() -> nn.Module:
+    model = tiny_llama().model.float()
+    if not can_pack(model):
+        pytest.skip("this build of torch has no packed products")
+    return model
+
+
+@pytest.mark.usefixtures("packable")
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_packed_layer_gives_the_layers_product(bias):
+    layer = nn.Linear(48, 80, bias=bias).requires_grad_(False)
+    for shape in [(48,), (1, 48), (200, 48), (3, 5, 48)]:
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        assert_close(PackedLinear(layer)(x), layer(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_packed_model_has_the_same_logits_and_weights(packable):
+    ids = torch.tensor([[5, 9, 31, 2]])
+    expected, weights = packable(ids).logits, {name: w.clone() for name, w in packable.state_dict().items()}
+    pack_linears(packable)
+    assert not [name for name, layer in packable.named_modules() if type(layer) is nn.Linear]
+    assert_close(packable(ids).logits, expected, rtol=1e-3, atol=1e-3)
+    assert all(torch.equal(weight, weights[name]) for name, weight in packable.state_dict().items())
+
+
+def test_other_precisions_and_large_models_are_left_alone(packable, monkeypatch):
+    assert not can_pack(tiny_llama().model)  # float64
+    assert not can_pack(packable.bfloat16())
+    monkeypatch.setattr("steerlib.models.MOST_BYTES", 1000)
+    assert not can_pack(packable.float())

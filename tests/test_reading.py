@@ -1,0 +1,125 @@
+"""Token ids of prompts, conversations and answers; logits of many contexts at once."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from steerlib.reading import (
+    answer_ids,
+    batches_by_length,
+    chat_ids,
+    check_length,
+    last_logits,
+    prompt_ids,
+    read_history,
+)
+
+MESSAGES = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]
+HISTORY = '[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]'
+IS_SYSTEM = "messages[0]['role'] == 'system'"
+
+
+def test_the_chat_template_is_rendered_once_without_a_second_opening_token(tiny):
+    assert tiny.tokenizer.decode(chat_ids(tiny, MESSAGES)) == "<system>Be kind.\n<user>Hi\n<assistant>"
+
+
+TEMPLATES = {
+    "raises": f"{{% if {IS_SYSTEM} %}}{{{{ raise_exception('no system') }}}}{{% endif %}}",
+    "drops it silently": f"{{% if {IS_SYSTEM} %}}{{% set messages = messages[1:] %}}{{% endif %}}",
+}
+
+
+@pytest.mark.parametrize("kind", TEMPLATES)
+@pytest.mark.parametrize("user", ["Hi", "I said: Be kind. Hi"])
+def test_a_template_without_system_role_gets_it_at_the_head_of_the_user_turn(tiny, monkeypatch, kind, user):
+    monkeypatch.setattr(tiny.tokenizer, "chat_template", TEMPLATES[kind] + tiny.tokenizer.chat_template)
+    turns = [MESSAGES[0], {"role": "user", "content": user}]
+    assert tiny.tokenizer.decode(chat_ids(tiny, turns)) == f"<user>Be kind.\n\n{user}\n<assistant>"
+    turns = read_history(HISTORY)
+    ids = prompt_ids(tiny, user, style="chat", context="Be kind.", history=turns)
+    expected = f"<user>Be kind.\n\nHi\n<assistant>Ho\n<user>{user}\n<assistant>"
+    assert tiny.tokenizer.decode(ids) == expected
+
+
+def test_a_template_that_drops_the_prompt_is_refused(tiny, monkeypatch):
+    monkeypatch.setattr(tiny.tokenizer, "chat_template", "{{ messages[0]['content'] }}")
+    with pytest.raises(ValueError, match=r"'tiny llama'.*'And you"):
+        prompt_ids(tiny, "And you", style="chat", context="Be kind.")
+
+
+def test_a_model_that_can_think_first_is_told_not_to_unless_it_shall(tiny, monkeypatch):
+    thinking = "{% if enable_thinking is not defined or enable_thinking %}<think>{% endif %}"
+    monkeypatch.setattr(tiny.tokenizer, "chat_template", tiny.tokenizer.chat_template + thinking)
+    assert tiny.tokenizer.decode(chat_ids(tiny, MESSAGES[1:])) == "<user>Hi\n<assistant>"
+    thinker = dataclasses.replace(tiny, template_arguments={"enable_thinking": True})
+    assert tiny.tokenizer.decode(chat_ids(thinker, MESSAGES[1:])) == "<user>Hi\n<assistant><think>"
+
+
+def test_a_model_without_a_chat_template_is_refused_with_the_way_out(tiny, monkeypatch):
+    monkeypatch.setattr(tiny.tokenizer, "chat_template", None)
+    with pytest.raises(ValueError, match=r"'tiny llama'.*style='continuation'"):
+        chat_ids(tiny, MESSAGES)
+
+
+def test_a_continuation_reads_the_context_before_the_prompt(tiny):
+    ids = prompt_ids(tiny, "Once", style="continuation", context="Kind text:", history=read_history(HISTORY))
+    assert tiny.tokenizer.decode(ids) == "Kind text:\n\nHi\n\nHo\n\nOnce"
+
+
+def test_a_continuation_is_joined_by_a_space_unless_punctuation_opens_it(tiny):
+    assert tiny.tokenizer.decode(answer_ids(tiny, "upon", style="continuation")) == " upon"
+    assert tiny.tokenizer.decode(answer_ids(tiny, ", upon", style="continuation")) == ", upon"
+    assert tiny.tokenizer.decode(answer_ids(tiny, "upon", style="chat")) == "upon"
+
+
+BAD_PROMPTS = {
+    "an unknown style": ({"prompt": "Once", "style": "letter"}, "'letter'"),
+    "an empty prompt": ({"prompt": "", "style": "chat"}, "empty"),
+    "white space alone": ({"prompt": " \n", "style": "continuation"}, "empty"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_PROMPTS)
+def test_a_prompt_that_cannot_be_read_is_refused(tiny, case):
+    settings, named = BAD_PROMPTS[case]
+    with pytest.raises(ValueError, match=named):
+        prompt_ids(tiny, **settings)
+
+
+BAD_HISTORIES = [
+    "nonsense",
+    "{}",
+    '["Hi"]',
+    '[{"role": "system", "content": "x"}]',
+    "[1]",
+    '[{"role": "user"}]',
+    '[{"role": "user", "content": 1}]',
+    "[" * 100_000,
+]
+
+
+@pytest.mark.parametrize("text", BAD_HISTORIES, ids=range(len(BAD_HISTORIES)))
+def test_a_history_that_is_no_list_of_turns_is_refused(text):
+    with pytest.raises(ValueError, match="history"):
+        read_history(text)
+
+
+def test_an_answer_that_does_not_fit_is_refused_showing_both_lengths(tiny):
+    check_length(tiny, range(500), 12, what="it")
+    with pytest.raises(ValueError, match=r"it: 500 .* 513.* 512"):
+        check_length(tiny, range(500), 13, what="it")
+
+
+def test_every_sequence_is_in_one_pass_the_longest_first_and_no_pass_is_too_large():
+    lengths = [3, 9, 0, 4, 4, 20, 1]
+    batches = list(batches_by_length(lengths, 9))
+    assert batches == [[5], [1], [3, 4], [0, 6, 2]]
+
+
+def test_last_logits_are_those_of_each_context_alone(tiny):
+    contexts = [[5, 6, 7, 8], [9], [10, 11]]
+    found = last_logits(tiny, contexts, batch_tokens=8)
+    for row, ids in zip(found, contexts, strict=True):
+        assert_close(row, tiny.model(torch.tensor([ids])).logits[0, -1])
