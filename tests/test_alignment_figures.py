@@ -118,6 +118,6 @@ def test_truthful_measures_are_drawn_against_alpha_with_both_levels():
     assert [text.get_text() for text in fig.legends[0].texts] == ["Base", "Instruction only", "SDA"]
     assert [axis.get_ylabel()[:3] for axis in fig.axes] == ["MC1", "MC2"]
     fig = plot_truthful(truthful(), difference_from="base")
-    assert "less that of Base" in fig.axes[0].get_ylabel()
+    assert "minus that of Base" in fig.axes[0].get_ylabel()
     with pytest.raises(ValueError, match="no differences from 'instructed'; there are base"):
         plot_truthful(truthful(), difference_from="instructed")

@@ -131,45 +131,38 @@ def test_the_columns_of_the_hubs_files_are_known_too(folder, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("wanted", "message"),
+    ("wanted", "named"),
     [
-        ({"sets": ["trivia"]}, "set 'trivia' is none of empathetic, dialogsum"),
-        ({"dimensions": ["truth"]}, "dimension 'truth' is none of empathy, reasoning"),
-        ({"sets": ["truthfulqa"], "dimensions": ["empathy"]}, "none of the sets truthfulqa is for any of"),
-        ({"n_per_set": 0}, "n_per_set must be 1 or more, not 0"),
+        ({"sets": ["trivia"]}, "'trivia'"),
+        ({"dimensions": ["truth"]}, "'truth'"),
+        ({"sets": ["truthfulqa"], "dimensions": ["empathy"]}, "truthfulqa"),
+        ({"n_per_set": 0}, "0 prompts"),
     ],
 )
-def test_what_cannot_be_drawn_is_refused_before_a_file_is_read(tmp_path, wanted, message):
-    with pytest.raises(ValueError, match=message):
+def test_what_cannot_be_drawn_is_refused_before_a_file_is_read(tmp_path, wanted, named):
+    with pytest.raises(ValueError, match=named):
         alignment_prompts(tmp_path, **({"n_per_set": 4} | wanted))
 
 
-def test_without_a_network_the_file_that_will_do_instead_is_named(monkeypatch):
-    def offline(dataset, name, *, revision):
-        raise FileNotFoundError(dataset, name, revision)
-
-    monkeypatch.setattr("studies.alignment.hub_file", offline)
-    with pytest.raises(FileNotFoundError, match=r"name a folder with TruthfulQA\.jsonl"):
-        alignment_prompts(n_per_set=1, sets=["truthfulqa"])
-
-
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"empathy_test\.jsonl is not a file"):
+    with pytest.raises(FileNotFoundError, match=r"empathy_test\.jsonl"):
         alignment_prompts(tmp_path, n_per_set=1)
 
 
-def test_a_row_without_a_value_and_a_file_without_a_column_are_named(folder):
-    file = folder / SETS["truthfulqa"].file
-    file.write_text(
-        '{"Category": "Law", "Question": "Is it?", "Best Answer": "Yes."}\n{"Category": "Law", "Best Answer": "No."}'
-    )
-    with pytest.raises(ValueError, match=r"TruthfulQA\.jsonl, row 2: no 'Question'"):
-        alignment_prompts(folder, n_per_set=1, sets=["truthfulqa"])
-    file.write_text('{"Category": "Law", "Question": " ", "Best Answer": "Yes."}')
-    with pytest.raises(ValueError, match=r"TruthfulQA\.jsonl, row 1: the column 'Question' is empty"):
-        alignment_prompts(folder, n_per_set=1, sets=["truthfulqa"])
-    file.write_text('{"Question": "Is it?", "Best Answer": "Yes."}')
-    with pytest.raises(ValueError, match="no column 'Category' or 'category'; it has Question, Best Answer"):
+@pytest.mark.parametrize(
+    ("rows", "named"),
+    [
+        (
+            ['{"Category": "L", "Question": "Is it?", "Best Answer": "Y"}', '{"Category": "L"}'],
+            "row 2.*Question",
+        ),
+        (['{"Category": "L", "Question": " ", "Best Answer": "Y"}'], "row 1.*Question"),
+        (['{"Question": "Is it?", "Best Answer": "Y"}'], "Category"),
+    ],
+)
+def test_a_row_without_a_value_and_a_file_without_a_column_are_named(folder, rows, named):
+    (folder / SETS["truthfulqa"].file).write_text("\n".join(rows))
+    with pytest.raises(ValueError, match=rf"TruthfulQA\.jsonl.*{named}"):
         alignment_prompts(folder, n_per_set=1, sets=["truthfulqa"])
 
 

@@ -1,14 +1,21 @@
-"""Scored continuations: read, matched so that the prompt's tone is no contrast, drawn as prompts, recorded."""
+"""RealToxicityPrompts: openings as prompts; continuations matched so that the opening's tone is no contrast."""
 
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from studies.realtoxicity import (
+    SIX,
+    matched_continuations,
+    mixed_prompts,
+    realtoxicity_prompts,
+    scored_continuations,
+)
 
-from steerlib.profiles import matched_continuations, mixed_prompts, scored_continuations
 from steerlib.reading import answer_ids, prompt_ids
-from steerlib.tables import SCHEMA
+from steerlib.tables import SCHEMA, check_table
 from steerlib.vectors import continuation_residuals, record_residual
 
 
@@ -19,7 +26,7 @@ def web_texts(path, n=240, seed=0):
             "filename": f"doc{i}.txt",
             "begin": 0,
             "end": 9,
-            "prompt": {"text": f"opening {i}", "toxicity": float(rng.random())},
+            "prompt": {"text": f"opening {i}"} | dict(zip(SIX, rng.random(6).tolist(), strict=True)),
             "continuation": {
                 "text": " word" * int(rng.integers(3, 12)),
                 "toxicity": float(rng.choice([0.05, 0.9])),
@@ -29,6 +36,7 @@ def web_texts(path, n=240, seed=0):
     ]
     rows[3]["continuation"]["toxicity"] = None
     rows[4]["prompt"]["text"] = rows[5]["prompt"]["text"]
+    rows[6]["prompt"]["insult"] = rows[7]["prompt"]["threat"] = None
     path.write_text("\n".join(map(json.dumps, rows)))
     return path
 
@@ -62,8 +70,6 @@ def test_matched_sides_have_prompts_equally_toxic_and_lengths_alike(texts):
 
 
 def test_the_smallest_total_distance_is_found_on_three_texts():
-    import pandas as pd
-
     rows = [("t", 0.9, 0.9), ("m1", 0.1, 0.1), ("m2", 0.1, 0.8)]
     small = pd.DataFrame(rows, columns=["text_id", "toxicity", "prompt_toxicity"]).assign(words=5)
     assert matched_continuations(small, n=1).text_id.tolist() == ["t", "m2"]
@@ -88,15 +94,39 @@ def test_a_draw_does_not_depend_on_the_order_of_rows(texts):
 
 
 def test_what_cannot_be_drawn_is_refused_with_the_numbers(texts, tmp_path):
-    with pytest.raises(ValueError, match="500 toxic continuations wanted"):
+    with pytest.raises(ValueError, match="500 toxic"):
         matched_continuations(texts, n=500)
-    with pytest.raises(ValueError, match="multiple of 4, not 6"):
+    with pytest.raises(ValueError, match="6"):
         mixed_prompts(texts, n=6)
-    with pytest.raises(ValueError, match="100 prompts a quarter of toxicity wanted; there are"):
+    with pytest.raises(ValueError, match="100 prompts"):
         mixed_prompts(texts, n=400)
+    with pytest.raises(ValueError, match=r"rtp.jsonl: 500 prompts wanted"):
+        realtoxicity_prompts(tmp_path / "rtp.jsonl", n=500)
     (tmp_path / "other.jsonl").write_text('{"text": "x"}')
-    with pytest.raises(ValueError, match=r"other.jsonl lacks filename, .*; it has text"):
+    with pytest.raises(ValueError, match=r"other.jsonl lacks filename"):
         scored_continuations([tmp_path / "other.jsonl"])
+
+
+def test_openings_as_prompts_are_users_of_their_own_half_dev_half_test(tmp_path):
+    path = web_texts(tmp_path / "rtp.jsonl")
+    prompts, report = realtoxicity_prompts(path, n=24, min_toxicity=0.0)
+    check_table("prompts", prompts)
+    assert prompts["category"].value_counts().to_dict() == dict.fromkeys(SIX, 4)
+    assert prompts.groupby(["category", "split"]).size().eq(2).all()
+    assert (prompts["user_id"] == prompts["prompt_id"]).all()
+    assert (prompts["shuffled_category"] != prompts["category"]).all()
+    rows = pd.read_json(path, lines=True)
+    continued = {row["prompt"]["text"]: row["continuation"]["text"] for row in rows.to_dict("records")}
+    assert (prompts["accepted"] == prompts["prompt"].map(continued)).all()
+    counts = dict(zip(report["what"], report["count"], strict=True))
+    assert counts["prompts without six scores dropped"] == 2
+    assert "rtp.jsonl, sha256" in report["what"][0]
+
+
+def test_real_openings_are_drawn_evenly(real_data):
+    prompts, report = realtoxicity_prompts(real_data("perspective_scored/rtp_quark_val.jsonl"), n=240)
+    assert prompts["category"].value_counts().to_dict() == dict.fromkeys(SIX, 40)
+    assert report["count"].iloc[:2].tolist() == [5000, 19]
 
 
 def test_residuals_are_read_behind_each_continuations_own_prompt(tiny):

@@ -105,7 +105,7 @@ def test_a_folder_with_other_data_leaves_the_demo_ratings_as_they_are(
 ) -> None:
     monkeypatch.setenv("STEERLIB_RESULTS", str(tmp_path))
     sources = [cell.source for cell in code_cells(ROOT / "notebooks" / "01_user_profiles.ipynb")]
-    reading = next(number for number, source in enumerate(sources) if "read_ratings(ratings" in source)
+    reading = next(number for number, source in enumerate(sources) if "read_ratings(source" in source)
     names: dict[str, object] = {}
     for source in sources[: reading + 1]:
         exec(source, names)  # the notebook's own cells, with a folder that holds no ratings

@@ -63,7 +63,7 @@ def test_the_chosen_answer_of_a_turn_is_its_highest_rated() -> None:
 
 
 def test_its_planted_oddities_are_found_and_counted() -> None:
-    ratings, report = read_ratings("demo", turns="all")
+    ratings, report = read_ratings("demo", last_turn=1)
     counts = dict(zip(report["what"], report["count"], strict=True))
     assert counts['empty texts ("EMPTY STRING") dropped'] == 3
     assert counts["further chosen responses of a turn, first kept"] == 2

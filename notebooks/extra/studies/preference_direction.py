@@ -1,9 +1,6 @@
-"""Pictures of a direction that orders answers by preference: its accuracy by layer, and what chance reaches.
+"""Whether a direction of train pairs orders held-out pairs, better than their length and better than chance directions.
 
-Whether a direction of train pairs orders held-out pairs, and whether it knows more than their length.
-
-Residuals of contrast pairs that are recorded once and kept: they cost hours with a large model, what is asked of
-them costs seconds.
+Residuals of the pairs are recorded once and kept: they cost hours with a large model, what is asked of them seconds.
 """
 
 import json
@@ -60,7 +57,7 @@ def scores_along(
 
 
 def without_length(scores: Scores, lengths: Scores, *, train: Scores, train_lengths: Scores) -> Scores:
-    """Scores less what length explains of them.
+    """Scores minus what length explains of them.
 
         s' = s - b n,     with b from least squares on train pairs: s+ - s- = a + b (n+ - n-)
 
@@ -96,9 +93,7 @@ def preference_rows(models: Mapping[str, Scores], pairs: pd.DataFrame) -> pd.Dat
     return pd.concat(tables, ignore_index=True)[["model", "pair_id", "user_id", "margin"]]
 
 
-def compare_auc(
-    models: Mapping[str, Scores], clusters: ArrayLike, *, reference: str, level: float = 0.95
-) -> pd.DataFrame:
+def compare_auc(models: Mapping[str, Scores], clusters: ArrayLike, *, reference: str) -> pd.DataFrame:
     """Area under the ROC curve of several scores on the same pairs, and its paired difference from one of them.
 
         AUC = chance that a preferred answer scores above a dispreferred one, of whichever pair; ties count half
@@ -110,7 +105,6 @@ def compare_auc(
         models: scores by name.
         clusters: conversation or user of each pair, `(n,)`.
         reference: the name that others are compared with.
-        level: confidence.
 
     Returns:
         model, comparator ("" or the reference), value, low, high, n, n_clusters, how.
@@ -125,9 +119,9 @@ def compare_auc(
     parts = {name: _contributions(scores) for name, scores in models.items()}
     rows = []
     for name, part in parts.items():
-        rows.append([name, "", *cluster_interval(part, clusters, level=level)])
+        rows.append([name, "", *cluster_interval(part, clusters)])
         if name != reference:
-            rows.append([name, reference, *cluster_interval(part - parts[reference], clusters, level=level)])
+            rows.append([name, reference, *cluster_interval(part - parts[reference], clusters)])
     columns = ["model", "comparator", "value", "low", "high", "n", "n_clusters", "how"]
     return pd.DataFrame(rows, columns=pd.Index(columns))
 
@@ -135,7 +129,7 @@ def compare_auc(
 def chance_accuracies(
     train: Scores, held_out: Scores, *, draws: int = 500, seed: int = 0
 ) -> dict[str, Floats]:
-    """Held-out accuracy of directions that know nothing: what the real one has to beat.
+    """Held-out accuracy of chance directions.
 
     "random": directions drawn at random; like length's, their sign is chosen on train pairs.
     "shuffled": mean differences of the same train pairs with preferred and dispreferred swapped at random.
@@ -285,7 +279,7 @@ def _draw_layers(axis: Axes, rows: pd.DataFrame, kind: str) -> None:
 
 
 def plot_chance(accuracies: Mapping[str, Mapping[str, NDArray]], reached: Mapping[str, float]) -> Figure:
-    """Accuracies of directions that know nothing as histograms, and that of the vector as a line; one panel a style.
+    """Accuracies of chance directions as histograms, and that of the vector as a line; one panel a style.
 
     Args:
         accuracies: by style, what `chance_accuracies` returned.

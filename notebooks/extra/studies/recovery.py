@@ -1,16 +1,16 @@
-"""How many ratings it takes to find a user's category: users are simulated, so the truth is known.
+"""How many ratings it takes to find a user's category: simulated users rate as the demo does, so the truth is known."""
 
-Simulated users who rate as the demo's do, in arrays: for studies that need many users.
-"""
-
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.stats import t
 
+from steerlib.figures.style import label, new_figure
 from steerlib.profiles.demo.make_demo import (
     ALONE,
     BASE,
@@ -26,10 +26,10 @@ from steerlib.tables import ATTRIBUTE_COLUMNS
 SIX = list(ATTRIBUTE_COLUMNS)
 ANSWERS = 4
 """Rated answers of a conversation: two civil ones, then two that may be unkind."""
+LOOK = {"paper": ("#e69f00", "o"), "exposure_adjusted": ("#56b4e9", "s")}
 
 
-@dataclass(frozen=True)
-class DemoTexts:
+class DemoTexts(NamedTuple):
     """Scores of every answer that the demo's script can put together: O openings, K unkind sentences.
 
     Attributes:
@@ -117,72 +117,57 @@ def simulated_ratings(
     return rating.reshape(users, -1), toxicity.reshape(users, -1, len(SIX))
 
 
-RATINGS = (8, 16, 24, 48, 96)
-
-
 def recovery_study(
     texts: DemoTexts,
     *,
-    ratings: Sequence[int] = RATINGS,
+    ratings: Sequence[int],
     users: int = 48,
     simulations: int = 100,
     noise: float = NOISE_SD,
     unkind_share: float = 0.5,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """What each estimator finds in simulated users with a planted category, against their number of ratings.
+    """Which category each estimator finds in simulated users with a planted one, against their number of ratings.
 
-    A simulation is one set of users, the six categories planted equally often, who rate as in the demo. In the
-    design "equal" all of them have the same number of ratings, the first of those that they give; in "mixed"
-    a fifth of the users has each number, as where some people rate more than others. With equal numbers
-    "shrunk" moves everybody alike, and must find what "exposure_adjusted" finds.
+    A simulation is one set of users, the six categories planted equally often, who rate as in the demo. All of them
+    have the same number of ratings, the first of those that they give.
 
     Args:
         texts: the demo's texts under a scorer, from `demo_texts`.
         ratings: numbers of ratings a user, each a multiple of 4 (a conversation has four answers).
         users: of a simulation, a multiple of 6.
         simulations: number of sets of users.
-        noise: standard deviation of a rating's part that has nothing to do with toxicity; the demo has 9.
-        unkind_share: share of unkind answers, in (0, 1/2]; the demo has 1/2.
+        noise, unkind_share: see `simulated_ratings`.
         seed: of the random numbers.
 
     Returns:
-        design, ratings, estimator, simulation, planted, found, users: how many users of a planted category
-        were found to have which; only counts above 0.
+        ratings, estimator, simulation, planted, found, users: how many users of a planted category were found to
+        have which; only counts above 0.
 
     Raises:
-        ValueError: a number of ratings that is no multiple of 4, or of users that is none of 6 or too small.
+        ValueError: a number of ratings that is no multiple of 4, or of users that is none of 6.
     """
     bad = [number for number in ratings if number < ANSWERS or number % ANSWERS]
-    if bad or not ratings:
-        raise ValueError(f"ratings must be multiples of {ANSWERS}, not {bad[0] if bad else 'none at all'}")
-    if users < max(len(SIX), len(ratings)) or users % len(SIX):
-        raise ValueError(f"users must be a multiple of {len(SIX)}, at least {len(ratings)}, not {users}")
+    if bad or users < len(SIX) or users % len(SIX):
+        raise ValueError(f"ratings must be multiples of {ANSWERS}, users of {len(SIX)}, not {bad or users}")
     planted = np.arange(users) % len(SIX)
-    longest = max(ratings) // ANSWERS
+    codes = np.arange(users)
     parts = []
     for simulation in range(simulations):
         rng = np.random.default_rng([seed, simulation])
-        shown = simulated_ratings(texts, planted, longest, rng=rng, noise=noise, unkind_share=unkind_share)
-        mixed = np.asarray(ratings)[rng.permutation(users) % len(ratings)]
-        designs = [("equal", np.full(users, number)) for number in ratings] + [("mixed", mixed)]
-        for design, own in designs:
-            for estimator in ESTIMATORS:
-                found = _found(*shown, own, estimator)
-                part = {"design": design, "ratings": own, "estimator": estimator, "simulation": simulation}
-                parts.append(pd.DataFrame(part | {"planted": planted, "found": found}))
+        longest = max(ratings) // ANSWERS
+        rated, toxicity = simulated_ratings(
+            texts, planted, longest, rng=rng, noise=noise, unkind_share=unkind_share
+        )
+        for number, estimator in product(ratings, ESTIMATORS):
+            dislike = 1.0 - rated[:, :number].ravel() / 100.0
+            shown = toxicity[:, :number].reshape(-1, len(SIX))
+            s = pd.DataFrame(estimate(codes.repeat(number), dislike, shown, estimator), columns=SIX)
+            found = primary_category(percentiles(s), s)
+            part = {"ratings": number, "estimator": estimator, "simulation": simulation}
+            parts.append(pd.DataFrame(part | {"planted": np.take(SIX, planted), "found": found}))
     everybody = pd.concat(parts, ignore_index=True)
-    study = everybody.value_counts(sort=False).rename("users").reset_index()
-    names = dict(enumerate(SIX))
-    return study.assign(planted=study["planted"].map(names), found=study["found"].map(names))
-
-
-def _found(rating: NDArray, toxicity: NDArray, own: NDArray, estimator: str) -> NDArray:
-    """(U,) index of each user's primary category, from the first `own` ratings of each."""
-    rated = np.arange(rating.shape[1]) < own[:, None]
-    codes = np.nonzero(rated)[0]
-    s = pd.DataFrame(estimate(codes, 1.0 - rating[rated] / 100.0, toxicity[rated], estimator), columns=SIX)
-    return primary_category(percentiles(s), s).map(SIX.index).to_numpy()
+    return everybody.value_counts(sort=False).rename("users").reset_index()
 
 
 def recovery_shares(study: pd.DataFrame) -> pd.DataFrame:
@@ -192,30 +177,18 @@ def recovery_shares(study: pd.DataFrame) -> pd.DataFrame:
         study: what `recovery_study` returned.
 
     Returns:
-        design, ratings, estimator, share (mean over simulations), low, high (95 %, t over simulations),
-        simulations.
+        ratings, estimator, share (mean over simulations), low, high (95 %, t over simulations), simulations. The
+        estimator "difference" is the paired difference exposure_adjusted minus paper, in the same simulations.
     """
-    return _intervals(_by_simulation(study), "share")
-
-
-def recovery_differences(study: pd.DataFrame, *, against: str = "paper") -> pd.DataFrame:
-    """How much more often each estimator finds the planted category than another, in the same simulations.
-
-    Args:
-        study: what `recovery_study` returned.
-        against: the estimator compared with.
-
-    Returns:
-        design, ratings, estimator, difference (of shares), low, high (95 %, paired t over simulations),
-        simulations.
-
-    Raises:
-        KeyError: `against` is not in the study.
-    """
-    shares = _by_simulation(study)
-    if against not in shares:
-        raise KeyError(f"estimator {against!r} is not in the study, which has {', '.join(shares)}")
-    return _intervals(shares.sub(shares[against], axis=0).drop(columns=against), "difference")
+    hits = study["users"].where(study["planted"] == study["found"], 0)
+    groups = [study[name] for name in ("ratings", "simulation", "estimator")]
+    share = (hits.groupby(groups).sum() / study["users"].groupby(groups).sum()).unstack("estimator")
+    share = share.assign(difference=share["exposure_adjusted"] - share["paper"])
+    table = share.stack().groupby(["ratings", "estimator"]).agg(["mean", "sem", "size"]).reset_index()
+    half = table["sem"] * t.ppf(0.975, np.maximum(table["size"] - 1, 1))
+    table = table.assign(low=table["mean"] - half, high=table["mean"] + half)
+    table = table.rename(columns={"mean": "share", "size": "simulations"})
+    return table[["ratings", "estimator", "share", "low", "high", "simulations"]]
 
 
 def recovery_confusion(study: pd.DataFrame, *, estimator: str, ratings: int) -> pd.DataFrame:
@@ -223,8 +196,7 @@ def recovery_confusion(study: pd.DataFrame, *, estimator: str, ratings: int) -> 
 
     Args:
         study: what `recovery_study` returned.
-        estimator: one of its estimators.
-        ratings: one of its numbers of ratings.
+        estimator, ratings: one of its estimators and numbers of ratings.
 
     Returns:
         (6, 6): rows the planted category, columns the found one, shares of the row.
@@ -232,9 +204,7 @@ def recovery_confusion(study: pd.DataFrame, *, estimator: str, ratings: int) -> 
     Raises:
         KeyError: the study has no such estimator or number.
     """
-    chosen = study[
-        (study["design"] == "equal") & (study["estimator"] == estimator) & (study["ratings"] == ratings)
-    ]
+    chosen = study[(study["estimator"] == estimator) & (study["ratings"] == ratings)]
     if chosen.empty:
         raise KeyError(f"the study has no estimator {estimator!r} with {ratings} ratings")
     counts = chosen.pivot_table(index="planted", columns="found", values="users", aggfunc="sum")
@@ -242,18 +212,51 @@ def recovery_confusion(study: pd.DataFrame, *, estimator: str, ratings: int) -> 
     return counts.div(counts.sum(axis=1), axis=0)
 
 
-def _by_simulation(study: pd.DataFrame) -> pd.DataFrame:
-    """Share found: a row a design, number of ratings and simulation, a column an estimator."""
-    hits = study["users"].where(study["planted"] == study["found"], 0)
-    groups = [study[name] for name in ("design", "ratings", "simulation", "estimator")]
-    share = hits.groupby(groups).sum() / study["users"].groupby(groups).sum()
-    return share.unstack("estimator")[list(ESTIMATORS)]
+def plot_recovery(shares: pd.DataFrame) -> Figure:
+    """Share of planted categories found against the number of ratings, with 95 % bands.
+
+    Args:
+        shares: what `recovery_shares` returned.
+    """
+    fig, axes = new_figure(height=3.4)
+    axis = axes[0, 0]
+    for estimator, (colour, marker) in LOOK.items():
+        rows = shares[shares["estimator"] == estimator].sort_values("ratings")
+        axis.plot(rows["ratings"], rows["share"], color=colour, marker=marker, label=label(estimator))
+        axis.fill_between(rows["ratings"], rows["low"], rows["high"], color=colour, alpha=0.2, linewidth=0)
+    axis.axhline(1 / len(SIX), color="black", linestyle=(0, (1, 2)), linewidth=1, label="chance")
+    axis.set_xscale("log", base=2)
+    numbers = sorted(shares["ratings"].unique())
+    axis.set_xticks(numbers, [f"{number}" for number in numbers])
+    axis.minorticks_off()
+    title = f"Simulated users, {shares['simulations'].iloc[0]} sets; band: 95 % over sets"
+    axis.set(
+        xlabel="ratings of each user", ylabel="share of users whose planted\ncategory is found", title=title
+    )
+    axis.set_ylim(0, 1)
+    axis.legend(loc="upper left")
+    return fig
 
 
-def _intervals(values: pd.DataFrame, name: str) -> pd.DataFrame:
-    groups = values.stack().rename(name).groupby(["design", "ratings", "estimator"], sort=False)
-    table = groups.agg(["mean", "sem", "size"]).reset_index()
-    half = table["sem"] * t.ppf(0.975, np.maximum(table["size"] - 1, 1))
-    table = table.assign(low=table["mean"] - half, high=table["mean"] + half)
-    table = table.rename(columns={"mean": name, "size": "simulations"})
-    return table[["design", "ratings", "estimator", name, "low", "high", "simulations"]]
+def plot_confusion(confusions: Mapping[str, pd.DataFrame]) -> Figure:
+    """Which category is found where another was planted, a panel an estimator.
+
+    Args:
+        confusions: name of each panel -> (6, 6) shares, rows planted, columns found.
+    """
+    fig, axes = new_figure(1, len(confusions), height=3.9, share_y=True)
+    names = [label(name) for name in SIX]
+    for axis, (name, table) in zip(axes[0], confusions.items(), strict=True):
+        values = table.loc[SIX, SIX].to_numpy()
+        image = axis.imshow(values, vmin=0, vmax=1, cmap="cividis")
+        for row, column in np.ndindex(values.shape):
+            ink = "black" if values[row, column] > 0.55 else "white"
+            text = f"{values[row, column]:.2f}"
+            axis.text(column, row, text, ha="center", va="center", fontsize=7, color=ink)
+        axis.set_xticks(range(len(SIX)), names, rotation=40, ha="right", rotation_mode="anchor")
+        axis.set_yticks(range(len(SIX)), names)
+        axis.set_xlabel(f"found by {label(name)}", labelpad=2)
+        axis.grid(visible=False)
+    axes[0, 0].set_ylabel("planted")
+    fig.colorbar(image, ax=axes[0].tolist(), label="share of the planted", shrink=0.75)
+    return fig
