@@ -1,6 +1,6 @@
 # make run [RUN=quick] [DATA=folder] [MODEL=name]   one run of the notebooks; report in results/<RUN>/report.html
 # make test | test-slow                             tests and notebooks | torture and simulations
-# make lab | notebooks | bench | lint | clean
+# make lab | notebooks | bench | lint | lines | clean
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -9,11 +9,11 @@ DATA   ?=
 MODEL  ?=
 
 BIN := $(VENV)/bin
-NOTEBOOKS := $(sort $(wildcard notebooks/[0-9][0-9]_*.ipynb))
+NOTEBOOKS := $(sort $(wildcard notebooks/[0-9][0-9]*_*.ipynb))
 NBVAL := --nbval --nbval-sanitize-with tests/nbval.cfg --nbval-current-env --nbval-cell-timeout=600
 LAB_SETTINGS := $(VENV)/share/jupyter/lab/settings
 
-.PHONY: browser-check run test test-slow lab bench notebooks lint clean env
+.PHONY: run test test-slow lab notebooks browser-check bench lint lines clean env
 
 run: env
 	@$(BIN)/python -m steerlib run params/$(RUN).yaml $(if $(DATA),--data '$(DATA)') $(if $(MODEL),--model '$(MODEL)')
@@ -21,7 +21,7 @@ run: env
 # A fresh results folder, or the notebooks would replay a finished sweep and could not fail.
 test: env
 	@results=$$(mktemp -d) && trap 'rm -rf "$$results"' EXIT && \
-	STEERLIB_RESULTS=$$results STEER_BATCH=1 PLOTLY_RENDERER=plotly_mimetype \
+	STEERLIB_RESULTS=$$results PLOTLY_RENDERER=plotly_mimetype \
 	$(BIN)/python -m pytest -m 'not slow' tests $(if $(NOTEBOOKS),$(NOTEBOOKS) $(NBVAL))
 
 test-slow: env
@@ -31,7 +31,7 @@ lab: env
 	@$(BIN)/python -m jupyterlab --notebook-dir . $(if $(filter 0,$(shell id -u)),--allow-root)
 
 notebooks: env
-	@$(BIN)/python -m steerlib notebooks
+	@$(BIN)/python tests/stored.py
 
 # Moves the slider in a real browser; needs the extra `browser` and Chromium, else it says so.
 browser-check: env
@@ -43,7 +43,10 @@ bench: env
 	@$(BIN)/python -m benchmarks
 
 lint: env
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/ty check steerlib
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/ty check --python $(VENV) steerlib
+
+lines:
+	@$(PYTHON) tests/lines.py
 
 # Results stay: a sweep may have cost hours.
 clean:

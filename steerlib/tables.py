@@ -351,4 +351,6 @@ def progress_bar(total: int, *, what: str, unit: str, done: int = 0) -> tqdm:
     """
     path = os.environ.get(PROGRESS_FILE)
     stream = open(path, "w", buffering=1, encoding="utf-8") if path else None  # noqa: SIM115  (the bar's)
-    return tqdm(total=total, initial=done, desc=what, unit=unit, file=stream, mininterval=1, ncols=80)
+    return tqdm(
+        total=total, initial=done, desc=what, unit=unit, file=stream, mininterval=1, ncols=80, leave=not path
+    )

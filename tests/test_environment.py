@@ -1,6 +1,8 @@
 """The set-up files agree with each other: checked as data, so that no conda is needed."""
 
+import ast
 import re
+import sys
 import tomllib
 from itertools import chain
 
@@ -24,6 +26,13 @@ ASKED = [
     Requirement(line)
     for line in [*PROJECT["dependencies"], *chain(*PROJECT["optional-dependencies"].values())]
 ]
+
+COMES_WITH = {
+    "yaml": "pyyaml",
+    "huggingface_hub": "transformers",
+    "tokenizers": "transformers",
+    **dict.fromkeys(("jupyter_core", "traitlets", "IPython"), "ipykernel"),
+}
 
 
 @pytest.mark.parametrize("asked", ASKED, ids=lambda asked: asked.name)
@@ -50,7 +59,18 @@ def test_the_makefile_installs_with_the_same_pins_as_conda() -> None:
     assert "pip install -q -c constraints.txt -e '.[test]'" in (ROOT / "Makefile").read_text()
 
 
-def test_ci_runs_the_tests_and_then_the_quick_run() -> None:
+def test_ci_checks_size_and_style_then_runs_the_tests_and_the_quick_run() -> None:
     script = ROOT / ".ci" / "run"
     assert script.stat().st_mode & 0o111
-    assert re.findall(r"^make .*", script.read_text(), flags=re.MULTILINE) == ["make test", "make run"]
+    targets = re.findall(r"^make (.*)", script.read_text(), flags=re.MULTILINE)
+    assert targets == ["lines", "lint", "test", "run"]
+    assert set(targets) <= set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+
+
+def test_the_library_asks_for_all_that_it_imports() -> None:
+    nodes = [n for file in (ROOT / "steerlib").rglob("*.py") for n in ast.walk(ast.parse(file.read_text()))]
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
+    imported = {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - {"steerlib"}
+    asked = {canonicalize_name(Requirement(line).name) for line in PROJECT["dependencies"]}
+    assert {name for name in imported if canonicalize_name(COMES_WITH.get(name, name)) not in asked} == set()

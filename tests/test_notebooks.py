@@ -5,16 +5,18 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from stored import KERNEL, machine_paths
 
-from steerlib.runner import KERNEL, Parameter, machine_paths, notebook_parameters, plan, read_params
+from steerlib.params import Parameter, flat, notebook_parameters, read_params
+from steerlib.runner import numbered, plan
 from steerlib.tables import ROOT
 
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+NOTEBOOKS = numbered(ROOT / "notebooks")
 ALL = [*NOTEBOOKS, *sorted((ROOT / "notebooks" / "extra").glob("*.ipynb"))]
 PARAMS = sorted((ROOT / "params").glob("*.yaml"))
 AT_THE_CALL = {"run", "data_folder"}
 LONGEST_CELL = 15
-LONGEST_IMPORTS = 20
+LONGEST_IMPORTS = 22
 LONGEST_PARAMETERS = 36
 
 numbered_notebook = pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
@@ -27,7 +29,7 @@ def code_cells(notebook: Path) -> list[nbformat.NotebookNode]:
 
 
 def taken() -> dict[str, dict[str, Parameter]]:
-    return {notebook.stem: notebook_parameters(notebook) for notebook in NOTEBOOKS}
+    return {notebook.stem: flat(notebook_parameters(notebook)) for notebook in NOTEBOOKS}
 
 
 @every_notebook

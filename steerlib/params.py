@@ -1,0 +1,270 @@
+"""A params file held against what the notebooks take: mistakes are found before the first notebook starts."""
+
+import ast
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+TYPES = {"str": str, "bool": bool, "int": int, "float": (int, float), "list": list, "dict": dict}
+
+WORDS = {
+    "composed_scale": "population raw",
+    "controls": "prompt_only shuffled random instructed steering_only temperature_only fixed",
+    "dtype": "float32 float64 bfloat16 float16",
+    "estimator": "paper exposure_adjusted shrunk",
+    "more_positions": r"all prompt generation first_k:\d+",
+    "pool": "answer_mean last prompt_last answer_letter",
+    "positions": r"all prompt generation first_k:\d+",
+    "prompt_labels": "given prism xstest measured",
+    "split_by": "users conversations",
+    "style": "continuation chat",
+    "styles": "continuation chat",
+    "ties": "drop half",
+}
+"""What a parameter, or each entry of its list, may be, as regular expressions; methods stand in `rules.RULES`."""
+
+SIGNED = {"alphas", "caa_alphas", "composed_alphas", "vector_alpha", "layer_shifts"}
+SHARES = {"base_top_p", "dev_share", "explorer_min_p", "path_min_p", "top_p", "train_share"}
+POSITIVE = {
+    *("basis_rank", "explorer_alpha_max", "explorer_tokens", "max_new_tokens", "max_pairs", "min_ratings"),
+    *("max_perplexity_ratio", "n_questions", "path_tokens", "prompts_per_category", "repetition_penalty"),
+}
+"""Numbers are at least 0, but for these: of any sign, from 0 to 1, above 0."""
+
+NO_PATHS = {"run", "revision", "methods", *WORDS}
+RESERVED = {"", "demo", "embedded", "prism", "scorer"}  # no paths; a folder of that name is `./demo`
+WITHIN_DATA = {"pair_file", "prompt_file", "text_files"}  # files of data_folder, absent where the hub is read
+PATH = re.compile(r"[~.]{0,2}/.*|.*/.*/.*|.*\.(csv|tsv|jsonl?|gz|parquet|safetensors|gguf|txt)")
+SECRET = re.compile(r"(?<!\w)(hf_[A-Za-z0-9]{16,}|sk-[\w-]{16,})")
+
+
+class BadInput(ValueError):
+    """A mistake in what the user gave; its message is one line and needs no traceback."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One line of a `parameters` cell, `name: annotation = default`."""
+
+    name: str
+    annotation: str
+    default: Any
+
+    def takes(self, value: object) -> bool:
+        """Whether the value is of the annotated type; a whole number serves as a float, True is no number."""
+        return _fits(value, ast.parse(self.annotation, mode="eval").body)
+
+
+def _fits(value: object, annotation: ast.expr) -> bool:
+    match annotation:
+        case ast.Constant(value=None):
+            return value is None
+        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
+            return _fits(value, left) or _fits(value, right)
+        case ast.Name(id=name) if name in TYPES:
+            return isinstance(value, TYPES[name]) and (name == "bool" or not isinstance(value, bool))
+        case ast.Subscript(value=ast.Name(id="list"), slice=item):
+            return isinstance(value, list) and all(_fits(entry, item) for entry in value)
+        case ast.Subscript(value=ast.Name(id="dict"), slice=ast.Tuple(elts=[key, item])):
+            return isinstance(value, dict) and all(_fits(k, key) and _fits(v, item) for k, v in value.items())
+    raise BadInput(f"a parameter cannot be annotated {ast.unparse(annotation)!r}")
+
+
+def notebook_parameters(notebook: Path) -> dict[str, Parameter]:
+    """Parameters that a notebook takes, by name, read from its cell tagged `parameters` without running it.
+
+    Raises:
+        BadInput: not exactly one such cell, or a line of it that is not `name: type = literal`.
+    """
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    tagged = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+    if len(tagged) != 1:
+        raise BadInput(f"{notebook.name} has {len(tagged)} cells tagged 'parameters', not 1")
+    parameters = {}
+    for line in ast.parse("".join(tagged[0]["source"])).body:
+        try:
+            name, annotation = ast.unparse(line.target), ast.unparse(line.annotation)
+            parameters[name] = Parameter(name, annotation, ast.literal_eval(line.value))
+        except (AttributeError, ValueError):
+            raise BadInput(
+                f"{notebook.name}: {ast.unparse(line)!r} in the parameters is not `name: type = literal`"
+            ) from None
+        if not parameters[name].takes(parameters[name].default):
+            raise BadInput(f"{notebook.name}: {ast.unparse(line)!r}: the default is not {annotation}")
+    return parameters
+
+
+def flat(parameters: Mapping[str, Parameter]) -> dict[str, Parameter]:
+    """The keys of a params file: each parameter, but for a dict with entries each of those."""
+    found = {}
+    for name, parameter in parameters.items():
+        entries = parameter.default if isinstance(parameter.default, dict) else {}
+        inside = {key: Parameter(key, _type(value), value) for key, value in entries.items()}
+        found |= inside or {name: parameter}
+    return found
+
+
+def _type(default: object) -> str:
+    if isinstance(default, list) and default:
+        return f"list[{_type(default[0])}]"
+    return "str | float | None" if default is None else type(default).__name__
+
+
+def handed(params: Mapping[str, Any], parameters: Mapping[str, Parameter]) -> dict[str, Any]:
+    """What one notebook is handed of a params file; a dict of which some entries are given keeps its others."""
+    found = {name: params[name] for name in parameters if name in params}
+    for name in parameters.keys() - found:
+        entries = flat({name: parameters[name]})
+        if params.keys() & entries:
+            found[name] = {key: params.get(key, entry.default) for key, entry in entries.items()}
+    return found
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML as usual, but a key given twice is refused: the first would be lost without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.MarkedYAMLError(None, None, f"{key!r} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def read_params(path: Path) -> dict[str, Any]:
+    """Keys and values of a flat params file; an empty file is a run with all defaults.
+
+    Raises:
+        BadInput: the file is absent, not YAML, not a mapping, or gives a key twice.
+    """
+    try:
+        params = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
+    except OSError:
+        raise BadInput(f"params file {path} does not exist") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as failure:
+        raise BadInput(f"{path} is not valid YAML: {' '.join(str(failure).split())}") from None
+    if params is None:
+        return {}
+    if not isinstance(params, dict) or not all(isinstance(key, str) for key in params):
+        raise BadInput(f"{path} must hold lines `key: value` with keys that are words, not {params!r}")
+    return params
+
+
+def check_params(params: Mapping[str, Any], notebooks: Mapping[str, Mapping[str, Parameter]]) -> None:
+    """Refuse a secret, a key that no notebook takes, a wrong type, a number out of range and a misspelt word.
+
+    Args:
+        params: keys and values as given.
+        notebooks: parameters of each notebook, by notebook, as `flat` gives them.
+
+    Raises:
+        BadInput: naming every offending key, what was expected and what was given.
+    """
+    takers: dict[str, list[Parameter]] = {}
+    for parameter in (parameter for taken in notebooks.values() for parameter in taken.values()):
+        takers.setdefault(parameter.name, []).append(parameter)
+    secrets = [key for key, value in _leaves(params) if _is_secret(key, value, [*takers])]
+    if secrets:
+        raise BadInput(
+            f"{', '.join(secrets)}: params end up in executed notebooks, so a secret must not be among them;"
+            " put it in the environment (HF_TOKEN for the hub)"
+        )
+    problems = [problem for name, value in params.items() for problem in _problems(name, value, takers)]
+    if problems:
+        raise BadInput("; ".join(dict.fromkeys(problems)))
+
+
+def _leaves(value: Mapping | list, key: str = "") -> Iterator[tuple[str, Any]]:
+    """All values at any depth, each with the key nearest to it."""
+    for name, entry in value.items() if isinstance(value, Mapping) else ((key, entry) for entry in value):
+        nested = isinstance(entry, Mapping | list)
+        yield from _leaves(entry, str(name)) if nested else [(str(name), entry)]
+
+
+def _is_secret(key: str, value: object, known: Sequence[str]) -> bool:
+    """By its value; or by its key, unless that is almost a parameter's, as max_new_token is."""
+    words = re.split(r"[^a-z]+", key.lower())
+    named = words[-1] in {"token", "key", "apikey"} or {"secret", "password", "passwd"} & set(words)
+    typo = get_close_matches(key, known, n=1, cutoff=0.85)
+    return bool(named and not typo) or (isinstance(value, str) and SECRET.search(value) is not None)
+
+
+def _nearest(word: str, known: Sequence[str]) -> str:
+    close = get_close_matches(word, known, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"there are {', '.join(sorted(known))}"
+
+
+def _problems(name: str, value: Any, takers: Mapping[str, Sequence[Parameter]]) -> Iterator[str]:
+    if name not in takers:
+        yield f"unknown parameter {name!r}; {_nearest(name, [*takers])}"
+        return
+    for taker in takers[name]:
+        if not taker.takes(value):
+            yield f"{name} must be {taker.annotation}, as in {taker.default!r}, not {value!r}"
+            if re.search(r"'[-+]?\d+e[-+]?\d+'", repr(value)):
+                yield "YAML reads 1e-4 as text, write 1.0e-4"
+            return
+    if isinstance(value, list) and any(value.count(entry) > 1 for entry in value):
+        yield f"{name} has a value twice: {value!r}"
+    for _, entry in _leaves({name: value}):
+        if isinstance(entry, float) and not math.isfinite(entry):
+            yield f"{name} must be finite, not {entry!r}"
+        elif isinstance(entry, int | float) and not isinstance(value, dict):
+            low, high = (-math.inf if name in SIGNED else 0), (1 if name in SHARES else math.inf)
+            if not low <= entry <= high or (entry == 0 and name in POSITIVE):
+                allowed = "above 0" if name in POSITIVE else "from 0 to 1" if name in SHARES else "at least 0"
+                yield f"{name} must be {allowed}, not {entry}"
+        elif name in WORDS and entry and not any(re.fullmatch(word, entry) for word in WORDS[name].split()):
+            yield f"{name}: {entry!r} is unknown; {_nearest(entry, WORDS[name].split())}"
+        elif name == "methods" and not any(entry in taker.default for taker in takers[name]):
+            from steerlib.rules import RULES  # here, because torch comes with it
+
+            if entry not in RULES:
+                yield f"{name}: {entry!r} is unknown; {_nearest(entry, [*RULES])}"
+
+
+def resolved(
+    params: Mapping[str, Any], folders: Sequence[Path]
+) -> tuple[dict[str, Any], dict[str, list[Path]]]:
+    """Params with every file and folder that they name as an absolute path, and those paths by parameter.
+
+    Args:
+        params: keys and values, checked.
+        folders: where relative paths are looked for, in this order; then in the data folder.
+
+    Raises:
+        BadInput: something that is written as a path, and is in none of the folders.
+    """
+    changed, inputs = dict(params), {}
+    for name in sorted(params.keys() - NO_PATHS, key=lambda name: (name != "data_folder", name)):
+        entries = params[name] if isinstance(params[name], list) else [params[name]]
+        found = [_located(name, entry, folders) for entry in entries]
+        if paths := [path for _, path in found if path]:
+            changed[name] = [text for text, _ in found] if isinstance(params[name], list) else found[0][0]
+            inputs[name] = paths
+        if name == "data_folder":
+            folders = [*folders, *paths]
+    return changed, inputs
+
+
+def _located(name: str, entry: Any, folders: Sequence[Path]) -> tuple[Any, Path | None]:
+    """A value, with the file or folder that it names as an absolute path where it names one; and that path."""
+    if not isinstance(entry, str) or not entry.isprintable() or entry in RESERVED:
+        return entry, None
+    kind, text = re.findall(r"^((?:local:|reward:|scorer:|endpoint:)?)(.*)", entry)[0]  # of a judge
+    places = [(folder / Path(text).expanduser()).absolute() for folder in folders]
+    for place in places if text else []:
+        if place.exists():
+            return f"{kind}{place}", place
+    written = PATH.fullmatch(text) and kind != "endpoint:" and name not in WITHIN_DATA
+    if name == "data_folder" or written:
+        looked = " and ".join(dict.fromkeys(map(str, places)))
+        raise BadInput(f"{name}: {entry!r} is not there; looked for {looked}")
+    return entry, None
