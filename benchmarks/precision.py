@@ -111,7 +111,7 @@ def _steered(frozen: FrozenModel, request: Request, answer: Sequence[int]) -> Te
         for name, stream in request.branches.items()
     }
     alpha = torch.full((len(answer) + 1,), request.alpha, dtype=torch.float64)
-    return RULES[request.method].combine(z, alpha)
+    return RULES[request.method].steer(z, alpha)
 
 
 def _row(alpha: Hashable, answers: pd.DataFrame) -> dict:

@@ -18,7 +18,7 @@ from benchmarks.plain import (
 )
 from benchmarks.setting import Setting, stated
 from benchmarks.timing import Answers, Decoder, compared, race, write
-from steerlib.decoding import Sampling, decode, make_arms
+from steerlib.decoding import RULES, Sampling, decode, make_arms
 from steerlib.decoding.requests import Request, make_requests
 
 Item = TypeVar("Item")
@@ -52,7 +52,7 @@ def _decoders(setting: Setting, method: str, sampling: Sampling) -> list[Decoder
     everything, one = "all prompts and alphas", "1 answer"
     many = f"{size.prompts} prompts, 1 alpha"
     ours = Decoder(OURS, everything, lambda: by_arm(decode(frozen, prompts, arms)))
-    if method == "anti_expert":
+    if "expert" not in RULES[method].branches:
         guidance = partial(library_guidance, setting.peer)
         single = [[request] for request in some]
         return [

@@ -15,11 +15,10 @@ from benchmarks.plain import generated
 from benchmarks.rules import OURS, by_arm, spread
 from benchmarks.setting import Setting, stated
 from benchmarks.timing import Answers, Decoder, compared, race, write
-from steerlib.decoding import Sampling, decode, make_arms
+from steerlib.decoding import Sampling, VectorFamily, decode, make_arms
 from steerlib.models import FrozenModel
 from steerlib.reading import prompt_ids
 
-NAME = "random"
 Steered = Callable[[float], AbstractContextManager[None]]
 """A peer's way to steer the model with a coefficient, under `with`."""
 
@@ -29,9 +28,10 @@ def run(setting: Setting) -> pd.DataFrame:
     frozen, size, about = setting.frozen, setting.size, stated(setting)
     sampling = Sampling(temperature=0, repetition_penalty=1.0, max_new_tokens=size.tokens)
     vector = random_vector(frozen)
-    arms = make_arms("caa", size.alphas, vector=NAME, sampling=sampling)
+    family = VectorFamily("random", {"": vector}, control="random_vector")
+    arms = make_arms("caa", size.alphas, family=family, sampling=sampling)
     prompts = setting.prompts()
-    steer = partial(decode, frozen, prompts, arms, vectors={NAME: vector})
+    steer = partial(decode, frozen, prompts, arms, vectors=[family])
     contexts = {p.prompt_id: prompt_ids(frozen, p.prompt, style="continuation") for p in prompts.itertuples()}
     few = arms[arms["alpha"].isin(spread(size.alphas, size.batched_alphas))]
     whole = "all prompts and coefficients"

@@ -20,9 +20,13 @@ Source: after Lee et al., Programming Refusal with Conditional Activation Steeri
 cosines with a subspace; ours is the projection on one direction.
 """
 
+import hashlib
+import math
 import re
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -32,6 +36,7 @@ from torch import Tensor, nn
 
 from steerlib.models import FrozenModel, decoder_blocks
 from steerlib.reading import left_padded, position_ids, prompt_ids, read_history
+from steerlib.rules import RULES
 from steerlib.tables import check_table
 
 POOLS = ("answer_mean", "last", "prompt_last", "answer_letter")
@@ -103,6 +108,146 @@ def _ends(spans: Sequence[range]) -> tuple[list[int], list[int]]:
 
 
 Vectors = Mapping[int, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class VectorFamily:
+    """A steering vector for everybody, or one for each user.
+
+    Attributes:
+        name: of the family: "population", "random", "dislike_weighted", "coordinates" or one of your own.
+        vectors: by user_id and layer, `(d_model,)` in activation units; under "" the one for everybody.
+        vector_user: "" for everybody's, "own" for each user's, "shuffled" where each user has another user's.
+        control: "" for a family under study, else "random_vector" or "shuffled_profile".
+        unit: what an alpha of 1 adds: "vector", the vector itself; "residual" where it has the residual's norm.
+
+    Raises:
+        ValueError: vectors by user in a family for everybody, or the other way round.
+    """
+
+    name: str
+    vectors: Mapping[str, Vectors]
+    vector_user: str = ""
+    control: str = ""
+    unit: str = "vector"
+
+    def __post_init__(self) -> None:
+        if not self.vectors or (set(self.vectors) == {""}) != (self.vector_user == ""):
+            raise ValueError(
+                f"family {self.name!r} has vector_user {self.vector_user!r} and vectors of {[*self.vectors][:3]}"
+            )
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash of the numbers, the same however the file was written: other vectors are other arms."""
+        content = hashlib.sha256()
+        for user, vectors in sorted(self.vectors.items()):
+            for layer, vector in sorted(vectors.items()):
+                content.update(
+                    f"{user}\x1f{layer}\x1e".encode() + vector.detach().cpu().float().numpy().tobytes()
+                )
+        return content.hexdigest()[:8]
+
+    @property
+    def layers(self) -> str:
+        """The layers as text, for instance "15-21"."""
+        layers = sorted(next(iter(self.vectors.values())))
+        whole = layers == [*range(layers[0], layers[-1] + 1)] and len(layers) > 1
+        return f"{layers[0]}-{layers[-1]}" if whole else ",".join(map(str, layers))
+
+    def user(self, user_id: str) -> str:
+        """The key of `vectors` that a user is steered by.
+
+        Raises:
+            ValueError: the family has no vector for this user.
+        """
+        key = user_id if self.vector_user else ""
+        if key not in self.vectors:
+            raise ValueError(f"family {self.name!r} has no vector for user {user_id!r}")
+        return key
+
+    def of(self, user_id: str) -> Vectors:
+        """Vectors by layer that a user is steered by, see `user`."""
+        return self.vectors[self.user(user_id)]
+
+
+VectorKey = tuple[str, ...]
+"""Digest of a family and user_id of its vector; empty for no vector."""
+
+
+def vectors_by_key(families: Sequence[VectorFamily]) -> dict[VectorKey, Vectors]:
+    """All vectors of some families."""
+    return {(one.digest, user): vectors for one in families for user, vectors in one.vectors.items()}
+
+
+def family_of(arm: Mapping, families: Sequence[VectorFamily]) -> VectorFamily:
+    """The family that an arm is steered by.
+
+    Raises:
+        ValueError: it is not among those given; both are named.
+    """
+    wanted = (arm["family"], arm["vector_user"], arm["vector"])
+    for family in families:
+        if (family.name, family.vector_user, family.digest) == wanted:
+            return family
+    given = ", ".join(" ".join((f.name, f.vector_user, f.digest)) for f in families) or "none"
+    raise ValueError(f"arm {arm['arm_id']} needs the vectors {' '.join(wanted)!r}; given are {given}")
+
+
+@dataclass(frozen=True)
+class Factor:
+    """What alpha is multiplied by, prompt by prompt: SDA's a = F(S), or the gate (0 or 1) of conditional steering.
+
+    Attributes:
+        name: what it is, for instance "sigmoid" or "gate".
+        values: by prompt_id.
+    """
+
+    name: str
+    values: Mapping[str, float]
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash of the values: answers under other factors are other arms."""
+        text = "\n".join(f"{prompt}={float(value)!r}" for prompt, value in sorted(self.values.items()))
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+class Strength(NamedTuple):
+    """Alpha of the logits and alpha of the vector, each multiplied by the prompt's factor."""
+
+    logits: float
+    vector: float
+
+
+def strength(arm: Mapping, prompt_id: str = "", factors: Sequence[Factor] = ()) -> Strength:
+    """How strongly an arm steers a prompt.
+
+        alpha F,    F = 1, a number, or the prompt's value of a factor
+
+    Args:
+        arm: a row of the arms table.
+        prompt_id: the prompt.
+        factors: those that arms name.
+
+    Raises:
+        ValueError: no such factor, or one that is not finite for this prompt.
+    """
+    name, alpha = arm["factor"], arm["alpha"]
+    by_name = {factor.name: factor.values for factor in factors}
+    if name in by_name:
+        value = float(by_name[name].get(prompt_id, math.nan))
+    else:
+        try:
+            value = float(name or 1)
+        except ValueError:
+            raise ValueError(
+                f"arm {arm['arm_id']}: no factor is called {name!r}; there are {[*by_name]}"
+            ) from None
+    if not math.isfinite(value):
+        raise ValueError(f"arm {arm['arm_id']}: factor {name!r} of prompt {prompt_id} is {value}")
+    of_vector = alpha if RULES[arm["method"]].acts_on == "residual" else arm["vector_alpha"]
+    return Strength(alpha * value, of_vector * value)
 
 
 def check_layers(layers: Sequence[int], n_layers: int) -> None:
@@ -343,15 +488,12 @@ def _forward_residuals(
 
 
 @contextmanager
-def steering_hooks(
-    frozen: FrozenModel, vectors: Mapping[str, Vectors]
-) -> Generator[ResidualDose, None, None]:
-    """Residual hooks for vectors by name; a vector without a layer adds nothing there."""
-    layers = sorted({layer for vector in vectors.values() for layer in vector})
+def steering_hooks(frozen: FrozenModel, vectors: Sequence[Vectors]) -> Generator[ResidualDose, None, None]:
+    """Residual hooks for several vectors; one without a layer adds nothing there."""
+    layers = sorted({layer for vector in vectors for layer in vector})
     nothing = torch.zeros(frozen.d_model)
     directions = {
-        layer: torch.stack([v.get(layer, nothing) for v in vectors.values()]).to(frozen.device)
-        for layer in layers
+        layer: torch.stack([v.get(layer, nothing) for v in vectors]).to(frozen.device) for layer in layers
     }
     with residual_hooks(frozen.model, directions) as dose:
         yield dose
@@ -493,10 +635,10 @@ def residual_norms(
 def doses(
     arms: pd.DataFrame,
     norms: pd.DataFrame,
-    vectors: Mapping[str, Vectors],
+    vectors: Sequence[VectorFamily],
     prompts: pd.DataFrame,
     *,
-    factors: Mapping[str, Mapping[str, float]] | None = None,
+    factors: Sequence[Factor] = (),
 ) -> pd.DataFrame:
     """Relative size of what each arm adds to the residual, for each prompt and layer.
 
@@ -508,56 +650,29 @@ def doses(
     Args:
         arms: the arms table; arms without a vector have no dose and no rows.
         norms: see `residual_norms`, of every layer that a vector has.
-        vectors: by name, as given to `decode`; those of a user are `<vector>/<user_id>`.
-        prompts: prompt_id and, for personal vectors, user_id.
-        factors: by name and prompt_id, as given to `decode`: a gate that is 0 gives a dose of 0.
+        vectors: families, as given to `decode`.
+        prompts: prompt_id and, for vectors of each user, user_id.
+        factors: as given to `decode`: a gate that is 0 gives a dose of 0.
 
     Returns:
         The doses table: arm_id, prompt_id, layer, norm (of h_l), dose (dimensionless).
 
     Raises:
-        ValueError: no such vector or factor, or no norm of a prompt at a layer; arm, prompt and layer are named.
+        ValueError: no such family, user or factor, or no norm of a prompt at a layer; prompt and layer are named.
     """
-    length = {
-        name: {layer: float(v.double().norm()) for layer, v in vector.items()}
-        for name, vector in vectors.items()
-    }
     known = norms.set_index(["prompt_id", "layer"])["norm"].to_dict()
-    rows = []
-    for arm in arms[arms["vector"] != ""].to_dict("records"):
+    rows, lengths = [], {}
+    for arm in arms[arms["family"] != ""].to_dict("records"):
+        family = family_of(arm, vectors)
         for prompt in prompts.to_dict("records"):
-            strength = abs(_strength(arm, prompt["prompt_id"], factors or {}))
-            for layer, size in length[_vector_name(arm, prompt, vectors)].items():
+            alpha = abs(strength(arm, prompt["prompt_id"], factors).vector)
+            user = family.user(prompt.get("user_id", ""))
+            if (family, user) not in lengths:
+                lengths[family, user] = {n: float(v.double().norm()) for n, v in family.vectors[user].items()}
+            for layer, length in lengths[family, user].items():
                 norm = known.get((prompt["prompt_id"], layer))
                 if norm is None:
                     raise ValueError(f"no norm of prompt {prompt['prompt_id']} at layer {layer}")
-                rows.append((arm["arm_id"], prompt["prompt_id"], layer, norm, strength * size / norm))
+                rows.append((arm["arm_id"], prompt["prompt_id"], layer, norm, alpha * length / norm))
     columns = pd.Index(["arm_id", "prompt_id", "layer", "norm", "dose"])
     return check_table("doses", pd.DataFrame(rows, columns=columns))
-
-
-def _vector_name(arm: Mapping, prompt: Mapping, vectors: Mapping[str, Vectors]) -> str:
-    """The vector that steers the prompt: the one that all share, else its user's."""
-    personal = f"{arm['vector']}/{prompt.get('user_id', '')}"
-    for name in (arm["vector"], personal):
-        if name in vectors:
-            return name
-    raise ValueError(
-        f"arm {arm['arm_id']}, prompt {prompt['prompt_id']}: no vector is called {arm['vector']!r} or {personal!r}"
-    )
-
-
-def _strength(arm: Mapping, prompt_id: str, factors: Mapping[str, Mapping[str, float]]) -> float:
-    alpha = arm["alpha"] if arm["method"] == "caa" else arm["vector_alpha"]
-    name = arm["factor"]
-    if not name:
-        return alpha
-    if name not in factors:
-        try:
-            return alpha * float(name)
-        except ValueError:
-            raise ValueError(f"arm {arm['arm_id']}: no factor is called {name!r}") from None
-    value = factors[name].get(prompt_id)
-    if value is None:
-        raise ValueError(f"arm {arm['arm_id']}: factor {name!r} has no value for prompt {prompt_id}")
-    return alpha * float(value)

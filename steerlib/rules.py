@@ -1,6 +1,7 @@
-"""What SDA adds to its rule: how strongly a judged answer calls for steering, and a temperature by divergence.
+"""Steering rules on next-token logits: pure functions, and the registry of all methods.
 
-Steering rules on next-token logits: pure functions, no model, no sampling.
+A rule is a line in alpha: steered logits = intercept + alpha * slope. Everything that knows a method (decoding, alpha
+path, multiple choice, likelihood, figures) reads `RULES`; a new rule is an entry there and nothing else.
 """
 
 import math
@@ -16,17 +17,14 @@ Alpha = float | Tensor
 
 
 def expert_anti_expert(z_base: Tensor, z_expert: Tensor, z_anti: Tensor, alpha: Alpha) -> Tensor:
-    """Move towards the expert branch and away from the anti-expert branch.
+    """Logits moved towards the expert branch and away from the anti-expert branch.
 
         z_new = z_B + alpha (z_E - z_A)
 
     Args:
         z_base, z_expert, z_anti: raw next-token logits of the three branches, `(batch, vocab)`, in nats up to one
-            constant a row; taken before repetition penalty, temperature and nucleus.
-        alpha: dimensionless strength, a number or one a row, `(batch,)`; 0 gives `z_base` itself.
-
-    Returns:
-        Steered logits, `(batch, vocab)`.
+            constant per row; taken before repetition penalty, temperature and nucleus.
+        alpha: dimensionless strength, a number or one per row, `(batch,)`; 0 gives `z_base` itself.
 
     Raises:
         ValueError: the branches differ in shape, or alpha is not finite.
@@ -39,21 +37,18 @@ def expert_anti_expert(z_base: Tensor, z_expert: Tensor, z_anti: Tensor, alpha: 
             f"branch logits differ in shape: base {tuple(z_base.shape)}, "
             f"expert {tuple(z_expert.shape)}, anti-expert {tuple(z_anti.shape)}"
         )
-    if not torch.as_tensor(alpha).isfinite().all():
+    strength = torch.as_tensor(alpha, dtype=z_base.dtype, device=z_base.device)
+    if not strength.isfinite().all():
         raise ValueError(f"alpha must be finite, not {alpha}")
-    return _moved(z_base, z_expert, z_anti, alpha)
+    return z_base + (strength.reshape(-1, 1) if strength.ndim else strength) * (z_expert - z_anti)
 
 
 def anti_expert(z_base: Tensor, z_anti: Tensor, alpha: Alpha) -> Tensor:
-    """Move away from the anti-expert branch: the rule above with the base as its own expert.
+    """Logits moved away from the anti-expert branch: `expert_anti_expert` with the base as its own expert.
 
         z_new = z_B + alpha (z_B - z_A)
 
     This is classifier-free guidance with scale 1 + alpha, the anti-expert context being the negative one.
-
-    Args:
-        z_base, z_anti: raw next-token logits, `(batch, vocab)`.
-        alpha: dimensionless strength, a number or one a row, `(batch,)`.
 
     Source: STEER-Away, sec. 4.
     """
@@ -61,7 +56,7 @@ def anti_expert(z_base: Tensor, z_anti: Tensor, alpha: Alpha) -> Tensor:
 
 
 def sda(z_plain: Tensor, z_instructed: Tensor, amplification: Alpha, k: float = 2.0) -> Tensor:
-    """Move beyond the instructed branch, away from the plain one, as far as the first answer fell short.
+    """Logits moved beyond the instructed branch, away from the plain one, as far as the first answer fell short.
 
         z_new = z_2 + k a (z_2 - z_1)
 
@@ -70,16 +65,139 @@ def sda(z_plain: Tensor, z_instructed: Tensor, amplification: Alpha, k: float = 
 
     Args:
         z_plain, z_instructed: raw next-token logits without and with the alignment instruction, `(batch, vocab)`.
-        amplification: a = F(S), dimensionless, a number or one a row, see `amplification`.
+        amplification: a = F(S), dimensionless, a number or one per row, see `amplification`.
         k: strength, dimensionless; the authors' code has 2.
 
-    Raises:
-        ValueError: the branches differ in shape, or k a is not finite.
-
     Source: SDA, eqs. 4 and 5, whose printed arguments are exchanged; the sign is that of the authors' code. They
-    combine log-probabilities; raw logits differ from those by a constant a row, which no softmax sees.
+    combine log-probabilities; raw logits differ from those by a constant per row, which no softmax sees.
     """
     return expert_anti_expert(z_instructed, z_instructed, z_plain, k * amplification)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One method: how it makes steered logits from those of its branches, and what is said of it.
+
+    Attributes:
+        name: its key in `RULES`, and the column `method` of its arms.
+        branches: those it needs besides "base", which every method has as its reference. "steered" is the base with a
+            vector in its residual stream; every other one is a context of that name, or a trained model.
+        steer: raw logits by branch, `(batch, vocab)` each, and alpha, `(batch,)` -> steered logits. It must be linear
+            in alpha, and should call its formula by the module-level name.
+        label, colour: of figures.
+        acts_on: "logits", "residual" (alpha is the vector's, not the logits'), "context" (no alpha) or "text" (another
+            model rewrites the answer).
+        control: what answers at equal strength without the signal: "shuffled_profile", "random_vector" or "".
+        zero: the method that alpha = 0 equals.
+        symbol: what its strength is called.
+    """
+
+    name: str
+    branches: tuple[str, ...]
+    steer: Callable[[Mapping[str, Tensor], Tensor], Tensor]
+    label: str
+    colour: str
+    acts_on: str = "logits"
+    control: str = ""
+    zero: str = "base"
+    symbol: str = "alpha"
+
+    @property
+    def has_alpha(self) -> bool:
+        """Whether the method has a strength."""
+        return self.acts_on in ("logits", "residual")
+
+    @property
+    def context_branches(self) -> tuple[str, ...]:
+        """Branches that read a context, or that a trained model stands for."""
+        return tuple(name for name in self.branches if name != "steered")
+
+    @property
+    def instructed(self) -> bool:
+        """Whether it reads the alignment instruction: then its strength is k a, and its temperature may fall."""
+        return "instructed" in self.branches
+
+    def line(self, z: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Intercept and slope of the steered logits as a line in alpha, `(batch, vocab)` each.
+
+            intercept = steer(z, 0),    slope = steer(z, 1) - steer(z, 0)
+
+        Args:
+            z: raw logits by branch; in float64, or the line is no more exact than they are.
+        """
+        zeros = torch.zeros_like(z["base"][:, 0])
+        intercept = self.steer(z, zeros)
+        return intercept, self.steer(z, zeros + 1) - intercept
+
+
+RULES: dict[str, Rule] = {
+    rule.name: rule
+    for rule in (
+        Rule("base", (), lambda z, alpha: z["base"], "Base", "#7f7f7f", "context"),  # noqa: ARG005
+        Rule("prompt_only", ("expert",), lambda z, alpha: z["expert"], "Prompt only", "#cc79a7", "context"),  # noqa: ARG005
+        Rule(
+            "anti_expert",
+            ("anti",),
+            lambda z, alpha: anti_expert(z["base"], z["anti"], alpha),
+            "Anti-Expert",
+            "#d55e00",
+            control="shuffled_profile",
+        ),
+        Rule(
+            "expert_anti_expert",
+            ("expert", "anti"),
+            lambda z, alpha: expert_anti_expert(z["base"], z["expert"], z["anti"], alpha),
+            "Expert-Anti-Expert",
+            "#0072b2",
+            control="shuffled_profile",
+        ),
+        Rule(
+            "instructed",
+            ("instructed",),
+            lambda z, alpha: z["instructed"],  # noqa: ARG005
+            "Instruction only",
+            "#56b4e9",
+            "context",
+        ),
+        Rule(
+            "sda",
+            ("instructed",),
+            lambda z, alpha: sda(z["base"], z["instructed"], alpha, k=1.0),
+            "SDA",
+            "#e69f00",
+            control="shuffled_profile",
+            zero="instructed",
+            symbol="k",
+        ),
+        Rule(
+            "caa",
+            ("steered",),
+            lambda z, alpha: z["steered"],  # noqa: ARG005
+            "CAA",
+            "#009e73",
+            "residual",
+            control="random_vector",
+        ),
+        Rule("aligner", (), lambda z, alpha: z["base"], "Aligner", "#000000", "text"),  # noqa: ARG005
+    )
+}
+"""Every method. The alpha of a request is already multiplied by its prompt's factor: for "sda" it is k a."""
+
+
+def check_method(method: str) -> Rule:
+    """The rule of a method.
+
+    Raises:
+        ValueError: no such method; those there are get named.
+    """
+    if method not in RULES:
+        raise ValueError(f"method {method!r} is none of {', '.join(RULES)}")
+    return RULES[method]
+
+
+def acting_on(*acts_on: str) -> tuple[str, ...]:
+    """Names of the methods that act on any of these: "logits", "residual", "context", "text"."""
+    return tuple(name for name, rule in RULES.items() if rule.acts_on in acts_on)
 
 
 def base_nucleus(z_base: Tensor, top_p: Tensor) -> Tensor:
@@ -100,54 +218,6 @@ def base_nucleus(z_base: Tensor, top_p: Tensor) -> Tensor:
     inside = (mass.cumsum(-1) - mass < top_p[:, None]).sum(-1)
     threshold = ranked.gather(-1, (inside - 1).clamp_min(0)[:, None])
     return (z_base >= threshold) | (top_p[:, None] >= 1)
-
-
-def _moved(z: Tensor, towards: Tensor, away: Tensor, alpha: Alpha) -> Tensor:
-    """The line itself; it looks at no number, so that a GPU need not be waited for."""
-    strength = torch.as_tensor(alpha, dtype=z.dtype, device=z.device)
-    return z + (strength.reshape(-1, 1) if strength.ndim else strength) * (towards - away)
-
-
-@dataclass(frozen=True)
-class Rule:
-    """How a method makes the steered logits from those of its branches.
-
-    Attributes:
-        branches: names of the branches it needs besides "base", which every method has as its reference.
-        combine: branch logits by name, `(batch, vocab)` each, and alpha `(batch,)` -> steered logits.
-    """
-
-    branches: tuple[str, ...]
-    combine: Callable[[Mapping[str, Tensor], Tensor], Tensor]
-
-
-RULES: Mapping[str, Rule] = {
-    "base": Rule((), lambda z, alpha: z["base"]),  # noqa: ARG005
-    "prompt_only": Rule(("expert",), lambda z, alpha: z["expert"]),  # noqa: ARG005
-    "anti_expert": Rule(("anti",), lambda z, alpha: _moved(z["base"], z["base"], z["anti"], alpha)),
-    "expert_anti_expert": Rule(
-        ("expert", "anti"), lambda z, alpha: _moved(z["base"], z["expert"], z["anti"], alpha)
-    ),
-    "instructed": Rule(("instructed",), lambda z, alpha: z["instructed"]),  # noqa: ARG005
-    "sda": Rule(("instructed",), lambda z, alpha: _moved(z["instructed"], z["instructed"], z["base"], alpha)),
-    "caa": Rule(("steered",), lambda z, alpha: z["steered"]),  # noqa: ARG005
-}
-"""Every method of an arm, whose maker has checked its alpha. In "caa" alpha acts in the residual stream of the branch,
-not on its logits; in "sda" it is k, which the request has multiplied by the prompt's a."""
-
-LOGIT_METHODS = ("anti_expert", "expert_anti_expert", "sda")
-"""Methods whose logits are linear in alpha."""
-
-
-def check_method(method: str) -> Rule:
-    """The rule of a method.
-
-    Raises:
-        ValueError: no such method; those there are get named.
-    """
-    if method not in RULES:
-        raise ValueError(f"method {method!r} is none of {', '.join(RULES)}")
-    return RULES[method]
 
 
 SCORE_FUNCTIONS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = MappingProxyType(

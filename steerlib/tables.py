@@ -62,9 +62,9 @@ SCHEMA: Mapping[str, Table] = {
     ),
     "pairs": _table("pair_id user_id conversation_id prompt preferred dispreferred weight split", "pair_id"),
     "arms": _table(
-        "arm_id model contexts method alpha factor profile category vector vector_alpha layers positions style"
-        " temperature top_p min_p js_sigma min_temperature base_top_p repetition_penalty penalty_scope"
-        " max_new_tokens branches variant",
+        "arm_id model contexts method alpha unit factor profile category family vector_user control vector"
+        " vector_alpha layers positions style temperature top_p min_p js_sigma min_temperature base_top_p"
+        " repetition_penalty penalty_scope max_new_tokens branches variant",
         "arm_id",
     ),
     "generations": _table(

@@ -1,6 +1,6 @@
 """The plain decoder that the engine is held against: one answer at a time, no cache, transformers' own warpers."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -14,14 +14,24 @@ from transformers import (
 from steerlib.decoding.requests import Request
 from steerlib.decoding.sampling import gumbel_noise, text_hash
 from steerlib.models import FrozenModel
-from steerlib.rules import RULES
-from steerlib.vectors import add_to_residual
+from steerlib.residual import VectorFamily, add_to_residual
+
+FORMULAS = {
+    "base": lambda z, a: z["base"],  # noqa: ARG005
+    "prompt_only": lambda z, a: z["expert"],  # noqa: ARG005
+    "instructed": lambda z, a: z["instructed"],  # noqa: ARG005
+    "anti_expert": lambda z, a: z["base"] + a * (z["base"] - z["anti"]),
+    "expert_anti_expert": lambda z, a: z["base"] + a * (z["expert"] - z["anti"]),
+    "sda": lambda z, a: z["instructed"] + a * (z["instructed"] - z["base"]),
+    "caa": lambda z, a: z["steered"],  # noqa: ARG005
+}
+"""The rules as the papers have them, written out: nothing here is the library's."""
 
 
 def reference_answer(
     frozen: FrozenModel,
     request: Request,
-    vectors: Mapping[str, Mapping[int, Tensor]] | None = None,
+    vectors: Sequence[VectorFamily] = (),
     models: Mapping[str, FrozenModel] | None = None,
 ) -> list[int]:
     """Token ids of one answer, every branch read anew for every token."""
@@ -33,7 +43,7 @@ def reference_answer(
         }
         # A vector beside a logit rule steers the rule's base too; the base itself stays the reference.
         z_rule = z | {"base": z.get("steered", z["base"])}
-        z_new = RULES[request.method].combine(z_rule, torch.tensor([request.alpha], dtype=z["base"].dtype))
+        z_new = FORMULAS[request.method](z_rule, request.alpha)
         if request.base_top_p < 1:
             kept = TopPLogitsWarper(request.base_top_p)(torch.tensor([answer]), z["base"])
             z_new = torch.where(kept.isneginf(), kept, z_new)
@@ -54,7 +64,7 @@ def branch_logits(frozen: FrozenModel, stream, answer: list[int], vectors) -> Te
         return frozen.model(ids).logits[:, -1]
     with add_to_residual(
         frozen.model,
-        vectors[stream.vector],
+        next(f.vectors[stream.vector[1]] for f in vectors if f.digest == stream.vector[0]),
         alpha=stream.alpha,
         positions=stream.positions,
         prompt_lengths=torch.tensor([len(stream.ids)]),

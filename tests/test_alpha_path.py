@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
-from steerlib.decoding import Sampling, alpha_path, decode, make_arms
+from steerlib.decoding import Factor, Sampling, alpha_path, decode, make_arms
 from steerlib.decoding.alpha_path import Forest
 from steerlib.tables import append_part, read_table
 
@@ -17,15 +17,16 @@ GREEDY = Sampling(temperature=0, repetition_penalty=1.15, max_new_tokens=16)
 PLAIN = Sampling(temperature=0, repetition_penalty=1.0, max_new_tokens=16)
 SAMPLED = Sampling(temperature=0.7, top_p=1.0, min_p=0.05, repetition_penalty=1.15, max_new_tokens=16)
 METHODS = ("anti_expert", "expert_anti_expert", "sda")
-FACTORS = {"F(S)": {"p0": 0.4, "p1": 0.9}}
+AMPLIFICATION = Factor("F(S)", {"p0": 0.4, "p1": 0.9})
+FACTORS = [AMPLIFICATION]
 
 
-def factor(method: str) -> str:
-    return "F(S)" if method == "sda" else ""
+def factor(method: str) -> Factor | None:
+    return AMPLIFICATION if method == "sda" else None
 
 
 def path(tiny, method: str, sampling: Sampling, **settings) -> pd.DataFrame:
-    settings = {"alpha_max": 2.2, "seeds": [0, 1], "factor": factor(method), "factors": FACTORS, **settings}
+    settings = {"alpha_max": 2.2, "seeds": [0, 1], "factor": factor(method), **settings}
     return alpha_path(tiny, PROMPTS, method=method, sampling=sampling, **settings)
 
 
@@ -68,7 +69,7 @@ def test_the_path_of_sda_is_exact_under_its_temperature_by_divergence(tiny):
     sampling = dataclasses.replace(SAMPLED, js_sigma=0.1, min_temperature=0.2)
     segments = path(tiny, "sda", sampling, seeds=[0])
     alphas = np.random.default_rng(1).uniform(0, 2.2, 30)
-    arms = make_arms("sda", alphas, profile="own", sampling=sampling, factor="F(S)")
+    arms = make_arms("sda", alphas, profile="own", sampling=sampling, factor=AMPLIFICATION)
     answers = decode(tiny, PROMPTS, arms, factors=FACTORS).merge(arms[["arm_id", "alpha"]])
     for tree in trees(segments):
         plain = answers[answers.prompt_id == tree.prompt_id.iloc[0]]
@@ -79,7 +80,7 @@ def test_the_path_of_sda_is_exact_under_its_temperature_by_divergence(tiny):
 
 
 def test_a_prompt_without_amplification_has_one_answer_on_the_path(tiny):
-    segments = path(tiny, "sda", GREEDY, factors={"F(S)": {"p0": 0.0, "p1": 0.0}})
+    segments = path(tiny, "sda", GREEDY, factor=Factor("F(S)", {"p0": 0.0, "p1": 0.0}))
     assert segments[["alpha_low", "alpha_high"]].to_numpy().tolist() == [[0, 2.2]] * 2
 
 

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from steerlib.decoding import Sampling, make_arms
+from steerlib.decoding import Factor, Sampling, make_arms
 from steerlib.evaluation import arm_at, arm_path, path_against_grid, path_sampling
 
 CONTEXTS = {"toxicity": {"expert": "Be kind.", "anti": "Be vile!", "instructed": "Kindly:"}}
@@ -12,8 +12,8 @@ OWN = {"profile": "own", "contexts": CONTEXTS}
 
 
 def arm(method, alpha, **sampling):
-    factor = {"factor": "sigmoid@1"} if method == "sda" else {}
-    return make_arms(method, [alpha], sampling=Sampling(**sampling), **OWN, **factor).iloc[0]
+    factor = Factor("sigmoid", {"p": 0.3}) if method == "sda" else None
+    return make_arms(method, [alpha], sampling=Sampling(**sampling), factor=factor, **OWN).iloc[0]
 
 
 @pytest.mark.parametrize(

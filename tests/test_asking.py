@@ -4,8 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from reference import FORMULAS
 
-from steerlib.decoding import RULES, Sampling, make_arms
+from steerlib.decoding import RULES, Factor, Sampling, VectorFamily, make_arms
 from steerlib.evaluation import ask_questions, question_prompt, read_questions, sample_questions
 from steerlib.reading import prompt_ids
 from steerlib.toxicity import ATTRIBUTES
@@ -16,7 +17,9 @@ CONTEXTS = {
     for c in ATTRIBUTES
 }
 torch.manual_seed(2)
-VECTORS = {"v": {2: torch.randn(32), 3: torch.randn(32)}, "w": {1: torch.randn(32)}}
+V = VectorFamily("v", {"": {2: torch.randn(32), 3: torch.randn(32)}})
+W = VectorFamily("w", {"": {1: torch.randn(32)}})
+VECTORS = [V, W]
 QUESTIONS = sample_questions(read_questions(), 6)
 
 
@@ -35,7 +38,9 @@ def read_alone(tiny, text, arm, branch, category):
     alpha = arm.alpha if arm.method == "caa" else arm.vector_alpha
     if not arm.vector or (arm.method, branch) == ("caa", "base"):
         return tiny.model(ids).logits[:, -1]
-    with add_to_residual(tiny.model, VECTORS[arm.vector], alpha=alpha, positions=arm.positions):
+    with add_to_residual(
+        tiny.model, {"v": V, "w": W}[arm.family].of(""), alpha=alpha, positions=arm.positions
+    ):
         return tiny.model(ids).logits[:, -1]
 
 
@@ -44,12 +49,12 @@ def test_arms_of_all_kinds_answer_as_each_alone(tiny, letters):
     arms = pd.concat(
         [
             make_arms("base"),
-            make_arms("caa", [-1.0, 0.0, 0.5, 2.0], vector="v"),
-            make_arms("caa", [1.0], vector="w", **positions),
-            make_arms("expert_anti_expert", [0.5, 1.5], vector="v", vector_alpha=0.7, **own),
-            make_arms("anti_expert", [0.5], vector="w", vector_alpha=-1, **own, **positions),
+            make_arms("caa", [-1.0, 0.0, 0.5, 2.0], family=V),
+            make_arms("caa", [1.0], family=W, **positions),
+            make_arms("expert_anti_expert", [0.5, 1.5], family=V, vector_alpha=0.7, **own),
+            make_arms("anti_expert", [0.5], family=W, vector_alpha=-1, **own, **positions),
             make_arms("instructed", **own),
-            make_arms("sda", [2.0], factor="0.4", **own),
+            make_arms("sda", [2.0], factor=0.4, **own),
         ],
         ignore_index=True,
     )
@@ -66,7 +71,7 @@ def test_arms_of_all_kinds_answer_as_each_alone(tiny, letters):
             for name in ("base", *RULES[arm.method].branches)
         }
         alpha = torch.tensor([arm.alpha * float(arm.factor or 1)], dtype=torch.float64)
-        expected = RULES[arm.method].combine(z, alpha)[0, letters].softmax(-1).tolist()
+        expected = FORMULAS[arm.method](z, alpha)[0, letters].softmax(-1).tolist()
         assert [row.p_A, row.p_B, row.p_C, row.p_D] == pytest.approx(expected, abs=1e-9), arm
 
 
@@ -88,7 +93,7 @@ def tokens_read(tiny, ask):
 
 @pytest.mark.usefixtures("letters")
 def test_layers_below_the_vector_read_a_question_once_for_the_base_and_all_strengths(tiny):
-    base, caa = make_arms("base"), make_arms("caa", [0.5, 1.0, 1.5, 2.0], vector="v")
+    base, caa = make_arms("base"), make_arms("caa", [0.5, 1.0, 1.5, 2.0], family=V)
     alone = tokens_read(tiny, lambda: ask_questions(tiny, QUESTIONS, base, contexts=CONTEXTS))
     together = pd.concat([base, caa], ignore_index=True)
     found = tokens_read(
@@ -99,20 +104,20 @@ def test_layers_below_the_vector_read_a_question_once_for_the_base_and_all_stren
 
 @pytest.mark.usefixtures("letters")
 def test_arms_that_a_question_does_not_settle_are_left_out(tiny):
+    of_users = {"u1": V.of("")}
+    mine = VectorFamily("personal", of_users, "own")
+    theirs = VectorFamily("personal", of_users, "shuffled", "shuffled_profile")
     arms = pd.concat(
         [
             make_arms("base"),
-            make_arms("caa", [1.0], vector="personal@1", profile="own"),
-            make_arms("caa", [1.0], vector="personal_shuffled@1", profile="shuffled"),
-            make_arms("sda", [2.0], factor="tanh", profile="own", contexts=CONTEXTS),
-            make_arms("caa", [1.0], vector="v", factor="gate"),
+            make_arms("caa", [1.0], family=mine, profile="own"),
+            make_arms("caa", [1.0], family=theirs, profile="shuffled"),
+            make_arms("sda", [2.0], factor=Factor("tanh", {"p": 1.0}), profile="own", contexts=CONTEXTS),
+            make_arms("caa", [1.0], family=V, factor=Factor("gate", {"p": 1.0})),
         ]
     )
-    vectors = VECTORS | {"personal@1/u1": VECTORS["v"], "personal_shuffled@1/u1": VECTORS["v"]}
-    found = ask_questions(tiny, QUESTIONS, arms, contexts=CONTEXTS, vectors=vectors)
+    found = ask_questions(tiny, QUESTIONS, arms, contexts=CONTEXTS, vectors=[*VECTORS, mine, theirs])
     assert found.arm_id.unique().tolist() == [arms.arm_id.iloc[0]]
-    with pytest.raises(KeyError, match="no steering vector 'personal@1'; given are v, w"):
-        ask_questions(tiny, QUESTIONS, arms, contexts=CONTEXTS, vectors=VECTORS)
 
 
 @pytest.mark.usefixtures("letters")

@@ -18,7 +18,7 @@ from benchmarks.rules import by_arm, spread
 from benchmarks.setting import RESULTS, SMALL, Setting
 from benchmarks.timing import Decoder, Timed, compared, race, row_counter, write
 from benchmarks.vectors import _sweep, peers, random_vector
-from steerlib.decoding import Sampling, decode, make_arms
+from steerlib.decoding import Sampling, VectorFamily, decode, make_arms
 from steerlib.decoding.requests import make_requests
 from steerlib.models import FrozenModel
 from steerlib.reading import last_logits, prompt_ids
@@ -57,11 +57,12 @@ def test_a_package_steers_as_ours_does_and_leaves_the_model_as_it_was(tiny: Froz
     if name not in peers():
         pytest.skip(f"{name} is not installed; see benchmarks/peers.txt")
     prompts, vector = Setting(tiny, SMALL).prompts(2), {k: v.double() for k, v in random_vector(tiny).items()}
-    arms = make_arms("caa", ALPHAS, vector="random", sampling=GREEDY)
+    family = VectorFamily("random", {"": vector})
+    arms = make_arms("caa", ALPHAS, family=family, sampling=GREEDY)
     contexts = {p.prompt_id: prompt_ids(tiny, p.prompt, style="continuation") for p in prompts.itertuples()}
     before = last_logits(tiny, [*contexts.values()])
     theirs = _sweep(tiny, peers()[name](tiny, vector), arms, contexts, GREEDY.max_new_tokens)
-    assert theirs == by_arm(decode(tiny, prompts, arms, vectors={"random": vector}))
+    assert theirs == by_arm(decode(tiny, prompts, arms, vectors=[family]))
     assert torch.equal(last_logits(tiny, [*contexts.values()]), before)
 
 

@@ -5,13 +5,12 @@ import pandas as pd
 import pytest
 import torch
 from reference import reference_answer
-from test_decoding import GREEDY, PROMPTS, SAMPLED, SIGNALS, VECTORS, answers
+from test_decoding import GREEDY, OTHER, POPULATION, PROMPTS, SAMPLED, SIGNALS, VECTORS, answers
 from tiny import ALPHABET, tiny_model
 from transformers import GPT2Config
 
-from steerlib.decoding import Sampling, alpha_path, decode, make_arms, run_sweep, study_arms
-from steerlib.decoding.contexts import branch_names, branches_text
-from steerlib.decoding.grid import Strengths
+from steerlib.decoding import Sampling, Strengths, alpha_path, decode, make_arms, run_sweep, study_arms
+from steerlib.decoding.contexts import branch_names
 from steerlib.decoding.requests import make_requests
 from steerlib.models import FrozenModel
 
@@ -43,7 +42,7 @@ def trained_grid(sampling: Sampling = SAMPLED) -> pd.DataFrame:
             make_arms("expert_anti_expert", [1.0], profile="own", branches=expert, **common),
             make_arms("expert_anti_expert", [1.0], branches=BOTH, base_top_p=0.7, **common),
             make_arms("prompt_only", branches=expert, **common),
-            make_arms("caa", [0.5], vector="population", **common),
+            make_arms("caa", [0.5], family=POPULATION, **common),
         ],
         ignore_index=True,
     )
@@ -153,8 +152,6 @@ def test_models_and_arms_must_name_each_other(tiny, others):
         decode(tiny, PROMPTS, arms, branch_models={"anti": others["expert"]})
     with pytest.raises(ValueError, match="no arm reads the expert model 'other'"):
         decode(tiny, PROMPTS, arms, branch_models=others)
-    with pytest.raises(ValueError, match="branch 'base' is none of expert, anti"):
-        decode(tiny, PROMPTS, arms, branch_models={"base": tiny})
 
 
 def test_a_prompt_too_long_for_a_trained_branch_is_refused_naming_its_model(tiny):
@@ -169,14 +166,14 @@ def test_a_prompt_too_long_for_a_trained_branch_is_refused_naming_its_model(tiny
     ("settings", "message"),
     [
         ({"method": "anti_expert", "branches": {"expert": "x"}}, "has no branch 'expert' to be a trained"),
-        ({"method": "caa", "vector": "v", "branches": {"steered": "x"}}, "has no branch 'steered'"),
+        ({"method": "caa", "family": OTHER, "branches": {"steered": "x"}}, "has no branch 'steered'"),
         (
             {"method": "anti_expert", "profile": "own", "branches": {"anti": "x"}},
-            "and trained anti does not go with profile 'own'",
+            "does not go with profile 'own'",
         ),
         (
             {"method": "expert_anti_expert", "branches": {"anti": "x"}},
-            "and trained anti does not go with profile 'none'",
+            "does not go with profile 'none'",
         ),
     ],
 )
@@ -187,8 +184,8 @@ def test_arms_whose_trained_branches_make_no_sense_are_refused(settings, message
 
 def test_names_of_branches_survive_the_column_even_with_commas():
     names = {"expert": "SmolLM2 (Q4_1, dequantised)", "anti": "a=b, c"}
-    assert branches_text(names) == "expert=SmolLM2 (Q4_1, dequantised), anti=a=b, c"
-    assert branch_names(branches_text(names)) == names
+    arm = make_arms("expert_anti_expert", [1.0], branches=names)
+    assert branch_names(arm.branches.item()) == names
     assert branch_names("") == {}
 
 
@@ -209,9 +206,9 @@ def test_a_study_gives_each_method_its_trained_branches_and_no_placebo_without_a
     found = arms[["method", "profile", "base_top_p", "branches"]].itertuples(index=False, name=None)
     assert list(found) == [
         ("base", "none", 1.0, ""),
-        ("anti_expert", "none", 0.9, "anti=third"),
-        ("expert_anti_expert", "own", 0.9, "anti=third"),
-        ("expert_anti_expert", "shuffled", 0.9, "anti=third"),
+        ("anti_expert", "none", 0.9, '{"anti": "third"}'),
+        ("expert_anti_expert", "own", 0.9, '{"anti": "third"}'),
+        ("expert_anti_expert", "shuffled", 0.9, '{"anti": "third"}'),
         ("prompt_only", "own", 1.0, ""),
     ]
     assert arms.arm_id.is_unique

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 import torch
 from numpy.testing import assert_allclose
+from safetensors.torch import save_file
 from torch.testing import assert_close
 
 from steerlib.figures import plot_user_map
@@ -13,16 +14,17 @@ from steerlib.tables import ATTRIBUTE_COLUMNS
 from steerlib.vectors import (
     Basis,
     UserCoordinates,
+    VectorFamily,
     category_differences,
     describe_composed,
     dislike_weighted,
     dislike_weights,
-    load_personal_vectors,
+    load_families,
+    load_family,
     mixtures,
     personal_vectors,
     rescaled,
-    save_personal_vectors,
-    save_vectors,
+    save_family,
     shuffled_users,
 )
 
@@ -180,47 +182,62 @@ def family(shift=0.0):
     }
 
 
-def test_personal_vectors_survive_their_file_under_names_of_family_content_and_user(tmp_path):
-    save_personal_vectors(tmp_path / "own.safetensors", family(), settings={"rank": 3})
-    loaded = load_personal_vectors(tmp_path, ["own"])
-    assert {name.split("/", 1)[1] for name in loaded} == {"u2", "a/b"}
-    assert len({name.split("/", 1)[0] for name in loaded}) == 1 and next(iter(loaded)).startswith("own@")
-    for name, vectors in loaded.items():
-        assert list(vectors) == [9, 16]
-        assert_close(dict(vectors), dict(sorted(family()[name.split("/", 1)[1]].items())))
+def test_a_family_survives_its_file_with_all_that_it_says_of_itself(tmp_path):
+    own = VectorFamily("mine", family(), "shuffled", "shuffled_profile")
+    save_family(tmp_path / "v" / "any.safetensors", own, {"rank": 3})
+    loaded, settings = load_family(tmp_path / "v" / "any.safetensors")
+    assert settings == {"rank": 3}
+    said = ("name", "vector_user", "control", "unit", "digest", "layers")
+    assert [getattr(loaded, one) for one in said] == [getattr(own, one) for one in said]
+    for user, vectors in family().items():
+        assert list(loaded.of(user)) == [9, 16]
+        assert_close(dict(loaded.of(user)), dict(sorted(vectors.items())))
+    with pytest.raises(ValueError, match="'mine' has no vector for user 'u9'"):
+        loaded.of("u9")
 
 
-def test_the_hash_of_a_family_is_of_all_users_numbers_and_of_nothing_else(tmp_path):
-    def digest(personal, **settings):
-        save_personal_vectors(tmp_path / "own.safetensors", personal, settings=settings)
-        return next(iter(load_personal_vectors(tmp_path, ["own"]))).split("/", 1)[0]
-
-    first = digest(family(), pool="last")
-    assert digest(dict(reversed(family().items())), pool="answer_mean", rank=8) == first
-    assert digest(family(0.1)) != first
+def test_the_digest_of_a_family_is_of_all_users_numbers_and_of_nothing_else():
+    first = VectorFamily("a", family(), "own").digest
+    assert VectorFamily("b", dict(reversed(family().items())), "shuffled").digest == first
+    assert VectorFamily("a", family(0.1), "own").digest != first
     swapped = dict(zip(family(), reversed(family().values()), strict=True))
-    assert digest(swapped) != first
+    assert VectorFamily("a", swapped, "own").digest != first
 
 
 def test_users_who_share_the_populations_tensor_can_be_written(tmp_path):
     shared = {1: torch.ones(2)}
-    save_personal_vectors(tmp_path / "x.safetensors", {"a": shared, "b": shared}, settings={})
-    assert len(load_personal_vectors(tmp_path, ["x"])) == 2
+    save_family(tmp_path / "x.safetensors", VectorFamily("x", {"a": shared, "b": shared}, "own"), {})
+    assert len(load_family(tmp_path / "x.safetensors")[0].vectors) == 2
 
 
-def test_files_that_are_absent_or_no_users_are_refused(tmp_path):
+def test_a_folder_gives_its_families_those_for_everybody_first_and_controls_last(tmp_path):
+    one, of_users = {"": {1: torch.ones(2)}}, {"u": {1: torch.ones(2)}}
+    families = {
+        "a": VectorFamily("dislike", of_users, "shuffled", "shuffled_profile"),
+        "b": VectorFamily("random", one, control="random_vector"),
+        "c": VectorFamily("dislike", of_users, "own"),
+        "d": VectorFamily("population", one),
+    }
+    for file, one_family in families.items():
+        save_family(tmp_path / f"{file}.safetensors", one_family, {})
+    found = [(one.name, one.vector_user) for one in load_families(tmp_path)]
+    assert found == [("population", ""), ("random", ""), ("dislike", "own"), ("dislike", "shuffled")]
+    assert load_families(tmp_path / "nothing") == []
+
+
+def test_files_that_are_absent_or_no_family_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"absent\.safetensors"):
-        load_personal_vectors(tmp_path, ["absent"])
-    save_vectors(tmp_path / "population.safetensors", {1: torch.ones(2)}, settings={})
-    with pytest.raises(
-        ValueError, match=r"population.safetensors holds 'layer.1', which is no user's vector"
-    ):
-        load_personal_vectors(tmp_path, ["population"])
-    with pytest.raises(ValueError, match="no users' vectors"):
-        save_personal_vectors(tmp_path / "x.safetensors", {}, settings={})
+        load_family(tmp_path / "absent.safetensors")
+    save_file({"x": torch.ones(2)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match=r"other\.safetensors"):
+        load_family(tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="'none'"):
+        VectorFamily("none", {}, "own")
+    with pytest.raises(ValueError, match="'x' has vector_user ''"):
+        VectorFamily("x", {"u": {1: torch.ones(2)}})
     with pytest.raises(ValueError, match=r"user 'b' has vectors of layers \[2\], user 'a' of \[1\]"):
         uneven = {"a": {1: torch.ones(2)}, "b": {2: torch.ones(2)}}
-        save_personal_vectors(tmp_path / "x.safetensors", uneven, settings={})
+        save_family(tmp_path / "x.safetensors", VectorFamily("x", uneven, "own"), {})
 
 
 def test_the_user_map_has_a_mark_for_every_user_and_one_for_the_population():

@@ -5,16 +5,16 @@ from steerlib.evaluation.summary import shuffled_twins
 
 ARMS = pd.DataFrame(
     [
-        ("b", "base", 0.0, "none", ""),
-        ("o1", "anti_expert", 1.0, "own", ""),
-        ("o2", "anti_expert", 2.0, "own", ""),
-        ("s1", "anti_expert", 1.0, "shuffled", ""),
-        ("s2", "anti_expert", 2.0, "shuffled", ""),
-        ("v", "caa", 0.5, "none", "population@1"),
-        ("r", "caa", 0.5, "none", "random@1"),
+        ("b", "base", 0.0, "none", "base", "", ""),
+        ("o1", "anti_expert", 1.0, "own", "", "", ""),
+        ("o2", "anti_expert", 2.0, "own", "", "", ""),
+        ("s1", "anti_expert", 1.0, "shuffled", "shuffled_profile", "", ""),
+        ("s2", "anti_expert", 2.0, "shuffled", "shuffled_profile", "", ""),
+        ("v", "caa", 0.5, "none", "", "population", ""),
+        ("r", "caa", 0.5, "none", "random_vector", "random", ""),
     ],
-    columns=["arm_id", "method", "alpha", "profile", "vector"],
-)
+    columns=["arm_id", "method", "alpha", "profile", "control", "family", "vector_user"],
+).assign(variant="")
 
 
 def test_a_chosen_arm_stands_beside_its_control_at_its_own_alpha():
@@ -29,20 +29,20 @@ def test_a_method_that_helps_nowhere_has_no_row():
 
 MORE = pd.DataFrame(
     [
-        ("b", "base", 0.0, "none", "", ""),
-        ("plain", "prompt_only", 0.0, "own", "", ""),
-        ("placebo", "prompt_only", 0.0, "shuffled", "", ""),
-        ("o", "anti_expert", 1.0, "own", "", ""),
-        ("s", "anti_expert", 1.0, "shuffled", "", ""),
-        ("both", "anti_expert", 1.0, "own", "population@1", "beside the vector at 0.3"),
-        ("v", "caa", 0.5, "none", "population@1", ""),
-        ("gated", "caa", 0.5, "none", "population@1", "gated"),
-        ("r", "caa", 0.5, "none", "random@1", ""),
-        ("mine", "caa", 0.5, "own", "dislike@2", ""),
-        ("other", "caa", 0.5, "shuffled", "dislike_shuffled@3", ""),
-        ("further", "caa", 0.5, "shuffled", "coordinates_shuffled@4", ""),
+        ("b", "base", 0.0, "none", "base", "", "", ""),
+        ("plain", "prompt_only", 0.0, "own", "prompt_only", "", "", ""),
+        ("placebo", "prompt_only", 0.0, "shuffled", "shuffled_profile", "", "", ""),
+        ("o", "anti_expert", 1.0, "own", "", "", "", ""),
+        ("s", "anti_expert", 1.0, "shuffled", "shuffled_profile", "", "", ""),
+        ("both", "anti_expert", 1.0, "own", "", "population", "", "beside the vector at 0.3"),
+        ("v", "caa", 0.5, "none", "", "population", "", ""),
+        ("gated", "caa", 0.5, "none", "", "population", "", "gated"),
+        ("r", "caa", 0.5, "none", "random_vector", "random", "", ""),
+        ("mine", "caa", 0.5, "own", "", "dislike", "own", ""),
+        ("other", "caa", 0.5, "shuffled", "shuffled_profile", "dislike", "shuffled", ""),
+        ("further", "caa", 0.5, "shuffled", "shuffled_profile", "coordinates", "shuffled", ""),
     ],
-    columns=["arm_id", "method", "alpha", "profile", "vector", "variant"],
+    columns=["arm_id", "method", "alpha", "profile", "control", "family", "vector_user", "variant"],
 )
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from test_decoding import GREEDY, PROMPTS, SAMPLED, answers
 from test_sweep import count_decoded
 from tiny import ALPHABET, tiny_llama, tiny_model
@@ -14,6 +15,7 @@ from transformers import GPT2Config
 from steerlib.decoding import (
     ALIGNER_TEMPLATE,
     Sampling,
+    VectorFamily,
     aligner_arms,
     decode,
     make_arms,
@@ -171,11 +173,17 @@ def test_an_answer_that_leaves_no_room_for_its_correction_is_refused_naming_the_
 def test_every_base_has_an_arm_whose_id_depends_on_the_aligner_and_on_what_it_reads():
     plain, chat = plain_corrector(), chat_corrector()
     bases = pd.concat([BASE, make_arms("base", style="chat", sampling=GREEDY)], ignore_index=True)
-    arms = pd.concat([bases, make_arms("caa", [1.0], vector="v", sampling=SAMPLED)], ignore_index=True)
+    arms = pd.concat(
+        [
+            bases,
+            make_arms("caa", [1.0], family=VectorFamily("v", {"": {1: torch.ones(2)}}), sampling=SAMPLED),
+        ],
+        ignore_index=True,
+    )
     own = aligner_arms(arms, plain)
     check_table("arms", pd.concat([arms, own], ignore_index=True))
     assert own.method.tolist() == ["aligner", "aligner"]
-    assert own.branches.tolist() == ["aligner=corrector"] * 2
+    assert own.branches.tolist() == ['{"aligner": "corrector"}'] * 2
     assert own.temperature.tolist() == bases.temperature.tolist()
     others = [plain, dataclasses.replace(plain, name="another"), dataclasses.replace(chat, name=plain.name)]
     ids = [aligner_arms(BASE, aligner).arm_id.item() for aligner in others]
@@ -195,7 +203,7 @@ def test_what_it_repeats_of_the_answer_that_it_reads_is_not_penalised():
 STUDY = pd.concat(
     [
         BASE,
-        make_arms("sda", [2.0], profile="own", factor="1", style="chat", sampling=SAMPLED),
+        make_arms("sda", [2.0], profile="own", factor=1.0, style="chat", sampling=SAMPLED),
         aligner_arms(BASE, chat_corrector()),
     ],
     ignore_index=True,

@@ -7,7 +7,7 @@ from reference import reference_answer
 from tiny import ALPHABET, tiny_model
 from transformers import GemmaConfig, GPT2Config, GPTNeoXConfig, MistralConfig, Qwen2Config
 
-from steerlib.decoding import Sampling, decode, make_arms
+from steerlib.decoding import Factor, Sampling, VectorFamily, decode, make_arms
 from steerlib.decoding.prefill import shared_prefixes
 from steerlib.decoding.requests import make_requests
 from steerlib.decoding.streams import JoinedStreams
@@ -28,14 +28,15 @@ EVERY_SAMPLING = [
     dataclasses.replace(SAMPLED, penalty_scope="generated_only"),
     dataclasses.replace(SAMPLED, top_p=1.0, min_p=0.1),
 ]
-VECTORS = {
-    "population": {1: torch.linspace(-1, 1, 32), 2: torch.linspace(1, -2, 32)},
-    "other": {2: torch.ones(32)},
-    "family/u0": {1: torch.ones(32)},
-    "family/u1": {0: -torch.ones(32), 2: torch.linspace(-2, 2, 32)},
-}
-FACTORS = {"F(S)": {"p0": 0.0, "p1": 0.4, "p2": 0.9}, "gate": {"p0": 1.0, "p1": 0.0, "p2": 1.0}}
-SIGNALS = {"vectors": VECTORS, "factors": FACTORS}
+POPULATION = VectorFamily("population", {"": {1: torch.linspace(-1, 1, 32), 2: torch.linspace(1, -2, 32)}})
+OTHER = VectorFamily("other", {"": {2: torch.ones(32)}})
+OF_USERS = VectorFamily(
+    "family", {"u0": {1: torch.ones(32)}, "u1": {0: -torch.ones(32), 2: torch.linspace(-2, 2, 32)}}, "own"
+)
+VECTORS = [POPULATION, OTHER, OF_USERS]
+AMPLIFICATION = Factor("F(S)", {"p0": 0.0, "p1": 0.4, "p2": 0.9})
+GATE = Factor("gate", {"p0": 1.0, "p1": 0.0, "p2": 1.0})
+SIGNALS = {"vectors": VECTORS, "factors": [AMPLIFICATION, GATE]}
 
 
 def grid(sampling: Sampling = SAMPLED, style: str = "continuation") -> pd.DataFrame:
@@ -48,19 +49,17 @@ def grid(sampling: Sampling = SAMPLED, style: str = "continuation") -> pd.DataFr
             make_arms("expert_anti_expert", [0, 1.0, 2.2], profile="own", **common),
             make_arms("expert_anti_expert", [1.0], profile="shuffled", **common),
             make_arms("prompt_only", profile="own", **common),
-            make_arms("caa", [0, 0.5, -1.0], vector="population", **common),
-            make_arms("caa", [0.5], vector="population", positions="first_k:2", **common),
-            make_arms("caa", [0.5], vector="other", positions="prompt", **common),
-            make_arms("caa", [0.5], vector="family", profile="own", **common),
-            make_arms("caa", [0.5], vector="population", factor="gate", **common),
+            make_arms("caa", [0, 0.5, -1.0], family=POPULATION, **common),
+            make_arms("caa", [0.5], family=POPULATION, positions="first_k:2", **common),
+            make_arms("caa", [0.5], family=OTHER, positions="prompt", **common),
+            make_arms("caa", [0.5], family=OF_USERS, profile="own", **common),
+            make_arms("caa", [0.5], family=POPULATION, factor=GATE, **common),
             make_arms("instructed", profile="own", **common),
-            make_arms("sda", [0, 2.0], factor="F(S)", profile="own", **common),
-            make_arms("sda", [2.0], factor="1", profile="population", category="honesty", **diverging),
+            make_arms("sda", [0, 2.0], factor=AMPLIFICATION, profile="own", **common),
+            make_arms("sda", [2.0], factor=1.0, profile="population", category="honesty", **diverging),
             make_arms("instructed", profile="own", **diverging),
-            make_arms("expert_anti_expert", [1.0], profile="own", vector="other", vector_alpha=0.5, **common),
-            make_arms(
-                "sda", [2.0], factor="0.5", profile="own", vector="other", vector_alpha=0.5, **diverging
-            ),
+            make_arms("expert_anti_expert", [1.0], profile="own", family=OTHER, vector_alpha=0.5, **common),
+            make_arms("sda", [2.0], factor=0.5, profile="own", family=OTHER, vector_alpha=0.5, **diverging),
         ],
         ignore_index=True,
     )
@@ -177,15 +176,14 @@ CONFIGS = [
 def test_other_architectures_decode_alike(config):
     frozen = tiny_model(config)
     arms = grid()
-    vectors = {name: dict(vector) for name, vector in VECTORS.items()}
-    found = answers(decode(frozen, PROMPTS, arms, vectors=vectors, factors=FACTORS))
-    for request in make_requests(frozen, PROMPTS, arms, seeds=[0], vectors=vectors, factors=FACTORS):
-        expected = reference_answer(frozen, request, vectors)
+    found = answers(decode(frozen, PROMPTS, arms, **SIGNALS))
+    for request in make_requests(frozen, PROMPTS, arms, seeds=[0], **SIGNALS):
+        expected = reference_answer(frozen, request, VECTORS)
         assert found[request.arm_id, request.prompt_id, request.seed] == tuple(expected), request
 
 
 def test_without_the_reference_the_answers_are_the_same_and_vectors_cost_fewer_rows(tiny, monkeypatch):
-    arms = pd.concat([make_arms("caa", [0.5, 1.0], vector="population", sampling=SAMPLED), grid()])
+    arms = pd.concat([make_arms("caa", [0.5, 1.0], family=POPULATION, sampling=SAMPLED), grid()])
     arms = arms.drop_duplicates("arm_id")
     expected = decode(tiny, PROMPTS, arms, **SIGNALS)
     found = decode(tiny, PROMPTS, arms, reference=False, **SIGNALS)
@@ -238,8 +236,9 @@ def test_an_empty_prompt_is_refused(tiny):
 
 
 def test_an_unknown_vector_is_refused_naming_those_there_are(tiny):
-    with pytest.raises(ValueError, match="called 'x' or 'x/u0'; there are population, other, family"):
-        decode(tiny, PROMPTS, make_arms("caa", [1.0], vector="x"), **SIGNALS)
+    arms = make_arms("caa", [1.0], family=VectorFamily("x", {"": {1: torch.ones(32)}}))
+    with pytest.raises(ValueError, match=r"needs the vectors 'x .*'; given are population"):
+        decode(tiny, PROMPTS, arms, **SIGNALS)
 
 
 @pytest.mark.parametrize(
@@ -247,33 +246,32 @@ def test_an_unknown_vector_is_refused_naming_those_there_are(tiny):
     [
         (
             {"method": "anti_expert", "alphas": [float("nan")], "profile": "own"},
-            "alpha must be finite, not nan",
+            "must be finite, .* not nan",
         ),
-        ({"method": "anti_expert", "alphas": [-0.5], "profile": "own"}, "must be 0 or more, not -0.5"),
+        (
+            {"method": "anti_expert", "alphas": [-0.5], "profile": "own"},
+            "0 or more for a logit rule, not -0.5",
+        ),
         ({"method": "anti_expert", "alphas": [1]}, "does not go with profile 'none'"),
         (
             {"method": "anti_expert", "profile": "own", "base_top_p": 0.0},
-            r"base_top_p must be in \(0, 1\], not 0",
+            r"base_top_p 0.0 of 'anti_expert': in \(0, 1\]",
         ),
         (
             {"method": "base", "base_top_p": 0.9},
-            "base_top_p 0.9 is for anti_expert, expert_anti_expert, sda, not for 'base'",
+            "base_top_p 0.9 of 'base'",
         ),
-        ({"method": "caa", "alphas": [1]}, "'caa' needs a vector"),
+        ({"method": "caa", "alphas": [1]}, "'caa' with vector ''"),
         ({"method": "base", "style": "letter"}, "style 'letter' is none of chat, continuation"),
+        ({"method": "base", "factor": 1.0}, "'base' has no alpha for factor 1.0 to multiply"),
+        ({"method": "caa", "alphas": [1], "family": OTHER, "vector_alpha": 1.0}, "that of 'caa' is alpha"),
         (
-            {"method": "sda", "alphas": [2], "profile": "own"},
-            "'sda' needs a factor",
-        ),
-        ({"method": "base", "factor": "1"}, "'base' has no alpha for factor '1' to multiply"),
-        ({"method": "caa", "alphas": [1], "vector": "v", "vector_alpha": 1.0}, "that of 'caa' is alpha"),
-        (
-            {"method": "prompt_only", "profile": "own", "vector": "v"},
-            "a vector goes with 'caa' or a logit rule",
+            {"method": "prompt_only", "profile": "own", "family": OTHER},
+            "a vector goes with",
         ),
         (
             {"method": "base", "sampling": Sampling(js_sigma=0.1)},
-            "js_sigma 0.1 is for instructed and sda, not 'base'",
+            "js_sigma 0.1 needs an instructed branch",
         ),
         (
             {"method": "anti_expert", "profile": "population", "category": "rudeness"},

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from steerlib.decoding import Sampling, alpha_path, decode, make_arms
+from steerlib.decoding import Sampling, VectorFamily, alpha_path, decode, make_arms
 from steerlib.explorer import (
     AlphaExplorer,
     Answers,
@@ -52,7 +52,7 @@ def explorer(tiny: FrozenModel) -> Explorer:
         tiny,
         LetterScorer(),
         sampling=SAMPLING,
-        vectors={"polite": vector},
+        vectors=[VectorFamily("polite", {"": vector})],
         alpha_max=2.0,
         residual_alphas=(0.0, 1.0, 4.0),
     )
@@ -119,7 +119,6 @@ def test_the_answer_at_any_alpha_is_what_the_engine_gives_for_that_alpha_alone(
         alphas,
         profile="population",
         category="insult",
-        factor="1" if method == "sda" else "",
         sampling=sampling,
     )
     alone = decode(tiny, pd.DataFrame([{"prompt_id": "p1", "prompt": "Well, you are"}]), arms, seeds=[3])
@@ -201,7 +200,9 @@ def test_on_a_grid_the_nearest_alpha_is_taken(explorer):
 def test_contexts_and_positions_of_ones_own_are_used(tiny):
     own = {"insult": {"expert": "kind", "anti": "rude, rude, rude"}}
     made = [
-        Explorer(tiny, LetterScorer(), vectors={"v": {1: torch.ones(tiny.d_model)}}, **changed)
+        Explorer(
+            tiny, LetterScorer(), vectors=[VectorFamily("v", {"": {1: torch.ones(tiny.d_model)}})], **changed
+        )
         for changed in ({}, {"contexts": own, "positions": "prompt"})
     ]
     for ask in (ASK, {"category": "insult", "method": "caa", "vector": "v"}):
@@ -249,7 +250,7 @@ def test_a_question_that_cannot_be_answered_is_refused_in_words(explorer, prompt
 
 def test_a_vector_of_another_model_is_refused_showing_both_widths(tiny):
     with pytest.raises(ValueError, match=r"'alien' is 7 wide at layer 1, but .* is 32 wide"):
-        Explorer(tiny, LetterScorer(), vectors={"alien": {1: torch.ones(7)}})
+        Explorer(tiny, LetterScorer(), vectors=[VectorFamily("alien", {"": {1: torch.ones(7)}})])
 
 
 @pytest.mark.parametrize(

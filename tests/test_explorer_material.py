@@ -8,13 +8,13 @@ import torch
 from steerlib.explorer import run_prompts, run_vectors
 from steerlib.tables import write_table
 from steerlib.toxicity import ATTRIBUTES
-from steerlib.vectors import save_vectors
+from steerlib.vectors import VectorFamily, save_family
 
 
 def test_without_a_run_there_are_prompts_of_its_own(tmp_path):
     own = run_prompts(tmp_path)
     assert sorted(own["category"]) == sorted(ATTRIBUTES)
-    assert run_vectors(tmp_path) == {}
+    assert run_vectors(tmp_path) == []
 
 
 def run_table(split: Callable[[int], str]) -> pd.DataFrame:
@@ -34,14 +34,16 @@ def run_table(split: Callable[[int], str]) -> pd.DataFrame:
 
 def test_a_runs_test_prompts_and_vectors_are_taken(tmp_path):
     write_table(tmp_path, "prompts", run_table(lambda i: "test" if i % 2 else "dev"))
-    save_vectors(tmp_path / "vectors" / "mean.safetensors", {2: torch.arange(3.0)}, settings={})
+    save_family(
+        tmp_path / "vectors" / "m.safetensors", VectorFamily("mean", {"": {2: torch.arange(3.0)}}), {}
+    )
     assert run_prompts(tmp_path).to_dict("list") == {
         "prompt_id": ["r1", "r3"],
         "prompt": ["Words 1", "Words 3"],
         "history": ["", ""],
         "category": ["profanity"] * 2,
     }
-    assert run_vectors(tmp_path)["mean"][2].tolist() == [0, 1, 2]
+    assert run_vectors(tmp_path)[0].of("")[2].tolist() == [0, 1, 2]
 
 
 def test_a_run_without_test_prompts_gives_all_of_its_own(tmp_path):

@@ -1,7 +1,7 @@
 import pandas as pd
 import pytest
 
-from steerlib.decoding import amplification_factor, named_factor
+from steerlib.decoding import Factor, amplification_factor
 from steerlib.judges import score_first_answers
 
 PROMPTS = pd.DataFrame(
@@ -49,9 +49,9 @@ def test_a_prompt_without_a_first_answer_is_refused_by_name(tmp_path):
 
 def test_the_factor_of_sda_is_f_of_the_score_and_missing_scores_have_none():
     scores = pd.DataFrame({"prompt_id": ["a", "b", "c"], "score": [50.0, 100.0, None]})
-    ((name, values),) = amplification_factor(scores).items()
-    assert name.startswith("sigmoid@")
-    assert values == {"a": pytest.approx(0.4621, abs=1e-4), "b": 0.0}
+    found = amplification_factor(scores)
+    assert found.name == "sigmoid"
+    assert found.values == {"a": pytest.approx(0.4621, abs=1e-4), "b": 0.0}
 
 
 def test_a_score_outside_the_range_is_refused_naming_its_prompt():
@@ -59,7 +59,7 @@ def test_a_score_outside_the_range_is_refused_naming_its_prompt():
         amplification_factor(pd.DataFrame({"prompt_id": ["a", "b"], "score": [50.0, 120.0]}))
 
 
-def test_a_factor_is_named_by_its_numbers_whatever_their_order():
-    name = next(iter(named_factor("gate", {"a": 1, "b": 0})))
-    assert name == next(iter(named_factor("gate", {"b": 0.0, "a": 1.0})))
-    assert name != next(iter(named_factor("gate", {"a": 1, "b": 1})))
+def test_the_digest_of_a_factor_is_of_its_numbers_whatever_their_order():
+    one = Factor("gate", {"a": 1, "b": 0})
+    assert one.digest == Factor("gate", {"b": 0.0, "a": 1.0}).digest
+    assert one.digest != Factor("gate", {"a": 1, "b": 1}).digest

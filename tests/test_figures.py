@@ -14,19 +14,20 @@ from matplotlib.figure import Figure
 from steerlib import figures
 from steerlib.decoding import RULES
 from steerlib.figures import Grid, Picture, Section
+from steerlib.figures.style import label
 from steerlib.tables import ATTRIBUTE_COLUMNS, SCHEMA, write_manifest
 
 pytestmark = pytest.mark.filterwarnings("error")
 
 ATTACK = '<script>alert("x")</script><img src="https://example.org/x.png" onerror=1>'
 SETTINGS = [
-    ("base", 0.0, "none", ""),
-    ("prompt_only", 0.0, "own", ""),
-    *[("anti_expert", alpha, "own", "") for alpha in (0.5, 1.0)],
-    ("anti_expert", 1.0, "shuffled", ""),
-    ("expert_anti_expert", 1.0, "own", ""),
-    ("caa", 2.0, "none", "population"),
-    ("caa", 2.0, "none", "random"),
+    ("base", 0.0, "none", "", "base"),
+    ("prompt_only", 0.0, "own", "", "prompt_only"),
+    *[("anti_expert", alpha, "own", "", "") for alpha in (0.5, 1.0)],
+    ("anti_expert", 1.0, "shuffled", "", "shuffled_profile"),
+    ("expert_anti_expert", 1.0, "own", "", ""),
+    ("caa", 2.0, "none", "population", ""),
+    ("caa", 2.0, "none", "random", "random_vector"),
 ]
 
 
@@ -34,9 +35,9 @@ SETTINGS = [
 def arms() -> pd.DataFrame:
     rows = [
         dict.fromkeys(SCHEMA["arms"].columns, "")
-        | {"arm_id": f"{method}-{profile}{vector}-{alpha:g}", "method": method, "alpha": alpha}
-        | {"profile": profile, "vector": vector}
-        for method, alpha, profile, vector in SETTINGS
+        | {"arm_id": f"{method}-{profile}{family}-{alpha:g}", "method": method, "alpha": alpha}
+        | {"profile": profile, "family": family, "control": control}
+        for method, alpha, profile, family, control in SETTINGS
     ]
     return pd.DataFrame(rows)
 
@@ -88,10 +89,9 @@ def drawn(fig: Figure) -> bool:
 
 
 def test_every_method_of_a_steering_rule_has_a_colour_of_its_own_and_a_label() -> None:
-    assert set(RULES) <= set(figures.COLOUR)
-    assert set(RULES) <= set(figures.LABEL)
     assert set(ATTRIBUTE_COLUMNS) <= set(figures.LABEL)
-    assert len(set(figures.COLOUR.values())) == len(figures.COLOUR)
+    assert len({rule.colour for rule in RULES.values()}) == len(RULES)
+    assert label("sda") == RULES["sda"].label == "SDA"
 
 
 def test_pictures_of_profiles_are_drawn_without_warnings(profiles: pd.DataFrame) -> None:
@@ -177,25 +177,33 @@ def test_placebos_are_told_from_steered_arms(metrics: pd.DataFrame, arms: pd.Dat
 
 
 def test_vectors_and_variants_of_one_method_are_told_apart_and_stay_at_their_alpha() -> None:
-    vectors = ["population", "random", "own_way", "own_way_shuffled", "population"]
+    families = [
+        ("population", "", ""),
+        ("random", "", "random_vector"),
+        ("own_way", "own", ""),
+        ("own_way", "shuffled", "shuffled_profile"),
+        ("population", "", ""),
+    ]
     rows = [
         {
             "arm_id": f"{kind}{alpha}",
             "method": "caa",
             "alpha": alpha,
-            "vector": f"{vector}@1",
+            "family": family,
+            "vector_user": whose,
+            "control": control,
             "split": "test",
         }
-        | {"profile": "shuffled" if "shuffled" in vector else "none", "variant": "gated" * (kind == 4)}
+        | {"profile": whose or "none", "variant": "gated" * (kind == 4)}
         | {"value": 1.0, "low": 0.0, "high": 2.0, "n": 4, "n_clusters": 4}
-        for kind, vector in enumerate(vectors)
+        for kind, (family, whose, control) in enumerate(families)
         for alpha in (0.5, 0.6)
     ]
     axis = figures.plot_dose_response(pd.DataFrame(rows)).axes[0]
     curves = {bars.get_label(): bars.lines[0] for bars in axis.containers}
     marker = {name: line.get_marker() for name, line in curves.items()}
     assert marker["population vector, test"] == marker["random vector, test"]
-    assert marker["own way vector, test"] == marker["own way shuffled vector, test"]
+    assert marker["own own way vector, test"] == marker["another user's own way vector, test"]
     assert len(set(marker.values())) == 3
     assert all(line.get_xdata()[0] - 0.5 <= 0.05 for line in curves.values())
 
@@ -222,7 +230,7 @@ def test_a_reduction_of_toxicity_is_not_called_one_of_the_distance(
 
 
 def test_a_legend_above_the_panels_stays_inside_the_figure(metrics: pd.DataFrame, arms: pd.DataFrame) -> None:
-    level = arms[arms["method"] == "base"].assign(method="instructed", profile="own")
+    level = arms[arms["method"] == "base"].assign(method="instructed", profile="own", control="instructed")
     levels = [level.assign(arm_id=str(n), variant="temperature by divergence" * n) for n in (0, 1)]
     told = [metrics[metrics["arm_id"] == "base-none-0"].assign(arm_id=str(n)) for n in (0, 1)]
     cost = figures.points(pd.concat([metrics, *told]), pd.concat([arms, *levels]), "perplexity")
@@ -249,7 +257,7 @@ def test_a_choice_that_is_missing_is_asked_for(metrics: pd.DataFrame, arms: pd.D
 
 def test_a_method_without_a_colour_is_named(metrics: pd.DataFrame, arms: pd.DataFrame) -> None:
     odd = figures.points(metrics, arms, "perplexity").replace({"method": {"caa": "other"}})
-    with pytest.raises(ValueError, match="method 'other' has no colour"):
+    with pytest.raises(ValueError, match="method 'other' is none of"):
         figures.plot_against_alpha(odd, ylabel="perplexity")
 
 

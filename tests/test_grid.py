@@ -1,11 +1,19 @@
 import dataclasses
 
 import pytest
+import torch
 
-from steerlib.decoding import Sampling, Strengths, default_contexts, study_arms
+from steerlib.decoding import Factor, Sampling, Strengths, VectorFamily, default_contexts, study_arms
 
 SAMPLING = Sampling(temperature=0.6, top_p=0.95, js_sigma=0.01, min_temperature=0.2)
-VECTORS = ["population@1", "random@2", "dislike@3/u1", "dislike@3/u2", "dislike_shuffled@4/u1"]
+ONE = {1: torch.ones(2)}
+VECTORS = [
+    VectorFamily("population", {"": ONE}),
+    VectorFamily("random", {"": {1: -torch.ones(2)}}, control="random_vector"),
+    VectorFamily("dislike", {"u1": ONE, "u2": ONE}, "own"),
+    VectorFamily("dislike", {"u1": ONE}, "shuffled", "shuffled_profile"),
+]
+AMPLIFICATION, GATE = Factor("sigmoid", {"p": 0.3}), Factor("gate", {"p": 1.0})
 
 
 def arms(methods, controls, sampling=SAMPLING, **settings):
@@ -30,14 +38,14 @@ def test_sda_stands_beside_what_is_left_of_it_without_one_of_its_parts():
     found = arms(
         ["sda"],
         ["instructed", "steering_only", "temperature_only", "fixed", "shuffled"],
-        amplification="sigmoid@7",
+        amplification=AMPLIFICATION,
     )
     assert rows(found, "method", "alpha", "factor", "profile", "js_sigma") == [
         ("base", 0, "", "none", 0),
-        ("sda", 2, "sigmoid@7", "own", 0.01),
-        ("sda", 2, "sigmoid@7", "shuffled", 0.01),
+        ("sda", 2, "sigmoid", "own", 0.01),
+        ("sda", 2, "sigmoid", "shuffled", 0.01),
         ("instructed", 0, "", "own", 0),
-        ("sda", 2, "sigmoid@7", "own", 0),
+        ("sda", 2, "sigmoid", "own", 0),
         ("instructed", 0, "", "own", 0.01),
         ("sda", 2, "1", "own", 0.01),
     ]
@@ -53,37 +61,37 @@ def test_ablations_that_would_repeat_an_arm_are_left_out():
 
 def test_each_family_of_vectors_is_one_set_of_arms_with_alphas_of_its_own():
     found = arms(["caa"], ["shuffled", "random"])
-    assert rows(found, "vector", "profile", "alpha") == [
-        ("", "none", 0),
-        ("population@1", "none", 0.5),
-        ("random@2", "none", 0.5),
-        ("dislike@3", "own", 7.5),
-        ("dislike_shuffled@4", "shuffled", 7.5),
+    assert rows(found, "family", "profile", "control", "alpha") == [
+        ("", "none", "base", 0),
+        ("population", "none", "", 0.5),
+        ("random", "none", "random_vector", 0.5),
+        ("dislike", "own", "", 7.5),
+        ("dislike", "shuffled", "shuffled_profile", 7.5),
     ]
 
 
 def test_without_their_controls_neither_random_nor_shuffled_vectors_steer():
-    assert arms(["caa"], []).vector.tolist() == ["", "population@1", "dislike@3"]
+    assert arms(["caa"], []).family.tolist() == ["", "population", "dislike"]
 
 
 def test_gated_and_time_limited_arms_are_the_populations_alone():
-    found = arms(["caa"], [], gate="gate@8", more_positions=["first_k:8"])
-    assert rows(found, "vector", "positions", "factor") == [
+    found = arms(["caa"], [], gate=GATE, more_positions=["first_k:8"])
+    assert rows(found, "family", "positions", "factor") == [
         ("", "", ""),
-        ("population@1", "all", ""),
-        ("population@1", "first_k:8", ""),
-        ("population@1", "all", "gate@8"),
-        ("dislike@3", "all", ""),
+        ("population", "all", ""),
+        ("population", "first_k:8", ""),
+        ("population", "all", "gate"),
+        ("dislike", "all", ""),
     ]
 
 
 def test_a_vector_beside_a_logit_rule_is_an_arm_of_its_own():
     found = arms(["expert_anti_expert"], ["shuffled"], strengths=Strengths([1.0], vector_alpha=0.3))
-    assert rows(found, "method", "profile", "vector", "vector_alpha") == [
+    assert rows(found, "method", "profile", "family", "vector_alpha") == [
         ("base", "none", "", 0),
         ("expert_anti_expert", "own", "", 0),
         ("expert_anti_expert", "shuffled", "", 0),
-        ("expert_anti_expert", "own", "population@1", 0.3),
+        ("expert_anti_expert", "own", "population", 0.3),
     ]
 
 

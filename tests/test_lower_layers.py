@@ -11,7 +11,7 @@ from transformers import GemmaConfig, GPT2Config, GPTNeoXConfig, LlamaConfig, Mi
 from steerlib.decoding.prefill import Reading, Share, part, passes, recorded_outputs, shares, standing_in
 from steerlib.decoding.requests import Stream
 from steerlib.decoding.streams import Streams, first_steered
-from steerlib.vectors import residual_hooks
+from steerlib.residual import VectorFamily, steering_hooks
 
 SMALL = {"vocab_size": len(ALPHABET) + 2, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4}
 CONFIGS = [
@@ -23,12 +23,14 @@ CONFIGS = [
     GPTNeoXConfig(**SMALL, intermediate_size=48),
 ]
 torch.manual_seed(4)
-VECTORS = {
+FAMILIES = {
     "upper": {2: torch.randn(32), 3: torch.randn(32)},
     "middle": {1: torch.randn(32), 2: torch.zeros(32)},
     "lowest": {0: torch.randn(32), 3: torch.randn(32)},
     "last": {0: torch.zeros(32), 3: torch.randn(32)},
 }
+FAMILIES = {name: VectorFamily(name, {"": vector}) for name, vector in FAMILIES.items()}
+ALL = tuple(FAMILIES.values())
 OPENING = tuple(range(20, 32))
 CONTEXTS = [(*OPENING, 40, 41, 42, 43, 44), (*OPENING, 50), (*OPENING, 50, 51, 52), (60, 61, 62), (70,)]
 STEERING = [
@@ -46,33 +48,33 @@ STEERING = [
     ("last", 1.0, "all"),
 ]
 PLAIN = [Stream(ids) for ids in CONTEXTS]
-STEERED = [Stream(ids, *steering) for ids in CONTEXTS for steering in STEERING]
 
 
-def opened(frozen, streams, dose, vectors=VECTORS, max_new_tokens=3):
-    return Streams(
-        frozen,
-        streams,
-        capacity=len(streams),
-        max_new_tokens=max_new_tokens,
-        vectors=list(vectors),
-        dose=dose,
-    )
+def stream(ids, name, alpha, positions="all"):
+    return Stream(ids, (FAMILIES[name].digest, ""), alpha, positions)
 
 
-def hooks(frozen, vectors=VECTORS):
-    layers = {layer for vector in vectors.values() for layer in vector}
-    nothing = torch.zeros(32)
-    return residual_hooks(
-        frozen.model, {n: torch.stack([v.get(n, nothing) for v in vectors.values()]) for n in layers}
-    )
+STEERED = [stream(ids, *steering) for ids in CONTEXTS for steering in STEERING]
 
 
-def check_all(frozen, streams, vectors=VECTORS):
+def by_key(families):
+    return {(f.digest, user): v for f in families for user, v in f.vectors.items()}
+
+
+def opened(frozen, streams, dose, families=ALL):
+    keys = [*by_key(families)]
+    return Streams(frozen, streams, capacity=len(streams), max_new_tokens=3, vectors=keys, dose=dose)
+
+
+def hooks(frozen, families=ALL):
+    return steering_hooks(frozen, [*by_key(families).values()])
+
+
+def check_all(frozen, streams, families=ALL):
     """Logits of the prompt and of three tokens behind it against one stream at a time without a cache."""
     n, answers = len(streams), [[]] * len(streams)
-    with hooks(frozen, vectors) as dose, torch.inference_mode():
-        open_streams = opened(frozen, streams, dose, vectors)
+    with hooks(frozen, families) as dose, torch.inference_mode():
+        open_streams = opened(frozen, streams, dose, families)
         found = [open_streams.prefill()]
         for step in range(3):
             tokens = 5 + (torch.arange(n) + step) % 7
@@ -81,7 +83,7 @@ def check_all(frozen, streams, vectors=VECTORS):
     with torch.inference_mode():
         for step, z in enumerate(found):
             for stream, answer, row in zip(streams, answers, z, strict=True):
-                expected = branch_logits(frozen, stream, answer[:step], vectors)[0]
+                expected = branch_logits(frozen, stream, answer[:step], families)[0]
                 assert_close(row, expected, rtol=1e-8, atol=1e-8, msg=lambda m, s=stream: f"{s}: {m}")
 
 
@@ -92,7 +94,12 @@ def test_steered_streams_that_share_read_what_each_reads_alone(config):
 
 @pytest.mark.parametrize(
     "streams",
-    [STEERED, STEERED[::-1], [s for s in STEERED if s.vector == "lowest"], [*STEERED[::3], *PLAIN[1:]]],
+    [
+        STEERED,
+        STEERED[::-1],
+        [s for s in STEERED if s.vector == (FAMILIES["lowest"].digest, "")],
+        [*STEERED[::3], *PLAIN[1:]],
+    ],
     ids=["no unsteered stream", "the other way round", "nothing below", "some unsteered streams"],
 )
 def test_whichever_streams_there_are_each_reads_what_it_reads_alone(tiny, streams):
@@ -101,9 +108,10 @@ def test_whichever_streams_there_are_each_reads_what_it_reads_alone(tiny, stream
 
 def test_a_vector_for_each_of_many_users_reads_what_each_reads_alone(tiny):
     torch.manual_seed(5)
-    vectors = {f"personal@1/u{i}": {2: torch.randn(32), 3: torch.randn(32)} for i in range(30)}
-    streams = [Stream(CONTEXTS[i % 5], name, 1 + i / 10) for i, name in enumerate(vectors)]
-    check_all(tiny, [*PLAIN[:3], *streams], vectors)
+    vectors = {f"u{i}": {2: torch.randn(32), 3: torch.randn(32)} for i in range(30)}
+    family = VectorFamily("personal", vectors, "own")
+    streams = [Stream(CONTEXTS[i % 5], (family.digest, user), 1 + i / 10) for i, user in enumerate(vectors)]
+    check_all(tiny, [*PLAIN[:3], *streams], [family])
 
 
 def tokens_read(frozen, streams):
@@ -126,26 +134,26 @@ def tokens_read(frozen, streams):
 
 def test_blocks_below_the_first_steered_one_read_a_context_once_for_all_strengths(tiny):
     ids = CONTEXTS[0]
-    alphas = [Stream(ids, "upper", a) for a in (0.5, 1.0, 1.5)]
+    alphas = [stream(ids, "upper", a) for a in (0.5, 1.0, 1.5)]
     assert tokens_read(tiny, [Stream(ids), *alphas]) == [17, 17, 4 * 17, 4 * 17]
     assert tokens_read(tiny, alphas) == [17, 17, 3 * 17, 3 * 17]
-    assert tokens_read(tiny, [Stream(ids), *alphas, Stream(ids, "last", 2.0)]) == [17, 17, 4 * 17, 5 * 17]
-    lowest = [Stream(ids, "lowest", a) for a in (1.0, 2.0)]
+    assert tokens_read(tiny, [Stream(ids), *alphas, stream(ids, "last", 2.0)]) == [17, 17, 4 * 17, 5 * 17]
+    lowest = [stream(ids, "lowest", a) for a in (1.0, 2.0)]
     assert tokens_read(tiny, [Stream(ids), *lowest]) == [3 * 17] * 4
 
 
 def test_tokens_before_the_first_steered_one_are_read_once_for_all_strengths(tiny):
     ids = CONTEXTS[0]
-    answers = [Stream(ids, "lowest", a, "generation") for a in (0.5, 1.0)]
+    answers = [stream(ids, "lowest", a, "generation") for a in (0.5, 1.0)]
     assert tokens_read(tiny, [Stream(ids), *answers]) == [17 + 2] * 4
-    later = [Stream(ids, "upper", a, "from:14") for a in (0.5, 1.0)]
+    later = [stream(ids, "upper", a, "from:14") for a in (0.5, 1.0)]
     assert tokens_read(tiny, [Stream(ids), *later]) == [17, 17, 17 + 2 * 3, 17 + 2 * 3]
 
 
 def test_a_shared_opening_is_read_once_below_and_once_a_strength_above(tiny):
     contexts = [CONTEXTS[0], (*OPENING, 50, 51, 52, 53, 54)]
     plain = [Stream(ids) for ids in contexts]
-    steered = [Stream(ids, "upper", a) for a in (0.5, 1.0) for ids in contexts]
+    steered = [stream(ids, "upper", a) for a in (0.5, 1.0) for ids in contexts]
     once = 12 + 2 * 5
     assert tokens_read(tiny, [*plain, *steered]) == [once, once, 3 * once, 3 * once]
 
@@ -181,7 +189,7 @@ def test_all_blocks_are_as_they_were_after_an_exception(tiny):
     before = [dict(block._forward_hooks) for block in tiny.blocks]
     # The second pass over the last block is the steered one.
     with hooks(tiny) as dose, torch.inference_mode(), pytest.raises(RuntimeError, match="too much"):
-        streams = opened(tiny, [Stream(ids), Stream(ids, "upper", 1.0)], dose)
+        streams = opened(tiny, [Stream(ids), stream(ids, "upper", 1.0)], dose)
         passed = []
 
         def watch(block, inputs):  # noqa: ARG001

@@ -3,13 +3,14 @@
 import pandas as pd
 import pytest
 import torch
+from reference import FORMULAS
 
 from steerlib.decoding import Sampling, make_arms
 from steerlib.decoding.contexts import default_contexts
 from steerlib.evaluation import likelihood_margins
 from steerlib.reading import prompt_ids
 from steerlib.rules import RULES
-from steerlib.vectors import add_to_residual
+from steerlib.vectors import VectorFamily, add_to_residual
 
 PAIRS = pd.DataFrame(
     {
@@ -32,7 +33,10 @@ def vectors(tiny):
     def one():
         return {la: torch.randn(tiny.d_model, generator=draw, dtype=torch.float64) for la in (1, 2)}
 
-    return {"population@1": one(), "composed@2/u": one(), "composed@2/v": one()}
+    return [
+        VectorFamily("population", {"": one()}),
+        VectorFamily("composed", {"u": one(), "v": one()}, "own"),
+    ]
 
 
 def answer_tokens(tiny, text, style):
@@ -49,7 +53,7 @@ def plain_logp(tiny, arm, pair, text, vectors):
         b: list(prompt_ids(tiny, pair.prompt, style=arm.style, context=texts.get(b, ""))) for b in names
     }
     length = {b: torch.tensor([len(ids)]) for b, ids in before.items()}
-    vector = vectors.get(arm.vector) or vectors.get(f"{arm.vector}/{pair.user_id}")
+    vector = next((f.of(pair.user_id) for f in vectors if f.digest == arm.vector), None)
     dose = arm.alpha if arm.method == "caa" else arm.vector_alpha
     total = 0.0
     for token in answer_tokens(tiny, text, arm.style):
@@ -63,12 +67,13 @@ def plain_logp(tiny, arm, pair, text, vectors):
             else:
                 z[b] = tiny.model(torch.tensor([ids])).logits[:, -1]
             ids.append(token)
-        combined = RULES[arm.method].combine(z, torch.tensor([float(arm.alpha)], dtype=torch.float64))
+        combined = FORMULAS[arm.method](z, arm.alpha)
         total += float(combined.log_softmax(-1)[0, token])
     return total
 
 
-def all_arms(style):
+def all_arms(style, vectors):
+    population, composed = vectors
     given = {"style": style, "sampling": SHORT}
     return pd.concat(
         [
@@ -77,10 +82,10 @@ def all_arms(style):
             make_arms("anti_expert", [0.5, 2.0], profile="own", **given),
             make_arms("anti_expert", [2.0], profile="shuffled", **given),
             make_arms("expert_anti_expert", [0.0, 1.5], profile="population", category="insult", **given),
-            make_arms("caa", [0.7, -0.4], vector="population@1", positions="generation", **given),
-            make_arms("caa", [0.0, 1.1], vector="composed@2", profile="own", **given),
+            make_arms("caa", [0.7, -0.4], family=population, positions="generation", **given),
+            make_arms("caa", [0.0, 1.1], family=composed, profile="own", **given),
             make_arms(
-                "expert_anti_expert", [1.0], profile="own", vector="population@1", vector_alpha=0.6, **given
+                "expert_anti_expert", [1.0], profile="own", family=population, vector_alpha=0.6, **given
             ),
         ],
         ignore_index=True,
@@ -89,7 +94,7 @@ def all_arms(style):
 
 @pytest.mark.parametrize("style", ["chat", "continuation"])
 def test_every_arm_gives_what_a_plain_loop_gives(tiny, vectors, style):
-    arms = all_arms(style)
+    arms = all_arms(style, vectors)
     found = likelihood_margins(tiny, PAIRS, arms, vectors=vectors)
     assert found["model"].tolist() == arms["arm_id"].tolist() * len(PAIRS)
     found = found.set_index(["model", "pair_id"])
@@ -113,7 +118,7 @@ def test_a_margin_a_token_divides_each_side_by_its_own_length(tiny, vectors):
 
 @pytest.mark.parametrize("batch_tokens", [1, 7])
 def test_small_batches_and_chunks_change_nothing(tiny, vectors, batch_tokens, monkeypatch):
-    arms = all_arms("continuation")
+    arms = all_arms("continuation", vectors)
     whole = likelihood_margins(tiny, PAIRS, arms, vectors=vectors)
     monkeypatch.setattr("steerlib.evaluation.likelihood.POSITIONS", 3)
     parts = likelihood_margins(tiny, PAIRS, arms, vectors=vectors, batch_tokens=batch_tokens)
@@ -138,12 +143,13 @@ def test_a_branch_is_read_once_for_all_alphas_of_a_rule(tiny, monkeypatch):
 
 def test_steering_towards_the_preferred_side_raises_the_margin(tiny):
     """The gradient of the margin with respect to the residual is a direction that must help."""
-    arms = pd.concat(
-        [make_arms("caa", [a], vector="v", style="chat", sampling=SHORT) for a in (0.0, 0.01)],
-        ignore_index=True,
-    )
     direction = {1: torch.zeros(tiny.d_model, dtype=torch.float64)}
-    at = lambda v: likelihood_margins(tiny, PAIRS.head(1), arms, vectors={"v": v})["margin"].tolist()  # noqa: E731
+
+    def at(vector):
+        family = VectorFamily("v", {"": vector})
+        arms = make_arms("caa", [0.0, 0.01], family=family, style="chat", sampling=SHORT)
+        return likelihood_margins(tiny, PAIRS.head(1), arms, vectors=[family])["margin"].tolist()
+
     unit = torch.eye(tiny.d_model, dtype=torch.float64)
     slopes = [at({1: unit[i]}) for i in range(6)]
     for i, (nought, small) in enumerate(slopes):

@@ -12,7 +12,7 @@ ALPHAS = [0.5, 1.0, 2.0]
 ARMS = pd.DataFrame(
     [("base", "base", 0.0, "none"), *[(f"ae{a}", "anti_expert", a, "own") for a in ALPHAS]],
     columns=["arm_id", "method", "alpha", "profile"],
-).assign(vector="", category="")
+).assign(family="", vector_user="", category="")
 
 
 def study(by="users", users=12, each=6, noise=0.002):

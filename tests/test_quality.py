@@ -3,8 +3,9 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
-from steerlib.decoding import Sampling, make_arms, with_variants
+from steerlib.decoding import Sampling, VectorFamily, make_arms, with_variants
 from steerlib.evaluation import paired_interval, quality_by_sampling
 
 GREEDY, SAMPLED = Sampling(temperature=0, top_p=1), Sampling()
@@ -16,7 +17,10 @@ def study(*, growth=0.0):
     arms = pd.concat(
         [
             *(make_arms("base", sampling=s) for s in (GREEDY, SAMPLED)),
-            *(make_arms("caa", [1.0, 2.0], vector="v", sampling=s) for s in (GREEDY, SAMPLED)),
+            *(
+                make_arms("caa", [1.0, 2.0], family=VectorFamily("v", {"": {1: torch.ones(2)}}), sampling=s)
+                for s in (GREEDY, SAMPLED)
+            ),
         ],
         ignore_index=True,
     )

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from reference import FORMULAS
 from tiny import tiny_model
 from transformers import GPT2Config
 
@@ -25,7 +26,7 @@ from steerlib.evaluation.questions import DEMO
 from steerlib.reading import prompt_ids
 from steerlib.tables import check_table
 from steerlib.toxicity import ATTRIBUTES
-from steerlib.vectors import add_to_residual
+from steerlib.vectors import VectorFamily, add_to_residual
 
 
 def test_the_demo_set_is_balanced_our_own_and_not_called_mmlu():
@@ -218,7 +219,7 @@ def lettered(tiny, monkeypatch):
     return tiny, plain
 
 
-def asked_arms(*vectors, positions="all"):
+def asked_arms(*families, positions="all"):
     logit = {"profile": "own", "contexts": CONTEXTS}
     arms = [make_arms("base"), make_arms("prompt_only", **logit)]
     arms += [make_arms(m, [0.5, 2.0], **logit) for m in ("anti_expert", "expert_anti_expert")]
@@ -227,11 +228,11 @@ def asked_arms(*vectors, positions="all"):
         make_arms("anti_expert", [1.0], profile="population", category=c, contexts=CONTEXTS)
         for c in ("insult", "threat")
     ]
-    arms += [make_arms("caa", [0.5, 4.0], vector=name, positions=positions) for name in vectors]
+    arms += [make_arms("caa", [0.5, 4.0], family=family, positions=positions) for family in families]
     return pd.concat(arms, ignore_index=True)
 
 
-def plain_choices(tiny, letters, text, arm, category, vectors):
+def plain_choices(tiny, letters, text, arm, category, family):
     """One question under one arm, each branch read by itself."""
 
     def logits(context=""):
@@ -241,12 +242,11 @@ def plain_choices(tiny, letters, text, arm, category, vectors):
     z = {"base": logits()}
     for branch in RULES[arm.method].branches:
         if branch == "steered":
-            vector = vectors[arm.vector]
-            with add_to_residual(tiny.model, vector, alpha=arm.alpha, positions=arm.positions):
+            with add_to_residual(tiny.model, family.of(""), alpha=arm.alpha, positions=arm.positions):
                 z[branch] = logits()
         else:
             z[branch] = logits(CONTEXTS[category][branch])
-    z_new = RULES[arm.method].combine(z, torch.tensor([arm.alpha], dtype=torch.float64))
+    z_new = FORMULAS[arm.method](z, arm.alpha)
     return z_new[0, letters].softmax(-1).tolist()
 
 
@@ -254,21 +254,21 @@ def plain_choices(tiny, letters, text, arm, category, vectors):
 def test_answers_for_all_alphas_at_once_equal_one_question_and_one_alpha_at_a_time(lettered, positions):
     tiny, letters = lettered
     torch.manual_seed(1)
-    vectors = {"v": {1: torch.randn(32), 2: torch.randn(32)}}
+    family = VectorFamily("v", {"": {1: torch.randn(32), 2: torch.randn(32)}})
     questions = pd.concat(
         [read_questions().head(5), sample_questions(read_questions()[10:], 2)], ignore_index=True
     )
     dev = read_questions(split="dev")
-    arms = asked_arms("v", positions=positions)
+    arms = asked_arms(family, positions=positions)
     if positions != "all":
         arms = arms[arms.method.isin(["base", "caa"])]
-    settings = {"contexts": CONTEXTS, "vectors": vectors, "dev": dev, "shots": 1}
+    settings = {"contexts": CONTEXTS, "vectors": [family], "dev": dev, "shots": 1}
     found = check_table("choices", ask_questions(tiny, questions, arms, batch_tokens=1200, **settings))
     by_id, asked = arms.set_index("arm_id", drop=False), questions.set_index("question_id", drop=False)
     for row in found.sample(min(len(found), 80), random_state=0).itertuples():
         arm, question = by_id.loc[row.arm_id], asked.loc[row.question_id]
         text = question_prompt(question, shots_for(question.subject, dev, 1))
-        expected = plain_choices(tiny, letters, text, arm, row.category, vectors)
+        expected = plain_choices(tiny, letters, text, arm, row.category, family)
         assert [row.p_A, row.p_B, row.p_C, row.p_D] == pytest.approx(expected, abs=1e-9)
         assert row.correct == ("ABCD"[int(np.argmax(expected))] == question.answer)
 
@@ -317,8 +317,9 @@ def test_a_trained_branch_reads_the_question_without_context_in_its_own_model(le
 def test_an_unknown_vector_or_a_question_too_long_is_refused(lettered):
     tiny, _ = lettered
     questions = sample_questions(read_questions(), 2)
-    with pytest.raises(KeyError, match="no steering vector 'v'; given are none"):
-        ask_questions(tiny, questions, asked_arms("v"), contexts=CONTEXTS)
+    arms = asked_arms(VectorFamily("v", {"": {1: torch.ones(32)}}))
+    with pytest.raises(ValueError, match=r"needs the vectors 'v .*'; given are none"):
+        ask_questions(tiny, questions, arms, contexts=CONTEXTS)
     long = questions.assign(question="why " * 200)
     with pytest.raises(ValueError, match=f"question {questions.question_id[0]}: .* more than the 512"):
         ask_questions(tiny, long, asked_arms(), contexts=CONTEXTS)

@@ -7,13 +7,9 @@ from steerlib.vectors import (
     cosine,
     default_layers,
     describe_vectors,
-    load_named_vectors,
-    load_vectors,
     mean_difference,
-    mean_differences,
     random_vectors,
     record_residual,
-    save_vectors,
     steered_positions,
 )
 
@@ -188,31 +184,3 @@ def test_a_clean_contrast_is_stable_between_halves_and_noise_is_not():
     clean = describe_vectors({0: noise[0] + 2}, {0: noise[1]}, seed=0).split_half_cosine[0]
     none = describe_vectors({0: noise[0]}, {0: noise[1]}, seed=0).split_half_cosine[0]
     assert clean > 0.95 > 0.5 > abs(none)
-
-
-def test_vectors_survive_their_file_with_their_settings(tmp_path):
-    vectors = mean_differences(
-        {2: torch.randn(4, 8), 10: torch.randn(4, 8)}, {2: torch.zeros(4, 8), 10: torch.ones(4, 8)}
-    )
-    path = save_vectors(
-        tmp_path / "v" / "population.safetensors", vectors, settings={"model": "tiny", "n": 4}
-    )
-    loaded, settings = load_vectors(path)
-    assert list(loaded) == [2, 10]
-    assert all(torch.equal(loaded[layer], vectors[layer]) for layer in vectors)
-    assert settings == {"model": "tiny", "n": "4"}
-    with pytest.raises(FileNotFoundError, match="run notebook 02 first"):
-        load_vectors(tmp_path / "nothing.safetensors")
-
-
-def test_a_vector_is_named_by_its_numbers_whatever_else_the_file_says(tmp_path):
-    vectors = {2: torch.randn(8), 10: torch.randn(8)}
-    names = []
-    for note in ("first", "second"):
-        save_vectors(tmp_path / "population.safetensors", vectors, settings={"model": "tiny", "note": note})
-        names += load_named_vectors(tmp_path, ["population"])
-    save_vectors(tmp_path / "population.safetensors", {**vectors, 2: -vectors[2]}, settings={})
-    changed = next(iter(load_named_vectors(tmp_path, ["population"])))
-    assert names[0] == names[1] != changed
-    with pytest.raises(FileNotFoundError, match="run notebook 02 first"):
-        load_vectors(tmp_path / "nothing.safetensors")

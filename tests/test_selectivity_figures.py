@@ -18,11 +18,11 @@ pytestmark = pytest.mark.filterwarnings("error")
 
 ARMS = pd.DataFrame(
     [
-        ("base", "base", 0.0, "none", ""),
-        ("a", "caa", 7.5, "own", "composed@1f"),
-        ("b", "caa", 0.5, "none", "random@2"),
+        ("base", "base", 0.0, "none", "", "", "base"),
+        ("a", "caa", 7.5, "own", "composed", "own", ""),
+        ("b", "caa", 0.5, "none", "random", "", "random_vector"),
     ],
-    columns=["arm_id", "method", "alpha", "profile", "vector"],
+    columns=["arm_id", "method", "alpha", "profile", "family", "vector_user", "control"],
 ).assign(variant="")
 
 
@@ -58,7 +58,7 @@ def test_each_cell_of_the_heat_map_holds_its_change_and_interval():
     assert texts.count("-12.5\n[-16.5, -6.5]") == 2
     assert texts.count("+3.0\n[-1.0, +9.0]") == 2
     assert "benign control\nbase 0.0200; 12 prompts, 5 users" in texts
-    assert "CAA, composed\nvector\nalpha 7.5" in texts
+    assert "CAA, own composed\nvector\nalpha 7.5" in texts
 
 
 def test_the_heat_map_of_toxicity_does_not_speak_of_a_distance():
@@ -80,19 +80,22 @@ def test_cells_without_interval_or_base_say_so():
         figures.plot_selectivity(table.head(0), ARMS)
 
 
+COLUMNS = ["arm_id", "method", "alpha", "profile", "family", "vector_user", "control", "value"]
+
+
 def dose_points(arms=4, value=0.02):
-    rows = [("base", "base", 0.0, "none", "", value)]
+    rows = [("base", "base", 0.0, "none", "", "", "base", value)]
     rows += [
-        (f"{v}{i}", "caa", i / 2, p, v, value * (1 + 0.1 * i))
+        (f"{v}{p}{i}", "caa", i / 2, p, v, "" if p == "none" else p, c, value * (1 + 0.1 * i))
         for i in range(1, arms)
-        for v, p in (
-            ("population@1", "none"),
-            ("composed@2", "own"),
-            ("composed@2", "shuffled"),
-            ("random@3", "none"),
+        for v, p, c in (
+            ("population", "none", ""),
+            ("composed", "own", ""),
+            ("composed", "shuffled", "shuffled_profile"),
+            ("random", "none", "random_vector"),
         )
     ]
-    table = pd.DataFrame(rows, columns=["arm_id", "method", "alpha", "profile", "vector", "value"])
+    table = pd.DataFrame(rows, columns=COLUMNS)
     return table.assign(
         variant="", split="test", low=table["value"] * 0.9, high=table["value"] * 1.1, n=9, n_clusters=3
     )

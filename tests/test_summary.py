@@ -27,7 +27,7 @@ ARMS = pd.DataFrame(
         ("shuffled1", "anti_expert", 1.0, "shuffled"),
     ],
     columns=["arm_id", "method", "alpha", "profile"],
-).assign(vector="", category="", style="chat")
+).assign(family="", vector_user="", category="", style="chat", control=["base", "", "", "shuffled_profile"])
 
 VALUES_ONLY = {"sign_test_p", "reduction_percent_seed_low", "reduction_percent_seed_high"}
 

@@ -110,12 +110,12 @@ def test_the_band_stands_on_the_means():
 def test_the_base_is_alpha_zero_of_every_vector():
     arms = pd.DataFrame(
         [
-            ("b", "base", 0.0, ""),
-            ("v+", "caa", 0.5, "v@1"),
-            ("v-", "caa", -0.5, "v@1"),
-            ("r", "caa", 0.5, "r@2"),
+            ("b", "base", 0.0, "", ""),
+            ("v+", "", 0.5, "v", ""),
+            ("v-", "", -0.5, "v", ""),
+            ("r", "random_vector", 0.5, "r", ""),
         ],
-        columns=["arm_id", "method", "alpha", "vector"],
+        columns=["arm_id", "control", "alpha", "family", "vector_user"],
     )
     values = pd.DataFrame(
         [(arm, prompt, i + j) for i, arm in enumerate(arms.arm_id) for j, prompt in enumerate("pq")],
@@ -127,7 +127,7 @@ def test_the_base_is_alpha_zero_of_every_vector():
         "r": [0.0, 0.5],
     }
     assert found["v"].loc["q"].tolist() == [3, 1, 2]
-    with pytest.raises(ValueError, match="prompt 'q' lacks an answer of vector 'r@2'"):
+    with pytest.raises(ValueError, match="prompt 'q' lacks an answer of vector 'r'"):
         dose_responses(values.iloc[:-1], arms, "toxicity")
 
 

@@ -2,17 +2,18 @@
 
 from steerlib.decoding.aligner import ALIGNER_TEMPLATE, aligner_arms, run_aligner
 from steerlib.decoding.alpha_path import alpha_path
-from steerlib.decoding.arms import amplification_factor, make_arms, named_factor, with_variants
+from steerlib.decoding.arms import Strengths, amplification_factor, make_arms, study_arms, with_variants
 from steerlib.decoding.contexts import BranchModels, Contexts, branch_ids, default_contexts
 from steerlib.decoding.decode import decode
-from steerlib.decoding.grid import Strengths, study_arms
 from steerlib.decoding.requests import category_of
 from steerlib.decoding.sampling import Sampling
 from steerlib.decoding.sweep import run_sweep
+from steerlib.residual import Factor, VectorFamily
 from steerlib.rules import (
     RULES,
     SCORE_FUNCTIONS,
     SDA_PRESETS,
+    Rule,
     amplification,
     anti_expert,
     base_nucleus,
@@ -30,8 +31,11 @@ __all__ = [
     "SDA_PRESETS",
     "BranchModels",
     "Contexts",
+    "Factor",
+    "Rule",
     "Sampling",
     "Strengths",
+    "VectorFamily",
     "aligner_arms",
     "alpha_path",
     "amplification",
@@ -47,7 +51,6 @@ __all__ = [
     "js_divergence",
     "js_temperature",
     "make_arms",
-    "named_factor",
     "run_aligner",
     "run_sweep",
     "sda",

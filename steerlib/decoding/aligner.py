@@ -5,6 +5,7 @@ rule, and an arm of method "aligner" stands beside the rules with an alpha of 0.
 """
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -97,7 +98,7 @@ def run_aligner(
 
 
 def _bases(arms: pd.DataFrame) -> list[dict]:
-    return arms[arms["method"] == "base"].to_dict("records")
+    return arms[arms["control"] == "base"].to_dict("records")
 
 
 def _corrected_arm(base: Mapping, aligner: FrozenModel) -> dict:
@@ -106,11 +107,12 @@ def _corrected_arm(base: Mapping, aligner: FrozenModel) -> dict:
         **base,
         "method": "aligner",
         "contexts": hashlib.sha256(template.encode()).hexdigest()[:8],
-        "branches": f"aligner={aligner.name}",
+        "branches": json.dumps({"aligner": aligner.name}),
         "penalty_scope": "generated_only",
+        "control": "",
+        "variant": "",
     }
-    settings = {key: value for key, value in row.items() if key not in ("arm_id", "variant")}
-    return {**row, "arm_id": arm_id(settings), "variant": ""}
+    return {**row, "arm_id": arm_id(row)}
 
 
 def _reads(aligner: FrozenModel, question: str, answer: str) -> TokenIds:
@@ -171,7 +173,7 @@ def _corrected(
     progress: Progress,
 ) -> pd.DataFrame:
     """Answers of the aligner with what the base says of them."""
-    table = decode_requests(aligner, requests, vectors={}, capacity=capacity, progress=progress)
+    table = decode_requests(aligner, requests, capacity=capacity, progress=progress)
     ids = [tuple(i) for i in frozen.tokenizer(table["text"].tolist(), add_special_tokens=False).input_ids]
     given = [GivenAnswer(read[p], tokens) for p, tokens in zip(table["prompt_id"], ids, strict=True)]
     return table.assign(

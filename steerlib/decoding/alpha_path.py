@@ -18,27 +18,13 @@ from steerlib.decoding.batch import Progress
 from steerlib.decoding.contexts import BranchModels, Contexts
 from steerlib.decoding.decode import default_capacity
 from steerlib.decoding.envelope import Pieces, ScoreLines, upper_envelope
-from steerlib.decoding.requests import Factors, Request, make_requests
+from steerlib.decoding.requests import Request, make_requests
 from steerlib.decoding.sampling import Sampling, gumbel_noise, text_hash
 from steerlib.decoding.streams import open_streams
 from steerlib.models import FrozenModel
-from steerlib.residual import ResidualDose
-from steerlib.rules import LOGIT_METHODS, base_nucleus, check_method, js_temperature
+from steerlib.residual import Factor, ResidualDose
+from steerlib.rules import RULES, acting_on, base_nucleus, check_method, js_temperature
 from steerlib.tables import SCHEMA
-
-
-def score_line(method: str, z: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Steered logits of a method as a line in alpha: intercept and slope, in float64 where the device has it.
-
-    Args:
-        method: one of `LOGIT_METHODS`.
-        z: raw logits of its branches, `(rows, vocab)` each.
-    """
-    high = {name: _high(branch) for name, branch in z.items()}
-    if method == "sda":
-        return high["instructed"], high["instructed"] - high["base"]
-    towards = high["base"] if method == "anti_expert" else high["expert"]
-    return high["base"], towards - high["anti"]
 
 
 def _high(x: Tensor) -> Tensor:
@@ -127,7 +113,8 @@ class Forest:
     def _line(self, z: Tensor, nodes: Tensor) -> tuple[Tensor, Tensor]:
         """Intercept and slope of some nodes; alpha is the path's own, the prompt's factor lies in the slope."""
         branches = self._branches(z, nodes)
-        intercept, slope = score_line(self.requests[0].method, branches)
+        high = {name: _high(z_branch) for name, z_branch in branches.items()}
+        intercept, slope = RULES[self.requests[0].method].line(high)
         slope = slope * self.factor[self.tree[nodes], None]
         limit = self.requests[0].base_top_p
         if limit < 1:
@@ -225,11 +212,10 @@ def alpha_path(
     sampling: Sampling,
     profile: str = "own",
     category: str = "",
-    factor: str = "",
+    factor: Factor | float | None = None,
     style: str = "continuation",
     seeds: Sequence[int] = (0,),
     contexts: Contexts | None = None,
-    factors: Factors | None = None,
     base_top_p: float = 1.0,
     branch_models: BranchModels | None = None,
     row_budget: int = 96,
@@ -245,14 +231,13 @@ def alpha_path(
     Args:
         frozen: the model.
         prompts: the prompts table, or any frame with prompt_id, prompt and category.
-        method: one of `LOGIT_METHODS`; alpha of "sda" is k, and its temperature by divergence is exact too, for it
+        method: one that acts on logits; alpha of "sda" is k, and its temperature by divergence is exact too, for it
             depends on the answer so far and not on k.
         alpha_max: end of the range, dimensionless, above 0.
         sampling: greedy, or sampled with top_p = 1; min_p is the nucleus that goes with a path.
         profile, category, factor, style: as in `make_arms`.
         seeds: of the noise; a greedy path is asked for the first alone.
         contexts: texts of the branches by category; None for the style's defaults.
-        factors: as in `decode`.
         base_top_p: as in `make_arms`; exact, for the base's own nucleus is the same at every alpha.
         branch_models: as in `decode`; those of the method's branches are read.
         row_budget: rows of a forward pass that one prompt and seed may hold. When its open nodes are more than fit,
@@ -273,7 +258,8 @@ def alpha_path(
     translations; here every step of decoding has an envelope of its own, and the lines may bend.
     """
     _check(method, alpha_max, sampling)
-    trained = {b: m for b, m in (branch_models or {}).items() if b in check_method(method).branches}
+    reads = check_method(method).context_branches
+    trained = {b: m for b, m in (branch_models or {}).items() if b in reads}
     arm = make_arms(
         method,
         [alpha_max],
@@ -288,6 +274,7 @@ def alpha_path(
         branches={branch: model.name for branch, model in trained.items()},
     )
     arm["arm_id"] = "path-" + arm.arm_id
+    factors = [factor] if isinstance(factor, Factor) else []
     requests = make_requests(
         frozen, prompts, arm, seeds=seeds, contexts=contexts, factors=factors, branch_models=trained
     )
@@ -319,8 +306,8 @@ def alpha_path(
 
 
 def _check(method: str, alpha_max: float, sampling: Sampling) -> None:
-    if method not in LOGIT_METHODS:
-        raise ValueError(f"an alpha path is of {', '.join(LOGIT_METHODS)}, not of {method!r}")
+    if method not in acting_on("logits"):
+        raise ValueError(f"an alpha path is of {', '.join(acting_on('logits'))}, not of {method!r}")
     if not 0 < alpha_max < float("inf"):
         raise ValueError(f"alpha_max must be above 0 and finite, not {alpha_max}")
     if sampling.temperature and sampling.top_p < 1:

@@ -1,30 +1,20 @@
-"""What sets arms of one method apart beside their vector, profile and alpha, in words.
-
-Arms: every setting of a way to generate, one row each, named by what it is.
-
-Factors of alpha by prompt, named by their numbers, so that answers under other factors are other arms.
-"""
+"""Arms: one way to generate per row, every setting a column; and all arms of a study."""
 
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import pandas as pd
 
-from steerlib.decoding.contexts import (
-    CONTEXT_BRANCHES,
-    TEMPLATES,
-    TRAINABLE,
-    Contexts,
-    branches_text,
-    default_contexts,
-)
+from steerlib.decoding.contexts import TEMPLATES, Contexts, default_contexts
 from steerlib.decoding.sampling import Sampling
-from steerlib.rules import LOGIT_METHODS, amplification, check_method
+from steerlib.residual import Factor, VectorFamily
+from steerlib.rules import acting_on, amplification, check_method
 
 PROFILES = ("none", "own", "shuffled", "population")
-DIVERGENCE_METHODS = ("instructed", "sda")
 
 
 def make_arms(
@@ -35,15 +25,15 @@ def make_arms(
     contexts: Contexts | None = None,
     profile: str = "none",
     category: str = "",
-    factor: str = "",
-    vector: str = "",
+    factor: Factor | float | None = None,
+    family: VectorFamily | None = None,
     vector_alpha: float = 0.0,
-    layers: str = "",
-    positions: str = "",
+    positions: str = "all",
     style: str = "continuation",
     sampling: Sampling | None = None,
     base_top_p: float = 1.0,
     branches: Mapping[str, str] | None = None,
+    ablation: bool = False,
 ) -> pd.DataFrame:
     """Arms of one method over a grid of alpha, rows of the arms table.
 
@@ -51,129 +41,122 @@ def make_arms(
         method: a key of `RULES`.
         alphas: strengths, dimensionless; what they mean depends on method and vector. That of "sda" is k.
         model: name of the frozen model, see `FrozenModel.name`.
-        contexts: expert and anti-expert contexts by category that the arm reads; None for the style's defaults.
-            Their hash is a setting, so that answers under other contexts are other arms.
-        profile: whose category steers: "own" (the user's c*(u)), "shuffled" (another category, the placebo),
-            "population" (one category for all, named by `category`), "none" for the base and for a population's
-            vector. A vector of each user is "own" or "shuffled".
+        contexts: by category, what the arm's branches read; None for the style's defaults. Their hash is a setting.
+        profile: whose category steers: "own" (the user's c*(u)), "shuffled" (another one, the control), "population"
+            (one for all, named by `category`), "none" for an arm without a context. Families of vectors by user are
+            "own" or "shuffled" as their users are.
         category: the category of profile "population", a key of the contexts.
-        factor: what alpha is multiplied by, prompt by prompt: a number as text, or the name of one of the `factors`
-            given to `decode` (SDA's a = F(S); the gate, 0 or 1, of conditional steering). Empty for 1; "sda" needs one.
-        vector: name of the steering vector of method "caa", or of one that stands beside a logit rule; a family of
-            personal vectors has those of its users as `<vector>/<user_id>`.
-        vector_alpha: strength of a vector beside a logit rule: all branches of the rule are steered by it.
-        layers: its layers, for instance "15-21"; a note, the vector itself says which layers it has.
-        positions: where it is added, see `steered_positions`; "all" where empty.
+        factor: what alpha is multiplied by: a number, or a value for each prompt; None for 1.
+        family: steering vectors, of method "caa" or beside a logit rule.
+        vector_alpha: strength of a vector beside a logit rule: all context branches and the rule's base have it.
+        positions: where vectors are added, see `steered_positions`.
         style: "chat" or "continuation".
         sampling: settings of the choice of tokens.
-        base_top_p: the logit rules choose within the base's own nucleus of this mass, in (0, 1], see `base_nucleus`;
-            1 for no such limit, as in STEER-Away.
-        branches: names of the trained models that stand for a context, by branch ("expert", "anti"); given to `decode`
-            as `branch_models`. An arm without a context left has profile "none".
+        base_top_p: logit rules choose within the base's own nucleus of this mass, in (0, 1], see `base_nucleus`; 1 for
+            no such limit, as in STEER-Away.
+        branches: names of trained models that stand for a context, by branch, see `branch_models` of `decode`. An arm
+            without a context left has profile "none".
+        ablation: the arm is a part of a method under study, shown as a control.
 
     Returns:
-        The arms, one row an alpha; `arm_id` depends on the settings alone; `variant` is empty, see `with_variants`.
+        The arms, one row per alpha. `arm_id` depends on what decides the answers alone (contents of vectors and factors
+        included); `variant` is empty, see `with_variants`.
 
     Raises:
-        ValueError: unknown method, profile, style, category or branch; alpha not finite, or negative for a logit
-            rule; base_top_p outside (0, 1], or below 1 without a logit rule; a temperature by divergence without an
-            instructed branch.
+        ValueError: an unknown method, profile, style, category or branch; a setting that the method cannot have; an
+            alpha that is not finite, or negative for a logit rule.
     """
-    trained, contexts = dict(branches or {}), contexts or default_contexts(style)
+    rule, trained, contexts = check_method(method), dict(branches or {}), contexts or default_contexts(style)
+    sampling = sampling or Sampling()
     for name, value, known in (("profile", profile, PROFILES), ("style", style, tuple(TEMPLATES))):
         if value not in known:
             raise ValueError(f"{name} {value!r} is none of {', '.join(known)}")
+    for branch in trained:
+        if branch not in rule.context_branches:
+            raise ValueError(f"method {method!r} has no branch {branch!r} to be a trained model")
     if category and category not in contexts:
         raise ValueError(f"category {category!r} is none of the contexts' {', '.join(contexts)}")
-    _check_signal(method, profile, category, trained)
-    _check_vector(method, vector, vector_alpha)
-    _check_factor(method, factor)
-    _check_nucleus(method, base_top_p)
-    settings = vars(sampling or Sampling())
-    if settings["js_sigma"] and method not in DIVERGENCE_METHODS:
-        raise ValueError(
-            f"js_sigma {settings['js_sigma']} is for {' and '.join(DIVERGENCE_METHODS)}, not {method!r}"
-        )
-    reads = {*check_method(method).branches} - {*trained}
+    if (profile == "population") != bool(category):
+        raise ValueError(f"profile {profile!r}, category {category!r}: only 'population' names a category")
+    reads = {*rule.context_branches} - {*trained}
+    _check_settings(method, sampling, profile, bool(reads), family, vector_alpha, factor, base_top_p)
+    by_prompt = isinstance(factor, Factor)
+    settings = {
+        "model": model,
+        "contexts": _contexts_hash(contexts, reads) if reads else "",
+        "method": method,
+        "alpha": 0.0,
+        "unit": family.unit if family and rule.acts_on == "residual" else "",
+        "factor": factor.name if by_prompt else "" if factor is None else f"{factor:g}",
+        "profile": profile,
+        "category": category,
+        "family": family.name if family else "",
+        "vector_user": family.vector_user if family else "",
+        "control": "",
+        "vector": family.digest if family else "",
+        "vector_alpha": float(vector_alpha),
+        "layers": family.layers if family else "",
+        "positions": positions if family else "",
+        "style": style,
+        **vars(sampling),
+        "base_top_p": float(base_top_p),
+        "branches": json.dumps(trained, sort_keys=True) if trained else "",
+    }
+    control = "ablation" if ablation else _control(method, profile, family)
     rows = []
-    for alpha in alphas:
-        _check_alpha(method, alpha)
-        row = {
-            "model": model,
-            "contexts": _contexts_hash(contexts, reads) if reads & {*CONTEXT_BRANCHES} else "",
-            "method": method,
-            "alpha": float(alpha),
-            "factor": factor,
-            "profile": profile,
-            "category": category,
-            "vector": vector,
-            "vector_alpha": float(vector_alpha),
-            "layers": layers,
-            "positions": (positions or "all") if vector else "",
-            "style": style,
-            **settings,
-            "base_top_p": float(base_top_p),
-            "branches": branches_text(trained),
-        }
-        rows.append({"arm_id": arm_id(row), **row, "variant": ""})
+    for alpha in map(float, alphas):
+        if not math.isfinite(alpha) or (rule.acts_on == "logits" and alpha < 0):
+            raise ValueError(
+                f"alpha of {method!r} must be finite, and 0 or more for a logit rule, not {alpha}"
+            )
+        row = settings | {"alpha": alpha}
+        name = arm_id(row, factor.digest if by_prompt else "")
+        rows.append({"arm_id": name, **row, "control": control, "variant": ""})
     return pd.DataFrame(rows)
 
 
-def reads_contexts(method: str, branches: Iterable[str] = ()) -> bool:
-    """Whether a branch of the method is left to a context when the given ones are trained models."""
-    return bool({*check_method(method).branches} & {*CONTEXT_BRANCHES} - {*branches})
-
-
-def _check_signal(method: str, profile: str, category: str, trained: Mapping[str, str]) -> None:
-    for branch in trained:
-        if branch not in {*check_method(method).branches} & {*TRAINABLE}:
-            raise ValueError(f"method {method!r} has no branch {branch!r} to be a trained model")
-    if (profile == "population") != bool(category):
+def _check_settings(
+    method: str,
+    sampling: Sampling,
+    profile: str,
+    reads_contexts: bool,
+    family: VectorFamily | None,
+    vector_alpha: float,
+    factor: Factor | float | None,
+    base_top_p: float,
+) -> None:
+    rule = check_method(method)
+    vector = f"vector {family.name if family else ''!r}"
+    if (rule.acts_on == "residual") > (family is not None) or (family and not rule.has_alpha):
         raise ValueError(
-            f"profile {profile!r} with category {category!r}: only 'population' names a category"
+            f"method {method!r} with {vector}: a vector goes with 'caa', which needs one, or a logit rule"
         )
-    if method == "caa" and profile != "population":
-        return
-    if reads_contexts(method, trained) == (profile == "none"):
-        models = f" and trained {', '.join(trained)}" if trained else ""
-        raise ValueError(f"method {method!r}{models} does not go with profile {profile!r}")
-
-
-def _check_vector(method: str, vector: str, vector_alpha: float) -> None:
-    if method == "caa" and not vector:
-        raise ValueError("method 'caa' needs a vector")
-    if vector and method not in ("caa", *LOGIT_METHODS):
+    beside = family is not None and rule.acts_on == "logits"
+    if not math.isfinite(vector_alpha) or (vector_alpha != 0) != beside:
         raise ValueError(
-            f"method {method!r} with vector {vector!r}: a vector goes with 'caa' or a logit rule"
+            f"method {method!r} with {vector} and vector_alpha {vector_alpha}: vector_alpha is the finite strength of "
+            "a vector beside a logit rule; that of 'caa' is alpha"
         )
-    if not math.isfinite(vector_alpha):
-        raise ValueError(f"vector_alpha must be finite, not {vector_alpha}")
-    if (vector_alpha != 0) != (bool(vector) and method != "caa"):
-        raise ValueError(
-            f"method {method!r} with vector {vector!r} and vector_alpha {vector_alpha}: vector_alpha is the "
-            "strength of a vector beside a logit rule; that of 'caa' is alpha"
-        )
+    by_user = family is not None and rule.acts_on == "residual" and family.vector_user
+    if not by_user and reads_contexts == (profile == "none"):
+        raise ValueError(f"method {method!r} does not go with profile {profile!r} and these branches")
+    if by_user and profile != family.vector_user:
+        raise ValueError(f"profile {profile!r} with {vector}, whose vectors are {family.vector_user!r}")
+    if factor is not None and not rule.has_alpha:
+        raise ValueError(f"method {method!r} has no alpha for factor {factor} to multiply")
+    if not 0 < base_top_p <= 1 or (base_top_p < 1 and rule.acts_on != "logits"):
+        raise ValueError(f"base_top_p {base_top_p} of {method!r}: in (0, 1], below 1 for logit rules alone")
+    if sampling.js_sigma and not rule.instructed:
+        raise ValueError(f"js_sigma {sampling.js_sigma} needs an instructed branch, {method!r} has none")
 
 
-def _check_factor(method: str, factor: str) -> None:
-    if method == "sda" and not factor:
-        raise ValueError("method 'sda' needs a factor: the name of a table of a = F(S), or a fixed a as text")
-    if factor and method not in ("caa", *LOGIT_METHODS):
-        raise ValueError(f"method {method!r} has no alpha for factor {factor!r} to multiply")
-
-
-def _check_nucleus(method: str, base_top_p: float) -> None:
-    if not 0 < base_top_p <= 1:
-        raise ValueError(f"base_top_p must be in (0, 1], not {base_top_p}")
-    if base_top_p < 1 and method not in LOGIT_METHODS:
-        raise ValueError(f"base_top_p {base_top_p} is for {', '.join(LOGIT_METHODS)}, not for {method!r}")
-
-
-def _check_alpha(method: str, alpha: float) -> None:
-    if not math.isfinite(alpha):
-        raise ValueError(f"alpha must be finite, not {alpha}")
-    if method in LOGIT_METHODS and alpha < 0:
-        raise ValueError(f"alpha of {method} must be 0 or more, not {alpha}")
+def _control(method: str, profile: str, family: VectorFamily | None) -> str:
+    """What an arm is a control of, empty for one under study."""
+    if profile == "shuffled":
+        return "shuffled_profile"
+    if family and family.control:
+        return family.control
+    return method if check_method(method).acts_on == "context" else ""
 
 
 def _contexts_hash(contexts: Contexts, branches: set[str]) -> str:
@@ -181,23 +164,21 @@ def _contexts_hash(contexts: Contexts, branches: set[str]) -> str:
     return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def arm_id(settings: dict) -> str:
-    """Readable name of an arm with a hash of all its settings, the same on every machine."""
-    text = json.dumps({key: value for key, value in settings.items() if key != "arm_id"}, sort_keys=True)
-    short = hashlib.sha256(text.encode()).hexdigest()[:8]
-    parts = [settings["method"], settings["vector"], settings["profile"], f"{settings['alpha']:g}", short]
-    return "-".join(part for part in parts if part and part != "none")
+def arm_id(settings: Mapping, more: str = "") -> str:
+    """Readable name of an arm with a hash of its settings, the same on every machine.
+
+    Args:
+        settings: columns of the arm; what is said of it (`control`, `variant`) plays no part.
+        more: what else decides its answers.
+    """
+    deciding = {k: v for k, v in settings.items() if k not in ("arm_id", "control", "variant")}
+    short = hashlib.sha256((json.dumps(deciding, sort_keys=True) + more).encode()).hexdigest()[:8]
+    parts = (settings[name] for name in ("method", "family", "profile"))
+    return "-".join([*(part for part in parts if part not in ("", "none")), f"{settings['alpha']:g}", short])
 
 
-def named_factor(what: str, values: Mapping[str, float]) -> dict[str, dict[str, float]]:
-    """A factor as `decode` takes it: `{"<what>@<hash>": {prompt_id: number}}`."""
-    numbers = {str(prompt): float(value) for prompt, value in values.items()}
-    text = "\n".join(f"{prompt}={value!r}" for prompt, value in sorted(numbers.items()))
-    return {f"{what}@{hashlib.sha256(text.encode()).hexdigest()[:8]}": numbers}
-
-
-def amplification_factor(scores: pd.DataFrame, function: str = "sigmoid") -> dict[str, dict[str, float]]:
-    """SDA's a = F(S) of each prompt, as a factor.
+def amplification_factor(scores: pd.DataFrame, function: str = "sigmoid") -> Factor:
+    """SDA's a = F(S) of each prompt.
 
     Args:
         scores: prompt_id, score in (0, 100], see `score_first_answers`; prompts without a score have no factor.
@@ -212,26 +193,25 @@ def amplification_factor(scores: pd.DataFrame, function: str = "sigmoid") -> dic
         row = wrong.iloc[0]
         raise ValueError(f"score {row['score']} of prompt {row['prompt_id']} is not in (0, 100]")
     values = amplification(known["score"].to_numpy(), function)
-    return named_factor(function, dict(zip(known["prompt_id"], values, strict=True)))
+    return Factor(function, dict(zip(known["prompt_id"], map(float, values), strict=True)))
 
 
 def with_variants(arms: pd.DataFrame) -> pd.DataFrame:
-    """Arms with the column `variant`: empty for those like their method's first arm, else how they differ from it.
+    """Arms with the column `variant`: how each differs from its method's first arm, in words; empty where it does not.
 
     Args:
         arms: the arms table, the study's main arms first.
     """
-    rows = arms.to_dict("records")
     first: dict[str, Mapping] = {}
-    for row in rows:
-        first.setdefault(row["method"], row)
-    return arms.assign(variant=[_variant(row, first[row["method"]]) for row in rows])
+    words = [_variant(row, first.setdefault(row["method"], row)) for row in arms.to_dict("records")]
+    return arms.assign(variant=words)
 
 
 def _variant(arm: Mapping, main: Mapping) -> str:
+    gate = {"gate": "gated", "": "not gated"}.get(arm["factor"], f"times {arm['factor']}")
     words = {
         "vector_alpha": f"beside the vector at {arm['vector_alpha']:g}",
-        "factor": _factor_words(arm),
+        "factor": f"a = {arm['factor'] or 1}" if check_method(arm["method"]).instructed else gate,
         "positions": f"at {arm['positions']}",
         "js_sigma": "temperature by divergence" if arm["js_sigma"] else "one temperature",
         "temperature": f"T {arm['temperature']:g}" if arm["temperature"] else "greedy",
@@ -241,8 +221,147 @@ def _variant(arm: Mapping, main: Mapping) -> str:
     return ", ".join(words[column] for column in differs)
 
 
-def _factor_words(arm: Mapping) -> str:
-    name = str(arm["factor"]).partition("@")[0]
-    if arm["method"] == "sda":
-        return f"a = {name}"
-    return {"gate": "gated", "": "not gated"}.get(name, f"times {name}")
+CONTROLS = ("prompt_only", "shuffled", "random")
+ABLATIONS = ("instructed", "steering_only", "temperature_only", "fixed")
+
+
+@dataclass(frozen=True)
+class Strengths:
+    """The grid of each method.
+
+    Attributes:
+        alphas: of the logit rules, dimensionless.
+        caa_alphas: of the steering vectors, in units of the vector.
+        composed_alphas: of the users' own vectors; those of `caa_alphas` where empty.
+        sda_ks: k of SDA.
+        vector_alpha: of the population's vector beside each logit rule; 0 for no such arms.
+    """
+
+    alphas: Sequence[float] = ()
+    caa_alphas: Sequence[float] = ()
+    composed_alphas: Sequence[float] = ()
+    sda_ks: Sequence[float] = ()
+    vector_alpha: float = 0.0
+
+
+def study_arms(
+    methods: Sequence[str],
+    controls: Sequence[str],
+    *,
+    strengths: Strengths,
+    vectors: Sequence[VectorFamily],
+    model: str,
+    contexts: Contexts,
+    positions: str,
+    style: str,
+    sampling: Sampling,
+    base_top_p: float = 1.0,
+    branches: Mapping[str, str] | None = None,
+    amplification: Factor | float = 1.0,
+    gate: Factor | None = None,
+    more_positions: Sequence[str] = (),
+) -> pd.DataFrame:
+    """Arms table of a study: the base, each method over its alphas, and the controls beside them.
+
+    Args:
+        methods: those with an alpha, see `RULES`.
+        controls: of "prompt_only" (the expert context as a prompt), "shuffled" (another user's category, or vector),
+            "random" (a random vector); and of SDA's ablations "instructed" (the instruction as a prompt),
+            "steering_only" (one temperature throughout), "temperature_only" (k = 0), "fixed" (a = 1 for every prompt).
+        strengths: the alphas.
+        vectors: all families; controls among them are used where `controls` names them.
+        model, contexts, positions, style, sampling, base_top_p: see `make_arms`. A temperature by divergence
+            (`js_sigma`) is that of rules with an instructed branch alone.
+        branches: names of trained models by branch; each method takes those of its branches. Where none of its
+            branches is left to a context, it has no shuffled control and stands under profile "none".
+        amplification: factor of rules with an instructed branch.
+        gate: factor of a second set of arms with the population's vector, conditional steering.
+        more_positions: positions of further such sets, steering limited in time.
+
+    Returns:
+        The arms table, base first.
+
+    Raises:
+        ValueError: an unknown method or control, or settings that `make_arms` refuses.
+    """
+    known = {"method": acting_on("logits", "residual"), "control": (*CONTROLS, *ABLATIONS)}
+    for what, given in (("method", methods), ("control", controls)):
+        for name in given:
+            if name not in known[what]:
+                raise ValueError(f"{what} {name!r} is none of {', '.join(known[what])}")
+    plain = replace(sampling, js_sigma=0.0, min_temperature=0.0)
+    build = partial(make_arms, model=model, contexts=contexts, style=style)
+    make = partial(build, sampling=plain)
+    for_all = [family for family in vectors if not family.vector_user and not family.control]
+    rules = [check_method(name) for name in acting_on("logits") if name in methods]
+    arms = [make("base")]
+    for rule in (rule for rule in rules if not rule.instructed):
+        steer = partial(make, rule.name, strengths.alphas, base_top_p=base_top_p)
+        arms += _by_profile(steer, rule.name, controls, branches)
+        if strengths.vector_alpha:
+            beside = {"vector_alpha": strengths.vector_alpha, "positions": positions}
+            for family in for_all:
+                arms += _by_profile(partial(steer, family=family, **beside), rule.name, (), branches)
+    if "prompt_only" in controls:
+        arms += _by_profile(partial(make, "prompt_only"), "prompt_only", (), branches)
+    for rule in (rule for rule in rules if rule.instructed):
+        arms += _instructed_arms(build, rule.name, controls, strengths.sda_ks, sampling, plain, amplification)
+    for method in (name for name in acting_on("residual") if name in methods):
+        if not vectors:
+            raise ValueError(f"method {method!r} needs steering vectors: run notebook 02 first")
+        for family in _used_families(vectors, controls):
+            own_grid = strengths.composed_alphas if family.vector_user else ()
+            steer = partial(
+                make,
+                method,
+                own_grid or strengths.caa_alphas,
+                family=family,
+                profile=family.vector_user or "none",
+            )
+            arms += [steer(positions=positions)]
+            if family in for_all:
+                arms += [steer(positions=where) for where in more_positions]
+                arms += [steer(positions=positions, factor=gate)] if gate else []
+    return with_variants(pd.concat(arms, ignore_index=True))
+
+
+def _by_profile(
+    make: partial, method: str, controls: Sequence[str], branches: Mapping[str, str] | None
+) -> list[pd.DataFrame]:
+    """A method under the user's own contexts and, as a control, under another user's."""
+    reads = check_method(method).context_branches
+    trained = {branch: name for branch, name in (branches or {}).items() if branch in reads}
+    if {*reads} == {*trained}:
+        return [make(profile="none", branches=trained)]
+    profiles = ["own", "shuffled"] if "shuffled" in controls else ["own"]
+    return [make(profile=profile, branches=trained) for profile in profiles]
+
+
+def _instructed_arms(
+    make: partial,
+    method: str,
+    controls: Sequence[str],
+    ks: Sequence[float],
+    sampling: Sampling,
+    plain: Sampling,
+    amplification: Factor | float,
+) -> list[pd.DataFrame]:
+    """SDA and what is left of it when a part is taken away."""
+    own, zero = partial(make, method, profile="own"), check_method(method).zero
+    arms = [own(ks, factor=amplification, sampling=sampling)]
+    if "shuffled" in controls:
+        arms += [make(method, ks, profile="shuffled", factor=amplification, sampling=sampling)]
+    if "instructed" in controls:
+        arms += [make(zero, profile="own", sampling=plain)]
+    if "steering_only" in controls and sampling.js_sigma:
+        arms += [own(ks, factor=amplification, sampling=plain, ablation=True)]
+    if "temperature_only" in controls and sampling.js_sigma:
+        arms += [make(zero, profile="own", sampling=sampling, ablation=True)]
+    if "fixed" in controls and amplification != 1:
+        arms += [own(ks, factor=1.0, sampling=sampling, ablation=True)]
+    return arms
+
+
+def _used_families(vectors: Sequence[VectorFamily], controls: Sequence[str]) -> list[VectorFamily]:
+    wanted = {"": True, "random_vector": "random" in controls, "shuffled_profile": "shuffled" in controls}
+    return [family for family in vectors if wanted[family.control]]

@@ -13,7 +13,7 @@ from steerlib.decoding.requests import Request
 from steerlib.decoding.sampling import NEAR_TIE, choose, gumbel_noise, penalise_, text_hash
 from steerlib.decoding.streams import open_streams
 from steerlib.models import FrozenModel
-from steerlib.residual import ResidualDose
+from steerlib.residual import ResidualDose, VectorKey
 from steerlib.rules import RULES, base_nucleus, falling_temperature, js_divergence
 
 
@@ -122,7 +122,7 @@ class Batch:
     Args:
         models: the frozen model under "", trained branches by name.
         requests: the answers.
-        vectors: names of the steering vectors, in the order of `dose`'s last dimension.
+        vectors: the steering vectors, in the order of `dose`'s last dimension.
         dose: what the residual hooks of the frozen model add.
         reference: keep the unsteered base beside every answer, for `nll_base` and `kl_to_base`.
     """
@@ -131,7 +131,7 @@ class Batch:
         self,
         models: Mapping[str, FrozenModel],
         requests: Sequence[Request],
-        vectors: Sequence[str],
+        vectors: Sequence[VectorKey],
         dose: ResidualDose,
         *,
         reference: bool = True,
@@ -204,7 +204,7 @@ class Batch:
 
     def _drop_reference(self) -> None:
         """End the base's streams of answers whose rule does not read them; what they are for stays unknown."""
-        unread = [r.method == "caa" and len(r.branches) > 1 for r in self.requests]
+        unread = [RULES[r.method].acts_on == "residual" for r in self.requests]
         self.slots[torch.tensor(unread, device=self.device), self.names.index("base")] = -1
         self.records.unmeasured()
 
@@ -271,7 +271,7 @@ class Batch:
         for method, mine in self.layout.groups.items():
             rows = self.live[mine]
             branches = self._branches(z, rows, RULES[method].branches)
-            z_new[mine] = RULES[method].combine(branches, self.alpha[rows])
+            z_new[mine] = RULES[method].steer(branches, self.alpha[rows])
         return z_new
 
     def _temperature(self, z: Tensor) -> Tensor:

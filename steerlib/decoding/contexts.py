@@ -9,7 +9,7 @@ system message; a continuation context is a sentence before the text, after the 
 (Self-Diagnosis and Self-Debiasing, TACL 2021).
 """
 
-import re
+import json
 from collections.abc import Mapping
 
 import pandas as pd
@@ -19,8 +19,6 @@ from steerlib.reading import Messages, TokenIds, prompt_ids
 from steerlib.toxicity.attributes import ATTRIBUTES
 
 Contexts = Mapping[str, Mapping[str, str]]
-
-CONTEXT_BRANCHES = ("expert", "anti", "instructed")
 
 UNDESIRED = {
     "toxicity": "rude, hostile and disrespectful, meant to drive people out of a discussion",
@@ -117,18 +115,11 @@ def branch_ids(
 
 
 BranchModels = Mapping[str, FrozenModel]
-TRAINABLE = ("expert", "anti")
-
-
-def branches_text(names: Mapping[str, str]) -> str:
-    """The column `branches` of an arm: "expert=NAME, anti=NAME", empty where every branch is a context."""
-    return ", ".join(f"{branch}={names[branch]}" for branch in TRAINABLE if branch in names)
 
 
 def branch_names(text: str) -> dict[str, str]:
-    """The inverse of `branches_text`: name of the model by branch."""
-    parts = re.split(rf"(?:^|, )({'|'.join(TRAINABLE)})=", text)
-    return dict(zip(parts[1::2], parts[2::2], strict=True))
+    """Name of the trained model by branch, of the column `branches` of an arm."""
+    return json.loads(text) if text else {}
 
 
 def owner(frozen: FrozenModel, models: BranchModels, branch: str) -> str:
@@ -143,18 +134,11 @@ def owner(frozen: FrozenModel, models: BranchModels, branch: str) -> str:
 def check_branch_models(frozen: FrozenModel, arms: pd.DataFrame, models: BranchModels) -> None:
     """Refuse branch models that cannot stand beside the frozen model, or that are not those the arms name.
 
-    Args:
-        frozen: the base.
-        arms: the arms table.
-        models: by branch, "expert" or "anti".
-
     Raises:
-        ValueError: no such branch, another vocabulary, number of logits or device; an arm whose model is missing,
-            or a model that no arm reads.
+        ValueError: another vocabulary, number of logits or device; an arm whose model is missing, or a model that no
+            arm reads.
     """
     for branch, model in models.items():
-        if branch not in TRAINABLE:
-            raise ValueError(f"branch {branch!r} is none of {', '.join(TRAINABLE)}")
         _check_beside(frozen, model, f"the {branch} model {model.name!r}")
     read = {}
     for arm_id, text in zip(arms["arm_id"], arms["branches"], strict=True):

@@ -4,16 +4,16 @@ Every branch of every answer is a row of one forward pass with a KV cache. Answe
 their rows (neighbouring alphas with the same noise often do), so a grid costs less than its size.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import pandas as pd
 import torch
 
 from steerlib.decoding.batch import Batch, Progress
 from steerlib.decoding.contexts import BranchModels, Contexts
-from steerlib.decoding.requests import Factors, Request, make_requests
+from steerlib.decoding.requests import Request, make_requests
 from steerlib.models import FrozenModel
-from steerlib.residual import Vectors, steering_hooks
+from steerlib.residual import Factor, VectorFamily, VectorKey, Vectors, steering_hooks, vectors_by_key
 
 CPU_CAPACITY = 384
 
@@ -25,8 +25,8 @@ def decode(
     *,
     seeds: Sequence[int] = (0,),
     contexts: Contexts | None = None,
-    vectors: Mapping[str, Vectors] | None = None,
-    factors: Factors | None = None,
+    vectors: Sequence[VectorFamily] = (),
+    factors: Sequence[Factor] = (),
     branch_models: BranchModels | None = None,
     reference: bool = True,
     capacity: int | None = None,
@@ -44,9 +44,8 @@ def decode(
         arms: the arms table, see `make_arms`.
         seeds: of the noise.
         contexts: texts of the branches by category; None for the defaults of each arm's style.
-        vectors: steering vectors by name, `{layer: (d_model,)}` each; those of a user are `<family>/<user_id>`.
-        factors: what an arm's strengths are multiplied by, by name and prompt_id: SDA's a, or the gate (0 or 1) of
-            conditional steering.
+        vectors: families of steering vectors that arms name.
+        factors: what strengths are multiplied by per prompt, that arms name.
         branch_models: trained models by branch, "expert" or "anti": a PEFT adapter (see `load_model`) or another model
             with the same vocabulary, on the same device. It reads the plain prompt where an arm names it in
             `branches`; other arms keep their contexts.
@@ -65,7 +64,6 @@ def decode(
         ValueError: an empty or too long prompt, an unknown vector, factor or branch model, bad settings; before
             anything is decoded.
     """
-    vectors = vectors or {}
     requests = make_requests(
         frozen,
         prompts,
@@ -91,7 +89,7 @@ def decode_requests(
     frozen: FrozenModel,
     requests: Sequence[Request],
     *,
-    vectors: Mapping[str, Vectors],
+    vectors: Sequence[VectorFamily] = (),
     branch_models: BranchModels | None = None,
     reference: bool = True,
     capacity: int | None = None,
@@ -106,7 +104,7 @@ def decode_requests(
         batch, *pending = pending
         try:
             used = _used(batch, vectors)
-            with steering_hooks(frozen, used) as dose, torch.inference_mode():
+            with steering_hooks(frozen, [*used.values()]) as dose, torch.inference_mode():
                 answers = Batch(models, batch, list(used), dose, reference=reference)
                 found += answers.run(progress or (lambda n: None))  # noqa: ARG005
         except (torch.OutOfMemoryError, MemoryError):
@@ -157,7 +155,7 @@ def _batches(requests: Sequence[Request], capacity: int) -> Iterator[list[Reques
         yield batch
 
 
-def _used(requests: Sequence[Request], vectors: Mapping[str, Vectors]) -> dict[str, Vectors]:
+def _used(requests: Sequence[Request], vectors: Sequence[VectorFamily]) -> dict[VectorKey, Vectors]:
     """The vectors that some answers read: of a thousand users' a batch has a few."""
-    names = {stream.vector for request in requests for stream in request.branches.values()}
-    return {name: vector for name, vector in vectors.items() if name in names}
+    read = {stream.vector for request in requests for stream in request.branches.values()}
+    return {key: vector for key, vector in vectors_by_key(vectors).items() if key in read}

@@ -1,7 +1,6 @@
 """From prompts and arms to the answers asked for: which branches each needs, and how it is sampled."""
 
-import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import pandas as pd
@@ -18,10 +17,8 @@ from steerlib.decoding.contexts import (
 from steerlib.decoding.sampling import Sampling
 from steerlib.models import FrozenModel
 from steerlib.reading import TokenIds, check_length, read_history
+from steerlib.residual import Factor, VectorFamily, VectorKey, family_of, strength
 from steerlib.rules import check_method
-
-Factors = Mapping[str, Mapping[str, float]]
-"""What alpha is multiplied by, by name and prompt_id."""
 
 
 @dataclass(frozen=True)
@@ -30,14 +27,14 @@ class Stream:
 
     Attributes:
         ids: token ids of the context.
-        vector: name of the steering vector added to its residual stream; empty for none.
+        vector: the steering vector added to its residual stream.
         alpha: strength of that vector.
         positions: where it is added, see `steered_positions`.
         model: which model reads it: empty for the frozen one, else the name of a trained branch, see `owner`.
     """
 
     ids: TokenIds
-    vector: str = ""
+    vector: VectorKey = ()
     alpha: float = 0.0
     positions: str = "all"
     model: str = ""
@@ -82,8 +79,8 @@ def make_requests(
     *,
     seeds: Sequence[int],
     contexts: Contexts | None = None,
-    vectors: Collection[str] = (),
-    factors: Factors | None = None,
+    vectors: Sequence[VectorFamily] = (),
+    factors: Sequence[Factor] = (),
     branch_models: BranchModels | None = None,
 ) -> list[Request]:
     """All answers of a grid, prompt by prompt, so that neighbours share contexts.
@@ -91,10 +88,10 @@ def make_requests(
     Args:
         frozen: the model.
         prompts: the prompts table.
-        arms: the arms table.
+        arms: the arms table; an aligner rewrites texts and has no request here.
         seeds: of the sampling noise; greedy arms are asked for the first seed alone, all seeds would be equal.
         contexts: texts of the branches by category; the defaults of each arm's style where None.
-        vectors: names of the steering vectors at hand.
+        vectors: families of steering vectors at hand.
         factors: see `decode`.
         branch_models: trained branches that the arms name, see `decode`.
 
@@ -102,14 +99,15 @@ def make_requests(
         ValueError: an empty prompt, or one that leaves no room for the answer (the prompt is named); no such vector;
             a prompt without the factor that an arm names; branch models that `check_branch_models` refuses.
     """
+    arms = arms[arms["method"].map(lambda method: check_method(method).acts_on != "text").astype(bool)]
     check_branch_models(frozen, arms, branch_models or {})
     branches_of = _Branches(frozen, contexts, vectors, branch_models or {})
     requests = []
     for prompt in prompts.to_dict("records"):
         for arm in arms.to_dict("records"):
-            factor = _factor(arm, prompt, factors or {})
+            alpha = strength(arm, prompt["prompt_id"], factors)
             sampling = sampling_of(arm)
-            branches = branches_of(prompt, arm, factor, sampling.max_new_tokens)
+            branches = branches_of(prompt, arm, alpha.vector, sampling.max_new_tokens)
             for seed in seeds if sampling.temperature else seeds[:1]:
                 requests.append(
                     Request(
@@ -117,7 +115,7 @@ def make_requests(
                         prompt_id=prompt["prompt_id"],
                         seed=int(seed),
                         method=arm["method"],
-                        alpha=arm["alpha"] * factor,
+                        alpha=alpha.logits,
                         sampling=sampling,
                         branches=branches,
                         base_top_p=arm["base_top_p"],
@@ -126,44 +124,28 @@ def make_requests(
     return requests
 
 
-def _factor(arm: Mapping, prompt: Mapping, factors: Factors) -> float:
-    """What the arm's strengths are multiplied by for this prompt."""
-    name = arm["factor"]
-    if not name:
-        return 1.0
-    if name not in factors:
-        try:
-            return float(name)
-        except ValueError:
-            raise ValueError(
-                f"no factor is called {name!r}; there are {', '.join(factors) or 'none'}"
-            ) from None
-    value = factors[name].get(prompt["prompt_id"])
-    if value is None or not math.isfinite(value):
-        raise ValueError(
-            f"factor {name!r} of prompt {prompt['prompt_id']} is {value}; drop the prompt or the arm"
-        )
-    return float(value)
-
-
 class _Branches:
     """The streams of a prompt under an arm; a context is tokenised once."""
 
     def __init__(
-        self, frozen: FrozenModel, contexts: Contexts | None, vectors: Collection[str], models: BranchModels
+        self,
+        frozen: FrozenModel,
+        contexts: Contexts | None,
+        vectors: Sequence[VectorFamily],
+        models: BranchModels,
     ) -> None:
         self.frozen, self.contexts, self.vectors, self.models = frozen, contexts, vectors, models
         self.rendered: dict = {}
 
     def __call__(
-        self, prompt: Mapping, arm: Mapping, factor: float, max_new_tokens: int
+        self, prompt: Mapping, arm: Mapping, vector_alpha: float, max_new_tokens: int
     ) -> dict[str, Stream]:
         trained = branch_names(arm["branches"])
-        steering = self._steering(prompt, arm, factor)
+        steering = self._steering(prompt, arm, vector_alpha)
         # A vector beside a logit rule steers every branch that the rule reads, its base as well.
-        beside = ("steered",) if steering and arm["method"] != "caa" else ()
+        reads = check_method(arm["method"]).branches
         streams = {}
-        for branch in ("base", *check_method(arm["method"]).branches, *beside):
+        for branch in dict.fromkeys(("base", *reads, *(("steered",) if steering else ()))):
             ids = self._ids(prompt, arm, "base" if branch in trained else branch)
             model = owner(self.frozen, self.models, branch) if branch in trained else ""
             steered = () if branch == "base" or model else steering
@@ -187,16 +169,11 @@ class _Branches:
             )
         return self.rendered[key]
 
-    def _steering(self, prompt: Mapping, arm: Mapping, factor: float) -> tuple[str, float, str] | tuple[()]:
-        if not arm["vector"]:
+    def _steering(
+        self, prompt: Mapping, arm: Mapping, alpha: float
+    ) -> tuple[VectorKey, float, str] | tuple[()]:
+        if not arm["family"]:
             return ()
-        personal = f"{arm['vector']}/{prompt.get('user_id', '')}"
-        found = [name for name in (arm["vector"], personal) if name in self.vectors]
-        if not found:
-            families = dict.fromkeys(name.partition("/")[0] for name in self.vectors)
-            raise ValueError(
-                f"no steering vector is called {arm['vector']!r} or {personal!r}; "
-                f"there are {', '.join(families) or 'none'}"
-            )
-        alpha = (arm["alpha"] if arm["method"] == "caa" else arm["vector_alpha"]) * factor
-        return (found[0], alpha, arm["positions"]) if alpha else ()
+        family = family_of(arm, self.vectors)
+        key = (family.digest, family.user(prompt.get("user_id", "")))
+        return (key, alpha, arm["positions"]) if alpha else ()

@@ -19,7 +19,7 @@ from steerlib.decoding.prefill import Prefill, Reading, shared_prefixes
 from steerlib.decoding.requests import Request, Stream
 from steerlib.models import FrozenModel
 from steerlib.reading import left_padded
-from steerlib.residual import ResidualDose, steered_positions
+from steerlib.residual import ResidualDose, VectorKey, steered_positions
 
 COLUMNS = 16
 """The cache's columns are a multiple of it: attention on a GPU would pad every mask to one."""
@@ -62,7 +62,7 @@ class Streams:
         streams: distinct streams; stream i starts in slot i.
         capacity: slots, the most streams that may live at one time.
         max_new_tokens: longest answer.
-        vectors: names of the steering vectors, in the order of `dose`'s last dimension.
+        vectors: the steering vectors, in the order of `dose`'s last dimension.
         dose: what the residual hooks add.
     """
 
@@ -73,7 +73,7 @@ class Streams:
         *,
         capacity: int,
         max_new_tokens: int,
-        vectors: Sequence[str],
+        vectors: Sequence[VectorKey],
         dose: ResidualDose,
     ) -> None:
         self.frozen, self.dose = frozen, dose
@@ -268,7 +268,7 @@ def open_streams(
     *,
     rows_per_request: int,
     max_new_tokens: int,
-    vectors: Sequence[str],
+    vectors: Sequence[VectorKey],
     dose: ResidualDose,
 ) -> tuple[JoinedStreams, dict[Stream, int]]:
     """The distinct streams of some answers, each opened in the model that reads it.

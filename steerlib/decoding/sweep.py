@@ -7,7 +7,7 @@ frees when a process dies keeps two processes from doing the same block.
 import fcntl
 import hashlib
 import math
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -16,9 +16,9 @@ import pandas as pd
 
 from steerlib.decoding.contexts import BranchModels, Contexts
 from steerlib.decoding.decode import decode_requests
-from steerlib.decoding.requests import Factors, Request, make_requests
+from steerlib.decoding.requests import Request, make_requests
 from steerlib.models import FrozenModel
-from steerlib.residual import Vectors
+from steerlib.residual import Factor, VectorFamily
 from steerlib.tables import append_part, has_table, progress_bar, read_table
 
 Key = tuple[str, str, int]
@@ -32,8 +32,8 @@ def run_sweep(
     folder: Path,
     seeds: Sequence[int] = (0,),
     contexts: Contexts | None = None,
-    vectors: Mapping[str, Vectors] | None = None,
-    factors: Factors | None = None,
+    vectors: Sequence[VectorFamily] = (),
+    factors: Sequence[Factor] = (),
     branch_models: BranchModels | None = None,
     prompts_per_block: int = 8,
     capacity: int | None = None,
@@ -68,11 +68,11 @@ def run_sweep(
         arms,
         seeds=seeds,
         contexts=contexts,
-        vectors=vectors or {},
+        vectors=vectors,
         factors=factors,
         branch_models=branch_models,
     )
-    settings = {"vectors": vectors or {}, "branch_models": branch_models, "capacity": capacity}
+    settings = {"vectors": vectors, "branch_models": branch_models, "capacity": capacity}
     decoded = partial(decode_requests, frozen, **settings)
     return finish_requests(requests, decoded, folder=folder, prompts_per_block=prompts_per_block)
 

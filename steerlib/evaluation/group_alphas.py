@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from steerlib.evaluation.answers import comparisons, measures
-from steerlib.evaluation.metrics import WITHOUT_STRENGTH, setting
+from steerlib.evaluation.metrics import setting, without_alpha
 from steerlib.evaluation.summary import by_arm, subgroups
 from steerlib.tables import SCHEMA
 
@@ -53,8 +53,8 @@ def personal_alphas(
 
     Returns:
         A row a curve over alpha and group with prompts (one that has only test prompts too): method, profile,
-        vector, variant, by, group, alpha, arm_id, global_alpha, global_arm_id, n_prompts (dev), own (False where the
-        global alpha was taken), chosen_on (ids of the prompts that the choice used).
+        family, vector_user, variant, by, group, alpha, arm_id, global_alpha, global_arm_id, n_prompts (dev), own (False
+        where the global alpha was taken), chosen_on (ids of the prompts that the choice used).
 
     Raises:
         ValueError: unknown `by`, splits that do not serve it, no dev prompts, a dev prompt without a value under
@@ -66,7 +66,7 @@ def personal_alphas(
         raise ValueError(f"min_prompts {min_prompts} must be 1 or more, shrinkage {shrinkage} 0 or more")
     check_splits_serve(prompts, by)
     dev = prompts[prompts["split"] == "dev"].set_index("prompt_id")
-    steered = arms[arms["arm_id"].isin(values["arm_id"]) & ~arms["method"].isin(WITHOUT_STRENGTH)]
+    steered = arms[arms["arm_id"].isin(values["arm_id"]) & ~without_alpha(arms)]
     table = values[values["prompt_id"].isin(dev.index)].pivot(
         index="prompt_id", columns="arm_id", values=column
     )
@@ -178,7 +178,7 @@ def tuned_arm(
         level: confidence of the intervals.
 
     Returns:
-        Rows of the metrics table, split "test". arm_id is `<method>-<profile>[-<vector>][-<variant>]-alpha-by-` and
+        Rows of the metrics table, split "test". arm_id is `<method>-<profile>[-<family>][-<variant>]-alpha-by-` and
         "category" or "user", which is in no arms table, so every metric has `tuned_` before its name in `summarise`:
         tuned_distance and so on with comparator "", tuned_reduction_percent and so on with comparators `base_arm` and
         the arm of the global alpha (once where that is the base).

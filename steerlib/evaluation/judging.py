@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 
 from steerlib.evaluation.intervals import Interval, cluster_interval
 from steerlib.judges import ComparingJudge, verdicts
+from steerlib.rules import RULES
 from steerlib.tables import SCHEMA
 
 COUNTED = ("win", "even", "lose")
@@ -27,13 +28,13 @@ def sda_comparators(arms: pd.DataFrame) -> dict[str, str]:
     Args:
         arms: the arms table at one temperature, see `first_temperature`.
     """
-    sda = arms[(arms["method"] == "sda") & (arms["profile"] == "own")]
-    found = {"base": arms[arms["method"] == "base"]}
-    found["instructed"] = arms[(arms["method"] == "instructed") & (arms["js_sigma"] == 0)]
+    rule = arms["method"].map(RULES)
+    sda = arms[rule.map(lambda one: one.instructed and one.has_alpha) & (arms["profile"] == "own")]
+    found = {name: arms[arms["control"] == name] for name in ("base", "instructed")}
     if len(sda) and sda["js_sigma"].iloc[0]:
         like = ["alpha", "factor"]
         found["steering_only"] = sda[(sda["js_sigma"] == 0) & (sda[like] == sda[like].iloc[0]).all(axis=1)]
-    found["aligner"] = arms[arms["method"] == "aligner"]
+    found["aligner"] = arms[rule.map(lambda one: one.acts_on == "text")]
     return {name: rows["arm_id"].iloc[0] for name, rows in found.items() if len(rows)}
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from steerlib.decoding.contexts import BranchModels, Contexts, branch_ids, default_contexts
-from steerlib.decoding.requests import Factors, Request, Stream, make_requests
+from steerlib.decoding.requests import Request, Stream, make_requests
 from steerlib.evaluation.multiple_choice import forced_logits
 from steerlib.models import FrozenModel
 from steerlib.reading import (
@@ -25,7 +25,7 @@ from steerlib.reading import (
     read_history,
     summed_nll,
 )
-from steerlib.residual import Vectors, add_to_residual
+from steerlib.residual import Factor, VectorFamily, VectorKey, Vectors, add_to_residual, vectors_by_key
 from steerlib.rules import RULES, js_divergence
 from steerlib.tables import SCHEMA, check_table, progress_bar
 
@@ -106,9 +106,9 @@ def likelihood_margins(
     pairs: pd.DataFrame,
     arms: pd.DataFrame,
     *,
-    vectors: Mapping[str, Vectors] | None = None,
+    vectors: Sequence[VectorFamily] = (),
     contexts: Contexts | None = None,
-    factors: Factors | None = None,
+    factors: Sequence[Factor] = (),
     branch_models: BranchModels | None = None,
     per_token: bool = False,
     batch_tokens: int = 1024,
@@ -126,7 +126,7 @@ def likelihood_margins(
         pairs: pair_id, user_id, prompt, preferred, dispreferred; for arms of profile "own" or "shuffled" also
             category or shuffled_category, the user's, unless the arm's signal is a personal vector.
         arms: the arms table.
-        vectors: steering vectors by name; those of users as "<family>@<hash>/<user_id>".
+        vectors: families of steering vectors.
         contexts, factors, branch_models: see `decode`; factors are by pair_id.
         per_token: divide each side by its number of tokens.
         batch_tokens: answer tokens in one forward pass, pads counted. Logits of one pair are kept at a time.
@@ -145,7 +145,7 @@ def likelihood_margins(
         raise ValueError(
             f"arm {arm} cuts the base to {mass} of its mass: an answer outside has no likelihood"
         )
-    models, known = {"": frozen, **(branch_models or {})}, dict(vectors or {})
+    models, known = {"": frozen, **(branch_models or {})}, vectors_by_key(vectors)
     asked = pairs.rename(columns={"pair_id": "prompt_id"})
     requests = make_requests(
         frozen,
@@ -153,7 +153,7 @@ def likelihood_margins(
         arms,
         seeds=[0],
         contexts=contexts,
-        vectors=known,
+        vectors=vectors,
         factors=factors,
         branch_models=branch_models,
     )
@@ -199,7 +199,7 @@ def _readings(
     models: BranchModels,
     requests: Sequence[Request],
     answers: tuple[TokenIds, TokenIds],
-    vectors: Mapping[str, Vectors],
+    vectors: Mapping[VectorKey, Vectors],
     batch_tokens: int,
 ) -> Iterator[tuple[Request, Read]]:
     """Each arm with the logits of the streams that its rule reads.
@@ -227,7 +227,7 @@ def _read(
     models: BranchModels,
     stream: Stream,
     answers: tuple[TokenIds, TokenIds],
-    vectors: Mapping[str, Vectors],
+    vectors: Mapping[VectorKey, Vectors],
     batch_tokens: int,
 ) -> list[Tensor]:
     """Logits `(n_tokens, vocab)` that predict each side's tokens in one stream."""
@@ -256,7 +256,7 @@ def _logprob(request: Request, read: Read, side: int, ids: TokenIds) -> float:
         alpha = torch.full(
             (len(high["base"]),), request.alpha, dtype=high["base"].dtype, device=tokens.device
         )
-        combined = RULES[request.method].combine(high, alpha)
+        combined = RULES[request.method].steer(high, alpha)
         total += float((combined.gather(-1, tokens[part])[:, 0] - combined.logsumexp(-1)).sum())
     return total
 

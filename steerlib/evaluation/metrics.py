@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from steerlib.decoding.grid import SHUFFLED_FAMILY
+from steerlib.rules import RULES
 from steerlib.toxicity.attributes import ATTRIBUTES
 
 Floats = NDArray[np.float64]
@@ -63,21 +63,18 @@ def repetition(texts: Sequence[str], n: int = 4) -> Floats:
     return np.array([1 - len(set(found)) / len(found) if found else 0.0 for found in grams], dtype=np.float64)
 
 
-SETTING = ("method", "profile", "vector", "variant")
+SETTING = ("method", "profile", "family", "vector_user", "variant")
 """What arms of one curve share: the rule, whose signal, which vector, and what else sets them apart, in words."""
 
-WITHOUT_STRENGTH = ("base", "prompt_only", "instructed", "aligner")
-"""Methods that have no alpha to choose."""
+
+def without_alpha(arms: pd.DataFrame) -> pd.Series:
+    """Which arms are of a method that has no alpha to choose."""
+    return arms["method"].map(lambda method: not RULES[method].has_alpha).astype(bool)
 
 
 def setting(of: pd.DataFrame | pd.Series) -> list[str]:
     """Those of the settings that a table (or a row of it) has, in their order."""
     return [column for column in SETTING if column in of]
-
-
-def family(vector: pd.Series) -> pd.Series:
-    """Name of each vector without its hash; a family that gives each user another user's is named as that family."""
-    return vector.str.split("@").str[0].str.removesuffix(SHUFFLED_FAMILY)
 
 
 def first_temperature(arms: pd.DataFrame) -> pd.DataFrame:
@@ -92,7 +89,7 @@ def first_temperature(arms: pd.DataFrame) -> pd.DataFrame:
     Raises:
         ValueError: there is no base.
     """
-    base = arms[arms["method"] == "base"]
+    base = arms[arms["control"] == "base"]
     if base.empty:
         raise ValueError("the arms have no base")
     return arms[arms["temperature"] == base["temperature"].iloc[0]].reset_index(drop=True)

@@ -10,7 +10,7 @@ Asking the model multiple-choice questions under every arm: one pass over the br
 
 import copy
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,14 +20,21 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from steerlib.decoding import RULES, BranchModels, Contexts
-from steerlib.decoding.arms import reads_contexts
 from steerlib.decoding.contexts import branch_names, check_branch_models, owner
 from steerlib.decoding.requests import Stream
 from steerlib.decoding.streams import Streams
 from steerlib.evaluation.questions import LETTERS, question_prompt, shots_for
 from steerlib.models import FrozenModel
 from steerlib.reading import TokenIds, check_length, left_padded, position_ids, prompt_ids
-from steerlib.residual import Vectors, steering_hooks
+from steerlib.residual import (
+    VectorFamily,
+    VectorKey,
+    Vectors,
+    family_of,
+    steering_hooks,
+    strength,
+    vectors_by_key,
+)
 from steerlib.rules import check_method
 from steerlib.tables import SCHEMA, progress_bar
 from steerlib.toxicity import ATTRIBUTES
@@ -121,12 +128,12 @@ class Branch:
 
     Attributes:
         context: text before it.
-        steering: name, strength and positions of the vector that steers it; empty for none.
+        steering: key, strength and positions of the vector that steers it; empty for none.
         model: which model reads it: empty for the frozen one, else the name of a trained branch.
     """
 
     context: str = ""
-    steering: tuple[str, float, str] | tuple[()] = ()
+    steering: tuple[VectorKey, float, str] | tuple[()] = ()
     model: str = ""
 
 
@@ -138,7 +145,7 @@ class LetterLogits:
         questions: the questions table.
         texts: each question as it is put.
         letters: ids of the four letters.
-        vectors: steering vectors by name.
+        vectors: steering vectors by key, see `Stream`.
         batch_tokens: tokens of the questions in one forward pass, pads counted.
     """
 
@@ -149,7 +156,7 @@ class LetterLogits:
         texts: Sequence[str],
         *,
         letters: Sequence[int],
-        vectors: Mapping[str, Vectors],
+        vectors: Mapping[VectorKey, Vectors],
         batch_tokens: int,
     ) -> None:
         self.models, self.texts, self.vectors, self.batch_tokens = models, texts, vectors, batch_tokens
@@ -189,7 +196,7 @@ class LetterLogits:
         used = {name: self.vectors[name] for name in {b.steering[0] for b in branches if b.steering}}
         precision = torch.promote_types(self.models[""].dtype, torch.float32)
         found = torch.empty(len(branches), len(tokens), len(self.letters), dtype=precision)
-        with steering_hooks(model, used) as dose:
+        with steering_hooks(model, [*used.values()]) as dose:
             for batch in self._batches(tokens, len(branches)):
                 streams = Streams(
                     model,
@@ -224,7 +231,7 @@ def ask_questions(
     arms: pd.DataFrame,
     *,
     contexts: Contexts,
-    vectors: Mapping[str, Vectors] | None = None,
+    vectors: Sequence[VectorFamily] = (),
     branch_models: BranchModels | None = None,
     dev: pd.DataFrame | None = None,
     shots: int = 0,
@@ -246,7 +253,7 @@ def ask_questions(
             a question alone does not settle (a vector of each user, a factor of each prompt), and an external aligner,
             which corrects texts.
         contexts: texts of the branches by category.
-        vectors: steering vectors by name.
+        vectors: families of steering vectors.
         branch_models: trained branches that the arms name, see `decode`; they read a question without context.
         dev: questions that the shots are taken from.
         shots: solved questions before each; STEER-Away has 1, the CAA study 0.
@@ -261,10 +268,11 @@ def ask_questions(
         ValueError: fewer dev questions than shots, a question longer than the model's context, letters that are
             not single tokens, a context that is missing, or a trained branch that is missing or cannot stand beside
             the model.
-        KeyError: an arm's vector is not among those given.
+
     """
-    vectors, branch_models = vectors or {}, branch_models or {}
-    arms = _settled(arms, vectors)
+    branch_models, arms = branch_models or {}, _settled(arms)
+    for arm in arms[arms["family"] != ""].to_dict("records"):
+        family_of(arm, vectors)
     check_branch_models(frozen, arms, branch_models)
     asked = [
         (arm, category, _branches(frozen, arm, category, contexts, branch_models))
@@ -276,7 +284,7 @@ def ask_questions(
         questions,
         _texts(questions, dev, shots),
         letters=letter_ids(frozen),
-        vectors=vectors,
+        vectors=vectors_by_key(vectors),
         batch_tokens=batch_tokens,
     )
     readings = list(dict.fromkeys(branch for _, _, branches in asked for branch in branches.values()))
@@ -285,30 +293,22 @@ def ask_questions(
     rows = []
     for arm, category, branches in asked:
         z = {name: logits[branch] for name, branch in branches.items()}
-        p = choices_under_steering(z, arm["method"], [arm["alpha"] * _factor(arm)], range(len(LETTERS)))
+        p = choices_under_steering(z, arm["method"], [strength(arm).logits], range(len(LETTERS)))
         rows.append(choice_rows(p[0], questions, arm_id=arm["arm_id"], category=category))
     return pd.concat(rows, ignore_index=True)
 
 
-def _settled(arms: pd.DataFrame, vectors: Collection[str]) -> pd.DataFrame:
+def _settled(arms: pd.DataFrame) -> pd.DataFrame:
     """The arms that say by themselves how a question is steered."""
-    families = {name.partition("/")[0] for name in vectors} - {*vectors}
-    missing = sorted({*arms["vector"]} - {"", *vectors} - families)
-    if missing:
-        raise KeyError(f"no steering vector {missing[0]!r}; given are {', '.join(vectors) or 'none'}")
     of_prompts = (arms["factor"] != "") & pd.to_numeric(arms["factor"], errors="coerce").isna()
-    left_out = (arms["profile"] == "shuffled") | (arms["method"] == "aligner") | of_prompts
-    return arms[~left_out & ~arms["vector"].isin(families)]
+    of_texts = arms["method"].map(lambda method: RULES[method].acts_on == "text").astype(bool)
+    return arms[
+        ~((arms["control"] == "shuffled_profile") | of_texts | of_prompts | (arms["vector_user"] != ""))
+    ]
 
 
 def _categories(arm: Mapping, categories: Sequence[str]) -> Sequence[str]:
-    if not reads_contexts(arm["method"], branch_names(arm["branches"])):
-        return [arm["category"]]
-    return categories if arm["profile"] == "own" else [arm["category"]]
-
-
-def _factor(arm: Mapping) -> float:
-    return float(arm["factor"] or 1)
+    return categories if arm["contexts"] and arm["profile"] == "own" else [arm["category"]]
 
 
 def _branches(
@@ -316,10 +316,10 @@ def _branches(
 ) -> dict[str, Branch]:
     """What a method's rule reads; a vector beside a logit rule steers every branch that is a context, and the base."""
     trained = branch_names(arm["branches"])
-    strength = (arm["alpha"] if arm["method"] == "caa" else arm["vector_alpha"]) * _factor(arm)
-    steering = (arm["vector"], strength, arm["positions"]) if arm["vector"] and strength else ()
-    found = {"base": Branch(steering=() if arm["method"] == "caa" else steering)}
-    for name in RULES[arm["method"]].branches:
+    alpha, rule = strength(arm).vector, RULES[arm["method"]]
+    steering = ((arm["vector"], ""), alpha, arm["positions"]) if arm["family"] and alpha else ()
+    found = {"base": Branch(steering=() if "steered" in rule.branches else steering)}
+    for name in rule.branches:
         if name in trained:
             found[name] = Branch(model=owner(frozen, models, name))
         elif name == "steered":
@@ -404,11 +404,11 @@ def choices_under_steering(
     for name in rule.branches:
         if name not in branches:
             raise KeyError(f"method {method!r} needs branch {name!r}; given are {', '.join(branches)}")
-    if method == "caa" and len(alphas) != 1:
-        raise ValueError(f"under 'caa' each alpha has logits of its own: give one, not {len(alphas)}")
+    if rule.acts_on == "residual" and len(alphas) != 1:
+        raise ValueError(f"under {method!r} each alpha has logits of its own: give one, not {len(alphas)}")
     columns = {name: z[:, list(letters)].double() for name, z in branches.items()}
     rows = len(next(iter(columns.values())))
-    steered = [rule.combine(columns, torch.full((rows,), float(a), dtype=torch.float64)) for a in alphas]
+    steered = [rule.steer(columns, torch.full((rows,), float(a), dtype=torch.float64)) for a in alphas]
     return choice_probabilities(torch.stack(steered), range(len(LETTERS)))
 
 

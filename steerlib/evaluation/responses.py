@@ -50,23 +50,23 @@ def dose_responses(values: pd.DataFrame, arms: pd.DataFrame, column: str) -> dic
         column: the measure.
 
     Returns:
-        By the vector's name without its hash, `(prompts, alphas)` by rising alpha; prompts in one order.
+        By the vector's family, `(prompts, alphas)` by rising alpha; prompts in one order.
 
     Raises:
         ValueError: there is not exactly one base arm, or a prompt lacks an arm.
     """
-    base = arms.loc[arms["method"] == "base", "arm_id"]
+    base = arms.loc[arms["control"] == "base", "arm_id"]
     if len(base) != 1:
         raise ValueError(f"need exactly one base arm, not {len(base)}")
     wide = values.pivot(index="prompt_id", columns="arm_id", values=column)
     found = {}
-    for vector, rows in arms[arms["vector"] != ""].groupby("vector", sort=False):
+    for (family, whose), rows in arms[arms["family"] != ""].groupby(["family", "vector_user"], sort=False):
         named = {base.iloc[0]: 0.0} | dict(zip(rows["arm_id"], rows["alpha"], strict=True))
         responses = wide[list(named)].rename(columns=named).sort_index(axis=1).astype(float)
         if responses.isna().any(axis=None):
             prompt = responses.index[responses.isna().any(axis=1)][0]
-            raise ValueError(f"prompt {prompt!r} lacks an answer of vector {vector!r}")
-        found[str(vector).split("@")[0]] = responses
+            raise ValueError(f"prompt {prompt!r} lacks an answer of vector {family!r}")
+        found[f"{family}, shuffled" if whose == "shuffled" else str(family)] = responses
     return found
 
 
@@ -350,10 +350,10 @@ def _greedy_twins(arms: pd.DataFrame) -> dict[str, str]:
 def _bases(arms: pd.DataFrame, twins: Mapping[str, str], sampled: str) -> tuple[str, ...]:
     """The base that was sampled as this arm was, and its greedy twin; nothing for a base or where there is none."""
     arm = arms[arms["arm_id"] == sampled].iloc[0]
-    if arm["method"] == "base":
+    if arm["control"] == "base":
         return ()
     settings = [column for column in (*CHOICE, "style", "model", "max_new_tokens") if column in arms]
-    like = arms[(arms["method"] == "base") & arms["arm_id"].isin(list(twins))]
+    like = arms[(arms["control"] == "base") & arms["arm_id"].isin(list(twins))]
     like = like[(like[settings] == arm[settings]).all(axis=1)]
     return (like["arm_id"].iloc[0], twins[like["arm_id"].iloc[0]]) if len(like) else ()
 
@@ -508,10 +508,6 @@ def point_peaks(curve: pd.Series, *, better: str = "lower") -> list[float]:
     return points.index[(y[1:-1] > y[:-2]) & (y[1:-1] > y[2:])].astype(float).tolist()
 
 
-UNIT = "1"
-"""Factor of SDA on a path: with a = 1 the path over k holds every a, that of a prompt at k a."""
-
-
 def path_sampling(arm: pd.Series, *, min_p: float, max_new_tokens: int) -> Sampling:
     """The arm's own choice of tokens with a nucleus that is linear in alpha: min-p in place of top-p.
 
@@ -554,7 +550,6 @@ def arm_path(
         sampling=sampling,
         profile=arm["profile"],
         category=arm["category"],
-        factor=_factor(arm),
         style=arm["style"],
         seeds=seeds,
         contexts=contexts,
@@ -580,7 +575,6 @@ def arm_at(
         contexts=contexts,
         profile=arm["profile"],
         category=arm["category"],
-        factor=_factor(arm),
         style=arm["style"],
         sampling=sampling,
         base_top_p=float(arm["base_top_p"]),
@@ -618,7 +612,3 @@ def path_against_grid(segments: pd.DataFrame, grid: pd.DataFrame) -> pd.DataFram
             [row["prompt_id"], row["seed"], row["alpha"], agrees, row["near_ties"], segment["complete"]]
         )
     return pd.DataFrame(rows, columns=["prompt_id", "seed", "alpha", "agrees", "near_ties", "complete"])
-
-
-def _factor(arm: pd.Series) -> str:
-    return UNIT if arm["method"] == "sda" else ""

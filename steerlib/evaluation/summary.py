@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from steerlib.decoding.grid import CONTROL_VECTOR
 from steerlib.evaluation.answers import (
     Measure,
     average_seeds,
@@ -26,10 +25,11 @@ from steerlib.evaluation.answers import (
     text_measures,
 )
 from steerlib.evaluation.intervals import Interval, cluster_interval, over_seeds
-from steerlib.evaluation.metrics import WITHOUT_STRENGTH, family, setting
+from steerlib.evaluation.metrics import setting, without_alpha
 from steerlib.evaluation.multiple_choice import brier, calibration_gaps
 from steerlib.evaluation.questions import LETTERS
 from steerlib.profiles.sources import DEMOGRAPHICS
+from steerlib.rules import RULES
 from steerlib.tables import SCHEMA
 
 Floats = NDArray[np.float64]
@@ -262,13 +262,10 @@ def _texts(fluency: pd.DataFrame | None, generations: pd.DataFrame) -> dict[str,
 
 
 def shuffled_twins(arms: pd.DataFrame) -> dict[str, str]:
-    """By arm of profile "own", the arm that differs from it in nothing but having the shuffled profile.
-
-    The shuffled twin of a family of personal vectors is the family `<name>_shuffled`.
-    """
-    named = arms.assign(vector=family(arms["vector"])) if "vector" in arms else arms
-    settings = [column for column in named if column not in ("arm_id", "profile")]
-    own, other = named[named["profile"] == "own"], named[named["profile"] == "shuffled"]
+    """By arm of profile "own", the arm that differs from it in nothing but having the shuffled profile."""
+    names = ("arm_id", "profile", "vector_user", "control", "vector")
+    settings = [column for column in arms if column not in names]
+    own, other = arms[arms["profile"] == "own"], arms[arms["profile"] == "shuffled"]
     pairs = own.merge(other, on=settings, suffixes=("", "_shuffled"))
     return dict(zip(pairs["arm_id"], pairs["arm_id_shuffled"], strict=True))
 
@@ -346,7 +343,7 @@ def chosen_arms(
         metric: what is made large on dev prompts.
 
     Returns:
-        A row a curve over alpha: method, profile, vector, variant, alpha, arm_id.
+        A row a curve over alpha: method, profile, family, vector_user, variant, alpha, arm_id.
 
     Raises:
         ValueError: as `choose_alpha`, naming no rows where the metric is absent.
@@ -355,7 +352,7 @@ def chosen_arms(
     rows = metrics[
         (metrics["metric"] == metric) & (metrics["subgroup"] == "all") & (metrics["comparator"] == base_arm)
     ].merge(arms[["arm_id", "alpha", *names]], on="arm_id")
-    rows = rows[~rows["method"].isin(WITHOUT_STRENGTH)]
+    rows = rows[~without_alpha(rows)]
     if rows.empty:
         raise ValueError(f"no rows of {metric!r} of a steered arm against {base_arm!r} over all prompts")
     chosen = []
@@ -364,10 +361,6 @@ def chosen_arms(
         arm = group.loc[group["alpha"] == alpha, "arm_id"].iloc[0] if alpha else base_arm
         chosen.append({**dict(zip(names, values, strict=True)), "alpha": alpha, "arm_id": arm})
     return pd.DataFrame(chosen)
-
-
-AS_PROMPT = {"anti_expert": "prompt_only", "expert_anti_expert": "prompt_only", "sda": "instructed"}
-"""What a method's context does when it is merely put before the prompt."""
 
 
 def with_controls(chosen: pd.DataFrame, arms: pd.DataFrame) -> pd.DataFrame:
@@ -385,28 +378,30 @@ def with_controls(chosen: pd.DataFrame, arms: pd.DataFrame) -> pd.DataFrame:
         Rows of `arms`, each once: methods whose chosen alpha is not 0, each followed by its controls where the run
         has them.
     """
-    random = arms["vector"].str.startswith(CONTROL_VECTOR)
-    control = (arms["profile"] == "shuffled") | random
-    picked = arms[arms["arm_id"].isin(chosen["arm_id"]) & ~control & (arms["method"] != "base")]
+    control = arms["control"] != ""
+    picked = arms[arms["arm_id"].isin(chosen["arm_id"]) & ~control]
     rows = []
     for _, arm in picked.iterrows():
-        rows += [arm.to_frame().T, arms[_shuffled(arms, arm) | (random & _same(arms, arm, but="profile"))]]
-    as_prompt = {*picked["method"].map(AS_PROMPT), "aligner"}
-    plain = arms["method"].isin(as_prompt) & (arms["profile"] != "shuffled")
-    rows += [arms[plain]] if rows else []
+        rows += [arm.to_frame().T, arms[_shuffled(arms, arm) | _random(arms, arm)]]
+    acts_on = arms["method"].map(lambda method: RULES[method].acts_on)
+    by_logits = (acts_on[picked.index] == "logits").any()
+    plain = arms["control"].isin(("prompt_only", "instructed")) & by_logits
+    rows += [arms[plain | (acts_on == "text")]] if rows else []
     found = pd.concat(rows)["arm_id"].drop_duplicates() if rows else arms["arm_id"].head(0)
     return arms.set_index("arm_id").loc[found].reset_index()[list(arms)]
 
 
 def _shuffled(arms: pd.DataFrame, arm: pd.Series) -> pd.Series:
     """The same signal of another user."""
-    same = family(arms["vector"]) == arm["vector"].split("@")[0]
-    return (
-        (arms["profile"] == "shuffled") & (arm["profile"] == "own") & same & _same(arms, arm, but="profile")
-    )
+    own = arm["profile"] == "own" or arm["vector_user"] == "own"
+    return (arms["control"] == "shuffled_profile") & own & _same(arms, arm, "method", "family", "variant")
 
 
-def _same(arms: pd.DataFrame, arm: pd.Series, *, but: str) -> pd.Series:
-    """Arms of the same alpha and settings, whatever their vector."""
-    names = ["alpha", *(name for name in setting(arms) if name not in ("vector", but))]
-    return (arms[names] == arm[names]).all(axis=1)
+def _random(arms: pd.DataFrame, arm: pd.Series) -> pd.Series:
+    """A random vector in place of the arm's own."""
+    return (arms["control"] == "random_vector") & _same(arms, arm, "method", "variant")
+
+
+def _same(arms: pd.DataFrame, arm: pd.Series, *names: str) -> pd.Series:
+    """Arms of the same alpha and these settings."""
+    return (arms[["alpha", *names]] == arm[["alpha", *names]]).all(axis=1)

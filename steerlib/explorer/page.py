@@ -13,7 +13,8 @@ from pandas.io.formats.style import Styler
 from plotly.subplots import make_subplots
 
 from steerlib.explorer.session import Answers
-from steerlib.figures.style import COLOUR, label, new_figure
+from steerlib.figures.style import label, new_figure
+from steerlib.rules import RULES
 from steerlib.toxicity import ATTRIBUTES
 
 NLL = "nll_per_token"
@@ -59,12 +60,12 @@ class LiveCurves:
 
     def draw(self, answers: Answers, category: str) -> None:
         """Show other answers; the marker goes to alpha 0."""
-        colour, traces, layout = COLOUR[answers.method], self.widget.data, self.widget.layout
+        colour, traces, layout = RULES[answers.method].colour, self.widget.data, self.widget.layout
         mode, paint = "lines" if answers.exact else "markers", {"line_color": colour, "marker_color": colour}
         with self.widget.batch_update():
             for first, column in ((0, category), (3, NLL), (6, "toxicity")):
                 ends, level = [0.0, answers.alpha_max], [answers.base[column]] * 2
-                traces[first].update(x=ends, y=level, line_color=COLOUR["base"])
+                traces[first].update(x=ends, y=level, line_color=RULES["base"].colour)
                 alphas, heights = curve(answers, column)
                 traces[first + 1].update(x=alphas, y=heights, mode=mode, **paint)
             for marker in (traces[2], traces[5]):
@@ -103,15 +104,17 @@ def curves_figure(answers: Answers, category: str) -> Figure:
         category: the attribute that steers; overall toxicity is drawn thin beside it.
     """
     fig, axes = new_figure(1, 2, height=2.8)
-    colour = COLOUR[answers.method]
+    colour = RULES[answers.method].colour
     look = {} if answers.exact else {"marker": "o", "linestyle": "none"}
     names, ranges = (_score_label(category), NLL_LABEL), _ranges(answers, category)
     for axis, column, name, ends in zip(axes[0], (category, NLL), names, ranges, strict=True):
-        axis.axhline(answers.base[column], color=COLOUR["base"], linestyle=(0, (4, 2)), label=label("base"))
+        axis.axhline(
+            answers.base[column], color=RULES["base"].colour, linestyle=(0, (4, 2)), label=label("base")
+        )
         axis.plot(*curve(answers, column), color=colour, label=label(answers.method), **look)
         axis.set(xlabel="alpha", ylabel=name, ylim=ends, xlim=_reach(answers))
     thin = {"linewidth": 0.8, "zorder": 1}
-    axes[0, 0].axhline(answers.base["toxicity"], color=COLOUR["base"], linestyle=(0, (4, 2)), **thin)
+    axes[0, 0].axhline(answers.base["toxicity"], color=RULES["base"].colour, linestyle=(0, (4, 2)), **thin)
     axes[0, 0].plot(*curve(answers, "toxicity"), color=colour, markersize=3, **look, **thin)
     axes[0, 1].legend(loc="lower right")
     return fig
@@ -229,7 +232,7 @@ def _ending(row: pd.Series) -> str:
 
 
 def _answer(row: pd.Series, where: str, shared: int) -> str:
-    colour = COLOUR[row["method"]]
+    colour = RULES[row["method"]].colour
     text = row["text"].strip()
     words = f'<span style="{MUTED}">{escape(text[:shared])}</span>{escape(text[shared:])}'
     if not text:
@@ -240,7 +243,7 @@ def _answer(row: pd.Series, where: str, shared: int) -> str:
         f"{row['n_tokens']} tokens, ends {_ending(row)} · "
         f"NLL under the base {_nats(row['nll_per_token'])} nats/token"
     )
-    if row["method"] != "base" and not math.isnan(row["kl_per_step"]):
+    if not math.isnan(row["alpha_low"]) and not math.isnan(row["kl_per_step"]):
         numbers += f" · KL to the base {row['kl_per_step']:.2f} nats/step"
     return (
         f'<div style="{BOX.format(colour)}"><b>{escape(label(row["method"]))}</b> '
@@ -265,7 +268,7 @@ def _bars(base: pd.Series, steered: pd.Series, category: str) -> str:
 def _pair(name: str, base: pd.Series, steered: pd.Series, *, bold: bool) -> str:
     bars = "".join(
         f'<div style="height:6px;width:{100 * row[name]:.1f}%;min-width:1px;margin:1px 0;'
-        f'background:{COLOUR[row["method"]]}"></div>'
+        f'background:{RULES[row["method"]].colour}"></div>'
         for row in (base, steered)
     )
     weight = "700" if bold else "400"

@@ -18,11 +18,11 @@ import pandas as pd
 from steerlib.decoding import RULES, Sampling, alpha_path, check_method, decode, default_contexts, make_arms
 from steerlib.decoding.contexts import Contexts
 from steerlib.models import FrozenModel
-from steerlib.residual import Vectors
-from steerlib.rules import LOGIT_METHODS
+from steerlib.residual import VectorFamily, Vectors
+from steerlib.rules import acting_on
 from steerlib.tables import has_table, read_table
 from steerlib.toxicity import ATTRIBUTES, Scorer, check_attribute
-from steerlib.vectors import load_vectors
+from steerlib.vectors import load_families
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Explorer:
         style: "chat" or "continuation".
         sampling: settings of the choice of tokens; greedy, or with top_p = 1 (min_p is the nucleus of a path).
         contexts: texts of the branches by category; those of the style where None or empty.
-        vectors: steering vectors by name, for method "caa".
+        vectors: families of steering vectors for everybody, for methods that act on the residual stream.
         positions: where vectors are added, see `steered_positions`.
         alpha_max: end of the path of the logit rules, dimensionless.
         residual_alphas: alphas of "caa", increasing from 0.
@@ -129,7 +129,7 @@ class Explorer:
         style: str = "continuation",
         sampling: Sampling | None = None,
         contexts: Contexts | None = None,
-        vectors: Mapping[str, Vectors] | None = None,
+        vectors: Sequence[VectorFamily] = (),
         positions: str = "all",
         alpha_max: float = 2.2,
         residual_alphas: Sequence[float] = RESIDUAL_ALPHAS,
@@ -138,29 +138,29 @@ class Explorer:
         self.frozen, self.scorer, self.style = frozen, scorer, style
         self.contexts, self.positions = contexts or default_contexts(style), positions
         self.sampling = sampling or Sampling(top_p=1.0, min_p=0.05)
-        self.vectors = dict(vectors or {})
+        self.vectors = {family.name: family for family in vectors}
         self.alpha_max, self.residual_alphas = float(alpha_max), tuple(map(float, residual_alphas))
         self.row_budget = row_budget
         _check_range(self.sampling, self.alpha_max, self.residual_alphas)
-        for name, vector in self.vectors.items():
-            _check_fit(frozen, name, vector)
+        for family in vectors:
+            _check_fit(frozen, family.name, family.of(""))
         self._kept: dict[tuple, Answers] = {}
         self._bases: dict[Question, pd.DataFrame] = {}
 
     @property
     def methods(self) -> tuple[tuple[str, str], ...]:
-        """Method and vector of everything that can be chosen; "caa" once for each vector."""
-        plain = [name for name in RULES if name not in ("base", "caa")]
-        return (*((name, "") for name in plain), *(("caa", vector) for vector in self.vectors))
+        """Method and vector of everything that can be chosen; a residual method once for each vector."""
+        plain = [name for name in acting_on("context", "logits") if RULES[name].branches]
+        residual = [(name, family) for name in acting_on("residual") for family in self.vectors]
+        return (*((name, "") for name in plain), *residual)
 
     def grid(self, method: str) -> tuple[float, ...]:
         """Alphas of a method without a path; that of a prompt alone is off at 0 and on at 1."""
-        check_method(method)
-        return self.residual_alphas if method == "caa" else OFF_ON
+        return self.residual_alphas if check_method(method).acts_on == "residual" else OFF_ON
 
     def reach(self, method: str) -> tuple[float, float]:
         """Largest alpha of a method, and the step that a slider takes."""
-        if method in LOGIT_METHODS:
+        if method in acting_on("logits"):
             return self.alpha_max, STEP
         grid = self.grid(method)
         return grid[-1], min(b - a for a, b in pairwise(grid))
@@ -205,9 +205,9 @@ class Explorer:
         sampling = replace(self.sampling, max_new_tokens=limit, temperature=temperature)
         question = Question(prompt, prompt_id, history, seed, sampling)
         # Contexts play no part in "caa", so its answers are kept once for all categories.
-        key = (question, method, vector, "" if method == "caa" else category)
+        key = (question, method, vector, "" if vector else category)
         if key not in self._kept:
-            exact = method in LOGIT_METHODS
+            exact = method in acting_on("logits")
             most = limit * (2 if exact and question not in self._bases else 1)
             with _passes_counted(self.frozen, most, progress):
                 if exact:
@@ -226,7 +226,6 @@ class Explorer:
             sampling=question.sampling,
             profile="population",
             category=category,
-            factor="1" if method == "sda" else "",
             style=self.style,
             seeds=[question.seed],
             contexts=self.contexts,
@@ -242,11 +241,11 @@ class Explorer:
         """The base, the same as the method's answer at 0, and the rest of the grid."""
         build = partial(make_arms, contexts=self.contexts, style=self.style, sampling=question.sampling)
         if vector:
-            arms = build(method, self.grid(method)[1:], vector=vector, positions=self.positions)
+            arms = build(method, self.grid(method)[1:], family=self.vectors[vector], positions=self.positions)
         else:
             arms = build(method, self.grid(method)[1:], profile="population", category=category)
         arms = pd.concat([self._base_arm(question), arms], ignore_index=True)
-        used = {vector: self.vectors[vector]} if vector else {}
+        used = [self.vectors[vector]] if vector else []
         found = decode(
             self.frozen, question.frame, arms, seeds=[question.seed], contexts=self.contexts, vectors=used
         )
@@ -337,6 +336,6 @@ def run_prompts(folder: Path, *, split: str = "test", most: int = 40) -> pd.Data
     return chosen[["prompt_id", "prompt", "history", "category"]].head(most).reset_index(drop=True)
 
 
-def run_vectors(folder: Path) -> dict[str, Vectors]:
-    """Steering vectors of the run by the stem of their file, not those of single users; none without notebook 02."""
-    return {path.stem: load_vectors(path)[0] for path in sorted((folder / "vectors").glob("*.safetensors"))}
+def run_vectors(folder: Path) -> list[VectorFamily]:
+    """Families of steering vectors of the run for everybody, not those by user; none without notebook 02."""
+    return [family for family in load_families(folder / "vectors") if not family.vector_user]

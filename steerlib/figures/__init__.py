@@ -35,7 +35,6 @@ from steerlib.figures.responses import (
     plot_tradeoff,
 )
 from steerlib.figures.style import (
-    COLOUR,
     LABEL,
     arm_name,
     counts,
@@ -57,7 +56,6 @@ from steerlib.figures.vectors import (
 )
 
 __all__ = [
-    "COLOUR",
     "LABEL",
     "Grid",
     "Picture",

@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from steerlib.figures.responses import ZERO, half_widths
-from steerlib.figures.style import COLOUR, label, new_figure
+from steerlib.figures.style import label, new_figure
 from steerlib.rules import (
+    RULES,
     SCORE_FUNCTIONS,
     SDA_PRESETS,
     amplification,
@@ -35,10 +36,12 @@ def plot_amplification() -> Figure:
     scores = np.linspace(2, 100, 400)
     fig, axes = new_figure(height=3.6)
     axis = axes[0, 0]
-    axis.axhline(0, color=COLOUR["base"], **ZERO)
+    axis.axhline(0, color=RULES["base"].colour, **ZERO)
     for number, name in enumerate(SCORE_FUNCTIONS):
         own = (
-            {"color": COLOUR["sda"], "linewidth": 2.6} if number == 0 else {"color": str(0.1 + 0.09 * number)}
+            {"color": RULES["sda"].colour, "linewidth": 2.6}
+            if number == 0
+            else {"color": str(0.1 + 0.09 * number)}
         )
         values = amplification(scores, name)
         text = f"{label(name)} (the paper's)" if number == 0 else label(name)
@@ -75,7 +78,7 @@ def plot_js_temperature(
         )
         text = f"{label(name)}: $T_0$ {preset['temperature']:g}, sigma {preset['js_sigma']:.3g}"
         floor = f", floor {preset['min_temperature']:g}" if preset["min_temperature"] else ""
-        axis.plot(js, t.numpy(), color=COLOUR["sda"], linestyle=LINES[number], label=text + floor)
+        axis.plot(js, t.numpy(), color=RULES["sda"].colour, linestyle=LINES[number], label=text + floor)
     if observed is not None:
         _draw_observed(axis, np.asarray(observed, dtype=float))
     axis.set(xscale="log", xlim=(1e-4, LARGEST), ylim=(0, None))
@@ -86,8 +89,10 @@ def plot_js_temperature(
 
 def _draw_observed(axis: Axes, js: np.ndarray) -> None:
     low, middle, high = np.quantile(js, [0.1, 0.5, 0.9])
-    axis.axvspan(low, high, color=COLOUR["base"], alpha=0.15, linewidth=0, label="middle 80 % of the tokens")
-    axis.axvline(middle, color=COLOUR["base"], linestyle=":", label=f"median token, {middle:.2g} nats")
+    axis.axvspan(
+        low, high, color=RULES["base"].colour, alpha=0.15, linewidth=0, label="middle 80 % of the tokens"
+    )
+    axis.axvline(middle, color=RULES["base"].colour, linestyle=":", label=f"median token, {middle:.2g} nats")
 
 
 def plot_margins(margins: pd.DataFrame, *, interval: str = "95 % bootstrap interval") -> Figure:
@@ -108,7 +113,7 @@ def plot_margins(margins: pd.DataFrame, *, interval: str = "95 % bootstrap inter
     step = 0.8 / len(comparators)
     fig, axes = new_figure(height=1.1 + 0.26 * len(comparators) * len(dimensions))
     axis = axes[0, 0]
-    axis.axvline(0, color=COLOUR["base"], **ZERO)
+    axis.axvline(0, color=RULES["base"].colour, **ZERO)
     for number, name in enumerate(comparators):
         rows = margins[margins["comparator"] == name]
         lines = rows["dimension"].map(dimensions.index) + step * (number - (len(comparators) - 1) / 2)
@@ -122,7 +127,7 @@ def plot_margins(margins: pd.DataFrame, *, interval: str = "95 % bootstrap inter
 
 
 def _draw_margins(axis: Axes, rows: pd.DataFrame, lines: np.ndarray, name: str, marker: str) -> None:
-    colour = COLOUR.get(name, COLOUR["sda"])  # what is left of SDA without a part has its colour
+    colour = (RULES.get(name) or RULES["sda"]).colour  # what is left of SDA without a part has its colour
     axis.errorbar(
         rows["value"],
         lines,

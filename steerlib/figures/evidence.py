@@ -15,8 +15,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from steerlib.figures.responses import half_widths
-from steerlib.figures.style import COLOUR, WIDTH, arm_name, curves, label, new_figure, strength
+from steerlib.figures.style import WIDTH, arm_name, curves, label, new_figure, strength
 from steerlib.profiles.sources import PROMPT_CATEGORIES
+from steerlib.rules import RULES
 
 FLUENCY = "#e69f00"
 """Colour of the second axis: Okabe-Ito orange, which no method has."""
@@ -124,7 +125,7 @@ def plot_dose_and_fluency(distance: pd.DataFrame, fluency: pd.DataFrame) -> Figu
         right.append(other)
         beside = costs.assign(alpha=costs["alpha"] + DODGE * (costs["alpha"].max() - costs["alpha"].min()))
         for one, own, points, colour, marker, line in (
-            (axis, rows, distance, COLOUR[key[0]], "o", "-"),
+            (axis, rows, distance, RULES[key[0]].colour, "o", "-"),
             (other, beside, fluency, FLUENCY, "s", (0, (4, 2))),
         ):
             _draw(one, own, colour, marker, line)
@@ -144,10 +145,12 @@ def plot_dose_and_fluency(distance: pd.DataFrame, fluency: pd.DataFrame) -> Figu
 def _steered(points: pd.DataFrame) -> dict[tuple[str, ...], tuple[str, pd.DataFrame]]:
     """Name and rows of each curve by method, profile, vector and split; arms with a strength only."""
     found = {}
-    for method in [name for name in COLOUR if name in set(points["method"])]:
+    for method in [name for name in RULES if name in set(points["method"])]:
         for name, rows in curves(points[points["method"] == method]):
             if rows["alpha"].nunique() > 1:
-                found[tuple(rows[["method", "profile", "vector", "variant", "split"]].iloc[0])] = name, rows
+                found[
+                    tuple(rows[["method", "profile", "family", "vector_user", "variant", "split"]].iloc[0])
+                ] = name, rows
     return found
 
 
@@ -165,9 +168,9 @@ def _draw(axis: Axes, rows: pd.DataFrame, colour: str, marker: str, line: object
 
 
 def _level(axis: Axes, points: pd.DataFrame, split: str, line: object) -> None:
-    base = points[(points["method"] == "base") & (points["split"] == split)]
+    base = points[(points["control"] == "base") & (points["split"] == split)]
     for value in base["value"].head(1):
-        axis.axhline(value, color=COLOUR["base"], linestyle=line, linewidth=1.1)
+        axis.axhline(value, color=RULES["base"].colour, linestyle=line, linewidth=1.1)
 
 
 def _right_axis(axis: Axes, *, edge: bool) -> None:
@@ -189,7 +192,11 @@ NOTE: dict[str, Any] = {"fontsize": 8, "backgroundcolor": "white"}
 
 
 def plot_disagreement(
-    points: pd.DataFrame, slopes: pd.DataFrame, *, colour: str = COLOUR["caa"], measure: str = "distance"
+    points: pd.DataFrame,
+    slopes: pd.DataFrame,
+    *,
+    colour: str = RULES["caa"].colour,
+    measure: str = "distance",
 ) -> Figure:
     """Effect of steering on each prompt against the base's distance; left naive, right guarded.
 
@@ -211,7 +218,7 @@ def plot_disagreement(
     fig, axes = new_figure(1, 2, height=3.6, share_y=True)
     for axis, estimator in zip(axes[0], XLABEL, strict=True):
         own, row = points[points["estimator"] == estimator], found.loc[estimator]
-        axis.axhline(0, color=COLOUR["base"], linestyle=(0, (4, 2)), linewidth=1.2)
+        axis.axhline(0, color=RULES["base"].colour, linestyle=(0, (4, 2)), linewidth=1.2)
         axis.set_xlabel(f"{XLABEL[estimator].format(measure=measure)}\n{_words(estimator, row)}")
         if own.empty:
             reason = row["how"].removeprefix("none: ").replace(" (", "\n(")
@@ -265,17 +272,17 @@ def plot_preference(
     gains = compared[compared["comparator"] != ""].set_index("model")
     fig, axes = new_figure(height=1.1 + 0.5 * len(alone))
     axis = axes[0, 0]
-    axis.barh(alone.index, alone["value"] - 50, left=50, height=0.55, color=COLOUR["caa"], alpha=0.45)
+    axis.barh(alone.index, alone["value"] - 50, left=50, height=0.55, color=RULES["caa"].colour, alpha=0.45)
     axis.errorbar(
         alone["value"],
         alone.index,
         xerr=half_widths(alone),
         linestyle="",
         marker="o",
-        color=COLOUR["caa"],
+        color=RULES["caa"].colour,
         label="ours, 95 % interval by user",
     )
-    axis.axvline(50, color=COLOUR["base"], linestyle=(0, (4, 2)), linewidth=1.2, label="guessing")
+    axis.axvline(50, color=RULES["base"].colour, linestyle=(0, (4, 2)), linewidth=1.2, label="guessing")
     theirs = [(row, (published or {}).get(model)) for row, model in alone["model"].items()]
     known = [(value, row) for row, value in theirs if value is not None]
     if known:

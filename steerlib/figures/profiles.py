@@ -10,7 +10,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from steerlib.figures.style import COLOUR, label, new_figure
+from steerlib.figures.style import label, new_figure
+from steerlib.rules import RULES
 from steerlib.tables import ATTRIBUTE_COLUMNS
 
 SIX = list(ATTRIBUTE_COLUMNS)
@@ -98,7 +99,7 @@ def plot_primary_categories(profiles: pd.DataFrame) -> Figure:
     counted = _primaries(profiles).value_counts().reindex(SIX, fill_value=0)
     fig, axes = new_figure(height=2.4)
     axis = axes[0, 0]
-    bars = axis.barh([label(name) for name in SIX], counted, color=COLOUR["base"], height=0.65)
+    bars = axis.barh([label(name) for name in SIX], counted, color=RULES["base"].colour, height=0.65)
     axis.bar_label(bars, padding=3, fontsize=8)
     axis.axvline(
         counted.sum() / len(SIX), color="black", linestyle=(0, (4, 2)), linewidth=1, label="equal shares"

@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from steerlib.figures.published import published
 from steerlib.figures.style import headline, reduced
+from steerlib.rules import acting_on
 from steerlib.tables import atomic_path, read_manifest
 
 PICTURES = {
@@ -103,7 +104,7 @@ PICTURES = {
             "All answers over the whole range of the strength, with exact breakpoints; dots: decoded at single values.",
             "an effect of steering: these are a few prompts, to see what the strength does to an answer.",
         )
-        for method in ("anti_expert", "expert_anti_expert", "sda")
+        for method in acting_on("logits")
     },
 }
 NOT_SHOWN = (

@@ -16,10 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from plotly.subplots import make_subplots
 
-from steerlib.decoding.grid import CONTROL_VECTOR, SHUFFLED_FAMILY
-from steerlib.evaluation.metrics import WITHOUT_STRENGTH
+from steerlib.evaluation.metrics import without_alpha
 from steerlib.figures.style import (
-    COLOUR,
     SPLIT_LINE,
     arm_name,
     curves,
@@ -29,6 +27,7 @@ from steerlib.figures.style import (
     reduced,
     strength,
 )
+from steerlib.rules import RULES, check_method
 
 ZERO: dict[str, Any] = {"linestyle": (0, (4, 2)), "linewidth": 1.2}
 
@@ -80,9 +79,9 @@ def plot_against_alpha(points: pd.DataFrame, *, ylabel: str, zero: str = "") -> 
     for axis in axes.flat[len(methods) :]:
         axis.set_visible(False)
     for axis, method in zip(axes.flat, methods, strict=False):
-        shared = [axis.axhline(0, color=COLOUR["base"], **ZERO, label=zero)] if zero else []
-        shared += _draw_levels(axis, points[points["method"].isin(WITHOUT_STRENGTH)])
-        own = _draw_curves(axis, points[points["method"] == method], COLOUR[method])
+        shared = [axis.axhline(0, color=RULES["base"].colour, **ZERO, label=zero)] if zero else []
+        shared += _draw_levels(axis, points[without_alpha(points)])
+        own = _draw_curves(axis, points[points["method"] == method], RULES[method].colour)
         axis.set_xlabel(f"{strength(method)} of {label(method)}")
         axis.legend(handles=own, loc="upper center", bbox_to_anchor=(0.5, -0.18))
     if shared:
@@ -102,16 +101,15 @@ def _columns(handles: list[Any]) -> int:
 
 
 def steered_methods(points: pd.DataFrame) -> list[str]:
-    """Methods with a strength, in the order of `COLOUR`.
+    """Methods with a strength, in the order of `RULES`.
 
     Raises:
         ValueError: there is none, or one has no colour.
     """
     methods = set(points["method"])
-    colourless = sorted(methods - set(COLOUR))
-    if colourless:
-        raise ValueError(f"method {colourless[0]!r} has no colour; those that have are {', '.join(COLOUR)}")
-    steered = [method for method in COLOUR if method in methods and method not in WITHOUT_STRENGTH]
+    for method in methods:
+        check_method(method)
+    steered = [method for method, rule in RULES.items() if method in methods and rule.has_alpha]
     if not steered:
         raise ValueError(f"no steered arm among the methods {', '.join(sorted(methods))}")
     return steered
@@ -121,7 +119,7 @@ def _draw_levels(axis: Axes, points: pd.DataFrame) -> list[Any]:
     drawn: list[Any] = []
     for _, rows in points.groupby(["method", "profile", "variant"]):
         row = rows.sort_values("split").iloc[-1]  # test where there is one
-        faint, colour = row["profile"] == "shuffled", COLOUR[row["method"]]
+        faint, colour = row["profile"] == "shuffled", RULES[row["method"]].colour
         variants = sorted(set(points["variant"][points["method"] == row["method"]]))
         dash = DASHES[min(variants.index(row["variant"]), len(DASHES) - 1)]
         drawn.append(
@@ -164,8 +162,8 @@ def _shift(points: pd.DataFrame) -> float:
 
 def _of(rows: pd.DataFrame) -> tuple[str, str]:
     """What a marker stands for: the vector's family and the variant; a random vector has the population's."""
-    family = rows["vector"].iloc[0].split("@")[0].removesuffix(SHUFFLED_FAMILY)
-    return "population" if family == CONTROL_VECTOR else family, rows["variant"].iloc[0]
+    row = rows.iloc[0]
+    return "population" if row["control"] == "random_vector" else row["family"], row["variant"]
 
 
 def _markers(points: pd.DataFrame) -> dict[tuple[str, str], str]:
@@ -216,11 +214,16 @@ def plot_tradeoff(reduction: pd.DataFrame, cost: pd.DataFrame, *, xlabel: str) -
         marker = _markers(both[both["method"] == method])
         for name, rows in curves(both[both["method"] == method]):
             _draw_path(axis, rows, method, f"{label(method)}, {name}", marker)
-    for _, row in cost[cost["method"] == "base"].iterrows():
+    for _, row in cost[cost["control"] == "base"].iterrows():
         axis.plot(
-            row["value"], 0, marker="D", linestyle="", color=COLOUR["base"], label=f"Base, {row['split']}"
+            row["value"],
+            0,
+            marker="D",
+            linestyle="",
+            color=RULES["base"].colour,
+            label=f"Base, {row['split']}",
         )
-    axis.axhline(0, color=COLOUR["base"], **ZERO)
+    axis.axhline(0, color=RULES["base"].colour, **ZERO)
     axis.set(xlabel=xlabel, ylabel=f"reduction of {reduced(reduction)} (%),\n95 % interval")
     axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return fig
@@ -229,9 +232,14 @@ def plot_tradeoff(reduction: pd.DataFrame, cost: pd.DataFrame, *, xlabel: str) -
 def _draw_path(
     axis: Axes, rows: pd.DataFrame, method: str, name: str, marker: dict[tuple[str, str], str]
 ) -> None:
-    style: dict[str, Any] = {**_curve_style(rows, COLOUR[method], marker), "elinewidth": 0.5}
+    style: dict[str, Any] = {**_curve_style(rows, RULES[method].colour, marker), "elinewidth": 0.5}
     axis.errorbar(
-        rows["value_x"], rows["value"], yerr=half_widths(rows), color=COLOUR[method], label=name, **style
+        rows["value_x"],
+        rows["value"],
+        yerr=half_widths(rows),
+        color=RULES[method].colour,
+        label=name,
+        **style,
     )
     last = rows.iloc[-1]
     if is_control(rows).iloc[0]:
@@ -242,7 +250,7 @@ def _draw_path(
         (4, 4),
         textcoords="offset points",
         fontsize=7,
-        color=COLOUR[method],
+        color=RULES[method].colour,
     )
 
 
@@ -253,15 +261,15 @@ def plot_effects(points: pd.DataFrame, *, xlabel: str) -> Figure:
         points: the chosen arms and their controls on the test split, from `points`.
         xlabel: the metric with its unit and the interval drawn.
     """
-    order = {method: rank for rank, method in enumerate(COLOUR)}
+    order = {method: rank for rank, method in enumerate(RULES)}
     control = is_control(points)
     rows = points.assign(_rank=points["method"].map(order), _control=control)
     rows = rows.sort_values(["_rank", "_control", "profile", "alpha"], ignore_index=True)
     fig, axes = new_figure(height=0.9 + 0.34 * len(rows))
     axis = axes[0, 0]
-    axis.axvline(0, color=COLOUR["base"], **ZERO)
+    axis.axvline(0, color=RULES["base"].colour, **ZERO)
     for line, row in rows.iterrows():
-        colour = COLOUR[row["method"]]
+        colour = RULES[row["method"]].colour
         axis.errorbar(
             row["value"],
             line,
@@ -281,7 +289,7 @@ def plot_effects(points: pd.DataFrame, *, xlabel: str) -> Figure:
 def _effect_label(row: pd.Series) -> str:
     name = arm_name(row)
     return (
-        name if row["method"] in WITHOUT_STRENGTH else f"{name}, {strength(row['method'])} {row['alpha']:g}"
+        name if not RULES[row["method"]].has_alpha else f"{name}, {strength(row['method'])} {row['alpha']:g}"
     )
 
 
@@ -306,7 +314,7 @@ def interactive_dose_response(points: pd.DataFrame, *, ylabel: str = "") -> go.F
         for name, rows in curves(points[points["method"] == method]):
             fig.add_trace(_trace(rows, method, f"{label(method)}, {name}"), row=1, col=column)
         fig.update_xaxes(title_text=f"{strength(method)} of {label(method)}", row=1, col=column)
-    fig.add_hline(y=0, line={"color": COLOUR["base"], "dash": "dash", "width": 1})
+    fig.add_hline(y=0, line={"color": RULES["base"].colour, "dash": "dash", "width": 1})
     fig.update_yaxes(title_text=ylabel or f"reduction of {reduced(points)} (%)", col=1)
     fig.update_layout(
         template="simple_white",
@@ -330,8 +338,8 @@ def _trace(rows: pd.DataFrame, method: str, name: str) -> go.Scatter:
         name=html.escape(name),
         mode="lines+markers",
         line={"width": 1 if control else 2, "dash": "dash" if rows["split"].iloc[0] == "dev" else "solid"},
-        marker={"symbol": "circle-open" if control else "circle", "size": 7, "color": COLOUR[method]},
-        line_color=COLOUR[method],
+        marker={"symbol": "circle-open" if control else "circle", "size": 7, "color": RULES[method].colour},
+        line_color=RULES[method].colour,
     )
 
 
@@ -388,9 +396,14 @@ def plot_alpha_path(
     for axis, (column, text) in zip(axes[:, 0], measures.items(), strict=True):
         for _, rows in segments.groupby(ANSWER):
             _steps(
-                axis, rows.sort_values("alpha_low"), column, color=COLOUR[method], linewidth=0.7, alpha=0.45
+                axis,
+                rows.sort_values("alpha_low"),
+                column,
+                color=RULES[method].colour,
+                linewidth=0.7,
+                alpha=0.45,
             )
-        _steps(axis, means, column, color=COLOUR[method], linewidth=2.0)
+        _steps(axis, means, column, color=RULES[method].colour, linewidth=2.0)
         if len(grid):
             axis.plot(
                 grid["alpha"],

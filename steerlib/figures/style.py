@@ -13,29 +13,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from steerlib.rules import RULES
 from steerlib.tables import atomic_path
 
-COLOUR = {
-    "base": "#7f7f7f",
-    "anti_expert": "#d55e00",
-    "expert_anti_expert": "#0072b2",
-    "caa": "#009e73",
-    "prompt_only": "#cc79a7",
-    "sda": "#e69f00",
-    "instructed": "#56b4e9",
-    "aligner": "#000000",
-}
-"""Okabe-Ito, one a method in every figure; the base is grey."""
-
 LABEL = {
-    "base": "Base",
-    "anti_expert": "Anti-Expert",
-    "expert_anti_expert": "Expert-Anti-Expert",
-    "caa": "CAA",
-    "prompt_only": "Prompt only",
-    "sda": "SDA",
-    "instructed": "Instruction only",
-    "aligner": "Aligner",
     "steering_only": "steering without temperature",
     "repo_tf1": "steep (repo_tf1)",
     "repo_tf0": "mild (repo_tf0)",
@@ -49,7 +30,7 @@ LABEL = {
     "profanity": "Profanity",
     "threat": "Threat",
 }
-"""Readable names of methods, profiles and attributes."""
+"""Readable names of profiles, attributes and parts of methods; methods have theirs in `RULES`."""
 
 WIDTH = 7.5
 """Width of a figure in inches: 900 pixels in a notebook."""
@@ -117,13 +98,13 @@ def new_figure(
 
 
 def label(name: str) -> str:
-    """Readable form of a name: from `LABEL`, else the name without its underscores."""
-    return LABEL.get(name, str(name).replace("_", " "))
+    """Readable form of a name: of a method, from `LABEL`, else the name without its underscores."""
+    return RULES[name].label if name in RULES else LABEL.get(name, str(name).replace("_", " "))
 
 
 def strength(method: str) -> str:
     """What a method's strength is called: k of SDA, alpha of all others."""
-    return "k" if method == "sda" else "alpha"
+    return RULES[method].symbol
 
 
 def save(fig: Figure, name: str, folder: Path, *, data: pd.DataFrame) -> Figure:
@@ -158,7 +139,7 @@ def save(fig: Figure, name: str, folder: Path, *, data: pd.DataFrame) -> Figure:
     return fig
 
 
-SETTINGS_POINTS = ["arm_id", "method", "alpha", "profile", "vector", "variant"]
+SETTINGS_POINTS = ["arm_id", "method", "alpha", "profile", "family", "vector_user", "control", "variant"]
 SPLIT_LINE = {"dev": (0, (4, 2)), "test": "-"}
 
 
@@ -172,7 +153,7 @@ def points(
     scorer: str | None = None,
     comparator: str | None = None,
 ) -> pd.DataFrame:
-    """One metric of every arm, with the arm's method, alpha, profile, vector and variant beside it.
+    """One metric of every arm, with the arm's settings beside it.
 
     Args:
         metrics: table `metrics`.
@@ -181,7 +162,7 @@ def points(
         split, subgroup, scorer, comparator: keep these rows only; None keeps all.
 
     Returns:
-        The rows of `metrics`, sorted by method, profile, vector, variant, split and alpha.
+        The rows of `metrics`, sorted by method, profile, family, variant, split and alpha.
 
     Raises:
         KeyError: no row is left; the metrics there are get named.
@@ -211,7 +192,7 @@ def points(
             f"{metric}: an arm has several values on a split; choose one {' and one '.join(several)}"
         )
     joined = chosen.merge(arms[SETTINGS_POINTS], on="arm_id", validate="many_to_one")
-    return joined.sort_values(["method", "profile", "vector", "variant", "split", "alpha"], ignore_index=True)
+    return joined.sort_values(["method", "profile", "family", "variant", "split", "alpha"], ignore_index=True)
 
 
 def reduced(points: pd.DataFrame) -> str:
@@ -221,8 +202,8 @@ def reduced(points: pd.DataFrame) -> str:
 
 
 def is_control(points: pd.DataFrame) -> pd.Series:
-    """Which rows are placebos: a shuffled profile, or a random vector (its name says `random`)."""
-    return (points["profile"] == "shuffled") | points["vector"].str.contains("random", case=False)
+    """Which rows are controls of equal strength: a shuffled profile, or a random vector."""
+    return points["control"].isin(("shuffled_profile", "random_vector"))
 
 
 def curves(points: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -231,7 +212,7 @@ def curves(points: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     The steered arms come first, then population profiles, then the placebos.
     """
     rank = is_control(points).astype(int) * 2 + (points["profile"] == "population")
-    keys = ["_rank", "profile", "vector", "variant", "split"]
+    keys = ["_rank", "profile", "family", "vector_user", "variant", "split"]
     for _, rows in points.assign(_rank=rank).sort_values([*keys, "alpha"]).groupby(keys, sort=False):
         first = rows.iloc[0]
         yield (
@@ -240,19 +221,15 @@ def curves(points: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
         )
 
 
-def arm_label(method: str, profile: str, vector: str, variant: str = "") -> str:
-    """How an arm is called in a legend, from what sets it apart."""
-    vector = vector.split("@")[0]  # the file's hash tells vectors apart in a table, not to a reader
-    signal = f"{vector.replace('_', ' ')} vector" if vector and "vector" not in vector else vector
-    signal = signal.replace("_", " ") or (label(profile) if profile not in ("none", "") else "")
-    return ", ".join(part for part in (label(method) if method else "", signal, variant) if part)
-
-
 def arm_name(arm: pd.Series, *, method: bool = True) -> str:
-    """The label of a row of the arms table, or of `points`; without its method's name inside a method's own panel."""
+    """How a row of the arms table, or of `points`, is called; without its method inside a method's own panel."""
     # A vector beside a logit rule is in the variant's words; the signal of the rule is the profile.
-    vector = "" if "beside" in arm["variant"] else arm["vector"]
-    return arm_label(arm["method"] if method else "", arm["profile"], vector, arm["variant"])
+    family = "" if "beside" in arm["variant"] else arm["family"].replace("_", " ")
+    whose = {"own": "own ", "shuffled": "another user's "}.get(arm["vector_user"], "")
+    profile = "" if arm["profile"] in ("none", "") else label(arm["profile"])
+    signal = f"{whose}{family} vector" if family else profile
+    parts = (label(arm["method"]) if method else "", signal, arm["variant"])
+    return ", ".join(part for part in parts if part)
 
 
 def counts(points: pd.DataFrame) -> str:

@@ -11,9 +11,9 @@ from IPython.display import HTML
 from matplotlib.figure import Figure
 
 from steerlib.evaluation import Interval, cluster_interval, first_temperature
-from steerlib.evaluation.metrics import WITHOUT_STRENGTH
+from steerlib.evaluation.metrics import without_alpha
 from steerlib.figures.responses import plot_against_alpha
-from steerlib.figures.style import SETTINGS, arm_name, strength
+from steerlib.figures.style import SETTINGS_POINTS, arm_name, strength
 
 
 def answers_moved(generations: pd.DataFrame, arms: pd.DataFrame, prompts: pd.DataFrame) -> pd.DataFrame:
@@ -34,17 +34,17 @@ def answers_moved(generations: pd.DataFrame, arms: pd.DataFrame, prompts: pd.Dat
     Raises:
         ValueError: there is not exactly one base arm.
     """
-    rows = generations.merge(first_temperature(arms)[SETTINGS], on="arm_id", validate="many_to_one")
+    rows = generations.merge(first_temperature(arms)[SETTINGS_POINTS], on="arm_id", validate="many_to_one")
     rows = rows.merge(prompts[["prompt_id", "user_id", "split"]], on="prompt_id", validate="many_to_one")
-    base = rows[rows["method"] == "base"]
+    base = rows[rows["control"] == "base"]
     if base["arm_id"].nunique() != 1:
         raise ValueError(f"need exactly one base arm, not {base['arm_id'].nunique()}")
     reference = base[["prompt_id", "seed", "text"]]
     paired = rows.drop(base.index).merge(reference, on=["prompt_id", "seed"], suffixes=("", "_base"))
     paired["changed"] = 100.0 * (paired["text"] != paired["text_base"])
     moved = []
-    for _, answers in paired.groupby([*SETTINGS, "split"]):
-        settings = answers.iloc[0][[*SETTINGS, "split"]].to_dict()
+    for _, answers in paired.groupby([*SETTINGS_POINTS, "split"]):
+        settings = answers.iloc[0][[*SETTINGS_POINTS, "split"]].to_dict()
         moved += [{**settings, "metric": name, **value._asdict()} for name, value in _measures(answers)]
     return pd.DataFrame(moved)
 
@@ -79,7 +79,7 @@ def plot_dose(moved: pd.DataFrame) -> Figure:
 
 
 def _plot(moved: pd.DataFrame, metric: str, ylabel: str) -> Figure:
-    shown = moved[(moved["metric"] == metric) & ~moved["method"].isin(WITHOUT_STRENGTH)]
+    shown = moved[(moved["metric"] == metric) & ~without_alpha(moved)]
     return plot_against_alpha(shown, ylabel=ylabel)
 
 

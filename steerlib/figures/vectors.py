@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from steerlib.figures.responses import ZERO, half_widths
-from steerlib.figures.style import COLOUR, new_figure
+from steerlib.figures.style import new_figure
+from steerlib.rules import RULES
 
 
 def plot_layers(described: pd.DataFrame) -> Figure:
@@ -28,7 +29,7 @@ def plot_layers(described: pd.DataFrame) -> Figure:
         (axes[0, 0], "relative_norm", "vector norm / residual norm"),
         (axes[0, 1], "split_half_cosine", "split-half cosine"),
     ):
-        axis.plot(described["layer"], described[column], marker="o", color=COLOUR["caa"])
+        axis.plot(described["layer"], described[column], marker="o", color=RULES["caa"].colour)
         lowest, highest = described[column].min(), described[column].max()
         axis.set(xlabel="layer (0-based, output)", ylabel=name, ylim=(min(0, lowest * 1.1), highest * 1.1))
         axis.xaxis.get_major_locator().set_params(integer=True)
@@ -171,7 +172,7 @@ def plot_direction(
     left.set_ylim(bottom=min(0.0, float(response["value"].min())))
     right.set_ylim(bottom=0)
     for axis, label in ((left, ylabel), (right, "perplexity under the unsteered base,\n95 % interval")):
-        axis.axvline(0, color=COLOUR["base"], **ZERO)
+        axis.axvline(0, color=RULES["base"].colour, **ZERO)
         axis.set(xlabel="alpha (units of the mean difference)", ylabel=label)
     fig.legend(handles=shown, loc="outside lower center", ncols=len(shown))
     return fig
@@ -186,12 +187,12 @@ def _in_order(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
 def _style(name: str) -> dict[str, Any]:
     control = name == RANDOM
     return {
-        "color": COLOUR["caa"],
+        "color": RULES["caa"].colour,
         "linewidth": 0.8 if control else 1.8,
         "linestyle": (0, (1, 1)) if control else "-",
         "marker": "o",
         "markersize": 4.5,
-        "markerfacecolor": "white" if control else COLOUR["caa"],
+        "markerfacecolor": "white" if control else RULES["caa"].colour,
     }
 
 
@@ -203,7 +204,9 @@ def _label(name: str) -> str:
 
 def _draw_band(axis: Axes, rows: pd.DataFrame, name: str) -> Any:
     faint = 0.10 if name == RANDOM else 0.22
-    axis.fill_between(rows["alpha"], rows["low"], rows["high"], color=COLOUR["caa"], alpha=faint, linewidth=0)
+    axis.fill_between(
+        rows["alpha"], rows["low"], rows["high"], color=RULES["caa"].colour, alpha=faint, linewidth=0
+    )
     return axis.plot(rows["alpha"], rows["value"], label=_label(name), **_style(name))[0]
 
 
@@ -215,7 +218,7 @@ def _draw_draws(axis: Axes, draws: pd.DataFrame) -> Any:
         linestyle="",
         marker=".",
         markersize=4,
-        color=COLOUR["base"],
+        color=RULES["base"].colour,
         label=f"each of {number} random directions",
     )[0]
 

@@ -2,6 +2,7 @@
 
 from steerlib.residual import (
     Threshold,
+    VectorFamily,
     add_to_residual,
     check_layers,
     choose_threshold,
@@ -41,11 +42,9 @@ from steerlib.vectors.directions import (
     sae_direction,
 )
 from steerlib.vectors.files import (
-    load_named_vectors,
-    load_personal_vectors,
-    load_vectors,
-    save_personal_vectors,
-    save_vectors,
+    load_families,
+    load_family,
+    save_family,
     vectors_from_gguf,
     vectors_to_gguf,
 )
@@ -58,6 +57,7 @@ __all__ = [
     "Setting",
     "Threshold",
     "UserCoordinates",
+    "VectorFamily",
     "add_to_residual",
     "category_basis",
     "category_differences",
@@ -75,9 +75,8 @@ __all__ = [
     "dislike_weights",
     "doses",
     "fit_coordinates",
-    "load_named_vectors",
-    "load_personal_vectors",
-    "load_vectors",
+    "load_families",
+    "load_family",
     "mean_difference",
     "mean_differences",
     "mixtures",
@@ -94,8 +93,7 @@ __all__ = [
     "residual_hooks",
     "residual_norms",
     "sae_direction",
-    "save_personal_vectors",
-    "save_vectors",
+    "save_family",
     "shuffled_users",
     "split_half_coordinates",
     "steered_positions",

@@ -1,12 +1,10 @@
 """Steering vectors as control-vector files of llama.cpp and repeng (GGUF), out and in.
 
-Steering vectors on disk: safetensors with their settings as metadata.
-
-A family of personal steering vectors on disk: one safetensors file for all its users.
+Families of steering vectors on disk: a safetensors file each, what they are in its header.
 """
 
-import hashlib
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,139 +14,71 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from steerlib.residual import Vectors
+from steerlib.residual import VectorFamily
 from steerlib.tables import atomic_path
 from steerlib.vectors.directions import LayerVectors
 
 
-def save_vectors(path: Path, vectors: Mapping[int, Tensor], *, settings: Mapping[str, object]) -> Path:
-    """Write steering vectors, whole or not at all.
+def save_family(path: Path, family: VectorFamily, settings: Mapping[str, object]) -> Path:
+    """Write a family of steering vectors, whole or not at all; its name, users, control and unit are in the header.
 
     Args:
         path: a `.safetensors` file; its folder is made.
-        vectors: by layer, `(d_model,)`.
+        family: the vectors.
         settings: what they were made from (model, pairs, pooling); kept as text.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {f"layer.{layer}": vector.contiguous() for layer, vector in vectors.items()}
-    with atomic_path(path) as partial:
-        save_file(tensors, partial, metadata={key: str(value) for key, value in settings.items()})
-    return path
-
-
-def load_named_vectors(folder: Path, names: Sequence[str]) -> dict[str, LayerVectors]:
-    """Several steering vectors of a run, named by file and content.
-
-    Returns:
-        By `<name>@<hash>`, so that an arm steered by a vector that was made anew is another arm.
 
     Raises:
-        FileNotFoundError: one of them is absent.
+        ValueError: a user whose layers are not those of the first.
     """
-    loaded = {}
-    for name in names:
-        vectors, _ = load_vectors(folder / f"{name}.safetensors")
-        loaded[f"{name}@{vectors_digest(vectors)}"] = vectors
-    return loaded
-
-
-def vectors_digest(vectors: Mapping[int, Tensor]) -> str:
-    """Hash of the numbers: the file's bytes differ from writing to writing, its metadata has no order."""
-    parts = [
-        bytes(str(layer), "ascii") + vector.float().numpy().tobytes() for layer, vector in vectors.items()
-    ]
-    return hashlib.sha256(b"".join(parts)).hexdigest()[:8]
-
-
-def load_vectors(path: Path) -> tuple[LayerVectors, dict[str, str]]:
-    """Read steering vectors and their settings.
-
-    Returns:
-        Vectors by layer, and the settings as text.
-
-    Raises:
-        FileNotFoundError: no such file.
-    """
-    if not path.exists():
-        raise FileNotFoundError(f"no steering vectors at {path}: run notebook 02 first")
-    with safe_open(path, framework="pt") as file:
-        vectors = {int(name.removeprefix("layer.")): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return LayerVectors(sorted(vectors.items())), dict(file.metadata() or {})
-
-
-LAYER = "/layer."
-
-
-def save_personal_vectors(
-    path: Path, personal: Mapping[str, Vectors], *, settings: Mapping[str, object]
-) -> Path:
-    """Write the vectors of all users of a family, whole or not at all.
-
-    Args:
-        path: `<family>.safetensors`; its folder is made.
-        personal: vectors by user and layer, `(d_model,)`.
-        settings: what they were made from (model, basis, rank, shrinkage); kept as text.
-
-    Raises:
-        ValueError: no users, or a user whose layers are not those of the first.
-    """
-    if not personal:
-        raise ValueError(f"no users' vectors to write to {path.name}")
-    first, layers = next((user, set(vectors)) for user, vectors in personal.items())
-    for user, vectors in personal.items():
+    first, layers = next((user, set(vectors)) for user, vectors in family.vectors.items())
+    for user, vectors in family.vectors.items():
         if set(vectors) != layers or not layers:
             raise ValueError(
                 f"user {user!r} has vectors of layers {sorted(vectors)}, user {first!r} of {sorted(layers)}"
             )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {
-        f"{user}{LAYER}{layer}": vector.clone()  # users who share the population's tensor share its memory
-        for user, vectors in personal.items()
+    users = list(family.vectors)
+    tensors = {  # copies, for users who share the population's tensor share its memory
+        f"{users.index(user)}.{layer}": vector.detach().cpu().clone()
+        for user, vectors in family.vectors.items()
         for layer, vector in vectors.items()
     }
+    header = {name: getattr(family, name) for name in HEADER} | {"settings": dict(settings), "users": users}
+    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as partial:
-        save_file(tensors, partial, metadata={key: str(value) for key, value in settings.items()})
+        save_file(tensors, partial, metadata={"steerlib": json.dumps(header, sort_keys=True, default=str)})
     return path
 
 
-def load_personal_vectors(folder: Path, names: Sequence[str]) -> dict[str, LayerVectors]:
-    """Personal vectors of several families, named by family, content and user.
-
-    Args:
-        folder: where `<name>.safetensors` lie.
-        names: of the families.
-
-    Returns:
-        By `<name>@<hash>/<user_id>`; the hash is of all users' numbers, so that arms steered by a family that was made
-        anew are other arms.
+def load_family(path: Path) -> tuple[VectorFamily, dict[str, object]]:
+    """A family of steering vectors, and the settings that it was saved with.
 
     Raises:
-        FileNotFoundError: a family is absent.
-        ValueError: a file that holds vectors, but not users'.
+        FileNotFoundError: no such file.
+        ValueError: the file is no family; it is named.
     """
-    loaded = {}
-    for name in names:
-        personal = _read(folder / f"{name}.safetensors")
-        parts = [f"{user}\x1f{vectors_digest(vectors)}\x1e" for user, vectors in personal.items()]
-        digest = hashlib.sha256("".join(parts).encode()).hexdigest()[:8]
-        loaded |= {f"{name}@{digest}/{user}": vectors for user, vectors in personal.items()}
-    return loaded
-
-
-def _read(path: Path) -> dict[str, LayerVectors]:
-    """Vectors by user and layer, both in order."""
     if not path.exists():
-        raise FileNotFoundError(f"no personal vectors at {path}: run notebook 02 first")
-    personal: dict[str, LayerVectors] = {}
+        raise FileNotFoundError(f"no steering vectors at {path}: run notebook 02 first")
     with safe_open(path, framework="pt") as file:
-        for key in file.keys():  # noqa: SIM118
-            user, mark, layer = key.rpartition(LAYER)
-            if not mark:
-                raise ValueError(f"{path.name} holds {key!r}, which is no user's vector")
-            personal.setdefault(user, LayerVectors())[int(layer)] = file.get_tensor(key)
-    return {user: LayerVectors(sorted(vectors.items())) for user, vectors in sorted(personal.items())}
+        text = (file.metadata() or {}).get("steerlib")
+        if text is None:
+            raise ValueError(f"{path.name} was not written by save_family: write its vectors with it")
+        header = json.loads(text)
+        vectors: dict[str, LayerVectors] = {user: LayerVectors() for user in header["users"]}
+        places = [tuple(map(int, key.split("."))) for key in file.keys()]  # noqa: SIM118
+        for user, layer in sorted(places):
+            vectors[header["users"][user]][layer] = file.get_tensor(f"{user}.{layer}")
+    return VectorFamily(vectors=vectors, **{name: header[name] for name in HEADER}), header["settings"]
 
 
+def load_families(folder: Path) -> list[VectorFamily]:
+    """All families in a folder: those for everybody first, controls behind what they are controls of."""
+    families = [load_family(path)[0] for path in sorted(folder.glob("*.safetensors"))]
+    return sorted(
+        families, key=lambda one: (one.vector_user != "", one.name if one.vector_user else "", one.control)
+    )
+
+
+HEADER = ("name", "vector_user", "control", "unit")
 ARCHITECTURE = "controlvector"
 HINT, COUNT = f"{ARCHITECTURE}.model_hint", f"{ARCHITECTURE}.layer_count"
 DIRECTION = "direction."

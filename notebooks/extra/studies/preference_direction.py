@@ -17,9 +17,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from steerlib.evaluation.intervals import cluster_interval
-from steerlib.figures.style import COLOUR, new_figure
+from steerlib.figures.style import new_figure
 from steerlib.models import FrozenModel
 from steerlib.reading import answer_ids, prompt_ids
+from steerlib.rules import RULES
 from steerlib.tables import atomic_path
 from steerlib.vectors.pairs import pair_residuals
 
@@ -255,8 +256,8 @@ def plot_accuracy_by_layer(compared: pd.DataFrame) -> Figure:
 
 
 def _draw_length(axis: Axes, row: pd.Series) -> None:
-    axis.axhspan(row["low"], row["high"], color=COLOUR["base"], alpha=0.18, linewidth=0)
-    axis.axhline(row["value"], color=COLOUR["base"], label="length alone")
+    axis.axhspan(row["low"], row["high"], color=RULES["base"].colour, alpha=0.18, linewidth=0)
+    axis.axhline(row["value"], color=RULES["base"].colour, label="length alone")
 
 
 def _draw_layers(axis: Axes, rows: pd.DataFrame, kind: str) -> None:
@@ -267,8 +268,8 @@ def _draw_layers(axis: Axes, rows: pd.DataFrame, kind: str) -> None:
         rows["layer"] + shift,
         rows["value"],
         yerr=np.array(errors),
-        color=COLOUR["caa"],
-        markerfacecolor=COLOUR["caa"] if kind == "vector" else "white",
+        color=RULES["caa"].colour,
+        markerfacecolor=RULES["caa"].colour if kind == "vector" else "white",
         linestyle=line,
         linewidth=1.2,
         marker=marker,
@@ -292,7 +293,7 @@ def plot_chance(accuracies: Mapping[str, Mapping[str, NDArray]], reached: Mappin
         for kind, values in kinds.items():
             colour, name = looks[kind]
             axis.hist(values, bins=bins, color=colour, alpha=0.45, label=name)
-        axis.axvline(reached[style], color=COLOUR["caa"], linewidth=2, label="mean difference")
+        axis.axvline(reached[style], color=RULES["caa"].colour, linewidth=2, label="mean difference")
         axis.axvline(0.5, label="chance", **CHANCE)
         axis.set(xlabel=f"held-out pairs in the right order, {style}")
     axes[0, 0].set_ylabel("directions")

@@ -15,11 +15,11 @@ from steerlib.evaluation.intervals import paired_interval
 from steerlib.evaluation.multiple_choice import forced_logits
 from steerlib.evaluation.questions import sample_questions
 from steerlib.figures.responses import half_widths
-from steerlib.figures.style import COLOUR, label, new_figure
+from steerlib.figures.style import label, new_figure
 from steerlib.models import FrozenModel
 from steerlib.profiles.sources import find_file, hub_file, read_rows
 from steerlib.reading import TokenIds, answer_ids, check_length
-from steerlib.rules import sda
+from steerlib.rules import RULES, sda
 from steerlib.tables import progress_bar
 
 COLUMNS = ["question_id", "category", "question", "answer", "true", "mc1", "mc2", "origin"]
@@ -258,13 +258,13 @@ def plot_truthful(summary: pd.DataFrame, *, difference_from: str = "") -> Figure
         levels = own[own["method"] != "sda"].set_index("method")
         if difference_from:
             axis.axhline(
-                0, color=COLOUR[difference_from], linestyle="--", label=f"{label(difference_from)} (0)"
+                0, color=RULES[difference_from].colour, linestyle="--", label=f"{label(difference_from)} (0)"
             )
         for method, level in levels.iterrows():
-            axis.axhline(level["value"], color=COLOUR[method], linestyle="-.", label=label(method))
-            axis.axhspan(level["low"], level["high"], color=COLOUR[method], alpha=0.12, linewidth=0)
+            axis.axhline(level["value"], color=RULES[method].colour, linestyle="-.", label=label(method))
+            axis.axhspan(level["low"], level["high"], color=RULES[method].colour, alpha=0.12, linewidth=0)
         steered = own[own["method"] == "sda"].sort_values("alpha")
-        look = {"color": COLOUR["sda"], "marker": "o", "markersize": 4, "label": label("sda")}
+        look = {"color": RULES["sda"].colour, "marker": "o", "markersize": 4, "label": label("sda")}
         axis.errorbar(steered["alpha"], steered["value"], yerr=half_widths(steered), **look)
         what = f"{metric.upper()} minus that of {label(difference_from)}" if difference_from else name
         axis.set(xlabel=f"k of {label('sda')}", ylabel=f"{what},\n95 % interval")
