@@ -4,11 +4,12 @@ from torch.testing import assert_close
 
 from steerlib.vectors import (
     LayerVectors,
+    VectorFamily,
     add_to_residual,
-    load_vectors,
+    load_family,
     mean_differences,
     random_vectors,
-    save_vectors,
+    save_family,
 )
 
 
@@ -55,8 +56,8 @@ def test_vectors_of_another_width_are_refused_naming_layer_and_widths():
 
 def test_what_makes_and_loads_vectors_gives_ones_that_can_be_added(tmp_path):
     made = mean_differences({1: torch.ones(2, 8)}, {1: torch.zeros(2, 8)})
-    save_vectors(tmp_path / "v.safetensors", made, settings={})
-    loaded, _ = load_vectors(tmp_path / "v.safetensors")
+    save_family(tmp_path / "v.safetensors", VectorFamily("v", {"": made}), {})
+    loaded = load_family(tmp_path / "v.safetensors")[0].of("")
     assert_same(loaded + made - 2 * made, 0 * made)
     assert isinstance(random_vectors(made, seed=0) + made, LayerVectors)
 
