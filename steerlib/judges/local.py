@@ -31,7 +31,7 @@ from steerlib.judges.base import (
 from steerlib.models import FrozenModel, default_device
 from steerlib.reading import TokenIds, chat_ids, check_length, last_logits, text_ids
 from steerlib.toxicity import Scorer, load_scorer
-from steerlib.toxicity.scorers import _sha256
+from steerlib.toxicity.scorers import weights_sha
 
 DIGITS = range(1, 10)
 REQUEST = "Rate {}, with one digit from 1 (as bad as can be) to 9 (nothing to improve)."
@@ -175,7 +175,7 @@ class RewardJudge:
         self.model.config.pad_token_id = pad if self.batch > 1 else None
         self.model.eval().requires_grad_(False).to(device or default_device())
         self.centre, self.scale = centre, scale
-        self.id = f"reward:{Path(name).name}-{_sha256(self.model)[:8]}:{dimension}:{centre:g}:{scale:g}"
+        self.id = f"reward:{Path(name).name}-{weights_sha(self.model)[:8]}:{dimension}:{centre:g}:{scale:g}"
 
     def rate(self, items: Sequence[Answered], dimension: str) -> list[float | None]:
         """Scores in [1, 100], in the order of the items.

@@ -1,4 +1,4 @@
-"""Toxicity of a text in six attributes: scorers behind one call, and the scores a run keeps."""
+"""Toxicity of a text in six attributes: scorers behind one call, and the scores of a run."""
 
 from steerlib.toxicity.attributes import ATTRIBUTES, check_attribute
 from steerlib.toxicity.scorers import Scorer, load_scorer, score_texts, text_sha

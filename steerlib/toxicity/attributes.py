@@ -1,5 +1,6 @@
 """The six attributes of toxicity, by the names Perspective gives them."""
 
+import warnings
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -13,7 +14,7 @@ LABEL_NAMES = {attribute: attribute for attribute in ATTRIBUTES} | {
     "obscene": "profanity",
     "identity_hate": "identity_attack",
 }
-"""How classifiers trained on the Jigsaw comments name the same six, to the name used here."""
+"""Attribute of each label: its own name, or that of the Jigsaw comments."""
 
 
 def check_attribute(name: str) -> str:
@@ -31,31 +32,29 @@ def check_attribute(name: str) -> str:
 
 
 def match_labels(names: Iterable[str], *, owner: str) -> dict[str, str]:
-    """Which of the given names stands for each of the six attributes.
+    """The given name of each attribute, `{attribute: name}`; an attribute without one is left out, with a warning.
 
-    Case is ignored, and the names of the Jigsaw labels are known (`obscene` is profanity); where both an
-    attribute's own name and another are given, its own is taken.
+    Case is ignored; where both an attribute's own name and Jigsaw's are given, its own is taken.
 
     Args:
         names: labels of a classifier or columns of a table; others than the six are left out.
         owner: whose names they are, for the message.
 
-    Returns:
-        {attribute: name}, in the order of `ATTRIBUTES`.
-
     Raises:
-        ValueError: an attribute has no name among them; all that are missing are named.
+        ValueError: none of the names is toxicity.
     """
-    given = list(names)
-    ordered = sorted(given, key=lambda name: str(name).lower() in ATTRIBUTES)
-    found = {LABEL_NAMES[str(name).lower()]: name for name in ordered if str(name).lower() in LABEL_NAMES}
+    given = [str(name) for name in names]
+    ordered = sorted(given, key=lambda name: name.lower() in ATTRIBUTES)
+    found = {LABEL_NAMES[name.lower()]: name for name in ordered if name.lower() in LABEL_NAMES}
     missing = [attribute for attribute in ATTRIBUTES if attribute not in found]
+    if "toxicity" in missing:
+        raise ValueError(f"{owner} has no toxicity; it has {', '.join(given)}")
     if missing:
-        raise ValueError(f"{owner} has no {', '.join(missing)}; it has {', '.join(map(str, given))}")
-    return {attribute: found[attribute] for attribute in ATTRIBUTES}
+        warnings.warn(f"{owner} has no {', '.join(missing)}: these scores are missing (NaN)", stacklevel=3)
+    return {attribute: found[attribute] for attribute in ATTRIBUTES if attribute in found}
 
 
-def check_texts(texts: Iterable[str]) -> list[str]:
+def check_texts(texts: Iterable[str], *, what: str = "text") -> list[str]:
     """The texts as a list.
 
     Raises:
@@ -66,5 +65,5 @@ def check_texts(texts: Iterable[str]) -> list[str]:
     listed = list(texts)
     for row, text in enumerate(listed):
         if not isinstance(text, str):
-            raise ValueError(f"text in row {row} is {text!r}, not a string")
+            raise ValueError(f"{what} in row {row} is {text!r}, not a string")
     return listed
