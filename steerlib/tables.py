@@ -94,6 +94,12 @@ SCHEMA: Mapping[str, Table] = {
         "arm_id comparator split subgroup scorer metric value low high n n_clusters",
         "arm_id comparator split subgroup scorer metric",
     ),
+    "verdict": _table(
+        "method arm_id control_arm alpha alpha_low alpha_high toxicity_base toxicity change change_low change_high"
+        " difference low high own_minus_shuffled own_low own_high distance distance_low distance_high"
+        " perplexity_ratio kl_per_token accuracy n effective_n sentence",
+        "method",
+    ),
 }
 
 

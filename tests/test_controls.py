@@ -1,72 +1,100 @@
+"""Alpha is chosen on dev, and each arm stands beside its controls; arms are told apart by columns, never by names."""
+
+import numpy as np
 import pandas as pd
+import pytest
 
-from steerlib.evaluation import with_controls
-from steerlib.evaluation.summary import shuffled_twins
+from steerlib.evaluation import choose_alpha, chosen_arms, match_controls, with_controls
 
+COLUMNS = ["arm_id", "method", "alpha", "profile", "family", "vector_user", "control", "factor"]
 ARMS = pd.DataFrame(
     [
-        ("b", "base", 0.0, "none", "base", "", ""),
-        ("o1", "anti_expert", 1.0, "own", "", "", ""),
-        ("o2", "anti_expert", 2.0, "own", "", "", ""),
-        ("s1", "anti_expert", 1.0, "shuffled", "shuffled_profile", "", ""),
-        ("s2", "anti_expert", 2.0, "shuffled", "shuffled_profile", "", ""),
-        ("v", "caa", 0.5, "none", "", "population", ""),
-        ("r", "caa", 0.5, "none", "random_vector", "random", ""),
+        ("b", "base", 0.0, "none", "", "", "base", ""),
+        ("plain", "prompt_only", 0.0, "own", "", "", "prompt_only", ""),
+        ("o1", "anti_expert", 1.0, "own", "", "", "", ""),
+        ("o2", "anti_expert", 2.0, "own", "", "", "", ""),
+        ("s1", "anti_expert", 1.0, "shuffled", "", "", "shuffled_profile", ""),
+        ("s2", "anti_expert", 2.0, "shuffled", "", "", "shuffled_profile", ""),
+        ("v", "caa", 0.5, "none", "population", "", "", ""),
+        ("gated", "caa", 0.5, "none", "population", "", "", "gate"),
+        ("r", "caa", 0.5, "none", "random", "", "random_vector", ""),
+        ("r4", "caa", 2.0, "none", "random", "", "random_vector", ""),
+        ("mine", "caa", 0.5, "own", "dislike", "own", "", ""),
+        ("other", "caa", 0.5, "shuffled", "dislike", "shuffled", "shuffled_profile", ""),
+        ("further", "caa", 0.5, "shuffled", "coordinates", "shuffled", "shuffled_profile", ""),
     ],
-    columns=["arm_id", "method", "alpha", "profile", "control", "family", "vector_user"],
-).assign(variant="")
-
-
-def test_a_chosen_arm_stands_beside_its_control_at_its_own_alpha():
-    # The shuffled profile's own best alpha (1.0) does not matter.
-    chosen = pd.DataFrame({"arm_id": ["o2", "s1", "v", "r"]})
-    assert with_controls(chosen, ARMS).arm_id.tolist() == ["o2", "s2", "v", "r"]
-
-
-def test_a_method_that_helps_nowhere_has_no_row():
-    assert with_controls(pd.DataFrame({"arm_id": ["b", "s1"]}), ARMS).empty
-
-
-MORE = pd.DataFrame(
-    [
-        ("b", "base", 0.0, "none", "base", "", "", ""),
-        ("plain", "prompt_only", 0.0, "own", "prompt_only", "", "", ""),
-        ("placebo", "prompt_only", 0.0, "shuffled", "shuffled_profile", "", "", ""),
-        ("o", "anti_expert", 1.0, "own", "", "", "", ""),
-        ("s", "anti_expert", 1.0, "shuffled", "shuffled_profile", "", "", ""),
-        ("both", "anti_expert", 1.0, "own", "", "population", "", "beside the vector at 0.3"),
-        ("v", "caa", 0.5, "none", "", "population", "", ""),
-        ("gated", "caa", 0.5, "none", "", "population", "", "gated"),
-        ("r", "caa", 0.5, "none", "random_vector", "random", "", ""),
-        ("mine", "caa", 0.5, "own", "", "dislike", "own", ""),
-        ("other", "caa", 0.5, "shuffled", "shuffled_profile", "dislike", "shuffled", ""),
-        ("further", "caa", 0.5, "shuffled", "shuffled_profile", "coordinates", "shuffled", ""),
-    ],
-    columns=["arm_id", "method", "alpha", "profile", "control", "family", "vector_user", "variant"],
+    columns=COLUMNS,
 )
 
 
 def beside(*chosen):
-    return with_controls(pd.DataFrame({"arm_id": list(chosen)}), MORE).arm_id.tolist()
+    return with_controls(pd.DataFrame({"arm_id": list(chosen)}), ARMS).arm_id.tolist()
 
 
-def test_a_personal_vector_stands_beside_another_users_and_a_random_one():
-    assert beside("mine") == ["mine", "r", "other"]
+def test_a_chosen_arm_stands_beside_its_controls_at_its_own_alpha_and_the_plain_prompt():
+    assert beside("o2", "s1") == [
+        "o2",
+        "s2",
+        "plain",
+    ]  # the shuffled profile's own best alpha does not matter
+    assert beside("mine") == ["mine", "r", "other", "plain"]
+    assert beside("v", "mine") == ["v", "r", "mine", "other", "plain"]  # a shared control is named once
+    assert beside("gated") == ["gated", "plain"]  # no control is gated
+    assert beside("b", "s1") == []
 
 
-def test_a_control_that_two_arms_share_is_named_once():
-    assert beside("v", "mine") == ["v", "r", "mine", "other"]
+def test_controls_are_matched_by_alpha_and_by_kl():
+    kl = pd.Series({"o1": 0.1, "o2": 0.5, "s1": 0.4, "s2": 3.0, "v": 0.9, "r": 0.1, "r4": 1.0, "mine": 0.9})
+    found = match_controls(ARMS, kl).set_index(["arm_id", "kind", "matched"])["control_arm"]
+    assert found["o2", "shuffled_profile", "alpha"] == "s2"
+    assert found["o2", "shuffled_profile", "kl"] == "s1"
+    assert found["v", "random_vector", "alpha"] == "r"
+    assert found["v", "random_vector", "kl"] == "r4"
+    assert found["mine", "shuffled_profile", "alpha"] == "other"  # of the same family
+    assert ("o1", "shuffled_profile", "kl") not in found.index  # none within a factor of 1.5
+    assert set(match_controls(ARMS)["matched"]) == {"alpha"}
 
 
-def test_arms_with_something_beside_them_take_no_control_that_lacks_it():
-    assert beside("gated") == ["gated"]
-    assert beside("both") == ["both", "plain"]
+def table(*rows):
+    return pd.DataFrame(rows, columns=["alpha", "split", "value"])
 
 
-def test_a_logit_rule_stands_beside_its_context_as_a_plain_prompt():
-    assert beside("o") == ["o", "s", "plain"]
+def test_alpha_is_chosen_on_dev_rows_alone():
+    rows = (0.5, "dev", 3.0), (1.0, "dev", 2.0), (0.5, "test", 1.0), (1.0, "test", 9.0)
+    assert choose_alpha(table(*rows)) == 0.5
 
 
-def test_the_shuffled_twin_of_a_personal_family_is_the_family_of_other_users():
-    twins = shuffled_twins(MORE)
-    assert twins == {"plain": "placebo", "o": "s", "mine": "other"}
+def test_ties_go_to_the_smaller_alpha_and_base_wins_where_nothing_helps():
+    assert choose_alpha(table((2.0, "dev", 3.0), (-1.0, "dev", 3.0))) == -1.0
+    assert choose_alpha(table((1.0, "dev", -3.0), (2.0, "dev", 0.0))) == 0.0
+
+
+def test_alpha_is_not_chosen_without_dev_rows_or_among_several_methods():
+    with pytest.raises(ValueError, match="dev"):
+        choose_alpha(table((1.0, "test", 3.0)))
+    with pytest.raises(ValueError, match="one value an alpha"):
+        choose_alpha(table((1.0, "dev", 3.0), (1.0, "dev", 2.0)))
+
+
+def metric_rows(metric, of_arms):
+    rows = [
+        (arm, "b", split, "all", metric, value) for arm, value in of_arms.items() for split in ("dev", "test")
+    ]
+    return pd.DataFrame(rows, columns=["arm_id", "comparator", "split", "subgroup", "metric", "value"])
+
+
+def test_each_curve_has_its_own_alpha_and_alphas_that_cost_too_much_fluency_take_no_part():
+    metrics = pd.concat(
+        [
+            metric_rows("reduction_percent", {"o1": 10.0, "o2": 30.0, "s1": -5.0, "s2": -1.0}),
+            metric_rows("perplexity_ratio", {"o1": 1.2, "o2": 2.5, "s1": 1.1, "s2": 1.1}),
+        ]
+    )
+    free = chosen_arms(metrics, ARMS, base_arm="b").set_index("profile")
+    assert free.loc["own", ["alpha", "arm_id", "dev"]].tolist() == [2.0, "o2", 30.0]
+    assert free.loc["shuffled", ["alpha", "arm_id", "dev"]].tolist() == [0.0, "b", 0.0]
+    fluent = chosen_arms(metrics, ARMS, base_arm="b", max_perplexity_ratio=2.0).set_index("profile")
+    assert fluent.loc["own", "arm_id"] == "o1"
+    with pytest.raises(ValueError, match="'win_rate'"):
+        chosen_arms(metrics, ARMS, base_arm="b", metric="win_rate")
+    assert np.isfinite(fluent["dev"]).all()

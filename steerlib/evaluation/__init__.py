@@ -1,18 +1,29 @@
-"""Room of notebook 04: toxicity distance, fluency, diversity, choices, and intervals for all of them."""
+"""Room of notebook 04: toxicity distance, fluency, diversity, choices, the verdict, and intervals for all of them."""
 
-from steerlib.evaluation.answers import per_answer, per_prompt
-from steerlib.evaluation.group_alphas import personal_alphas, tuned_arm
+from steerlib.evaluation.answers import (
+    per_answer,
+    per_prompt,
+)
+from steerlib.evaluation.controls import (
+    choose_alpha,
+    chosen_arms,
+    match_controls,
+    with_controls,
+)
+from steerlib.evaluation.group_alphas import (
+    personal_alphas,
+    tuned_arm,
+)
 from steerlib.evaluation.intervals import (
-    STATISTICS,
     Interval,
-    Statistic,
     cluster_interval,
-    crossed_interval,
     max_t_band,
     paired_interval,
+    ratio_interval,
     seed_interval,
+    share_interval,
+    sign_flip_test,
     sign_test,
-    trimmed_change,
 )
 from steerlib.evaluation.judging import (
     Margin,
@@ -27,19 +38,22 @@ from steerlib.evaluation.judging import (
     read_margins,
     sda_comparators,
 )
-from steerlib.evaluation.likelihood import answer_likelihood, likelihood_margins, token_divergence
+from steerlib.evaluation.likelihood import (
+    answer_likelihood,
+    likelihood_margins,
+    token_divergence,
+)
 from steerlib.evaluation.metrics import (
-    change_percent,
+    CURVE,
     distinct_n,
+    effective_number,
     first_temperature,
     length,
     overshoots,
     perplexity,
-    reduction_percent,
     repetition,
-    signed_shift,
+    top_share,
     toxicity_distance,
-    win_rate,
 )
 from steerlib.evaluation.multiple_choice import (
     ask_questions,
@@ -58,52 +72,52 @@ from steerlib.evaluation.preference import (
     ppa_likelihood,
     safety_margins,
 )
-from steerlib.evaluation.questions import question_prompt, read_questions, sample_questions, shots_for
+from steerlib.evaluation.questions import (
+    question_prompt,
+    read_questions,
+    sample_questions,
+    shots_for,
+)
 from steerlib.evaluation.responses import (
-    TwoPeaks,
     arm_at,
     arm_path,
     dose_responses,
     fluent_alphas,
     path_against_grid,
     path_sampling,
-    point_peaks,
     quality_by_sampling,
-    response_band,
     response_slopes,
-    response_steps,
     trend,
-    two_peaks,
 )
 from steerlib.evaluation.selectivity import (
-    disagreement_points,
-    disagreement_slopes,
     selectivity,
     selectivity_contrasts,
 )
 from steerlib.evaluation.summary import (
-    choose_alpha,
-    chosen_arms,
     small_subgroups,
     summarise,
     summarise_choices,
-    with_controls,
+)
+from steerlib.evaluation.verdict import (
+    Verdict,
+    operating_range,
+    verdict,
+    verdict_shown,
+    with_interval,
 )
 
 __all__ = [
-    "STATISTICS",
+    "CURVE",
     "Interval",
     "Margin",
     "Ppa",
-    "Statistic",
-    "TwoPeaks",
+    "Verdict",
     "answer_likelihood",
     "arm_at",
     "arm_path",
     "ask_questions",
     "brier",
     "calibration_error",
-    "change_percent",
     "choice_probabilities",
     "choice_rows",
     "choices_under_steering",
@@ -113,11 +127,9 @@ __all__ = [
     "cluster_interval",
     "compare_preferences",
     "compared_answers",
-    "crossed_interval",
-    "disagreement_points",
-    "disagreement_slopes",
     "distinct_n",
     "dose_responses",
+    "effective_number",
     "first_temperature",
     "fluent_alphas",
     "judge_compared",
@@ -127,8 +139,10 @@ __all__ = [
     "likelihood_margins",
     "margin_metrics",
     "margins_by",
+    "match_controls",
     "max_t_band",
     "net_margin",
+    "operating_range",
     "order_averaged",
     "overshoots",
     "paired_interval",
@@ -139,36 +153,35 @@ __all__ = [
     "perplexity",
     "personal_alphas",
     "place_bias",
-    "point_peaks",
     "ppa_coordinates",
     "ppa_likelihood",
     "quality_by_sampling",
     "question_prompt",
+    "ratio_interval",
     "read_margins",
     "read_questions",
-    "reduction_percent",
     "repetition",
-    "response_band",
     "response_slopes",
-    "response_steps",
     "safety_margins",
     "sample_questions",
     "sda_comparators",
     "seed_interval",
     "selectivity",
     "selectivity_contrasts",
+    "share_interval",
     "shots_for",
+    "sign_flip_test",
     "sign_test",
-    "signed_shift",
     "small_subgroups",
     "summarise",
     "summarise_choices",
     "token_divergence",
+    "top_share",
     "toxicity_distance",
     "trend",
-    "trimmed_change",
     "tuned_arm",
-    "two_peaks",
-    "win_rate",
+    "verdict",
+    "verdict_shown",
     "with_controls",
+    "with_interval",
 ]

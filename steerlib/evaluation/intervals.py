@@ -1,30 +1,27 @@
-"""What the seed of the sampling noise does to a reduction: its spread over seeds, and an interval for new ones.
+"""Confidence intervals of means, ratios and shares over prompts, clustered by user: one method for each.
 
-Intervals for functions of means over rows that come in clusters (prompts of one user).
+    mean, difference   cluster-t: jackknife over clusters, Student's t with K - 1 degrees of freedom
+    ratio of two sums  every theta that the sign-flip test of sum_k (top_k - theta bottom_k) does not reject
+    share              Clopper-Pearson at the effective number of rows, p (1 - p) / error^2
 
-A statistic is a function g of column means m, so that ratios resample numerator and denominator together.
-
-Paired comparisons of two arms: by prompt, clustered by user.
-
-Paired changes that a few extreme prompts do not rule: median and trimmed mean, with intervals by user.
+`docs/results.md` has their coverage by simulation. Functions that end in `_bounds` take sums by cluster with any
+leading axes (arms), so that a whole table is arithmetic over arrays; the others take one value a prompt.
 """
 
-import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import binomtest, norm, t
-
-from steerlib.evaluation.metrics import reduction_percent
+from scipy.stats import beta, binom, t
 
 Floats = NDArray[np.float64]
-OfMeans = Callable[[Floats], Floats]
-"""Column means `(..., columns)` -> statistic `(...)`, vectorised over the leading axes."""
+Range = tuple[float, float]
+ANY: Range = (-np.inf, np.inf)
+EXACT, DRAWN = 12, 2_048
+"""Up to so many clusters all sign patterns are enumerated; above, so many are drawn."""
 
 
 class Interval(NamedTuple):
@@ -37,80 +34,25 @@ class Interval(NamedTuple):
     n_clusters: int
     how: str
 
-    def within(self, lowest: float, highest: float) -> "Interval":
-        """The same, cut to the range of what it is of: the part of a t interval that lies outside says nothing."""
-        low, high = np.clip([self.low, self.high], lowest, highest)
-        return self._replace(low=float(low), high=float(high))
+
+class Bounds(NamedTuple):
+    """Values and their bounds, arrays of one shape; NaN where there is no interval, infinite where it is unbounded."""
+
+    value: Floats
+    low: Floats
+    high: Floats
 
 
-class Clusters(NamedTuple):
-    """Column sums of each cluster, `(n_clusters, columns)`, and its number of rows, `(n_clusters,)`."""
-
-    sums: Floats
-    sizes: Floats
-
-    def means(self, weights: Floats | None = None) -> Floats:
-        """Means over rows, each cluster taken as often as its weight says; `(..., columns)`."""
-        w = np.ones(len(self.sizes)) if weights is None else weights
-        return (w @ self.sums) / (w @ self.sizes)[..., None]
-
-
-def cluster_interval(
-    rows: ArrayLike,
-    clusters: ArrayLike | None = None,
-    of_means: OfMeans = lambda m: m[..., 0],
-    *,
-    how: str = "auto",
-    level: float = 0.95,
-    n_resamples: int = 10_000,
-    seed: int = 0,
-) -> Interval:
-    """Interval of a function of column means, rows being independent between clusters only.
-
-    "cluster-t" (the choice of "auto") is the delete-one-cluster jackknife with Student's t on K - 1 degrees of
-    freedom; for clusters of one row and a mean it is the usual t interval. "bootstrap-t" resamples clusters and
-    studentises each resample by its own linearised cluster error; "percentile" takes quantiles over resamples.
-    Why "auto" does not change to the bootstrap for many clusters: on skewed ratings the percentile interval covered
-    less at every number of clusters tried (`make test-slow` runs the simulation).
+def cluster_sums(rows: ArrayLike, clusters: ArrayLike | None) -> tuple[Floats, Floats, int]:
+    """Column sums of each cluster `(columns, K)`, its number of rows `(K,)`, and the number of rows.
 
     Args:
-        rows: `(n,)` or `(n, columns)`, one row a prompt.
-        clusters: label of each row's cluster, `(n,)`; None for independent rows.
-        of_means: the statistic; by default the mean of the first column.
-        how: "auto", "cluster-t", "bootstrap-t" or "percentile".
-        level: confidence, in (0, 1).
-        n_resamples: bootstrap resamples.
-        seed: of the resampling; the order of rows does not matter.
-
-    Returns:
-        The interval. With one cluster, or where the statistic is undefined in some resample (a ratio whose
-        denominator is 0 there), both bounds are NaN and `how` says so.
+        rows: `(n,)` or `(n, columns)`.
+        clusters: label of each row's cluster, `(n,)`; None for independent rows, whose order then does not matter.
 
     Raises:
-        ValueError: no rows, a value that is not finite, clusters of another length, unknown `how` or level.
-
-    Source: Efron and Tibshirani, An Introduction to the Bootstrap, ch. 11 to 13; the jackknife over clusters is
-    CR3 of MacKinnon, Nielsen and Webb, J. Applied Econometrics 2023; cluster resampling as Field and Welsh,
-    JRSS B 2007.
+        ValueError: no rows, a value that is not finite, or clusters of another length or with a missing label.
     """
-    grouped, n = group_rows(rows, clusters)
-    value, k = float(of_means(grouped.means())), len(grouped.sizes)
-    if how not in ("auto", *BOUNDS) or not 0 < level < 1:
-        raise ValueError(f"how {how!r} must be auto or one of {', '.join(BOUNDS)}, level {level} in (0, 1)")
-    if not np.isfinite(value):
-        raise ValueError(f"the statistic is {value} on these {n} rows: its denominator is 0")
-    if k < 2:
-        return Interval(value, np.nan, np.nan, n, k, "none: one cluster")
-    how = "cluster-t" if how == "auto" else how
-    with np.errstate(all="ignore"):
-        low, high = BOUNDS[how](grouped, of_means, level, n_resamples, seed)
-    if not np.isfinite([low, high]).all():
-        return Interval(value, np.nan, np.nan, n, k, f"none: undefined in some resample ({how})")
-    return Interval(value, float(low), float(high), n, k, how)
-
-
-def group_rows(rows: ArrayLike, clusters: ArrayLike | None) -> tuple[Clusters, int]:
-    """Rows `(n,)` or `(n, columns)` summed by cluster, and n; see `cluster_interval` for what is refused."""
     values = np.asarray(rows, dtype=np.float64)
     values = values[:, None] if values.ndim == 1 else values
     if values.ndim != 2 or not len(values):
@@ -118,158 +60,199 @@ def group_rows(rows: ArrayLike, clusters: ArrayLike | None) -> tuple[Clusters, i
     bad = np.argwhere(~np.isfinite(values))
     if len(bad):
         raise ValueError(f"row {bad[0, 0]} is {values[tuple(bad[0])]}, not a finite number")
-    codes = _codes(len(values), clusters)
-    sums = np.zeros((codes.max() + 1, values.shape[1]))
-    np.add.at(sums, codes, values)
-    if clusters is None:  # sorted, so that neither does the order of independent rows matter
-        sums = sums[np.lexsort(sums.T)]
-    return Clusters(sums, np.bincount(codes).astype(np.float64)), len(values)
-
-
-def cluster_codes(values: Floats, clusters: ArrayLike | None) -> NDArray[np.intp]:
-    """Number 0, 1, ... of each row's cluster, `(n,)`, after the checks of `group_rows`.
-
-    Independent rows are numbered by value, so that their order does not matter.
-    """
-    group_rows(values, clusters)
-    return values.argsort().argsort() if clusters is None else _codes(len(values), clusters)
-
-
-def _codes(rows: int, clusters: ArrayLike | None) -> NDArray[np.intp]:
-    labels = np.arange(rows) if clusters is None else np.asarray(clusters)
-    if labels.shape != (rows,):
-        raise ValueError(f"clusters must be ({rows},) as the rows, not {labels.shape}")
+    if clusters is None:
+        return values[np.lexsort(values.T)].T, np.ones(len(values)), len(values)
+    labels = np.asarray(clusters)
+    if labels.shape != (len(values),):
+        raise ValueError(f"clusters must be ({len(values)},) as the rows, not {labels.shape}")
     codes, _ = pd.factorize(labels, sort=True)
     if (codes < 0).any():
         raise ValueError(f"row {int(np.argmax(codes < 0))} has no cluster (missing label)")
-    return codes
-
-
-def jackknife_error(grouped: Clusters, of_means: OfMeans) -> float:
-    """Standard error from leaving out one cluster at a time: `sqrt((K - 1) / K sum_k (g_-k - g)^2)`."""
-    k, left = len(grouped.sizes), grouped.sizes.sum() - grouped.sizes
-    without = of_means((grouped.sums.sum(axis=0) - grouped.sums) / left[:, None])
-    return float(np.sqrt((k - 1) / k * np.square(without - of_means(grouped.means())).sum()))
+    member = np.eye(codes.max() + 1)[codes]
+    return values.T @ member, member.sum(axis=0), len(values)
 
 
 @lru_cache(maxsize=256)
-def _t_quantile(level: float, freedom: int) -> float:
-    return float(t.ppf((1 + level) / 2, freedom))
+def t_quantile(probability: float, freedom: int) -> float:
+    """Quantile of Student's t."""
+    return float(t.ppf(probability, freedom))
 
 
-def _cluster_t(grouped: Clusters, of_means: OfMeans, level: float, *_: int) -> tuple[float, float]:
-    value = float(of_means(grouped.means()))
-    half = _t_quantile(level, len(grouped.sizes) - 1) * jackknife_error(grouped, of_means)
-    return value - half, value + half
+def jackknife_bounds(
+    sums: Floats,
+    sizes: Floats,
+    of_means: Callable[[Floats], Floats],
+    *,
+    level: float = 0.95,
+    within: Range = ANY,
+) -> Bounds:
+    """Cluster-t bounds of a function of column means.
+
+        error^2 = (K - 1) / K sum_k (g_-k - g)^2,   g_-k without cluster k;   g -+ t_{K-1} error, cut to the range
+
+    Where all clusters agree and the range [A, B] is finite, the bounds are those of an event seen in 0 of K clusters,
+    q = 1 - ((1 - level) / 2)^(1/K): g - q (g - A) and g + q (B - g). A width of 0 would claim certainty.
+
+    Args:
+        sums: `(columns, ..., K)`; sizes: `(K,)`, rows of each cluster.
+        of_means: means `(columns, ...)` -> statistic `(...)`.
+        level: confidence, in (0, 1).
+        within: range of the statistic.
+
+    Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, ch. 11; the jackknife over clusters is CR3
+    of MacKinnon, Nielsen and Webb, J. Applied Econometrics 2023.
+    """
+    k, total = len(sizes), sums.sum(axis=-1)
+    with np.errstate(all="ignore"):
+        value = of_means(total / sizes.sum())
+        if k < 2:
+            return Bounds(value, np.full_like(value, np.nan), np.full_like(value, np.nan))
+        without = of_means((total[..., None] - sums) / (sizes.sum() - sizes))
+        error = np.sqrt((k - 1) / k * np.square(without - value[..., None]).sum(axis=-1))
+        half = t_quantile((1 + level) / 2, k - 1) * error
+        low, high = value - half, value + half
+        if np.isfinite(within).all():
+            alike = half <= 1e-9 * (within[1] - within[0])
+            q = 1 - ((1 - level) / 2) ** (1 / k)
+            low = np.where(alike, value - q * (value - within[0]), low)
+            high = np.where(alike, value + q * (within[1] - value), high)
+    return Bounds(value, np.clip(low, *within), np.clip(high, *within))
 
 
-@lru_cache(maxsize=4)
-def resample_weights(n_clusters: int, n_resamples: int, seed: int) -> Floats:
-    """How often each cluster is drawn in each resample, `(n_resamples, n_clusters)`; kept, as arms share it."""
-    draw = np.random.default_rng(seed).multinomial(
-        n_clusters, np.full(n_clusters, 1 / n_clusters), n_resamples
+def mean_bounds(sums: Floats, sizes: Floats, *, level: float = 0.95, within: Range = ANY) -> Bounds:
+    """Cluster-t bounds of means; sums `(..., K)`. Arguments as `jackknife_bounds`."""
+    return jackknife_bounds(sums[None], sizes, lambda m: m[0], level=level, within=within)
+
+
+def share_bounds(sums: Floats, sizes: Floats, *, level: float = 0.95, within: Range = (0.0, 1.0)) -> Bounds:
+    """Bounds of shares (or of means in a finite range) that never leave the range; sums `(..., K)`.
+
+        n* = p (1 - p) / error^2 (t_{n-1} / t_{K-1})^2,   Clopper-Pearson at p n* of n*;   p: the share, scaled to
+        [0, 1]
+
+    error is the jackknife's. Where all clusters agree, see `jackknife_bounds`.
+
+    Source: Korn and Graubard, Survey Methodology 1998.
+    """
+    plain = mean_bounds(sums, sizes, level=level, within=within)
+    k, n, (low, high) = len(sizes), sizes.sum(), within
+    if k < 2:
+        return plain
+    p = (plain.value - low) / (high - low)
+    raw = mean_bounds((sums - low * sizes) / (high - low), sizes, level=level)
+    half, tail = (raw.high - raw.low) / 2, (1 - level) / 2
+    with np.errstate(all="ignore"):
+        number = p * (1 - p) * (t_quantile(1 - tail, max(int(n) - 1, 1)) / half) ** 2
+        lowest = np.nan_to_num(beta.ppf(tail, p * number, number * (1 - p) + 1))
+        highest = np.nan_to_num(beta.ppf(1 - tail, p * number + 1, number * (1 - p)), nan=1.0)
+    alike = half <= 1e-9
+    return Bounds(
+        plain.value,
+        np.where(alike, plain.low, low + (high - low) * lowest),
+        np.where(alike, plain.high, low + (high - low) * highest),
     )
-    weights = draw.astype(np.float64)
-    weights.flags.writeable = False
-    return weights
 
 
-def linearised(grouped: Clusters, of_means: OfMeans, weights: Floats) -> tuple[Floats, Floats]:
-    """The statistic and its linearised cluster error in each resample, `(n_resamples,)` both.
+@lru_cache(maxsize=32)
+def _halves(k: int) -> Floats:
+    """Halves of the clusters that sign flips pick out, `(K, patterns)` of 0 and 1; the first has all clusters.
 
-    var = K / (K - 1) sum_k w_k (grad g . (S_k - N_k m))^2 / N^2
+    A pattern and its opposite say the same, so cluster 0 is always in. Fixed seed: every arm has the same patterns.
     """
-    means, size, k = grouped.means(weights), weights @ grouped.sizes, len(grouped.sizes)
-    step = 1e-6 * np.maximum(np.abs(grouped.means()), 1e-9)
-    sides = [(of_means(means + e) - of_means(means - e)) / (2 * e.sum()) for e in np.diag(step)]
-    slope = np.stack(sides, axis=1)
-    pull = slope @ grouped.sums.T - (slope * means).sum(axis=1)[:, None] * grouped.sizes
-    return of_means(means), np.sqrt(k / (k - 1) * (weights * pull**2).sum(axis=1)) / size
+    if k <= EXACT:
+        others = np.arange(2 ** (k - 1)) >> np.arange(k - 1)[:, None] & 1 == 0
+        return np.vstack([np.ones_like(others[:1], shape=(1, 2 ** (k - 1))), others]).astype(float)
+    drawn = np.random.default_rng(0).integers(0, 2, (k, DRAWN)).astype(float)
+    drawn[:, 0] = 1
+    return drawn
 
 
-def _bootstrap_t(
-    grouped: Clusters, of_means: OfMeans, level: float, n_resamples: int, seed: int
-) -> tuple[float, float]:
-    k = len(grouped.sizes)
-    value, error = (x[0] for x in linearised(grouped, of_means, np.ones((1, k))))
-    if error <= 1e-12 * abs(value):
-        return value, value
-    drawn, errors = linearised(grouped, of_means, resample_weights(k, n_resamples, seed))
-    tail = (1 - level) / 2
-    # A resample without any spread has an infinite t: it counts as extreme on its side.
-    low, high = np.quantile((drawn - value) / errors, [tail, 1 - tail], method="inverted_cdf")
-    return value - high * error, value - low * error
+def ratio_bounds(top: Floats, bottom: Floats, *, level: float = 0.95) -> Bounds:
+    """Bounds of sum(top) / sum(bottom) by inverting a sign-flip test; sums by cluster `(..., K)`, bottom 0 or more.
 
+    theta is rejected where |sum_k s_k (top_k - theta bottom_k)| reaches that of s = 1 for a share of at most 1 -
+    level of the sign patterns s. A pattern that splits the clusters into two halves reaches it exactly for theta
+    between the
+    ratios of the two halves, so the bounds are quantiles of those ratios: never outside what some half of the
+    clusters shows (a reduction never above 100 %), and infinite where the data do not bound it.
 
-def _percentile(
-    grouped: Clusters, of_means: OfMeans, level: float, n_resamples: int, seed: int
-) -> tuple[float, float]:
-    drawn = of_means(grouped.means(resample_weights(len(grouped.sizes), n_resamples, seed)))
-    if not np.isfinite(drawn).all():
-        return np.nan, np.nan
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-    return low, high
-
-
-BOUNDS = {"cluster-t": _cluster_t, "bootstrap-t": _bootstrap_t, "percentile": _percentile}
-
-
-def seed_interval(values: ArrayLike, *, level: float = 0.95) -> Interval:
-    """Interval over seeds, one value a seed: Student's t with n - 1 degrees of freedom; NaN bounds for one seed."""
-    return cluster_interval(values, how="cluster-t", level=level)._replace(how="t over seeds")
-
-
-@dataclass(frozen=True)
-class Statistic:
-    """A comparison that is a function of column means.
-
-    Attributes:
-        rows: values of base and method, `(n,)` or `(n, columns)` each -> `(n, columns)`, one row a prompt.
-        of_means: column means `(..., columns)` -> the statistic `(...)`.
+    Source: sign flips of clusters: Canay, Romano and Shaikh, Econometrica 2017; for ratios as Fieller 1954.
     """
-
-    rows: Callable[[Floats, Floats], Floats]
-    of_means: Callable[[Floats], Floats]
-
-
-def _ratio(m: Floats, top: int, bottom: int) -> Floats:
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return m[..., top] / m[..., bottom]
-
-
-def _beside(base: Floats, method: Floats) -> Floats:
-    return np.column_stack([base, method])
-
-
-STATISTICS: Mapping[str, Statistic] = {
-    "difference": Statistic(_beside, lambda m: m[..., 1] - m[..., 0]),
-    "reduction_percent": Statistic(_beside, lambda m: 100 * (1 - _ratio(m, 1, 0))),
-    "change_percent": Statistic(_beside, lambda m: 100 * (_ratio(m, 1, 0) - 1)),
-    "win_rate": Statistic(lambda b, m: (m < b)[:, None].astype(float), lambda m: m[..., 0]),
-    "tie_rate": Statistic(lambda b, m: (m == b)[:, None].astype(float), lambda m: m[..., 0]),
-    "perplexity_ratio": Statistic(_beside, lambda m: np.exp(_ratio(m, 2, 3) - _ratio(m, 0, 1))),
-}
-"""Statistics by name, of (base, method). "difference" is method - base. "perplexity_ratio" is PPL(method) /
-PPL(base) and takes `(n, 2)`: summed nll in nats and number of tokens of each prompt."""
+    half = _halves(bottom.shape[-1])
+    with np.errstate(all="ignore"):
+        value = top.sum(axis=-1) / bottom.sum(axis=-1)
+        one, other = (top @ s / (bottom @ s) for s in (half, 1 - half))
+    # 0 / 0: the half says nothing, its pattern rejects no theta.
+    undefined = np.isnan(one) | np.isnan(other)
+    low = np.where(undefined, -np.inf, np.minimum(one, other))
+    high = np.where(undefined, np.inf, np.maximum(one, other))
+    rank = int((1 - level) * half.shape[1])
+    low, high = np.partition(low, rank, axis=-1)[..., rank], -np.partition(-high, rank, axis=-1)[..., rank]
+    defined = np.isfinite(value) & (half.shape[0] > 1)
+    return Bounds(value, np.where(defined, low, np.nan), np.where(defined, high, np.nan))
 
 
-def _statistic(statistic: str | Statistic) -> Statistic:
-    if isinstance(statistic, Statistic):
-        return statistic
-    if statistic not in STATISTICS:
-        raise ValueError(f"statistic {statistic!r} is none of {', '.join(STATISTICS)}")
-    return STATISTICS[statistic]
+def _one(bounds: Bounds, n: int, sizes: Floats, how: str) -> Interval:
+    value, low, high = (float(np.squeeze(x)) for x in bounds)
+    if not np.isfinite(value):
+        raise ValueError(f"the statistic is {value} on these {n} rows: its denominator is 0")
+    if len(sizes) < 2:
+        how = "none: one cluster"
+    elif np.isnan([low, high]).any():
+        how = "none: undefined without some cluster"
+    return Interval(value, low, high, n, len(sizes), how)
 
 
-def _pair(base: ArrayLike, method: ArrayLike, chosen: Statistic) -> Floats:
-    first, second = (np.asarray(values, dtype=np.float64) for values in (base, method))
-    if first.shape != second.shape or not first.size:
-        raise ValueError(f"base and method must have the same shape, not {first.shape} and {second.shape}")
-    for name, values in (("base", first), ("method", second)):
-        bad = np.argwhere(~np.isfinite(values))
-        if len(bad):
-            raise ValueError(f"{name} in row {bad[0][0]} is {values[tuple(bad[0])]}, not a finite number")
-    return chosen.rows(first, second)
+def cluster_interval(
+    rows: ArrayLike,
+    clusters: ArrayLike | None = None,
+    of_means: Callable[[Floats], Floats] = lambda m: m[..., 0],
+    *,
+    level: float = 0.95,
+    within: Range = ANY,
+) -> Interval:
+    """Cluster-t interval of a function of column means, by default the mean of the first column.
+
+    Args:
+        rows, clusters: see `cluster_sums`, one row a prompt.
+        of_means: column means `(..., columns)` -> statistic `(...)`.
+        level, within: see `jackknife_bounds`.
+
+    Returns:
+        The interval; NaN bounds for one cluster, and where the statistic is undefined without some cluster.
+
+    Raises:
+        ValueError: as `cluster_sums`; an undefined statistic.
+    """
+    sums, sizes, n = cluster_sums(rows, clusters)
+    found = jackknife_bounds(
+        sums, sizes, lambda m: of_means(np.moveaxis(m, 0, -1)), level=level, within=within
+    )
+    return _one(found, n, sizes, "cluster-t")
+
+
+def share_interval(
+    rows: ArrayLike, clusters: ArrayLike | None = None, *, level: float = 0.95, within: Range = (0.0, 1.0)
+) -> Interval:
+    """Interval of a share, or of a mean of values in a finite range, by `share_bounds`; arguments as there."""
+    sums, sizes, n = cluster_sums(rows, clusters)
+    return _one(share_bounds(sums[0], sizes, level=level, within=within), n, sizes, "Korn-Graubard")
+
+
+def ratio_interval(
+    top: ArrayLike, bottom: ArrayLike, clusters: ArrayLike | None = None, *, level: float = 0.95
+) -> Interval:
+    """Interval of sum(top) / sum(bottom) by `ratio_bounds`; one value a prompt each."""
+    sums, sizes, n = cluster_sums(np.column_stack([top, bottom]), clusters)
+    return _one(ratio_bounds(sums[0], sums[1], level=level), n, sizes, "sign flips")
+
+
+def log_ratio(m: Floats) -> Floats:
+    """log PPL(method) - log PPL(base) from means of (base's nll, its tokens, method's nll, its tokens), axis 0."""
+    return m[2] / m[3] - m[0] / m[1]
+
+
+STATISTICS = ("difference", "reduction_percent", "change_percent", "win_rate", "tie_rate", "perplexity_ratio")
 
 
 def paired_interval(
@@ -277,257 +260,124 @@ def paired_interval(
     method: ArrayLike,
     clusters: ArrayLike | None = None,
     *,
-    statistic: str | Statistic = "difference",
-    how: str = "auto",
+    statistic: str = "difference",
     level: float = 0.95,
-    n_resamples: int = 10_000,
-    seed: int = 0,
+    within: Range = ANY,
 ) -> Interval:
     """Interval of a comparison of two arms on the same prompts, clustered by user.
 
-    A ratio such as the reduction in per cent is resampled as a whole, numerator and denominator together.
+        difference          mean method - mean base
+        reduction_percent   100 (1 - mean method / mean base), at most 100; change_percent is its negative
+        win_rate, tie_rate  share of prompts with method < base, method = base
+        perplexity_ratio    PPL(method) / PPL(base); cluster-t of its logarithm
 
     Args:
-        base, method: one value a prompt, `(n,)`, in the same order; average over seeds first.
+        base, method: one value a prompt, `(n,)`, in the same order; average over seeds first. For "perplexity_ratio"
+            `(n, 2)`: summed nll in nats and number of tokens of each prompt.
         clusters: user of each prompt, `(n,)`; None where prompts are independent.
-        statistic: a name of `STATISTICS`, or a `Statistic`.
-        how, level, n_resamples, seed: see `cluster_interval`.
-
-    Returns:
-        (value, low, high, n, n_clusters, how).
+        statistic: one of the above.
+        level, within: see `jackknife_bounds`; the range is that of a difference.
 
     Raises:
         ValueError: shapes differ, no prompts, a missing value, an undefined ratio, or an unknown statistic.
 
-    Source: paired and clustered errors for evaluations: Miller, Adding Error Bars to Evals, arXiv 2411.00640.
+    Source: paired and clustered errors for evaluations: Miller, Adding Error Bars to Evals, arXiv 2411.00640. A
+    ratio of
+    means, not a mean of ratios: prompts with a base near 0 do not rule it.
     """
-    chosen = _statistic(statistic)
-    rows = _pair(base, method, chosen)
-    return cluster_interval(
-        rows, clusters, chosen.of_means, how=how, level=level, n_resamples=n_resamples, seed=seed
-    )
+    if statistic not in STATISTICS:
+        raise ValueError(f"statistic {statistic!r} is none of {', '.join(STATISTICS)}")
+    b, m = (np.asarray(values, dtype=np.float64) for values in (base, method))
+    if b.shape != m.shape or not b.size:
+        raise ValueError(f"base and method must have the same shape, not {b.shape} and {m.shape}")
+    if statistic == "difference":
+        return cluster_interval(m - b, clusters, level=level, within=within)
+    if statistic in ("win_rate", "tie_rate"):
+        cluster_sums(np.column_stack([b, m]), clusters)  # a missing value would count as no win
+        return share_interval(m < b if statistic == "win_rate" else m == b, clusters, level=level)
+    if statistic == "perplexity_ratio":
+        sums, sizes, n = cluster_sums(np.column_stack([b, m]), clusters)
+        found = jackknife_bounds(sums, sizes, log_ratio, level=level)
+        return _one(Bounds(*(np.exp(x) for x in found)), n, sizes, "cluster-t of the logarithm")
+    ratio = ratio_interval(m, b, clusters, level=level)
+    value, low, high = (100 * (x - 1) for x in ratio[:3])
+    flipped = (-value, -high, -low) if statistic == "reduction_percent" else (value, low, high)
+    return Interval(*flipped, *ratio[3:])
 
 
-def max_t_band(
-    base: ArrayLike,
-    methods: Mapping[float, ArrayLike],
-    clusters: ArrayLike | None = None,
-    *,
-    statistic: str | Statistic = "reduction_percent",
-    level: float = 0.95,
-    n_resamples: int = 10_000,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """Band over alpha that covers the whole curve at once, so that its peak may be read off it.
-
-        value_a +- q se_a (jackknife),   q the quantile of max_a |value*_a - value_a| / se*_a over resamples of clusters
-
-    Args:
-        base: one value a prompt, `(n,)`.
-        methods: by alpha, one value a prompt in the same order.
-        clusters: user of each prompt.
-        statistic, level, n_resamples, seed: see `paired_interval`.
-
-    Returns:
-        alpha, value, low, high, n, n_clusters, by rising alpha. A point without any spread has a band of no width.
-
-    Raises:
-        ValueError: as `paired_interval`; fewer than 2 clusters.
-
-    Source: Westfall and Young, Resampling-Based Multiple Testing, 1993 (max-T); its studentised cluster form.
-    """
-    chosen = _statistic(statistic)
-    labels = (
-        np.arange(len(np.asarray(base))) if clusters is None else clusters
-    )  # arms must share the resamples
-    groups = [group_rows(_pair(base, methods[alpha], chosen), labels) for alpha in sorted(methods)]
-    k = len(groups[0][0].sizes) if groups else 0
-    if k < 2:
-        raise ValueError(f"a band needs at least one alpha and 2 clusters, not {len(groups)} and {k}")
-    weights = resample_weights(k, n_resamples, seed)
-    with np.errstate(all="ignore"):
-        value = np.array([chosen.of_means(g.means()) for g, _ in groups])
-        error = np.array([jackknife_error(g, chosen.of_means) for g, _ in groups])
-        drawn = [linearised(g, chosen.of_means, weights) for g, _ in groups]
-        studentised = np.array([np.abs(d - v) / e for (d, e), v in zip(drawn, value, strict=True)])
-    spread = error > 1e-12 * np.abs(value)
-    if not np.isfinite([value, error]).all() or np.isnan(studentised[spread]).any():
-        raise ValueError("the statistic is undefined in some resample: its denominator is 0")
-    # Never narrower than one point's own t interval.
-    q = t.ppf((1 + level) / 2, k - 1)
-    if spread.any():
-        q = max(q, np.quantile(studentised[spread].max(axis=0), level, method="inverted_cdf"))
-    half = np.where(spread, q * error, 0.0)
-    return pd.DataFrame(
-        {"alpha": sorted(methods), "value": value, "low": value - half, "high": value + half}
-    ).assign(n=groups[0][1], n_clusters=k)
-
-
-def crossed_interval(
-    base: ArrayLike,
-    method: ArrayLike,
-    clusters: ArrayLike,
-    seeds: ArrayLike,
-    *,
-    statistic: str | Statistic = "difference",
-    level: float = 0.95,
-) -> Interval:
-    """Interval of a comparison for new users AND new seeds, rows being answers (prompt x seed).
-
-        var = var_users + var_seeds - var_users-and-seeds, never below the larger of the first two
-
-    Args:
-        base, method: one value an answer, `(n,)`.
-        clusters, seeds: user and seed of each answer, `(n,)`.
-        statistic: as in `paired_interval`.
-        level: confidence; Student's t with the smaller number of users or seeds less 1.
-
-    Raises:
-        ValueError: as `paired_interval`; fewer than 2 users or seeds.
-
-    Source: Cameron, Gelbach and Miller, J. Business & Economic Statistics 2011 (two-way clustering).
-    """
-    cells = pd.factorize(pd.MultiIndex.from_arrays([np.asarray(clusters), np.asarray(seeds)]))[0]
-    one_way = [
-        paired_interval(base, method, labels, statistic=statistic, how="cluster-t", level=level)
-        for labels in (clusters, seeds, cells)
-    ]
-    users, draws = one_way[0].n_clusters, one_way[1].n_clusters
-    if min(users, draws) < 2:
-        raise ValueError(f"needs 2 users and 2 seeds at least, not {users} and {draws}")
-    by_user, by_seed, by_cell = (
-        ((i.high - i.low) / 2 / t.ppf((1 + level) / 2, i.n_clusters - 1)) ** 2 for i in one_way
-    )
-    error = np.sqrt(max(by_user + by_seed - by_cell, by_user, by_seed))
-    half = float(t.ppf((1 + level) / 2, min(users, draws) - 1) * error)
-    value = one_way[0].value
-    return Interval(value, value - half, value + half, one_way[0].n, users, "t, users and seeds")
+def seed_interval(values: ArrayLike, *, level: float = 0.95) -> Interval:
+    """Student's t interval over seeds, one value a seed; with fewer than four, no interval: it would say nothing."""
+    found = cluster_interval(values, level=level)
+    if found.n < 4:
+        return found._replace(low=np.nan, high=np.nan, how=f"none: {found.n} seeds, four are needed")
+    return found._replace(how="t over seeds")
 
 
 class SignTest(NamedTuple):
-    """Clusters that fell, stayed and rose, and the two-sided p value of as many falling as rising."""
+    """Clusters that fell, stayed and rose, and the two-sided p value of as many falling as rising; arrays `(...)`."""
 
-    fell: int
-    ties: int
-    rose: int
-    p_value: float
+    fell: NDArray[np.intp]
+    ties: NDArray[np.intp]
+    rose: NDArray[np.intp]
+    p_value: Floats
 
 
-def sign_test(base: ArrayLike, method: ArrayLike, clusters: ArrayLike | None = None) -> SignTest:
-    """Whether more users fall than rise: exact two-sided sign test of each cluster's mean difference.
+def sign_test(differences: Floats) -> SignTest:
+    """Exact two-sided sign test of differences by cluster, `(..., K)`, method - base; ties are left out."""
+    fell, rose = (differences < 0).sum(axis=-1), (differences > 0).sum(axis=-1)
+    p = np.minimum(1.0, 2 * binom.cdf(np.minimum(fell, rose), fell + rose, 0.5))
+    return SignTest(fell, differences.shape[-1] - fell - rose, rose, p)
 
-    Ties are left out and reported; with nothing but ties p is 1.
+
+def sign_flip_test(values: ArrayLike, clusters: ArrayLike | None = None) -> float:
+    """Two-sided p value of a mean of 0, the signs of whole clusters being flipped; in (0, 1].
 
     Args:
-        base, method: one value a prompt, `(n,)`.
-        clusters: user of each prompt; None for independent prompts.
-
-    Raises:
-        ValueError: shapes differ, no prompts, or a missing value.
+        values: `(n,)`, under the null hypothesis as likely to be x as -x; clusters: see `cluster_sums`.
     """
-    rows = _pair(base, method, STATISTICS["difference"])
-    grouped, _ = group_rows(rows[:, 1] - rows[:, 0], clusters)
-    fell, rose = int((grouped.sums < 0).sum()), int((grouped.sums > 0).sum())
-    p = float(binomtest(fell, fell + rose).pvalue) if fell + rose else 1.0
-    return SignTest(fell, len(grouped.sizes) - fell - rose, rose, p)
+    sums, _, _ = cluster_sums(values, clusters)
+    flipped = np.abs(sums[0] @ (2 * _halves(sums.shape[1]) - 1))
+    return float((flipped >= flipped[0] * (1 - 1e-12)).mean())
 
 
-TRIMMED = 0.1
+def max_t_band(
+    responses: pd.DataFrame, clusters: ArrayLike | None = None, *, level: float = 0.95, seed: int = 0
+) -> pd.DataFrame:
+    """Means over prompts with a band over all alphas at once, so that a peak may be read off it.
 
-
-def trimmed_change(
-    base: ArrayLike,
-    method: ArrayLike,
-    clusters: ArrayLike | None = None,
-    *,
-    trim: float = TRIMMED,
-    level: float = 0.95,
-    n_resamples: int = 2_000,
-    seed: int = 0,
-) -> Interval:
-    """Mean over prompts of method - base without the largest and smallest differences.
-
-    The interval resamples users and takes expanded percentiles: quantiles Phi(-sqrt(K / (K - 1)) t), with t of
-    K - 1 degrees of freedom, in place of the nominal ones, because the plain percentile bootstrap is too narrow
-    for few users. The jackknife of `cluster_interval` is not valid for a median.
+        m_a -+ q error_a,   q: quantile of max_a |m*_a - m_a| / error*_a over 10,000 resamples of clusters
 
     Args:
-        base, method: one value a prompt, `(n,)`, in the same order; below 0 is a fall.
-        clusters: user of each prompt, `(n,)`; None where prompts are independent.
-        trim: share cut at either end, in [0, 0.5]; 0 is the mean, 0.5 the median.
-        level: confidence, in (0, 1).
-        n_resamples: bootstrap resamples.
-        seed: of the resampling.
+        responses: `(prompts, alphas)`, alphas as column labels; differences from the base for a band of the effect.
+        clusters: user of each prompt; level: confidence; seed: of the resampling.
 
     Returns:
-        The interval. With so few users K that not even the range of K differences would hold the median with the
-        given confidence, `2^(1 - K) > 1 - level` (five at 0.95), bounds are NaN and `how` says so.
+        alpha, value, low, high, n, n_clusters, by rising alpha. A point without any spread has a band of no width;
+        the band is nowhere narrower than the point's own cluster-t interval.
 
     Raises:
-        ValueError: shapes differ, no prompts, a missing value, or a trim outside [0, 0.5].
+        ValueError: as `cluster_sums`; fewer than 2 clusters.
 
-    Source: expanded percentile interval of Hesterberg, The American Statistician 2015, over clusters.
+    Source: Westfall and Young, Resampling-Based Multiple Testing, 1993 (max-T); its studentised cluster form.
     """
-    if not 0 <= trim <= 0.5:
-        raise ValueError(f"trim must be in [0, 0.5], not {trim}")
-    first, second = np.asarray(base, dtype=np.float64), np.asarray(method, dtype=np.float64)
-    if first.shape != second.shape or first.ndim != 1:
-        raise ValueError(f"base and method must be (n,) twice, not {first.shape} and {second.shape}")
-    change = second - first
-    codes = cluster_codes(change, clusters)
-    k, n = int(codes.max()) + 1, len(change)
-    order = np.argsort(change, kind="stable")
-    values, codes = change[order], codes[order]
-    value = float(_trimmed_means(values, np.ones((1, n)), trim)[0])
-    if k < 2 or 2 ** (1 - k) > 1 - level:
-        return Interval(value, np.nan, np.nan, n, k, f"none: {k} clusters")
-    drawn = _trimmed_means(values, resample_weights(k, n_resamples, seed)[:, codes], trim)
-    tail = norm.cdf(-math.sqrt(k / (k - 1)) * t.ppf((1 + level) / 2, k - 1))
-    low, high = np.quantile(drawn, [tail, 1 - tail])
-    return Interval(value, float(low), float(high), n, k, "expanded percentile")
-
-
-def _trimmed_means(values: Floats, weights: Floats, trim: float) -> Floats:
-    """Trimmed means of sorted values `(n,)`, each taken as often as its weight says, `(resamples, n)`."""
-    upto = np.cumsum(weights, axis=1)
-    total = upto[:, -1:]
-    if trim == 0.5:
-        # The upper and the lower of the two middle values; they are one where the number of values is odd.
-        lower = np.take(values, (upto >= total / 2).argmax(axis=1))
-        upper = np.take(values, (upto > total / 2).argmax(axis=1))
-        return (lower + upper) / 2
-    kept = np.minimum(upto, (1 - trim) * total) - np.maximum(upto - weights, trim * total)
-    return (np.clip(kept, 0, None) @ values) / ((1 - 2 * trim) * total[:, 0])
-
-
-def over_seeds(base: pd.DataFrame, own: pd.DataFrame, level: float) -> Iterator[tuple[str, Interval]]:
-    """The reduction of the toxicity distance, looked at seed by seed; nothing for a single seed.
-
-    Args:
-        base, own: user_id, seed and distance of each answer, rows in the same order of prompts and seeds.
-        level: confidence.
-
-    Yields:
-        reduction_percent_over_seeds: mean of the seeds' reductions, t with seeds - 1 degrees of freedom; n and
-        n_clusters are the seeds. reduction_percent_seed_low, reduction_percent_seed_high: the smallest and the
-        largest of them, without interval. reduction_percent_users_and_seeds: the reduction over all answers with
-        an interval for new users and new seeds, see `crossed_interval`. None of them where a seed's base has no
-        distance at all.
-    """
-    by_seed = [(base.loc[rows, "distance"], own.loc[rows, "distance"]) for rows in _rows_of_seeds(base)]
-    if len(by_seed) < 2 or any(b.sum() == 0 for b, _ in by_seed):
-        return
-    reductions = [reduction_percent(b, m) for b, m in by_seed]
-    yield "reduction_percent_over_seeds", seed_interval(reductions, level=level)
-    for name, value in (("low", min(reductions)), ("high", max(reductions))):
-        alone = Interval(value, np.nan, np.nan, len(reductions), len(reductions), "none: a range")
-        yield f"reduction_percent_seed_{name}", alone
-    if base["user_id"].nunique() > 1:
-        pair = base["distance"].to_numpy(float), own["distance"].to_numpy(float)
-        labels = base["user_id"].to_numpy(), base["seed"].to_numpy()
-        found = crossed_interval(*pair, *labels, statistic="reduction_percent", level=level)
-        yield "reduction_percent_users_and_seeds", found
-
-
-def _rows_of_seeds(answers: pd.DataFrame) -> list[pd.Index]:
-    return [rows.index for _, rows in answers.groupby("seed")]
+    alphas = sorted(responses.columns)
+    sums, sizes, n = cluster_sums(responses[alphas].to_numpy(dtype=np.float64), clusters)
+    k = len(sizes)
+    if k < 2 or not alphas:
+        raise ValueError(f"a band needs at least one alpha and 2 clusters, not {len(alphas)} and {k}")
+    weights = np.random.default_rng(seed).multinomial(k, np.full(k, 1 / k), 10_000).astype(float)
+    value, low, high = mean_bounds(sums, sizes, level=level)
+    own = t_quantile((1 + level) / 2, k - 1)
+    error, size = (high - low) / 2 / own, weights @ sizes
+    drawn = weights @ sums.T / size[:, None]
+    spread = error > 1e-12 * np.abs(value)
+    with np.errstate(all="ignore"):
+        # sum_k w_k (S_k - N_k m*)^2, expanded; m* of each resample.
+        square = weights @ (sums**2).T - 2 * drawn * (weights @ (sums * sizes).T)
+        square += drawn**2 * (weights @ sizes**2)[:, None]
+        studentised = np.abs(drawn - value) / (np.sqrt(k / (k - 1) * square.clip(0)) / size[:, None])
+    largest = studentised[:, spread].max(axis=1, initial=0.0)
+    q = max(own, float(np.quantile(largest, level, method="inverted_cdf")))
+    half = np.where(spread, q * error, 0.0)
+    band = {"alpha": alphas, "value": value, "low": value - half, "high": value + half}
+    return pd.DataFrame(band).assign(n=n, n_clusters=k)

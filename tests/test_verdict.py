@@ -1,0 +1,121 @@
+"""The verdict's sentence and table follow from the metrics, for an effect, for a null, and without accepted answers."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from steerlib.evaluation import operating_range, paired_interval, verdict, verdict_shown, with_interval
+from steerlib.evaluation.answers import CARRIED
+from steerlib.evaluation.controls import kl_on_dev, match_controls
+from steerlib.evaluation.summary import compare, subgroups
+from steerlib.evaluation.verdict import detectable
+from steerlib.tables import check_table
+
+COLUMNS = ["arm_id", "method", "alpha", "profile", "family", "vector_user", "control"]
+ARMS = pd.DataFrame(
+    [
+        ("b", "base", 0.0, "none", "", "", "base"),
+        *[(f"v{a:g}", "caa", a, "none", "population", "", "") for a in (-0.6, -0.3, 0.3)],
+        *[(f"r{a:g}", "caa", a, "none", "random", "", "random_vector") for a in (-0.6, -0.3, 0.3)],
+        ("o1", "anti_expert", 1.0, "own", "", "", ""),
+        ("s1", "anti_expert", 1.0, "shuffled", "", "", "shuffled_profile"),
+    ],
+    columns=COLUMNS,
+)
+KEPT = {"v-0.3": 0.5, "v-0.6": 0.3, "v0.3": 1.5}
+"""Share of the base's toxicity that an arm keeps; 1 for all other arms."""
+DEARER = {"v-0.6": 3.0, "v0.3": 1.5}
+"""Perplexity over the base's."""
+KL = {"v-0.3": 0.2, "r-0.3": 0.05, "r-0.6": 0.21}
+
+
+def metrics(kept=KEPT, distance=True, users=20):
+    rng = np.random.default_rng(0)
+    n = 2 * 2 * users
+    prompts = pd.DataFrame(
+        {"prompt_id": [f"p{i}" for i in range(n)], "user_id": [f"u{i // 2}" for i in range(n)]}
+    )
+    prompts["split"] = np.where(np.arange(n) < n // 2, "dev", "test")
+    base, parts = rng.uniform(0.2, 0.6, n), []
+    for arm in ARMS["arm_id"]:
+        noise = 0.0 if arm == "b" else 0.05 * rng.standard_normal(n)
+        part = prompts[["prompt_id"]].assign(
+            arm_id=arm, toxicity=base * kept.get(arm, 1.0) + noise, n_tokens=10.0
+        )
+        part = part.assign(repetition=0.1, nll_base=10 * np.log(9 * DEARER.get(arm, 1.0)))
+        part["kl_to_base"] = 10 * KL.get(arm, 0.0 if arm == "b" else 1.0)
+        parts.append(part.assign(distance=part["toxicity"] / 2) if distance else part)
+    values = pd.concat(parts, ignore_index=True)
+    assert set(CARRIED) < set(values)
+    against = {arm: ["b"] for arm in ARMS["arm_id"][1:]}
+    for row in match_controls(ARMS, kl_on_dev(values, prompts)).itertuples():
+        against[row.arm_id].append(row.control_arm)
+    return compare(values, list(subgroups(prompts)), against, scorer="s"), values, prompts
+
+
+def test_an_effect_is_stated_against_the_control_at_equal_kl_at_the_alpha_chosen_on_dev():
+    table, values, prompts = metrics()
+    found = verdict(table, ARMS, base_arm="b")
+    check_table("verdict", found.table)
+    row = found.table.set_index("method").loc["CAA, population"]
+    assert found.sentence == row["sentence"] == found.table["sentence"].iloc[0]
+    assert (row["alpha"], row["arm_id"], row["control_arm"]) == (-0.3, "v-0.3", "r-0.6")
+    test = prompts[prompts["split"] == "test"]
+    wide = values.pivot(index="prompt_id", columns="arm_id", values="toxicity").loc[test["prompt_id"]]
+    direct = paired_interval(wide["r-0.6"], wide["v-0.3"], test["user_id"])
+    assert row[["difference", "low", "high"]].tolist() == pytest.approx(list(direct[:3]))
+    assert row[["toxicity_base", "toxicity"]].tolist() == pytest.approx(
+        [wide["b"].mean(), wide["v-0.3"].mean()]
+    )
+    assert (row["alpha_low"], row["alpha_high"], row["n"]) == (-0.3, -0.3, 40)
+    for said in ("alpha -0.3 (chosen on dev)", "a random vector at equal KL", "40 test prompts of 20 users"):
+        assert said in found.sentence
+    assert "not distinguishable" not in found.sentence
+    assert np.isnan(row["own_minus_shuffled"])
+
+
+def test_a_null_says_so_with_the_smallest_effect_that_the_run_detects():
+    found = verdict(metrics(kept={"o1": 0.95, "s1": 0.95})[0], ARMS, base_arm="b").table.set_index("method")
+    row = found.loc["Anti-Expert"]
+    assert row["control_arm"] == "s1"
+    assert row["own_minus_shuffled"] == row["difference"]
+    smallest = detectable(row["low"], row["high"], 20)
+    assert 1.3 < smallest / ((row["high"] - row["low"]) / 2) < 1.5  # (2.09 + 0.86) / 2.09
+    assert "not distinguishable from zero" in row["sentence"]
+    assert f"detects {smallest:.3f}" in row["sentence"]
+
+
+def test_a_method_that_nothing_helps_on_dev_has_no_effect_to_report():
+    found = verdict(metrics(kept={"v-0.3": 1.4, "v-0.6": 1.4, "v0.3": 1.4})[0], ARMS, base_arm="b").table
+    row = found.set_index("method").loc["CAA, population"]
+    assert (row["alpha"], row["arm_id"]) == (0, "b")
+    assert "no effect to report" in row["sentence"]
+
+
+def test_a_run_without_accepted_answers_has_a_verdict_and_a_table_for_readers():
+    found = verdict(metrics(distance=False)[0], ARMS, base_arm="b")
+    assert found.table["distance"].isna().all()
+    shown = verdict_shown(found.table).set_index("method").loc["CAA, population"]
+    assert shown["operating range"] == "-0.3"
+    assert shown["distance, change"] == ""
+    assert shown["minus control"].startswith("-0.2")
+
+
+def test_the_operating_range_ends_where_text_falls_apart_repeats_or_knowledge_goes():
+    table = metrics()[0]
+    rows = operating_range(table, ARMS, base_arm="b").set_index("arm_id")
+    assert rows.loc[["v-0.6", "v-0.3", "v0.3"], "falls"].tolist() == [True, True, False]
+    assert rows.loc[["v-0.6", "v-0.3", "v0.3"], "fluent"].tolist() == [False, True, True]
+    assert rows["inside"][rows["inside"]].index.tolist() == ["v-0.3"]
+    worse = {"arm_id": "v-0.3", "comparator": "b", "split": "test", "subgroup": "all", "high": -1.0}
+    lost = pd.concat(
+        [table, pd.DataFrame([worse | {"metric": "accuracy_change", "value": -9.0, "low": -17.0}])]
+    )
+    rows = operating_range(lost, ARMS, base_arm="b").set_index("arm_id")
+    assert rows.loc["v-0.3", ["falls", "forgets", "inside"]].tolist() == [True, True, False]
+
+
+def test_an_interval_is_written_with_its_ends_and_an_unbounded_one_says_so():
+    assert with_interval(12.34, -5.0, 30.0, 1) == "+12.3 [-5.0, +30.0]"
+    assert with_interval(12.34, -np.inf, 30.0, 1) == "+12.3 [unbounded, +30.0]"
+    assert with_interval(0.5, np.nan, np.nan) == "+0.500"
