@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from steerlib.evaluation import paired_interval, selectivity, selectivity_contrasts
+from steerlib.evaluation import paired_interval, selectivity
 
 CATEGORIES = ["benign_control", "harmful_borderline"]
 
@@ -33,8 +33,8 @@ def test_change_and_contrast_by_hand():
     assert found.loc["harmful_borderline", ["base", "steered"]].tolist() == pytest.approx([0.2, 0.1])
     changes = {"harmful_borderline": -50, "benign_control": 25}
     assert found["change_percent"].to_dict() == pytest.approx(changes)
-    contrasts = selectivity_contrasts(values, prompts, base_arm="base").set_index("effect")["value"]
-    assert contrasts.to_dict() == pytest.approx({"difference": -0.15, "change_percent": -75})
+    assert found.loc["harmful_borderline", "contrast"] == pytest.approx(-75)
+    assert np.isnan(found.loc["benign_control", "contrast"])
 
 
 def test_intervals_are_those_of_the_paired_comparison_on_the_prompts_of_the_category():
@@ -43,15 +43,19 @@ def test_intervals_are_those_of_the_paired_comparison_on_the_prompts_of_the_cate
     part = prompts["prompt_category"].eq("harmful_borderline").to_numpy()
     base, arm = (values.loc[values["arm_id"] == a, "distance"].to_numpy()[part] for a in ("base", "arm"))
     expected = paired_interval(base, arm, prompts["user_id"][part], statistic="change_percent")
-    row = found.loc["harmful_borderline", ["change_percent", "low", "high", "n", "n_clusters", "how"]]
-    assert row.tolist() == list(expected)
+    row = found.loc["harmful_borderline", ["change_percent", "low", "high", "n", "n_clusters"]]
+    assert row.tolist() == list(expected[:5])
 
 
 def test_a_selective_method_is_told_from_one_that_acts_on_all_alike():
-    selective = selectivity_contrasts(*study(), base_arm="base").set_index("effect")
-    assert (selective["high"] < 0).all()
-    alike = selectivity_contrasts(*study(benign=0.5), base_arm="base").set_index("effect")
-    assert alike.loc["change_percent", "low"] < 0 < alike.loc["change_percent", "high"]
+    selective = selectivity(*study(), base_arm="base").set_index("prompt_category").loc["harmful_borderline"]
+    assert selective["contrast_high"] < 0
+    alike = (
+        selectivity(*study(benign=0.5), base_arm="base")
+        .set_index("prompt_category")
+        .loc["harmful_borderline"]
+    )
+    assert alike["contrast_low"] < 0 < alike["contrast_high"]
 
 
 def test_prompts_of_another_split_or_without_category_do_not_count():
@@ -61,23 +65,21 @@ def test_prompts_of_another_split_or_without_category_do_not_count():
     assert selectivity(values, prompts, base_arm="base")["n"].sum() == len(prompts) - 14
 
 
-def test_a_base_without_any_distance_has_no_change_and_says_so():
+def test_a_base_without_any_distance_has_no_change_and_no_contrast():
     values, prompts = study()
     benign = prompts.loc[prompts["prompt_category"] == "benign_control", "prompt_id"]
     values.loc[values["prompt_id"].isin(benign) & (values["arm_id"] == "base"), "distance"] = 0.0
-    row = selectivity(values, prompts, base_arm="base").set_index("prompt_category").loc["benign_control"]
-    assert np.isnan(row["change_percent"])
-    assert row["how"].startswith("none")
-    assert selectivity_contrasts(values, prompts, base_arm="base")["effect"].tolist() == ["difference"]
+    found = selectivity(values, prompts, base_arm="base").set_index("prompt_category")
+    assert np.isnan(found.loc["benign_control", "change_percent"])
+    assert np.isfinite(found.loc["harmful_borderline", "change_percent"])
+    assert found["contrast"].isna().all()
 
 
-def test_an_unfinished_arm_and_an_absent_base_or_reference_are_refused():
+def test_an_unfinished_arm_and_an_absent_base_are_refused():
     values, prompts = study()
     with pytest.raises(ValueError, match="'arm' has no distance for 1 prompts, the first is 'p47'"):
         selectivity(values.iloc[:-1], prompts, base_arm="base")
     with pytest.raises(ValueError, match="'b'"):
         selectivity(values, prompts, base_arm="b")
-    with pytest.raises(ValueError, match="'safe_sensitive'"):
-        selectivity_contrasts(values, prompts, base_arm="base", reference="safe_sensitive")
     with pytest.raises(ValueError, match="'dev'"):
         selectivity(values, prompts, base_arm="base", split="dev")

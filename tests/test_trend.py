@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy.stats import linregress
 
-from steerlib.evaluation import dose_responses, fluent_alphas, response_slopes, trend
+from steerlib.evaluation import dose_responses, response_slopes, trend
 
 ALPHAS = [-0.2, -0.1, 0.0, 0.1, 0.2]
 
@@ -69,13 +69,6 @@ def test_the_base_is_alpha_zero_of_every_family():
     assert found["v"].loc["q"].tolist() == [3, 1, 2]
     with pytest.raises(ValueError, match="'q' lacks an answer of vector 'v'"):
         dose_responses(values.iloc[:-1], arms, "toxicity")
-
-
-def test_the_fluent_range_ends_before_the_first_alpha_on_either_side_that_costs_too_much():
-    curve = {-0.3: 30, -0.2: 50, -0.1: 22, 0.0: 20, 0.1: 25, 0.2: 30, 0.3: 90}
-    assert fluent_alphas(curve, max_ratio=2.0) == [-0.1, 0.1]
-    assert fluent_alphas(curve, max_ratio=9.0) == [-0.3, -0.2, -0.1, 0.1, 0.2, 0.3]
-    assert fluent_alphas(curve, max_ratio=1.05) == []
 
 
 @pytest.mark.parametrize(

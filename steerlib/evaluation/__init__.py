@@ -82,7 +82,6 @@ from steerlib.evaluation.responses import (
     arm_at,
     arm_path,
     dose_responses,
-    fluent_alphas,
     path_against_grid,
     path_sampling,
     quality_by_sampling,
@@ -91,7 +90,6 @@ from steerlib.evaluation.responses import (
 )
 from steerlib.evaluation.selectivity import (
     selectivity,
-    selectivity_contrasts,
 )
 from steerlib.evaluation.summary import (
     small_subgroups,
@@ -131,7 +129,6 @@ __all__ = [
     "dose_responses",
     "effective_number",
     "first_temperature",
-    "fluent_alphas",
     "judge_compared",
     "length",
     "length_margins",
@@ -167,7 +164,6 @@ __all__ = [
     "sda_comparators",
     "seed_interval",
     "selectivity",
-    "selectivity_contrasts",
     "share_interval",
     "shots_for",
     "sign_flip_test",

@@ -58,23 +58,16 @@ def first_temperature(arms: pd.DataFrame) -> pd.DataFrame:
     return arms[arms["temperature"] == base["temperature"].iloc[0]].reset_index(drop=True)
 
 
-def _six(toxicity: ArrayLike | pd.DataFrame) -> Floats:
-    if isinstance(toxicity, pd.DataFrame):
-        missing = [attribute for attribute in ATTRIBUTES if attribute not in toxicity]
-        if missing:
-            raise ValueError(f"toxicity lacks the columns {', '.join(missing)}")
-        toxicity = toxicity[ATTRIBUTES]
-    values = np.asarray(toxicity, dtype=np.float64)
-    bad = np.argwhere(~np.isfinite(values))
-    if len(bad):
-        raise ValueError(f"{ATTRIBUTES[bad[0, -1]]} in row {bad[0, 0]} is {values[tuple(bad[0])]}")
-    return values
-
-
-def _both(a: ArrayLike | pd.DataFrame, b: ArrayLike | pd.DataFrame) -> tuple[Floats, Floats]:
-    if np.shape(a) != np.shape(b) or len(np.shape(a)) != 2 or np.shape(a)[1] != len(ATTRIBUTES):
-        raise ValueError(f"toxicity must be (n, 6) twice, not {np.shape(a)} and {np.shape(b)}")
-    return _six(a), _six(b)
+def _both(a: ArrayLike | pd.DataFrame, b: ArrayLike | pd.DataFrame) -> list[Floats]:
+    """Both scores as arrays; of a DataFrame the six columns are taken by name."""
+    six = [x[ATTRIBUTES] if isinstance(x, pd.DataFrame) else x for x in (a, b)]
+    both = [np.asarray(x, dtype=np.float64) for x in six]
+    if both[0].shape != both[1].shape or both[0].ndim != 2 or both[0].shape[1] != len(ATTRIBUTES):
+        raise ValueError(f"toxicity must be (n, 6) twice, not {both[0].shape} and {both[1].shape}")
+    for values in both:
+        for row, attribute in np.argwhere(~np.isfinite(values))[:1]:
+            raise ValueError(f"{ATTRIBUTES[attribute]} in row {row} is {values[row, attribute]}")
+    return both
 
 
 def toxicity_distance(a: ArrayLike | pd.DataFrame, b: ArrayLike | pd.DataFrame) -> Floats:
@@ -104,13 +97,7 @@ def overshoots(answers: ArrayLike | pd.DataFrame, accepted: ArrayLike | pd.DataF
 
 
 def perplexity(nll: ArrayLike, n_tokens: ArrayLike) -> float:
-    """Perplexity of answers as one corpus.
-
-        PPL = exp(sum_i nll_i / sum_i n_i)
-
-    Args:
-        nll: negative log-likelihood of each answer, summed over its tokens, in nats.
-        n_tokens: number of its tokens.
+    """Perplexity of answers as one corpus, `exp(sum_i nll_i / sum_i n_i)`; nll in nats, summed over an answer's tokens.
 
     Raises:
         ValueError: there are no tokens at all.

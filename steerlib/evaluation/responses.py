@@ -1,6 +1,6 @@
 """Responses over alpha: slopes and bands of decoded arms, greedy against sampled, and an arm's exact path."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -86,18 +86,6 @@ def trend(responses: pd.DataFrame, clusters: ArrayLike | None = None, *, level: 
     """
     slopes = response_slopes(responses)
     return Trend(cluster_interval(slopes, clusters, level=level), sign_flip_test(slopes, clusters))
-
-
-def fluent_alphas(perplexity: Mapping[float, float], *, max_ratio: float) -> list[float]:
-    """The alphas other than 0 of the widest range -a..a in which perplexity stays below a multiple of the base's.
-
-    Args:
-        perplexity: by alpha, with that of the base at 0.
-        max_ratio: largest perplexity over that of the base.
-    """
-    too_much = [abs(alpha) for alpha, value in perplexity.items() if value > max_ratio * perplexity[0.0]]
-    bound = min(too_much, default=np.inf)
-    return sorted(alpha for alpha in perplexity if 0 < abs(alpha) < bound)
 
 
 CHOICE = ("temperature", "top_p", "min_p", "js_sigma", "min_temperature")
