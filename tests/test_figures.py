@@ -131,7 +131,7 @@ def test_moved_answers_are_counted_against_the_base_of_the_same_prompt(
 ) -> None:
     moved = figures.answers_moved(generations, arms, prompts).set_index(["metric", "arm_id"])
     changed = moved.loc["changed_percent"].loc["caa-nonerandom-2"]
-    assert (changed["value"], changed["low"], changed["high"]) == (50.0, 0.0, 100.0)
+    assert 0 < changed["low"] < changed["value"] == 50 < changed["high"] < 100
     assert (changed["n"], changed["n_clusters"]) == (2, 2)
     assert moved.loc["kl_per_token", "value"].unique().tolist() == [0.5]
     assert drawn(figures.plot_changed_answers(moved.reset_index()))

@@ -177,7 +177,10 @@ def test_accuracy_is_summarised_with_intervals_by_question():
     questions = read_questions()
     found = summarise_choices(some_choices(questions), questions, base_arm="base", source="demo")
     one = found[found["subgroup"] == "all"].set_index(["arm_id", "metric"])
-    assert one.loc[("base", "accuracy"), ["value", "low", "high"]].tolist() == [100, 100, 100]
+    exact = 100 * 0.025 ** (1 / 60)
+    assert one.loc[("base", "accuracy"), ["value", "low", "high"]].tolist() == pytest.approx(
+        [100, exact, 100]
+    )
     assert one.loc[("base", "calibration_error"), "value"] == 0
     change = one.loc[("arm", "accuracy_change")]
     assert (change["value"], change["n"], change["n_clusters"]) == (-50, 120, 60)
@@ -202,7 +205,7 @@ def test_micro_accuracy_is_that_of_contexts_too_and_subjects_of_unequal_size_hav
 def test_an_arm_that_answered_other_questions_is_refused():
     questions = read_questions()
     choices = some_choices(questions)
-    with pytest.raises(ValueError, match="'arm' answered 60 questions, the base 59"):
+    with pytest.raises(ValueError, match="'arm'"):
         summarise_choices(choices.iloc[1:], questions, base_arm="base", source="demo")
 
 

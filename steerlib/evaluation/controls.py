@@ -127,6 +127,6 @@ def with_controls(chosen: pd.DataFrame, arms: pd.DataFrame) -> pd.DataFrame:
     matched = match_controls(arms)
     ids = [one for arm in picked for one in (arm, *matched.loc[matched["arm_id"] == arm, "control_arm"])]
     if ids:
-        plain = (arms["alpha"] == 0) & (arms["method"] != "base") & (arms["profile"] != "shuffled")
+        plain = (arms["alpha"] == 0) & (arms["control"] != "base") & (arms["profile"] != "shuffled")
         ids += arms.loc[plain, "arm_id"].tolist()
     return arms.set_index("arm_id").loc[list(dict.fromkeys(ids))].reset_index()[list(arms)]

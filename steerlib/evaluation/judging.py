@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from steerlib.evaluation.intervals import Interval, cluster_interval
+from steerlib.evaluation.intervals import Interval, cluster_interval, share_interval
 from steerlib.judges import ComparingJudge, verdicts
 from steerlib.rules import RULES
 from steerlib.tables import SCHEMA
@@ -168,10 +168,7 @@ def net_margin(
     *,
     tolerance: float = 0.0,
     clusters: ArrayLike | None = None,
-    how: str = "percentile",
     level: float = 0.95,
-    n_resamples: int = 10_000,
-    seed: int = 0,
 ) -> Margin:
     """By how much more often an answer is judged better than the other than worse.
 
@@ -184,11 +181,10 @@ def net_margin(
             A pair with a missing score is counted and left out.
         tolerance: difference that is no difference, in points of the judge's scale; the authors also log 3.
         clusters: user or prompt of each pair, `(n,)`; None where each prompt has one pair.
-        how, level, n_resamples, seed: as in `cluster_interval`; "percentile" is the bootstrap over clusters.
+        level: confidence.
 
     Returns:
-        The margin, its bounds within [-1, 1]. Where all pairs went alike no resample differs, so the bounds are
-        the exact binomial ones for the share of clusters that could still go otherwise.
+        The margin, its bounds within [-1, 1], see `share_bounds`.
 
     Raises:
         ValueError: shapes differ, no pair has both scores, or the tolerance is negative.
@@ -206,21 +202,10 @@ def net_margin(
         raise ValueError(f"none of {len(own)} pairs has both scores")
     labels = None if clusters is None else np.asarray(clusters)[known]
     outcome = np.where(np.abs(difference) <= tolerance, 0.0, np.sign(difference))[known]
-    found = cluster_interval(outcome, labels, how=how, level=level, n_resamples=n_resamples, seed=seed)
-    if (outcome == outcome[0]).all():
-        found = _all_alike(found, level)
-    low, high = np.clip([found.low, found.high], -1, 1)
+    found = share_interval(outcome, labels, level=level, within=(-1, 1))
     win, even, lose = (int((outcome == sign).sum()) for sign in (1, 0, -1))
     missing = int((~known).sum())
-    return Margin(found.value, low, high, win, even, lose, missing, found.n_clusters, found.how)
-
-
-def _all_alike(found: Interval, level: float) -> Interval:
-    """Bounds when all K clusters went one way: another share of them up to 1 - (tail)^(1/K) is not excluded."""
-    unseen = 1 - ((1 - level) / 2) ** (1 / found.n_clusters)
-    # One unseen cluster takes one from an even margin, two from a won or lost one.
-    reach = unseen * (1 + abs(found.value))
-    return found._replace(low=found.value - reach, high=found.value + reach, how="exact, all alike")
+    return Margin(*found[:3], win, even, lose, missing, found.n_clusters, found.how)
 
 
 def margins_by(
@@ -228,7 +213,6 @@ def margins_by(
     by: Sequence[str] = ("dimension", "comparator"),
     *,
     tolerance: float = 0.0,
-    how: str = "percentile",
     level: float = 0.95,
 ) -> pd.DataFrame:
     """Net margins of each dimension against each comparator.
@@ -236,7 +220,7 @@ def margins_by(
     Args:
         judged: the columns `by`, score, other_score, and cluster where prompts come in clusters.
         by: what to tell apart.
-        tolerance, how, level: as in `net_margin`.
+        tolerance, level: as in `net_margin`.
 
     Returns:
         The columns `by`, then value, low, high, win, even, lose, missing, n_clusters, how.
@@ -245,7 +229,7 @@ def margins_by(
     for _, part in judged.groupby(list(by), sort=False):
         clusters = part.get("cluster")
         scores = part["score"], part["other_score"]
-        margin = net_margin(*scores, tolerance=tolerance, clusters=clusters, how=how, level=level)
+        margin = net_margin(*scores, tolerance=tolerance, clusters=clusters, level=level)
         rows.append([*part[list(by)].iloc[0], *margin])
     return pd.DataFrame(rows, columns=[*by, *MARGIN_COLUMNS])
 

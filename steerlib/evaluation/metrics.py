@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from steerlib.rules import RULES
 from steerlib.tables import ATTRIBUTE_COLUMNS
 
 Floats = NDArray[np.float64]
@@ -46,13 +47,18 @@ def repetition(texts: Sequence[str], n: int = 4) -> Floats:
     return np.array([1 - len(set(found)) / len(found) if found else 0.0 for found in grams], dtype=np.float64)
 
 
+def without_alpha(arms: pd.DataFrame) -> pd.Series:
+    """Which arms are of a method that has no alpha to choose."""
+    return arms["method"].map(lambda method: not RULES[method].has_alpha).astype(bool)
+
+
 def first_temperature(arms: pd.DataFrame) -> pd.DataFrame:
     """Arms sampled as the first base of the table; those of a second temperature go to `quality_by_sampling`.
 
     Raises:
         ValueError: there is no base.
     """
-    base = arms[arms["method"] == "base"]
+    base = arms[arms["control"] == "base"]
     if base.empty:
         raise ValueError("the arms have no base")
     return arms[arms["temperature"] == base["temperature"].iloc[0]].reset_index(drop=True)

@@ -5,12 +5,11 @@ Pictures of notebook 03: how much the answers moved, before anybody asks whether
 
 from html import escape
 
-import numpy as np
 import pandas as pd
 from IPython.display import HTML
 from matplotlib.figure import Figure
 
-from steerlib.evaluation import Interval, cluster_interval, first_temperature
+from steerlib.evaluation import Interval, first_temperature, ratio_interval, share_interval
 from steerlib.evaluation.metrics import without_alpha
 from steerlib.figures.responses import plot_against_alpha
 from steerlib.figures.style import SETTINGS_POINTS, arm_name, strength
@@ -51,12 +50,10 @@ def answers_moved(generations: pd.DataFrame, arms: pd.DataFrame, prompts: pd.Dat
 
 def _measures(answers: pd.DataFrame) -> list[tuple[str, Interval]]:
     users = answers["user_id"].to_numpy()
-    measures = [("changed_percent", cluster_interval(answers["changed"].to_numpy(), users).within(0, 100))]
+    measures = [("changed_percent", share_interval(answers["changed"].to_numpy(), users, within=(0, 100)))]
     # No dose where all answers are empty, nor of an aligner, which steers no step of the base.
     if answers["n_tokens"].sum() and answers["kl_to_base"].notna().all():
-        nats = answers[["kl_to_base", "n_tokens"]].to_numpy(float)
-        dose = cluster_interval(nats, users, lambda m: m[..., 0] / m[..., 1])
-        measures.append(("kl_per_token", dose.within(0, np.inf)))
+        measures.append(("kl_per_token", ratio_interval(answers["kl_to_base"], answers["n_tokens"], users)))
     return measures
 
 
