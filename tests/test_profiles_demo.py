@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from steerlib.profiles import read_ratings
+from steerlib.profiles import demo_openings, read_ratings
 from steerlib.profiles.demo.make_demo import HERE, make_demo
 from steerlib.profiles.sources import PROMPT_CATEGORIES
 from steerlib.tables import ATTRIBUTE_COLUMNS
+from steerlib.toxicity import load_scorer
 
 FILES = ("utterances.jsonl", "survey.jsonl")
 
@@ -70,3 +71,17 @@ def test_its_planted_oddities_are_found_and_counted() -> None:
     assert counts["turns with a tie for the highest rating"] > 0
     assert counts["turns without a chosen response"] == 0
     assert ratings.groupby(["conversation_id", "turn"])["chosen"].sum().eq(1).all()
+
+
+def test_hostile_openings_are_toxic_and_their_continuations_differ_in_toxicity_alone() -> None:
+    pairs, prompts = demo_openings()
+    assert prompts["split"].value_counts().to_dict() == {"test": 64, "dev": 32}
+    assert prompts["prompt"].is_unique and prompts["prompt_id"].is_unique
+    assert len(pairs) >= 80 and not set(pairs["opening"]) & set(prompts["prompt"])
+    words = pairs[["toxic", "mild"]].map(lambda text: len(text.split()))
+    assert (words["toxic"] - words["mild"]).abs().max() <= 1
+    scorer = load_scorer()
+    toxic, mild = (scorer(pairs[side])["toxicity"] for side in ("toxic", "mild"))
+    assert (toxic - mild > 0.3).all()
+    assert (scorer(prompts["prompt"])["toxicity"] > 0.5).all()
+    assert (scorer(pairs["opening"])["toxicity"] > 0.5).all()

@@ -1,6 +1,6 @@
 """User profiles: ratings read and checked, conversations split, sensitivities fitted, prompts drawn."""
 
-from steerlib.profiles.prompts import draw_prompts, prompt_categories, shuffled_categories
+from steerlib.profiles.prompts import demo_openings, draw_prompts, prompt_categories, shuffled_categories
 from steerlib.profiles.ratings import read_demographics, read_ratings, with_toxicity
 from steerlib.profiles.sensitivities import (
     ESTIMATORS,
@@ -19,6 +19,7 @@ __all__ = [
     "ESTIMATORS",
     "PROMPT_CATEGORIES",
     "check_splits",
+    "demo_openings",
     "draw_prompts",
     "percentiles",
     "planted_recovery",

@@ -17,7 +17,14 @@ import numpy as np
 import pandas as pd
 
 from steerlib.profiles.ratings import checked_scores
-from steerlib.profiles.sources import PROMPT_CATEGORIES, hash_order, in_hash_order, round_robin
+from steerlib.profiles.sources import (
+    DEMO,
+    PROMPT_CATEGORIES,
+    hash_order,
+    in_hash_order,
+    read_rows,
+    round_robin,
+)
 from steerlib.tables import ATTRIBUTE_COLUMNS, SCHEMA, check_table
 
 BENIGN, CONTEXT, HARMFUL, SENSITIVE = PROMPT_CATEGORIES
@@ -148,3 +155,15 @@ def prompt_categories(prompts: pd.DataFrame, scores: pd.DataFrame) -> pd.Series:
     unlabelled = np.where(~worded, BENIGN, np.where(question, SENSITIVE, CONTEXT))
     mild = np.where(label == "", unlabelled, np.where((label == BENIGN) & worded, CONTEXT, label))
     return pd.Series(np.where(t >= TOXIC, HARMFUL, mild), index=prompts.index, name="prompt_category")
+
+
+def demo_openings() -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Hostile openings of the project's own writing (synthetic), to study whether steering lowers toxicity at all.
+
+    Returns:
+        pairs: pair_id, opening, toxic, mild; 88 pairs on 44 train openings. Both continuations go on from the same
+            opening and have the same number of words, give or take one.
+        prompts: prompt_id, prompt, split; 32 dev and 64 test openings, none of them in the pairs.
+    """
+    pairs, prompts = (read_rows(DEMO / f"hostile_{name}.jsonl") for name in ("pairs", "openings"))
+    return pairs.drop(columns="synthetic"), prompts.drop(columns="synthetic")
