@@ -127,6 +127,14 @@ def answer_ids(frozen: FrozenModel, answer: str, *, style: str) -> TokenIds:
     return tuple(frozen.tokenizer(f" {answer}" if joined else answer, add_special_tokens=False).input_ids)
 
 
+def after_thinking(text: str) -> str:
+    """A reasoning model's answer without its thoughts: what follows the last `</think>`; empty if it never closes."""
+    _, closed, answer = text.rpartition("</think>")
+    if closed:
+        return answer.lstrip()
+    return "" if text.lstrip().startswith("<think>") else text
+
+
 def check_length(frozen: FrozenModel, ids: Sequence[int], max_new_tokens: int, *, what: str) -> None:
     """Refuse a context that leaves no room for the answer.
 

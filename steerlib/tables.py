@@ -79,11 +79,9 @@ SCHEMA: Mapping[str, Table] = {
         "arm_id prompt_id seed scorer_model nll n_tokens", "arm_id prompt_id seed scorer_model"
     ),
     "scores": _table(f"text_sha scorer {SIX}", "text_sha scorer"),
-    "judged": _table(
-        "judge dimension prompt_sha text_sha score tries", "judge dimension prompt_sha text_sha"
-    ),
+    "judged": _table("judge dimension prompt_sha text_sha score", "judge dimension prompt_sha text_sha"),
     "verdicts": _table(
-        "judge dimension prompt_sha text_sha other_sha score other_score tries",
+        "judge dimension prompt_sha text_sha other_sha score other_score",
         "judge dimension prompt_sha text_sha other_sha",
     ),
     "doses": _table("arm_id prompt_id layer norm dose", "arm_id prompt_id layer"),
@@ -233,6 +231,7 @@ def cached_rows(
     unit: str,
     what: str,
     chunk: int,
+    announce: Callable[[list[int]], object] | None = None,
 ) -> pd.DataFrame:
     """Rows of a table for the keys asked for: from the table where it has them, else computed and appended.
 
@@ -245,6 +244,7 @@ def cached_rows(
         compute: for row numbers of `keys`, the table's other columns, row by row.
         unit, what: of the progress bar, shown where something is to be computed.
         chunk: rows of one part.
+        announce: called once with the row numbers of all that is to be computed, before the first is.
 
     Returns:
         DataFrame with the table's columns, row by row with `keys`.
@@ -258,6 +258,8 @@ def cached_rows(
         known = pd.MultiIndex.from_frame(pd.concat([distinct[:0], *(rows[key] for rows in found)]))
         absent = distinct[~pd.MultiIndex.from_frame(distinct).isin(known)]
         if len(absent):
+            if announce:
+                announce(absent.index.tolist())
             with progress_bar(len(absent), unit=unit, what=what) as bar:
                 for start in range(0, len(absent), chunk):
                     rows = absent.iloc[start : start + chunk]

@@ -22,9 +22,9 @@ class Written:
     def __init__(self) -> None:
         self.asked: list[tuple[str, str, str]] = []
 
-    def rate(self, items: list[tuple[str, str]], dimension: str) -> list[float | None]:
+    def rate(self, items, dimension):
         self.asked += [(prompt, answer, dimension) for prompt, answer in items]
-        return [{"first": 50.0, "true": 100.0, "silence": None}[answer] for _, answer in items]
+        return [{"first": (50.0,), "true": (100.0,), "silence": None}[answer] for _, answer in items]
 
 
 def test_each_first_answer_is_judged_on_its_prompts_dimension_and_only_once(tmp_path):

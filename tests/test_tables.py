@@ -163,7 +163,7 @@ class Counting:
             raise KeyboardInterrupt
         texts = [self.texts[row] for row in rows]
         self.asked += "".join(texts)
-        return pd.DataFrame({"score": [float(ord(text)) for text in texts], "tries": 1})
+        return pd.DataFrame({"score": [float(ord(text)) for text in texts]})
 
 
 def cached(folder, texts, calls=99):
@@ -204,7 +204,7 @@ def test_fifty_thousand_rows_read_each_part_once(tmp_path, monkeypatch):
             tmp_path,
             "judged",
             part,
-            lambda rows: pd.DataFrame({"score": [float(row) for row in rows], "tries": 1}),
+            lambda rows: pd.DataFrame({"score": [float(row) for row in rows]}),
             unit="text",
             what="test",
             chunk=1024,

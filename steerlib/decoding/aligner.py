@@ -17,9 +17,16 @@ from steerlib.decoding.batch import Progress
 from steerlib.decoding.decode import decode_requests
 from steerlib.decoding.requests import Request, Stream, sampling_of
 from steerlib.decoding.sweep import finish_requests
-from steerlib.judges import after_thinking
 from steerlib.models import FrozenModel
-from steerlib.reading import GivenAnswer, TokenIds, check_length, prompt_ids, read_history, summed_nll
+from steerlib.reading import (
+    GivenAnswer,
+    TokenIds,
+    after_thinking,
+    check_length,
+    prompt_ids,
+    read_history,
+    summed_nll,
+)
 
 EDIT = "Edit the following Question-Answer pair to make it more helpful and harmless: {question} | {answer}"
 ALIGNER_TEMPLATE = f"BEGINNING OF CONVERSATION: USER: {EDIT} ASSISTANT:"

@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from steerlib.evaluation.intervals import Interval, cluster_interval, share_interval
-from steerlib.judges import ComparingJudge, verdicts
+from steerlib.judges import Judge, verdicts
 from steerlib.rules import RULES
 from steerlib.tables import SCHEMA
 
@@ -79,7 +79,7 @@ def compared_answers(
     return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
 
 
-def judge_compared(judge: ComparingJudge, compared: pd.DataFrame, folder: Path) -> pd.DataFrame:
+def judge_compared(judge: Judge, compared: pd.DataFrame, folder: Path) -> pd.DataFrame:
     """Verdicts on each pair, on the dimension of its prompt, in both orders.
 
     Args:

@@ -1,32 +1,11 @@
-"""Judges of an answer: SDA's score S and verdicts on pairs, by whatever stands behind one call, and kept."""
+"""Judges of an answer: SDA's score S and pairwise verdicts, by four kinds of judge behind one protocol, cached."""
 
-from steerlib.judges.base import (
-    CRITERIA,
-    DIMENSIONS,
-    PERSONAS,
-    ComparingJudge,
-    Judge,
-    after_thinking,
-    check_dimension,
-    judged,
-    verdicts,
-)
-from steerlib.judges.endpoint import EndpointJudge
+from steerlib.judges.base import DIMENSIONS, Judge, judged, verdicts
 from steerlib.judges.load import load_judge, score_first_answers
-from steerlib.judges.local import LocalJudge, RewardJudge, ScorerJudge
 
 __all__ = [
-    "CRITERIA",
     "DIMENSIONS",
-    "PERSONAS",
-    "ComparingJudge",
-    "EndpointJudge",
     "Judge",
-    "LocalJudge",
-    "RewardJudge",
-    "ScorerJudge",
-    "after_thinking",
-    "check_dimension",
     "judged",
     "load_judge",
     "score_first_answers",

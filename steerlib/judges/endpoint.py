@@ -1,65 +1,53 @@
-"""A judge behind an OpenAI-compatible endpoint.
-
-What asking an endpoint will cost, said before it is asked.
-"""
+"""A judge behind an OpenAI-compatible endpoint."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from importlib.util import find_spec
 from json import JSONDecodeError
 from typing import Any
 
-from steerlib.judges.base import (
-    KEYS,
-    Answered,
-    Compared,
-    Pair,
-    Scores,
-    Spend,
-    prompt_hash,
-    question,
-    reply_scores,
-)
+from steerlib.judges.base import PROMPTS, Item, Scores, framed, instructions, prompt_hash, reply_scores
 
-CHARACTERS_PER_TOKEN = 4
-"""Rule of thumb for English; other languages and code have more tokens."""
+REQUEST: Mapping[str, Any] = {
+    "temperature": 0.0,
+    "max_completion_tokens": 256,
+    "response_format": {"type": "json_object"},
+}
+"""Parameters of a request."""
+TRIES = 3
+"""How often a question is asked whose reply cannot be read."""
+SECONDS, RETRIES = 60.0, 5
+"""Time for one reply; how often the client asks a busy or failing server again, after growing pauses."""
 
 
-def estimated_tokens(conversations: Sequence[Sequence[dict[str, str]]]) -> int:
-    """Tokens of the conversations by their length in characters, rounded up, a few for each turn's frame."""
-    turns = [turn["content"] for conversation in conversations for turn in conversation]
-    return sum(-(-len(text) // CHARACTERS_PER_TOKEN) + 4 for text in turns)
-
-
-AGAIN = "That was not the JSON asked for. Reply with the JSON object alone."
+def question(item: Item, dimension: str) -> list[dict[str, str]]:
+    """The conversation that asks for a rating of each answer of an item from 1 to 100, in JSON."""
+    system = f"{instructions(dimension)}\n\n{PROMPTS['scale']}\n\n{PROMPTS['frame']}"
+    user = f"{framed(item)}\n\n{PROMPTS['requests'][len(item) - 1]}"
+    return [{"role": "system", "content": system}, {"role": "user", "content": user}]
 
 
 class EndpointJudge:
     """A chat model behind an OpenAI-compatible endpoint, asked for a score from 1 to 100 in JSON.
 
-    A busy or failing server (429, 5xx, no connection) is asked again by the client after a growing pause, or the
-    one that the server names. A reply that cannot be read is shown to the model with the request to mend it, up to
-    `tries` in all; then the score is missing. So it is where the server refuses an item (400, 422) or takes too
-    long over it, unless it never answered anything: then the settings are wrong, and it is said so.
+    A reply that cannot be read is shown to the model with the request to mend it, three times in all; then the score
+    is missing. So it is where the server refuses an item (400, 422) or takes too long over it, unless it never
+    answered anything: then the settings are wrong, and the work stops.
 
     Args:
         model: name of the model at the endpoint.
         base_url: address of the endpoint; by default OPENAI_BASE_URL of the environment, else OpenAI's own.
         key_variable: environment variable that holds the key, the only place it is taken from; None for a server
             that wants none. The key is sent to `base_url`: name a variable of its own for each server.
-        timeout: seconds for one reply.
-        max_retries: how often the client asks a failing server again.
-        tries: how often a question is asked whose reply cannot be read.
         workers: questions under way at once.
-        temperature: of the judge; None where the model takes no temperature.
-        max_tokens: longest reply, the thoughts of a reasoning model counted.
-        json_mode: ask the server to hold the model to JSON; switch it off where the server knows no such thing.
+        request: changes to the parameters of each request (`REQUEST`); None leaves one out, for instance
+            {"temperature": None, "max_completion_tokens": None, "max_tokens": 512}.
         price_in, price_out: dollars per million tokens, for the estimate.
 
     Attributes:
-        id: model, server and a hash of prompts and settings.
+        id: model, server and a hash of prompts and parameters.
 
     Raises:
         ImportError: the openai client is not installed.
@@ -72,51 +60,31 @@ class EndpointJudge:
         *,
         base_url: str | None = None,
         key_variable: str | None = "OPENAI_API_KEY",
-        timeout: float = 60.0,
-        max_retries: int = 5,
-        tries: int = 3,
         workers: int = 8,
-        temperature: float | None = 0.0,
-        max_tokens: int = 256,
-        json_mode: bool = True,
+        request: Mapping[str, Any] | None = None,
         price_in: float | None = None,
         price_out: float | None = None,
     ) -> None:
-        if min(tries, workers, max_tokens) < 1:
-            raise ValueError(
-                f"tries {tries}, workers {workers} and max_tokens {max_tokens} must be 1 or more"
-            )
         if find_spec("openai") is None:
             raise ImportError("a judge behind an endpoint needs one more package: pip install openai")
         self._openai: Any = import_module("openai")
-        self._key = _key(key_variable)
-        self._client = self._openai.OpenAI(
-            api_key=self._key or "none", base_url=base_url, timeout=timeout, max_retries=max_retries
-        )
-        self.model, self.tries, self.workers = model, tries, workers
-        self.price_in, self.price_out = price_in, price_out
-        self._settings: dict[str, Any] = {"max_completion_tokens": max_tokens}
-        if temperature is not None:
-            self._settings["temperature"] = temperature
-        if json_mode:
-            self._settings["response_format"] = {"type": "json_object"}
+        self._key = os.environ.get(key_variable, "").strip() if key_variable else ""
+        if key_variable and not self._key:
+            raise KeyError(f"the endpoint's key is read from the environment, which has no {key_variable}")
+        settings = {"base_url": base_url, "timeout": SECONDS, "max_retries": RETRIES}
+        self._client = self._openai.OpenAI(api_key=self._key or "none", **settings)
+        self.model, self.workers, self.prices = model, workers, (price_in, price_out)
+        changed = {**REQUEST, **(request or {})}
+        self._request = {name: value for name, value in changed.items() if value is not None}
         self.server = self._client.base_url.netloc.decode()
-        self.id = f"endpoint:{model}@{self.server}:{prompt_hash(self._settings, AGAIN)}"
+        self.id = f"endpoint:{model}@{self.server}:{prompt_hash(self._request)}"
         self._answered = False
 
     def __repr__(self) -> str:
         return f"EndpointJudge({self.id})"
 
-    def rate(self, items: Sequence[Answered], dimension: str) -> list[float | None]:
-        """Scores from 1 to 100, in the order of the items; None where no reply could be read."""
-        return [scores[0] if scores else None for scores, _ in self.ask(items, dimension)]
-
-    def compare(self, items: Sequence[Compared], dimension: str) -> list[Pair | None]:
-        """Scores of both answers of each item, shown together; None where no reply could be read."""
-        return [(scores[0], scores[1]) if scores else None for scores, _ in self.ask(items, dimension)]
-
-    def ask(self, items: Sequence[tuple[str, ...]], dimension: str) -> list[tuple[Scores | None, int]]:
-        """Scores of each item, one answer's or two's, and how often it was asked; `workers` at once.
+    def rate(self, items: Sequence[Item], dimension: str) -> list[Scores | None]:
+        """Scores from 1 to 100; None where no reply could be read.
 
         Raises:
             ConnectionError: the server cannot be reached, keeps failing, or turns the key or the model down.
@@ -133,41 +101,38 @@ class EndpointJudge:
             raise ConnectionError(f"{self.id} has answered nothing so far: {refused[0]}")
         return found
 
-    def spend(self, items: Sequence[tuple[str, ...]], dimension: str) -> Spend:
-        """What asking about the items will take, each asked once."""
-        return Spend(
-            f"judge {self.model} at {self.server}",
-            calls=len(items),
-            input_tokens=estimated_tokens([question(item, dimension) for item in items]),
-            output_tokens=self._settings["max_completion_tokens"] * len(items),
-            price_in=self.price_in,
-            price_out=self.price_out,
-            tries=self.tries,
+    def spend(self, items: Sequence[Item], dimension: str) -> str:
+        """Estimate of calls, tokens (four characters each, every reply as long as it may be) and dollars."""
+        turns = [turn["content"] for item in items for turn in question(item, dimension)]
+        tokens_in = sum(-(-len(text) // 4) + 4 for text in turns)
+        longest = self._request.get("max_completion_tokens") or self._request.get("max_tokens") or 0
+        tokens_out, (price_in, price_out) = longest * len(items), self.prices
+        price = "price not known (price_in, price_out: dollars per million tokens)"
+        if price_in is not None and price_out is not None:
+            price = f"at most about ${(tokens_in * price_in + tokens_out * price_out) / 1e6:,.2f}"
+        return (
+            f"judge {self.model} at {self.server}: {len(items):,} calls, about {tokens_in:,} input tokens and at most"
+            f" {tokens_out:,} output tokens, {price}; {TRIES} times that if no reply can be read"
         )
 
-    def _ask(self, item: tuple[str, ...], dimension: str, refused: list[str]) -> tuple[Scores | None, int]:
-        """One question, asked until its reply can be read."""
+    def _ask(self, item: Item, dimension: str, refused: list[str]) -> Scores | None:
+        """Scores of one item, asked for until the reply can be read."""
         asked = turns = question(item, dimension)
-        for tried in range(1, self.tries + 1):
+        for _ in range(TRIES):
             reply = self._reply(turns, refused)
-            if reply is None:
-                return None, tried
-            scores = reply_scores(reply, KEYS[len(item)])
-            if scores is not None:
-                return scores, tried
+            scores = None if reply is None else reply_scores(reply, PROMPTS["keys"][len(item) - 1])
+            if reply is None or scores is not None:
+                return scores
             shown = {"role": "assistant", "content": reply[:500] or "(nothing)"}
-            turns = [*asked, shown, {"role": "user", "content": AGAIN}]
-        return None, self.tries
+            turns = [*asked, shown, {"role": "user", "content": PROMPTS["again"]}]
+        return None
 
     def _reply(self, turns: list[dict[str, str]], refused: list[str]) -> str | None:
         """The reply to one conversation; None where the server refuses this one or is too slow over it."""
-        one_item = (
-            self._openai.APITimeoutError,
-            self._openai.BadRequestError,
-            self._openai.UnprocessableEntityError,
-        )
+        names = ("APITimeoutError", "BadRequestError", "UnprocessableEntityError")
+        one_item = tuple(getattr(self._openai, name) for name in names)
         try:
-            came = self._client.chat.completions.create(model=self.model, messages=turns, **self._settings)
+            came = self._client.chat.completions.create(model=self.model, messages=turns, **self._request)
             content = came.choices[0].message.content
         except one_item as failure:
             refused.append(self._said(failure))
@@ -182,15 +147,6 @@ class EndpointJudge:
         return content or ""
 
     def _said(self, failure: object) -> str:
-        """What the server or the client said, in a line, without the key even where the server repeats it."""
+        """The failure's message in one line, without the key even where the server repeats it."""
         text = str(failure).replace(self._key, "[key]") if self._key else str(failure)
         return " ".join(text.split())[:300]
-
-
-def _key(variable: str | None) -> str:
-    if variable is None:
-        return ""
-    key = os.environ.get(variable, "").strip()
-    if not key:
-        raise KeyError(f"the key of the endpoint is read from the environment, which has no {variable}")
-    return key
