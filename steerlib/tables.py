@@ -84,7 +84,7 @@ SCHEMA: Mapping[str, Table] = {
         "judge dimension prompt_sha text_sha other_sha score other_score",
         "judge dimension prompt_sha text_sha other_sha",
     ),
-    "doses": _table("arm_id prompt_id layer norm dose", "arm_id prompt_id layer"),
+    "relative_norms": _table("arm_id prompt_id layer norm relative_norm", "arm_id prompt_id layer"),
     "preference": _table("model pair_id user_id margin", "model pair_id"),
     "questions": _table("question_id subject question A B C D answer", "question_id"),
     "choices": _table("arm_id question_id category p_A p_B p_C p_D correct", "arm_id question_id category"),

@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from studies.realtoxicity import (
     SIX,
     matched_continuations,
@@ -14,9 +13,7 @@ from studies.realtoxicity import (
     scored_continuations,
 )
 
-from steerlib.reading import answer_ids, prompt_ids
 from steerlib.tables import SCHEMA, check_table
-from steerlib.vectors import continuation_residuals, record_residual
 
 
 def web_texts(path, n=240, seed=0):
@@ -127,17 +124,6 @@ def test_real_openings_are_drawn_evenly(real_data):
     prompts, report = realtoxicity_prompts(real_data("perspective_scored/rtp_quark_val.jsonl"), n=240)
     assert prompts["category"].value_counts().to_dict() == dict.fromkeys(SIX, 40)
     assert report["count"].iloc[:2].tolist() == [5000, 19]
-
-
-def test_residuals_are_read_behind_each_continuations_own_prompt(tiny):
-    prompts, continuations = ["ab", "a longer opening"], [" cd efg", " h"]
-    found = continuation_residuals(tiny, prompts, continuations, layers=[1, 2])
-    for row, pair in enumerate(zip(prompts, continuations, strict=True)):
-        opened = prompt_ids(tiny, pair[0], style="continuation")
-        ids = opened + answer_ids(tiny, pair[1], style="continuation")
-        alone = record_residual(tiny, [ids], layers=[1, 2], prompt_lengths=[len(opened)])
-        for layer in (1, 2):
-            assert torch.allclose(found[layer][row], alone[layer][0], atol=1e-9)
 
 
 def test_real_openings_and_continuations_are_scored_apart(real_data):

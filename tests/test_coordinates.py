@@ -1,25 +1,126 @@
-"""Users' coordinates: Bradley-Terry, ideal point, shrinkage; every simulation here is synthetic."""
+"""The orthogonal basis and users' coordinates in it; every simulation here is synthetic."""
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from numpy.testing import assert_allclose
-from scipy.optimize import check_grad
 from scipy.special import expit
+from torch.testing import assert_close
 
 from steerlib.vectors import (
     Setting,
+    SteeringVector,
+    add_to_residual,
     choose_rank_and_shrinkage,
-    coordinate_margins,
+    cosine,
     difference_basis,
     fit_coordinates,
-    preference_margins,
-    split_half_coordinates,
+    record_residual,
 )
-from steerlib.vectors.coordinates import comparisons, conversation_folds, penalised_loss
 
+# One layer of width 2. The differences are (3, 0) and (0, 1); the four answers have mean norm (3 + 1 + 0 + 0) / 4 = 1.
+BY_HAND = {5: torch.tensor([[3.0, 0.0], [0.0, 1.0]])}, {5: torch.zeros(2, 2)}
 FREE = {"tau": 0.0, "ridge": 1e-9}
+
+
+def random_pairs(n=30, widths=(4, 3), seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    sides = []
+    for shift in (0.5, 0.0):
+        rows = [torch.randn(n, width, generator=generator, dtype=torch.float64) + shift for width in widths]
+        sides.append(dict(enumerate(rows, start=1)))
+    return sides
+
+
+def test_two_pairs_by_hand_give_axes_shares_centre_and_spread():
+    basis = difference_basis(*BY_HAND, rank=2)
+    assert_close(basis.axes, np.eye(2))
+    assert_close(basis.shares, np.array([0.9, 0.1]))
+    assert basis.norms == {5: 1.0}
+    assert_close(basis.centre, np.array([0.75, 0.25]))
+    # Along axis 1 the answers are 3, 0, 0, 0: variance 9/4 - 9/16 = 27/16; along axis 2 a ninth of that.
+    assert_close(basis.spread, np.sqrt([27 / 16, 3 / 16]))
+    root = np.sqrt(3)  # (3 - 3/4) / sqrt(27/16) and (0 - 3/4) / sqrt(27/16)
+    assert_close(basis.coordinates(BY_HAND[0]), np.array([[root, -1 / root], [-1 / root, root]]))
+    assert_close(basis.coordinates(BY_HAND[1]), np.full((2, 2), -1 / root))
+
+
+def test_a_step_of_one_along_an_axis_is_one_standard_deviation_of_answers():
+    basis = difference_basis(*BY_HAND, rank=2)
+    assert_close(basis.vectors([1.0, 0.0])[5], torch.tensor([np.sqrt(27 / 16), 0.0]).float())
+    assert_close(dict(basis.vectors([2.0])), dict(basis.vectors([2.0, 0.0])))
+
+
+def test_the_axes_are_orthonormal_and_the_training_answers_white():
+    sides = random_pairs()
+    basis = difference_basis(*sides, rank=5)
+    assert_close(basis.axes.T @ basis.axes, np.eye(5), atol=1e-12, rtol=0)
+    x = np.concatenate([basis.coordinates(side) for side in sides])
+    assert_close(x.mean(0), np.zeros(5), atol=1e-12, rtol=0)
+    assert_close(x.std(0), np.ones(5))
+    assert (np.diff(basis.shares) <= 0).all() and basis.shares.sum() < 1
+    assert_close(difference_basis(*sides, rank=7).shares.sum(), 1.0)
+
+
+def test_adding_the_vectors_of_theta_moves_the_coordinates_by_theta(tiny):
+    contexts = [[5, 9, 20, 31, 7 + i, 40 - i] for i in range(6)]
+    layout = {"layers": [2], "prompt_lengths": [3] * 6}
+    h = record_residual(tiny, contexts, **layout)[2]
+    basis = difference_basis({2: h[:3]}, {2: h[3:]}, rank=2)
+    with add_to_residual(tiny.model, basis.vectors([1.0, -0.5]), alpha=2.0):
+        steered = record_residual(tiny, contexts, **layout)
+    moved = basis.coordinates(steered) - basis.coordinates({2: h})
+    assert_close(moved, np.tile([2.0, -1.0], (6, 1)), atol=1e-4, rtol=0)
+
+
+def test_every_axis_points_the_way_of_the_mean_preference_and_swapped_pairs_change_only_signs():
+    preferred, dispreferred = random_pairs()
+    for sides in ((preferred, dispreferred), (dispreferred, preferred)):
+        basis = difference_basis(*sides, rank=4)
+        likes, dislikes = (basis.coordinates(side).mean(0) for side in sides)
+        assert (likes >= dislikes).all()
+    swap = (torch.arange(30) % 3 == 0)[:, None]
+    mixed = [
+        {layer: torch.where(swap, b[layer], a[layer]) for layer in a}
+        for a, b in ((preferred, dispreferred), (dispreferred, preferred))
+    ]
+    one, other = difference_basis(preferred, dispreferred, rank=3), difference_basis(*mixed, rank=3)
+    assert_close(np.abs(one.axes.T @ other.axes), np.eye(3), atol=1e-9, rtol=0)
+
+
+def test_a_layer_with_larger_residuals_weighs_no_more():
+    sides = random_pairs()
+    larger = [{1: side[1], 2: 100 * side[2]} for side in sides]
+    one, other = difference_basis(*sides, rank=2), difference_basis(*larger, rank=2)
+    assert_close(one.coordinates(sides[0]), other.coordinates(larger[0]))
+    assert_close(100 * one.vectors([1.0, 1.0])[2], other.vectors([1.0, 1.0])[2])
+    assert_close(one.vectors([1.0, 1.0])[1], other.vectors([1.0, 1.0])[1])
+
+
+def test_pairs_that_differ_in_one_direction_give_it_as_the_first_axis():
+    preferred, dispreferred = random_pairs(widths=(4,))
+    direction = torch.tensor([1.0, 2.0, -2.0, 0.0], dtype=torch.float64)
+    shifted = {1: dispreferred[1] + 5 * direction + 0.01 * preferred[1]}
+    first = difference_basis(shifted, dispreferred, rank=1).vectors([1.0])
+    assert cosine(first[1], direction) > 0.999
+    assert cosine(first[1], SteeringVector.from_residuals(shifted, dispreferred)[1]) > 0.999
+
+
+def test_ranks_sides_and_layers_that_do_not_match_are_named():
+    preferred, dispreferred = random_pairs()
+    for sides, rank in ((BY_HAND, 3), (BY_HAND, 0), ((BY_HAND[0], BY_HAND[0]), 1)):
+        with pytest.raises(ValueError, match=f"rank {rank}"):
+            difference_basis(*sides, rank=rank)
+    with pytest.raises(ValueError, match=r"layers \[1, 2\] and \[1\]"):
+        difference_basis(preferred, {1: dispreferred[1]}, rank=1)
+    with pytest.raises(ValueError, match="layer 2"):
+        difference_basis(preferred, {1: dispreferred[1], 2: dispreferred[2][1:]}, rank=1)
+    basis = difference_basis(preferred, dispreferred, rank=1)
+    with pytest.raises(ValueError, match="layer 2"):
+        basis.coordinates({1: preferred[1]})
+    with pytest.raises(ValueError, match="theta"):
+        basis.vectors([1.0, 2.0])
 
 
 def synthetic(users=40, pairs=12, *, spread, curvature=0.0, rank=3, seed=0):
@@ -34,29 +135,24 @@ def synthetic(users=40, pairs=12, *, spread, curvature=0.0, rank=3, seed=0):
     return np.where(won, a, b), np.where(won, b, a), names, [f"c{i}" for i in range(len(u))], theta
 
 
-def test_three_wins_to_one_are_the_logarithm_of_three():
+def test_three_wins_to_one_are_the_logarithm_of_three_and_a_tie_of_half_weight_counts_half():
     fit = fit_coordinates([[1.0], [1.0], [1.0], [0.0]], [[0.0], [0.0], [0.0], [1.0]], ["u"] * 4, **FREE)
     assert_allclose(fit.population, [np.log(3)], rtol=1e-6)
-
-
-def test_a_tie_of_half_weight_counts_half_and_one_of_no_weight_not_at_all():
     pairs = [[1.0], [1.0], [0.0]], [[0.0], [0.0], [1.0]], ["u"] * 3
-    fit = fit_coordinates(*pairs, weights=[1.0, 1.0, 0.5], **FREE)
-    assert_allclose(fit.population, [np.log(4)], rtol=1e-6)  # 2 wins to a half
+    half = fit_coordinates(*pairs, weights=[1.0, 1.0, 0.5], **FREE)
+    assert_allclose(half.population, [np.log(4)], rtol=1e-6)  # 2 wins to a half
     assert_allclose(
         fit_coordinates(*pairs, tau=1.0, weights=[1, 1, 0]).population,
         fit_coordinates(*(side[:2] for side in pairs), tau=1.0).population,
     )
 
 
-def test_an_ideal_point_between_two_answers_by_hand():
-    # 0 beats 2 three times to one: p (0 - 2) - (0 - 4) / 2 = ln 3, so p = 1 - ln 3 / 2.
+@pytest.mark.parametrize(("curvature", "point"), [(1.0, 1 - np.log(3) / 2), (2.0, 1 - np.log(3) / 4)])
+def test_an_ideal_point_between_two_answers_by_hand(curvature, point):
+    # 0 beats 2 three times to one: lambda (p (0 - 2) - (0 - 4) / 2) = ln 3, so p = 1 - ln 3 / (2 lambda).
     pairs = [[0.0], [0.0], [0.0], [2.0]], [[2.0], [2.0], [2.0], [0.0]], ["u"] * 4
-    fit = fit_coordinates(*pairs, curvature=1.0, **FREE)
-    assert_allclose(fit.ideal_points().loc["u"], [1 - np.log(3) / 2], rtol=1e-6)
-    # The same choices with a metric of 2 say that the point lies nearer the middle.
-    stronger = fit_coordinates(*pairs, curvature=2.0, **FREE)
-    assert_allclose(stronger.ideal_points().loc["u"], [1 - np.log(3) / 4], rtol=1e-6)
+    fit = fit_coordinates(*pairs, curvature=curvature, **FREE)
+    assert_allclose(fit.users.loc["u"] / curvature, [point], rtol=1e-6)
 
 
 def test_two_users_who_disagree_leave_the_population_at_zero_by_hand():
@@ -69,23 +165,19 @@ def test_two_users_who_disagree_leave_the_population_at_zero_by_hand():
 
 
 @pytest.mark.parametrize("curvature", [0.0, 0.7])
-def test_the_gradient_is_that_of_finite_differences(curvature):
-    a, b, users, _, _ = synthetic(users=5, pairs=4, spread=1.0)
-    weights = np.linspace(0.5, 1.0, 20)
-    pairs, names = comparisons(a, b, np.array(users), weights, curvature)
-    point = np.random.default_rng(1).normal(size=3 * (1 + len(names)))
-    value, gradient = (lambda p, i=i: penalised_loss(p, pairs, 0.8, 2.0)[i] for i in (0, 1))
-    assert check_grad(value, gradient, point) < 1e-5
-
-
-def test_the_fit_is_a_stationary_point():
+def test_the_fit_is_a_stationary_point_whatever_the_order_of_rows(curvature):
     a, b, users, _, _ = synthetic(spread=1.0)
-    fit = fit_coordinates(a, b, users, tau=0.5, ridge=2.0)
-    slope = expit(-preference_margins(fit, a, b, users))[:, None] * (a - b)
+    fit = fit_coordinates(a, b, users, tau=0.5, ridge=2.0, curvature=curvature)
+    slope = expit(-fit.margins(a, b, users))[:, None] * (a - b)
     by_user = pd.DataFrame(slope).groupby(users).sum().to_numpy()
-    own = fit.users.to_numpy() - fit.population
-    assert_allclose(by_user, own / 0.5**2, atol=1e-4)
+    assert_allclose(by_user, (fit.users.to_numpy() - fit.population) / 0.5**2, atol=1e-4)
     assert_allclose(by_user.sum(0), 2.0 * fit.population, atol=1e-4)
+    order = np.random.default_rng(2).permutation(len(a))
+    other = fit_coordinates(
+        a[order], b[order], np.array(users)[order], tau=0.5, ridge=2.0, curvature=curvature
+    )
+    assert_allclose(fit.users, other.users, atol=1e-6)
+    assert list(fit.users.index) == list(other.users.index) == sorted(set(users))
 
 
 def test_huge_shrinkage_gives_everybody_the_population():
@@ -96,24 +188,15 @@ def test_huge_shrinkage_gives_everybody_the_population():
         assert_allclose(fit.users.to_numpy(), np.tile(together.population, (40, 1)), atol=1e-5)
 
 
-def test_an_ideal_point_far_away_is_bradley_terry():
-    a, b, users, _, _ = synthetic(spread=1.0)
-    straight = fit_coordinates(a, b, users, tau=0.5)
-    distant = [
-        np.abs(fit_coordinates(a, b, users, tau=0.5, curvature=c).users - straight.users).to_numpy().max()
-        for c in (1e-1, 1e-3, 1e-6)
-    ]
-    assert distant[0] > distant[1] > distant[2] and distant[2] < 1e-5
-    far = fit_coordinates(a, b, users, tau=0.5, curvature=1e-6).ideal_points()
-    assert np.linalg.norm(far, axis=1).min() > 1e4
-
-
-def test_an_ideal_point_utility_is_the_negative_squared_distance():
+def test_an_ideal_point_utility_is_the_negative_squared_distance_and_a_far_one_is_bradley_terry():
     a, b, users, _, _ = synthetic(spread=1.0)
     fit = fit_coordinates(a, b, users, tau=0.5, curvature=0.8)
-    p = fit.ideal_points().loc[users].to_numpy()
+    p = fit.users.loc[users].to_numpy() / 0.8
     expected = -0.4 * ((a - p) ** 2).sum(1) + 0.4 * ((b - p) ** 2).sum(1)
-    assert_allclose(preference_margins(fit, a, b, users), expected, atol=1e-10)
+    assert_allclose(fit.margins(a, b, users), expected, atol=1e-10)
+    straight = fit_coordinates(a, b, users, tau=0.5)
+    far = fit_coordinates(a, b, users, tau=0.5, curvature=1e-6)
+    assert_allclose(far.users, straight.users, atol=1e-5)
 
 
 @pytest.mark.parametrize("curvature", [0.0, 1.0])
@@ -124,70 +207,41 @@ def test_planted_coordinates_are_recovered_from_many_synthetic_pairs(curvature):
     assert_allclose(found, theta, atol=1.0)
 
 
-def test_the_order_of_the_rows_does_not_matter():
-    a, b, users, _, _ = synthetic(spread=1.0)
-    order = np.random.default_rng(2).permutation(len(a))
-    one = fit_coordinates(a, b, users, tau=0.5)
-    other = fit_coordinates(a[order], b[order], np.array(users)[order], tau=0.5)
-    assert_allclose(one.users, other.users, atol=1e-6)
-    assert list(one.users.index) == list(other.users.index) == sorted(set(users))
-
-
 def test_a_user_without_pairs_counts_as_the_population():
     a, b, users, _, _ = synthetic(spread=1.0)
     fit = fit_coordinates(a, b, users, tau=0.5)
     assert_allclose(fit.theta(["nobody", "u03"]), [fit.population, fit.users.loc["u03"]])
-    margins = preference_margins(fit, a[:2], b[:2], ["nobody", "u03"])
+    margins = fit.margins(a[:2], b[:2], ["nobody", "u03"])
     assert_allclose(margins, [(a[0] - b[0]) @ fit.population, (a[1] - b[1]) @ fit.users.loc["u03"]])
-    alike = preference_margins(fit, a, b, users, population=True)
-    assert_allclose(alike, (a - b) @ fit.population)
-
-
-def test_margins_of_residuals_are_those_of_their_coordinates():
-    generator = torch.Generator().manual_seed(0)
-    likes, dislikes = ({3: torch.randn(20, 4, generator=generator)} for _ in range(2))
-    basis = difference_basis(likes, dislikes, rank=3)
-    x, y = basis.coordinates(likes), basis.coordinates(dislikes)
-    users = [f"u{i % 4}" for i in range(20)]
-    fit = fit_coordinates(x, y, users, tau=1.0, rank=2, curvature=0.3)
-    expected = preference_margins(fit, x, y, users)
-    assert_allclose(coordinate_margins(fit, basis, likes, dislikes, users), expected)
-    assert len(fit.population) == 2
-
-
-def test_bradley_terry_has_no_ideal_points():
-    with pytest.raises(ValueError, match="the curvature is 0"):
-        fit_coordinates([[1.0]], [[0.0]], ["u"], tau=1.0).ideal_points()
+    assert_allclose(fit.margins(a, b), (a - b) @ fit.population)
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "named"),
     [
-        ({"tau": -1.0}, "tau -1.0 must be 0 or more"),
-        ({"ridge": 0.0}, "ridge 0.0 above 0"),
+        ({"tau": -1.0}, "tau -1.0"),
+        ({"ridge": 0.0}, "ridge 0.0"),
         ({"curvature": -0.1}, "curvature -0.1"),
-        ({"rank": 2}, r"rank 2 is not in 1\.\.1"),
-        ({"weights": [1.0]}, r"weights have shape \(1,\), there are 2 pairs"),
-        ({"weights": [1.0, -1.0]}, "weight of pair 1 is -1.0"),
+        ({"rank": 2}, "rank 2"),
+        ({"weights": [1.0]}, r"weights \(1,\)"),
+        ({"weights": [1.0, -1.0]}, "weights: row 1"),
         ({"weights": [0.0, 0.0]}, "no pairs"),
-        ({"users": ["u"]}, r"\(2, 1\) and 1 users do not match"),
-        ({"preferred": [[1.0], [np.nan]]}, "preferred: coordinate 1 of pair 1 is nan"),
+        ({"users": ["u"]}, "1 users"),
+        ({"preferred": [[1.0], [np.nan]]}, "preferred: row 1"),
     ],
 )
-def test_what_cannot_be_fitted_is_refused_by_name(change, words):
+def test_what_cannot_be_fitted_is_refused_by_name(change, named):
     pairs = {"preferred": [[1.0], [1.0]], "dispreferred": [[0.0], [0.0]], "users": ["u", "v"], "tau": 1.0}
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=named):
         fit_coordinates(**(pairs | change))
 
 
 def test_synthetic_users_alike_are_given_the_population_and_unlike_ones_their_own():
     for spread, own in ((0.0, False), (1.5, True)):
         *pairs, _ = synthetic(spread=spread)
-        setting, table = choose_rank_and_shrinkage(
-            *pairs, ranks=(1, 3), taus=(0.0, 1.0), ridges=(1.0,), folds=3
-        )
+        setting, table = choose_rank_and_shrinkage(*pairs, ranks=(1, 3), taus=(0.0, 1.0))
         assert (setting.tau > 0) == own
-        assert len(table) == 4 and table["chosen"].sum() == 1
+        assert len(table) == 8 and table["chosen"].sum() == 1
         chosen = table[table["chosen"]].iloc[0]
         assert chosen["loss"] == table["loss"].min() < np.log(2)
         assert setting == Setting(int(chosen["rank"]), chosen["tau"], chosen["ridge"], chosen["curvature"])
@@ -196,61 +250,33 @@ def test_synthetic_users_alike_are_given_the_population_and_unlike_ones_their_ow
 def test_a_synthetic_curvature_is_found_where_there_is_one():
     for curvature in (0.0, 1.0):
         *pairs, _ = synthetic(spread=0.0, curvature=curvature)
-        grid = {"ranks": (3,), "taus": (0.0,), "ridges": (1.0,), "curvatures": (0.0, 1.0)}
+        grid = {"ranks": (3,), "taus": (0.0,), "curvatures": (0.0, 1.0)}
         assert choose_rank_and_shrinkage(*pairs, **grid)[0].curvature == curvature
 
 
-def test_a_held_out_conversation_has_no_part_in_its_own_loss():
-    # One axis, two folds of one conversation each: each is judged by what the other says, and they disagree.
-    setting, table = choose_rank_and_shrinkage(
-        [[1.0], [0.0]],
-        [[0.0], [1.0]],
-        ["u", "u"],
-        ["c", "d"],
-        ranks=(1,),
-        taus=(0.0,),
-        ridges=(1.0,),
-        folds=2,
-    )
-    theta = fit_coordinates([[1.0]], [[0.0]], ["u"], tau=0.0).population[0]
-    assert_allclose(table["loss"], [np.log1p(np.exp(theta))])
-    assert setting == Setting(1, 0.0, 1.0, 0.0)
+def test_a_left_out_conversation_has_no_part_in_its_own_loss():
+    # One axis, two conversations that disagree: each is judged by what the other says.
+    pairs = [[1.0], [0.0]], [[0.0], [1.0]], ["u", "u"]
+    setting, table = choose_rank_and_shrinkage(*pairs, ["c", "d"], ranks=(1,), taus=(0.0,))
+    theta = [fit_coordinates([[1.0]], [[0.0]], ["u"], tau=0.0, ridge=r).population[0] for r in (10.0, 1.0)]
+    assert_allclose(table["loss"], np.log1p(np.exp(theta)))
+    assert setting == Setting(1, 0.0, 10.0, 0.0)
+    with pytest.raises(ValueError, match="two conversations"):
+        choose_rank_and_shrinkage(*pairs, ["c", "c"], ranks=(1,))
+
+
+def test_conversations_stay_whole_in_folds():
+    # The same pair twice a conversation: were its halves in two folds, each would help to predict the other.
+    a, b, users, conversations, _ = synthetic(users=2, pairs=10, spread=0.0)
+    once = choose_rank_and_shrinkage(a, b, users, conversations, ranks=(1,), taus=(0.0,))[1]
+    twice = [np.repeat(side, 2, axis=0) for side in (a, b)]
+    doubled = [[one for one in names for _ in range(2)] for names in (users, conversations)]
+    table = choose_rank_and_shrinkage(*twice, *doubled, ranks=(1,), taus=(0.0,), weights=[0.5] * 40)[1]
+    assert_allclose(table["loss"], once["loss"], rtol=1e-6)
 
 
 def test_of_equal_losses_the_simplest_setting_is_chosen():
     zeros = np.zeros((6, 2))
-    setting, table = choose_rank_and_shrinkage(
-        zeros, zeros, ["u", "v"] * 3, list("abcdef"), ranks=(2, 1), folds=2
-    )
+    setting, table = choose_rank_and_shrinkage(zeros, zeros, ["u", "v"] * 3, list("abcdef"), ranks=(2, 1))
     assert setting == Setting(1, 0.0, 10.0, 0.0)
     assert_allclose(table["loss"], np.log(2))
-
-
-def test_conversations_stay_whole_in_folds_of_equal_size():
-    where = [f"c{i // 3}" for i in range(30)]
-    fold = conversation_folds(where, 5, seed=0)
-    assert (pd.Series(fold).groupby(where).nunique() == 1).all()
-    assert (np.bincount(fold) == 6).all()
-    with pytest.raises(ValueError, match="11 folds of 10 conversations"):
-        conversation_folds(where, 11, seed=0)
-
-
-def test_split_halves_agree_on_planted_synthetic_tastes_and_not_on_absent_ones():
-    agreement = {}
-    for spread in (0.0, 2.0):
-        *pairs, _ = synthetic(pairs=40, spread=spread)
-        table = split_half_coordinates(*pairs, setting=Setting(3, 1.0, 1.0, 0.0), splits=3)
-        assert list(table["n_conversations"]) == [40] * 40
-        agreement[spread] = table[["cosine", "own_cosine"]].mean()
-    assert agreement[2.0]["own_cosine"] > 0.7
-    assert abs(agreement[0.0]["own_cosine"]) < 0.2 < agreement[0.0]["cosine"]
-
-
-def test_users_with_few_conversations_get_no_split_half():
-    a, b, users, conversations, _ = synthetic(users=2, pairs=6, spread=1.0)
-    kept = slice(0, 9)  # u00 has six, u01 three
-    pairs = a[kept], b[kept], users[kept], conversations[kept]
-    table = split_half_coordinates(*pairs, setting=Setting(2, 0.0, 1.0, 0.0))
-    assert list(table["user_id"]) == ["u00"] and table["own_cosine"].isna().all()
-    with pytest.raises(ValueError, match="no user has 7 conversations, the most is 6"):
-        split_half_coordinates(*pairs, setting=Setting(2, 0.0, 1.0, 0.0), min_conversations=7)

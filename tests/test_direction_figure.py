@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from steerlib.figures import plot_direction
+from steerlib.figures import plot_direction, plot_user_map
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -46,3 +46,25 @@ def test_a_picture_of_random_directions_alone_or_with_a_gap_is_refused():
         plot_direction(RESPONSE[RESPONSE.vector == "random"], COST, draws=DRAWS)
     with pytest.raises(ValueError, match="perplexity: a value is missing"):
         plot_direction(RESPONSE, COST.assign(value=np.nan), draws=DRAWS)
+
+
+def test_the_user_map_has_a_mark_for_every_user_and_one_for_the_population():
+    users = pd.DataFrame(
+        {
+            "user_id": ["a", "b", "c"],
+            "axis_1": [0.0, 1.0, 2.0],
+            "axis_2": [0.5, 0.0, -1.0],
+            "primary": ["insult", "threat", "insult"],
+        }
+    )
+    axis = plot_user_map(users, [0.2, 0.1, 9.0]).axes[0]
+    marks = {one.get_label(): one.get_offsets().tolist() for one in axis.collections}
+    assert marks == {"Insult (2)": [[0.0, 0.5], [2.0, -1.0]], "Threat (1)": [[1.0, 0.0]]}
+    star = next(line for line in axis.lines if line.get_label() == "population")
+    assert (list(star.get_xdata()), list(star.get_ydata())) == ([0.2], [0.1])
+    with pytest.raises(ValueError, match="axis_2"):
+        plot_user_map(users.drop(columns="axis_2"), [0, 0])
+    with pytest.raises(ValueError, match="'rude'"):
+        plot_user_map(users.assign(primary=["insult", "rude", "insult"]), [0, 0])
+    with pytest.raises(ValueError, match="population of 1 axes"):
+        plot_user_map(users, [0.0])

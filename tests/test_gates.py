@@ -1,19 +1,32 @@
+"""Conditional steering, and relative norms of what arms add."""
+
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from steerlib.vectors import (
-    choose_threshold,
-    prompt_projections,
-    prompt_residuals,
-)
+from steerlib.decoding import Sampling, make_arms
+from steerlib.reading import prompt_ids
+from steerlib.residual import Factor, VectorFamily, prompt_residuals
+from steerlib.tables import write_table
+from steerlib.vectors import choose_threshold, prompt_projections, relative_norms
 
 PROMPTS = pd.DataFrame(
-    {"prompt_id": list("abcd"), "prompt": ["Why?", "How so?", "Who, then?", "Where to, and when?"]}
+    {
+        "prompt_id": list("abcd"),
+        "user_id": list("uvuv"),
+        "prompt": ["Why?", "How so?", "Who, then?", "Where to, and when?"],
+        "category": "insult",
+    }
 )
-VECTOR = {1: torch.linspace(-1, 2, 32, dtype=torch.float64)}
-SETTINGS = {"layer": 1, "style": "continuation"}
+VECTOR = {
+    1: torch.linspace(-1, 2, 32, dtype=torch.float64),
+    2: torch.linspace(3, -1, 32, dtype=torch.float64),
+}
+EVERYBODY = VectorFamily("population", {"": VECTOR})
+SAMPLING = Sampling(temperature=0.0, max_new_tokens=2)
 
 
 def labelled(values, labels):
@@ -22,53 +35,97 @@ def labelled(values, labels):
 
 
 def test_a_projection_is_a_length_along_the_unit_vector(tiny):
-    along = prompt_projections(tiny, PROMPTS, VECTOR, **SETTINGS)
+    along = prompt_projections(tiny, PROMPTS, VECTOR, layer=1, style="continuation")
     residual = prompt_residuals(tiny, PROMPTS, layers=[1], style="continuation")[1]
     assert along.index.tolist() == list("abcd")
     np.testing.assert_allclose(along, residual @ VECTOR[1] / VECTOR[1].norm())
-    np.testing.assert_allclose(along, prompt_projections(tiny, PROMPTS, {1: 5 * VECTOR[1]}, **SETTINGS))
-
-
-def test_the_threshold_lies_between_the_prompts_it_separates():
-    assert choose_threshold(*labelled([1, 2, 5, 7], [False, False, True, True])) == (3.5, 1.0)
-
-
-def test_each_kind_of_prompt_counts_the_same_however_many_there_are():
-    values, labels = [0.0] * 8 + [1.0, 2.0], [False] * 7 + [True, False, True]
-    found = choose_threshold(*labelled(values, labels))
-    assert found == (1.5, 0.75)
-
-
-def test_of_equally_good_thresholds_the_highest_is_taken_whatever_the_order():
-    values, labels = [1, 2, 3, 4], [True, False, True, False]
-    projections, wanted = labelled(values, labels)
-    found = choose_threshold(projections, wanted)
-    assert found == choose_threshold(projections.iloc[::-1], wanted) == (np.inf, 0.5)
-    equal = choose_threshold(*labelled([1, 2, 3, 4], [False, True, False, True]))
-    assert equal == (3.5, 0.75)  # 1.5 separates as well
+    longer = prompt_projections(tiny, PROMPTS, {1: 5 * VECTOR[1]}, layer=1, style="continuation")
+    np.testing.assert_allclose(along, longer)
+    for vector in ({1: VECTOR[1]}, {2: torch.zeros(32)}):
+        with pytest.raises(ValueError, match="layer 2"):
+            prompt_projections(tiny, PROMPTS, vector, layer=2, style="chat")
 
 
 @pytest.mark.parametrize(
-    ("values", "labels", "message"),
+    ("values", "labels", "expected"),
     [
-        ([1, 2], [True, True], "all 2 prompts have the label True"),
-        ([1, 2], [False, False], "all 2 prompts have the label False"),
-        ([1, np.nan], [True, False], "the projection of prompt p1 is not finite"),
+        ([1, 2, 5, 7], [False, False, True, True], (3.5, 1.0)),
+        # Each kind of prompt counts the same, however many there are.
+        ([0.0] * 8 + [1.0, 2.0], [False] * 7 + [True, False, True], (1.5, 0.75)),
+        # Of equally good thresholds the highest is taken: in the second case 1.5 separates as well.
+        ([1, 2, 3, 4], [True, False, True, False], (np.inf, 0.5)),
+        ([1, 2, 3, 4], [False, True, False, True], (3.5, 0.75)),
     ],
 )
-def test_prompts_that_cannot_be_separated_are_refused(values, labels, message):
-    with pytest.raises(ValueError, match=message):
+def test_the_threshold_separates_best_whatever_the_order(values, labels, expected):
+    projections, wanted = labelled(values, labels)
+    assert choose_threshold(projections, wanted) == expected
+    assert choose_threshold(projections.iloc[::-1], wanted) == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "labels", "named"),
+    [
+        ([1, 2], [True, True], "True"),
+        ([1, 2], [False, False], "False"),
+        ([1, np.nan], [True, False], "prompt p1"),
+    ],
+)
+def test_prompts_that_cannot_be_separated_are_refused(values, labels, named):
+    with pytest.raises(ValueError, match=named):
         choose_threshold(*labelled(values, labels))
+    projections, wanted = labelled([1, 2], [True, False])
+    with pytest.raises(ValueError, match="prompt p1"):
+        choose_threshold(projections, wanted[:1])
 
 
-def test_a_prompt_without_a_label_is_named():
-    projections, labels = labelled([1, 2], [True, False])
-    with pytest.raises(ValueError, match="prompt p1 has a projection and no label"):
-        choose_threshold(projections, labels[:1])
+def test_relative_norms_by_hand_and_as_a_table_of_the_run(tiny, tmp_path):
+    arms = pd.concat([make_arms("base"), make_arms("caa", [-2.0, 0.0], family=EVERYBODY, sampling=SAMPLING)])
+    table = relative_norms(tiny, PROMPTS, arms, [EVERYBODY])
+    write_table(tmp_path, "relative_norms", table)
+    strong, none = (table[table.arm_id == arm] for arm in arms.arm_id[1:])
+    assert set(table.arm_id) == set(arms.arm_id[1:]) and (none.relative_norm == 0).all()
+    strong = strong.set_index(["prompt_id", "layer"])
+    for prompt in PROMPTS.itertuples():
+        ids = torch.tensor([prompt_ids(tiny, prompt.prompt, style="continuation")])
+        hidden = tiny.model(ids, output_hidden_states=True).hidden_states
+        for layer, vector in VECTOR.items():
+            norm = float(hidden[layer + 1][0, -1].norm())
+            assert strong.norm[prompt.prompt_id, layer] == pytest.approx(norm)
+            expected = 2 * float(vector.norm()) / norm
+            assert strong.relative_norm[prompt.prompt_id, layer] == pytest.approx(expected)
+    assert relative_norms(tiny, PROMPTS, arms[:1], []).empty
 
 
-def test_a_vector_that_cannot_decide_is_refused(tiny):
-    with pytest.raises(ValueError, match=r"the gate's vector has layers \[1\], not 2"):
-        prompt_projections(tiny, PROMPTS, VECTOR, layer=2, style="chat")
-    with pytest.raises(ValueError, match="zero at layer 1"):
-        prompt_projections(tiny, PROMPTS, {1: torch.zeros(32)}, layer=1, style="chat")
+def mean_by_prompt(table):
+    return table.groupby("prompt_id").relative_norm.mean()
+
+
+def test_a_relative_norm_is_that_of_the_users_vector_its_strength_and_its_gate(tiny):
+    whole = mean_by_prompt(relative_norms(tiny, PROMPTS, caa(1.0), [EVERYBODY]))
+    own = VectorFamily("own", {"u": VECTOR, "v": {la: 2 * v for la, v in VECTOR.items()}}, vector_user="own")
+    by_user = mean_by_prompt(relative_norms(tiny, PROMPTS, caa(1.0, own, profile="own"), [own]))
+    np.testing.assert_allclose(by_user / whole, [1, 2, 1, 2])
+    gate = Factor("gate", {"a": 1.0, "b": 0.0, "c": 1.0, "d": 0.0})
+    gated = relative_norms(tiny, PROMPTS, caa(1.0, factor=gate), [EVERYBODY], factors=[gate])
+    np.testing.assert_allclose(mean_by_prompt(gated) / whole, [1, 0, 1, 0])
+    beside = make_arms(
+        "anti_expert", [1.5], family=EVERYBODY, vector_alpha=-3.0, profile="own", sampling=SAMPLING
+    )
+    np.testing.assert_allclose(mean_by_prompt(relative_norms(tiny, PROMPTS, beside, [EVERYBODY])) / whole, 3)
+    with pytest.raises(ValueError, match="population"):
+        relative_norms(tiny, PROMPTS, caa(1.0), [own])
+
+
+def caa(alpha, family=EVERYBODY, **settings):
+    return make_arms("caa", [alpha], family=family, sampling=SAMPLING, **settings)
+
+
+def test_earlier_turns_are_part_of_what_is_read(tiny):
+    turns = json.dumps([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}])
+    settings = {"layers": [1], "style": "chat"}
+    plain = prompt_residuals(tiny, PROMPTS[:1], **settings)[1]
+    none = prompt_residuals(tiny, PROMPTS[:1].assign(history=""), **settings)[1]
+    some = prompt_residuals(tiny, PROMPTS[:1].assign(history=turns), **settings)[1]
+    assert torch.equal(plain, none)
+    assert not torch.allclose(plain, some)

@@ -1,19 +1,21 @@
+"""Contrast pairs from ratings, tables and transcripts, and the residuals of their answers."""
+
 import gzip
 import json
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
 from torch.testing import assert_close
 
+from steerlib.reading import answer_ids, prompt_ids, text_ids
 from steerlib.tables import read_table, write_table
 from steerlib.vectors import (
-    describe_vectors,
-    mean_difference,
-    mean_differences,
+    continuation_residuals,
+    pair_residuals,
     pairs_from_ratings,
     read_pairs,
+    record_residual,
 )
 
 SPLITS = pd.DataFrame({"conversation_id": ["c1", "c2", "c3"], "user_id": "u", "split": "train"})
@@ -28,54 +30,18 @@ def ratings_with_margins(*margins):
     return table.assign(user_id="u", turn=0, prompt="p")
 
 
-def test_ties_are_dropped_or_count_half_and_equal_ratings_never_count():
+def test_ties_are_dropped_or_count_half_and_equal_ratings_never_count(tmp_path):
     ratings = ratings_with_margins(6, 5, 0)
     dropped = pairs_from_ratings(ratings, SPLITS)
-    half = pairs_from_ratings(ratings, SPLITS, ties="half")
+    half = pairs_from_ratings(ratings, SPLITS, ties="half").sort_values("pair_id", ignore_index=True)
     assert dropped[["conversation_id", "weight"]].to_numpy().tolist() == [["c1", 1.0]]
-    half = half.sort_values("pair_id")
     assert half[["conversation_id", "weight"]].to_numpy().tolist() == [["c1", 1.0], ["c2", 0.5]]
     assert half.preferred.tolist() == ["answer 56", "answer 55"]
-
-
-def test_pairs_with_their_weights_are_a_table_of_the_run(tmp_path):
-    pairs = pairs_from_ratings(ratings_with_margins(6, 5, 0), SPLITS, ties="half")
-    write_table(tmp_path, "pairs", pairs)
-    pd.testing.assert_frame_equal(read_table(tmp_path, "pairs"), pairs)
-
-
-def test_what_becomes_of_ties_must_be_one_of_two_words():
-    with pytest.raises(ValueError, match="ties 'keep' is neither 'drop' nor 'half'"):
-        pairs_from_ratings(ratings_with_margins(6), SPLITS, ties="keep")
-
-
-def test_a_weighted_mean_difference_by_hand():
-    preferred, dispreferred = torch.tensor([[1.0, 0.0], [4.0, 3.0]]), torch.zeros(2, 2)
-    assert_close(mean_difference(preferred, dispreferred, [1.0, 0.5]), torch.tensor([2.0, 1.0]))
-    assert_close(mean_difference(preferred, dispreferred, [2, 2]), mean_difference(preferred, dispreferred))
-    weighted = mean_differences({3: preferred}, {3: dispreferred}, pd.Series([1.0, 0.5], index=[7, 8]))
-    assert_close(weighted[3], torch.tensor([2.0, 1.0]))
-
-
-def test_a_pair_of_weight_zero_might_as_well_be_absent():
-    a, b = torch.randn(2, 20, 8, generator=torch.Generator().manual_seed(0))
-    weights = np.r_[np.ones(19), 0.0]
-    assert_close(mean_difference(a, b, weights), mean_difference(a[:19], b[:19]))
-    plain, weighted = (
-        describe_vectors({0: a}, {0: b}, seed=0),
-        describe_vectors({0: a}, {0: b}, weights, seed=0),
-    )
-    assert plain.norm[0] != weighted.norm[0]
-    pd.testing.assert_frame_equal(plain, describe_vectors({0: a}, {0: b}, np.ones(20), seed=0))
-
-
-@pytest.mark.parametrize(
-    ("weights", "message"),
-    [([1.0], "1 weights for 2 preferred and 2"), ([1, -1], "0 or more"), ([0, 0], "not all 0")],
-)
-def test_weights_that_are_none_are_refused(weights, message):
-    with pytest.raises(ValueError, match=message):
-        mean_difference(torch.ones(2, 3), torch.zeros(2, 3), weights)
+    assert half.dispreferred.tolist() == ["answer 50"] * 2
+    write_table(tmp_path, "pairs", half)
+    pd.testing.assert_frame_equal(read_table(tmp_path, "pairs"), half)
+    with pytest.raises(ValueError, match="ties 'keep'"):
+        pairs_from_ratings(ratings, SPLITS, ties="keep")
 
 
 def own_pairs(n=8):
@@ -85,7 +51,8 @@ def own_pairs(n=8):
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl", "jsonl.gz", "parquet"])
 def test_a_users_own_file_is_read_whatever_its_kind(tmp_path, ending):
-    path, rows = tmp_path / f"pairs.{ending}", own_pairs()
+    path = tmp_path / f"pairs.{ending}"
+    rows = own_pairs().assign(user_id=[1, 1, 2, 2, 3, 3, 4, 4], conversation_id=list("abcdefgh"))
     if ending == "csv":
         rows.to_csv(path, index=False)
     elif ending == "parquet":
@@ -94,17 +61,10 @@ def test_a_users_own_file_is_read_whatever_its_kind(tmp_path, ending):
         rows.to_json(path, orient="records", lines=True)
     pairs, dropped = read_pairs(path)
     assert pairs.prompt.tolist() == rows.prompt.tolist()
+    assert pairs.user_id.tolist() == list("11223344")
+    assert pairs.conversation_id.tolist() == list("abcdefgh")
     assert pairs.split.value_counts().to_dict() == {"train": 4, "test": 4}
-    assert dropped.empty
-
-
-def test_columns_of_another_name_and_given_ids_are_taken(tmp_path):
-    rows = own_pairs(4).rename(columns={"preferred": "matching", "dispreferred": "not_matching"})
-    rows.assign(user_id=["a", "a", "b", "b"], conversation_id=list("wxyz")).to_csv(tmp_path / "p.csv")
-    names = {"preferred": "matching", "dispreferred": "not_matching"}
-    pairs, _ = read_pairs(tmp_path / "p.csv", columns=names)
-    assert pairs.user_id.tolist() == ["a", "a", "b", "b"]
-    assert pairs.conversation_id.tolist() == list("wxyz")
+    assert dropped.empty and (pairs.weight == 1).all()
 
 
 def test_the_same_prompt_never_lies_on_both_sides(tmp_path):
@@ -116,50 +76,38 @@ def test_the_same_prompt_never_lies_on_both_sides(tmp_path):
 
 
 def test_the_split_depends_on_the_seed_and_not_on_the_order_of_rows(tmp_path):
-    rows = own_pairs(40)
     splits = []
-    for name, frame in (("a", rows), ("b", rows.iloc[::-1])):
-        frame.to_csv(tmp_path / f"{name}.csv", index=False)
-        pairs, _ = read_pairs(tmp_path / f"{name}.csv", held_out_share=0.3)
+    for rows, seed in ((own_pairs(40), 0), (own_pairs(40).iloc[::-1], 0), (own_pairs(40), 1)):
+        rows.to_csv(tmp_path / "p.csv", index=False)
+        pairs, _ = read_pairs(tmp_path / "p.csv", seed=seed)
         splits.append(pairs.set_index("prompt").split.sort_index())
-    pd.testing.assert_series_equal(*splits)
-    assert (splits[0] == "test").sum() == 12
-    other, _ = read_pairs(tmp_path / "a.csv", held_out_share=0.3, seed=1)
-    assert not other.set_index("prompt").split.sort_index().equals(splits[0])
+    pd.testing.assert_series_equal(*splits[:2])
+    assert not splits[2].equals(splits[0])
 
 
 @pytest.mark.parametrize(
-    ("column", "value", "message"),
-    [
-        ("prompt", "", r"row 3, column prompt: must be text that is not empty, not ''"),
-        ("dispreferred", "yes", r"row 3, column dispreferred: is the same answer"),
-        ("user_id", " ", r"row 3, column user_id: is empty"),
-    ],
+    ("column", "value"), [("prompt", ""), ("preferred", 7), ("dispreferred", "yes"), ("user_id", " ")]
 )
-def test_a_bad_row_is_refused_by_row_and_column_or_dropped_and_listed(tmp_path, column, value, message):
-    rows = own_pairs().assign(user_id="u")
+def test_a_bad_row_is_refused_by_row_and_column_or_dropped_and_listed(tmp_path, column, value):
+    rows = own_pairs().assign(user_id="u").astype(object)
     rows.loc[2, column] = value
-    rows.to_csv(tmp_path / "p.csv", index=False)
-    with pytest.raises(ValueError, match=message):
-        read_pairs(tmp_path / "p.csv")
-    pairs, dropped = read_pairs(tmp_path / "p.csv", bad_rows="drop")
+    rows.to_json(tmp_path / "p.jsonl", orient="records", lines=True)
+    with pytest.raises(ValueError, match=f"row 3, column {column}"):
+        read_pairs(tmp_path / "p.jsonl")
+    pairs, dropped = read_pairs(tmp_path / "p.jsonl", bad_rows="drop")
     assert len(pairs) == 7
     assert dropped[["row", "column"]].to_numpy().tolist() == [[3, column]]
 
 
-def test_a_file_of_neither_kind_names_the_columns_it_lacks(tmp_path):
+def test_a_file_of_neither_kind_or_without_two_conversations_is_refused(tmp_path):
     own_pairs().drop(columns="prompt").to_csv(tmp_path / "p.csv", index=False)
-    with pytest.raises(
-        ValueError, match=r"needs columns prompt, .*, or chosen and rejected; it has preferred"
-    ):
+    with pytest.raises(ValueError, match="prompt, preferred, dispreferred, or chosen and rejected"):
         read_pairs(tmp_path / "p.csv")
-
-
-@pytest.mark.parametrize("share", [0.0, 1.0, 0.01])
-def test_a_share_that_leaves_one_side_empty_is_refused(tmp_path, share):
-    own_pairs().to_csv(tmp_path / "p.csv", index=False)
-    with pytest.raises(ValueError, match=f"held_out_share {share} of 8 conversations"):
-        read_pairs(tmp_path / "p.csv", held_out_share=share)
+    own_pairs(1).to_csv(tmp_path / "p.csv", index=False)
+    with pytest.raises(ValueError, match="1 conversations"):
+        read_pairs(tmp_path / "p.csv")
+    with pytest.raises(ValueError, match="'skip'"):
+        read_pairs(tmp_path / "p.csv", bad_rows="skip")
 
 
 def transcripts(path, *rows):
@@ -186,20 +134,20 @@ def test_the_shared_history_of_two_transcripts_is_the_prompt(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("chosen", "rejected", "message"),
+    ("chosen", "rejected", "column"),
     [
-        ("hello", f"{ONE}bad", r"row 3, column chosen: must open with"),
-        (f"{ONE}good", f"{ONE} ", r"row 3, column rejected: its last answer is empty"),
-        (f"{ONE}good\n\nHuman: and?", f"{ONE}bad", r"row 3, column chosen: its last answer is empty, or"),
-        (f"{ONE}good", f"{OTHER}bad", r"row 3, column rejected: the turns before"),
-        (f"{ONE}same", f"{ONE}same ", r"row 3, column dispreferred: is the same answer"),
-        ("\n\nHuman:\n\nAssistant: a", "\n\nHuman:\n\nAssistant: b", r"row 3, column chosen: the human says"),
+        ("hello", f"{ONE}bad", "chosen"),
+        (f"{ONE}good", f"{ONE} ", "rejected"),
+        (f"{ONE}good\n\nHuman: and?", f"{ONE}bad", "chosen"),
+        (f"{ONE}good", f"{OTHER}bad", "rejected"),
+        (f"{ONE}same", f"{ONE}same ", "dispreferred"),
+        ("\n\nHuman:\n\nAssistant: a", "\n\nHuman:\n\nAssistant: b", "chosen"),
     ],
 )
-def test_a_transcript_that_is_no_pair_is_refused_by_row_and_column(tmp_path, chosen, rejected, message):
+def test_a_transcript_that_is_no_pair_is_refused_by_row_and_column(tmp_path, chosen, rejected, column):
     good = [(f"{ONE}good", f"{ONE}bad"), (f"{OTHER}good", f"{OTHER}bad")]
     path = transcripts(tmp_path / "hh.jsonl.gz", *good, (chosen, rejected))
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"row 3, column {column}"):
         read_pairs(path)
     assert len(read_pairs(path, bad_rows="drop")[0]) == 2
 
@@ -212,5 +160,30 @@ def test_hh_rlhf_is_read_with_its_bad_rows_listed_and_its_conversations_apart(re
     assert not sides["train"] & sides["test"]
     assert abs(len(sides["train"]) - len(sides["test"])) <= 1
     assert not set(pairs.prompt[pairs.split == "train"]) & set(pairs.prompt[pairs.split == "test"])
-    with pytest.raises(ValueError, match=r"row \d+, column (chosen|rejected)"):
-        read_pairs(path)
+
+
+@pytest.mark.parametrize("style", ["chat", "continuation"])
+def test_residuals_are_read_after_each_texts_own_prompt(tiny, style):
+    prompts, continuations = ["ab", "a longer opening"], [" cd efg", " h"]
+    found = continuation_residuals(tiny, prompts, continuations, layers=[1, 2], style=style)
+    pairs = pd.DataFrame({"prompt": prompts, "preferred": continuations, "dispreferred": "no"}, index=[4, 9])
+    preferred, dispreferred = pair_residuals(tiny, pairs, layers=[1, 2], style=style)
+    for row, (prompt, text) in enumerate(zip(prompts, continuations, strict=True)):
+        opening = prompt_ids(tiny, prompt, style=style)
+        ids = [opening + answer_ids(tiny, one, style=style) for one in (text, "no")]
+        alone = record_residual(tiny, ids, layers=[1, 2], prompt_lengths=[len(opening)] * 2)
+        for layer in (1, 2):
+            assert_close(found[layer][row], alone[layer][0])
+            assert_close(preferred[layer][row], alone[layer][0])
+            assert_close(dispreferred[layer][row], alone[layer][1])
+
+
+def test_a_text_without_a_prompt_is_read_from_its_second_token_on(tiny):
+    ids = text_ids(tiny, "abcd")
+    hidden = tiny.model(torch.tensor([ids]), output_hidden_states=True).hidden_states[2][0]
+    found = continuation_residuals(tiny, [""], ["abcd"], layers=[1])[1][0]
+    assert_close(found, hidden[1:].mean(0))
+    with pytest.raises(ValueError, match="sequence 1"):
+        continuation_residuals(tiny, ["", ""], ["abcd", "a"], layers=[1])
+    with pytest.raises(ValueError, match="prompt"):
+        continuation_residuals(tiny, [""], ["abcd"], layers=[1], style="chat")

@@ -1,16 +1,20 @@
+"""The residual stream: what is added where, what is read where, and in which unit."""
+
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.testing import assert_close
+from transformers import PreTrainedTokenizerFast
 
-from steerlib.vectors import (
+from steerlib.models import FrozenModel
+from steerlib.reading import answer_ids, prompt_ids
+from steerlib.residual import (
     add_to_residual,
-    cosine,
-    default_layers,
-    describe_vectors,
-    mean_difference,
-    random_vectors,
+    in_unit,
+    pooled_spans,
     record_residual,
     steered_positions,
+    typical_norms,
 )
 
 IDS = torch.tensor([[5, 9, 20, 31, 7]])
@@ -38,16 +42,19 @@ def test_the_next_block_receives_the_residual_plus_alpha_v(tiny):
     assert torch.equal(input_of_block(tiny, 2), before)
 
 
-def test_alpha_zero_leaves_the_model_as_it_is(tiny):
+def test_alpha_zero_leaves_the_model_as_it_is_and_opposite_vectors_cancel(tiny):
+    plain = tiny.model(IDS).logits
     with add_to_residual(tiny.model, {0: VECTOR, 3: VECTOR}, alpha=0.0):
-        steered = tiny.model(IDS).logits
-    assert torch.equal(steered, tiny.model(IDS).logits)
+        assert torch.equal(tiny.model(IDS).logits, plain)
+    with add_to_residual(tiny.model, {1: VECTOR}), add_to_residual(tiny.model, {1: -VECTOR}):
+        assert_close(tiny.model(IDS).logits, plain)
 
 
 def test_each_row_has_its_own_alpha(tiny):
-    ids = IDS.repeat(2, 1)
     with add_to_residual(tiny.model, {1: VECTOR}, alpha=torch.tensor([0.0, 2.0])):
-        rows = tiny.model(ids).logits
+        rows = tiny.model(IDS.repeat(2, 1)).logits
+        with pytest.raises(ValueError, match="alpha has 2 rows"):
+            tiny.model(IDS.repeat(3, 1))
     with add_to_residual(tiny.model, {1: VECTOR}, alpha=2.0):
         alone = tiny.model(IDS).logits
     assert_close(rows[0], tiny.model(IDS).logits[0])
@@ -61,15 +68,7 @@ def test_nothing_is_left_behind_after_an_exception(tiny):
     assert n_hooks(tiny) == hooks
 
 
-def test_adding_and_subtracting_the_same_vector_cancels(tiny):
-    with add_to_residual(tiny.model, {1: VECTOR}), add_to_residual(tiny.model, {1: -VECTOR}):
-        both = tiny.model(IDS).logits
-    assert_close(both, tiny.model(IDS).logits)
-
-
-@pytest.mark.parametrize(
-    "positions", ["all", "prompt", "generation", "first_k:2", "from:3", "prompt+first_k:1"]
-)
+@pytest.mark.parametrize("positions", ["all", "prompt", "generation", "first_k:2", "from:3"])
 def test_positions_are_counted_alike_with_the_cache_without_it_and_under_left_padding(tiny, positions):
     prompt, answer = IDS, torch.tensor([[40, 41, 42]])
     full = torch.cat([prompt, answer], 1)
@@ -78,18 +77,21 @@ def test_positions_are_counted_alike_with_the_cache_without_it_and_under_left_pa
     with add_to_residual(tiny.model, {1: VECTOR}, prompt_lengths=lengths, **settings):
         plain = tiny.model(full).logits[0, -3:]
     with add_to_residual(tiny.model, {1: VECTOR}, **settings):
-        cache = tiny.model(prompt, use_cache=True).past_key_values
-        cached = [
-            tiny.model(input_ids=answer[:, [i]], past_key_values=cache, use_cache=True).logits[0, -1]
-            for i in range(3)
-        ]
+        for _ in range(2):  # a second prompt in the same block is a prompt of its own
+            cache = tiny.model(prompt, use_cache=True).past_key_values
+            cached = [
+                tiny.model(input_ids=answer[:, [i]], past_key_values=cache, use_cache=True).logits[0, -1]
+                for i in range(3)
+            ]
+    with add_to_residual(tiny.model, {1: VECTOR}, **settings):
+        anew = [tiny.model(full[:, : 5 + i]).logits[0, -1] for i in range(4)][1:]
     padded = torch.cat([torch.zeros(1, 4, dtype=torch.long), full], 1)
     mask = torch.cat([torch.zeros(1, 4, dtype=torch.long), torch.ones_like(full)], 1)
     position = (mask.cumsum(-1) - 1).clamp_min(0)
     with add_to_residual(tiny.model, {1: VECTOR}, prompt_lengths=lengths, **settings):
         left = tiny.model(input_ids=padded, attention_mask=mask, position_ids=position).logits[0, -3:]
-    assert_close(torch.stack(cached), plain)
-    assert_close(left, plain)
+    for other in (torch.stack(cached), torch.stack(anew), left):
+        assert_close(other, plain)
 
 
 def test_what_the_words_for_positions_mean():
@@ -100,87 +102,101 @@ def test_what_the_words_for_positions_mean():
         "generation": [3, 4, 5, 6],
         "first_k:2": [3, 4],
         "from:5": [5, 6],
-        "prompt+first_k:1": [0, 1, 2, 3],
     }
     for spec, positions in expected.items():
         assert steered_positions(spec, position, length)[0].nonzero()[:, 0].tolist() == positions, spec
 
 
-@pytest.mark.parametrize("spec", ["answers", "first_k", "from:x"])
+@pytest.mark.parametrize("spec", ["answers", "first_k", "first_k:x", "from:x", "all:1"])
 def test_positions_that_are_not_understood_are_refused(spec):
     with pytest.raises(ValueError, match=f"positions '{spec}'"):
         steered_positions(spec, torch.zeros(1, 1), torch.ones(1, 1))
 
 
+def test_a_layer_a_width_or_an_alpha_that_does_not_fit_is_refused_by_name(tiny):
+    with pytest.raises(IndexError, match=r"layer 4 is not in 0\.\.3"):
+        record_residual(tiny, [[5, 6]], layers=[4], prompt_lengths=[1])
+    for error, vectors, alpha, named in (
+        (IndexError, {-1: VECTOR}, 1.0, r"layer -1 is not in 0\.\.3"),
+        (ValueError, {1: VECTOR[:8]}, 1.0, "layer 1: .* 8 .* 32"),
+        (ValueError, {1: VECTOR}, float("nan"), "alpha .* nan"),
+    ):
+        with pytest.raises(error, match=named), add_to_residual(tiny.model, vectors, alpha=alpha):
+            pass
+
+
 def test_recorded_residuals_are_the_hidden_states_one_further_on(tiny):
-    recorded = record_residual(tiny, [IDS[0].tolist()], layers=[0, 1, 2], prompt_lengths=[2], pool="last")
+    settings = {"layers": [0, 1, 2, 3], "prompt_lengths": [2], "pool": "last"}
+    recorded = record_residual(tiny, [IDS[0].tolist()], **settings)
     hidden = tiny.model(IDS, output_hidden_states=True).hidden_states
     for layer in (0, 1, 2):
         assert_close(recorded[layer][0], hidden[layer + 1][0, -1])
+    # The last block's is taken before the final norm.
+    assert_close(tiny.model.model.norm(recorded[3][0]), hidden[-1][0, -1])
+    assert not torch.allclose(recorded[3][0], hidden[-1][0, -1])
 
 
-def test_the_last_blocks_residual_is_taken_before_the_final_norm(tiny):
-    recorded = record_residual(tiny, [IDS[0].tolist()], layers=[3], prompt_lengths=[2], pool="last")[3][0]
-    hidden = tiny.model(IDS, output_hidden_states=True).hidden_states[-1][0, -1]
-    assert_close(tiny.model.model.norm(recorded), hidden)
-    assert not torch.allclose(recorded, hidden)
-
-
-def test_pooling_reads_the_answer_and_not_the_pads(tiny):
+def test_each_pooling_reads_its_own_positions_and_no_pads(tiny):
     long, short = IDS[0].tolist(), [5, 9, 20]
-    together = record_residual(tiny, [long, short], layers=[1], prompt_lengths=[2, 1])[1]
     hidden = tiny.model(IDS, output_hidden_states=True).hidden_states[2][0]
-    assert_close(together[0], hidden[2:].mean(0))
-    alone = record_residual(tiny, [short], layers=[1], prompt_lengths=[1])[1]
-    assert_close(together[1], alone[0])
-    prompt_last = record_residual(tiny, [long], layers=[1], prompt_lengths=[2], pool="prompt_last")[1]
-    assert_close(prompt_last[0], hidden[1])
-
-
-def test_a_layer_that_the_model_lacks_is_refused_naming_the_range(tiny):
-    with pytest.raises(IndexError, match=r"layer 4 is not in 0\.\.3"):
-        record_residual(tiny, [[5, 6]], layers=[4], prompt_lengths=[1])
-    with (
-        pytest.raises(IndexError, match=r"layer -1 is not in 0\.\.3"),
-        add_to_residual(tiny.model, {-1: VECTOR}),
-    ):
-        pass
-
-
-def test_a_sequence_without_an_answer_is_refused(tiny):
-    with pytest.raises(ValueError, match="sequence 1 has 2 tokens, 2 of them prompt"):
+    for pool, positions in (("answer_mean", [2, 3, 4]), ("last", [4]), ("prompt_last", [1])):
+        assert list(pooled_spans(tiny, [long], [2], pool)[0]) == positions
+        both = record_residual(tiny, [long, short], layers=[1], prompt_lengths=[2, 1], pool=pool)[1]
+        assert_close(both[0], hidden[positions].mean(0))
+        assert_close(both[1], record_residual(tiny, [short], layers=[1], prompt_lengths=[1], pool=pool)[1][0])
+    with pytest.raises(ValueError, match="pool 'mean'"):
+        pooled_spans(tiny, [long], [2], "mean")
+    with pytest.raises(ValueError, match="sequence 1"):
         record_residual(tiny, [[5, 6], [5, 6]], layers=[0], prompt_lengths=[1, 2])
 
 
-def test_mean_difference_by_hand():
-    preferred = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
-    dispreferred = torch.tensor([[0.0, 1.0], [0.0, 1.0], [3.0, 1.0]])
-    assert_close(mean_difference(preferred, dispreferred), torch.tensor([1.0, 2.0]))
+def test_small_batches_read_what_one_large_one_does(tiny):
+    contexts = [[5 + i, 9, 20, *range(30, 30 + i)] for i in range(9)]
+    settings = {"layers": [1, 3], "prompt_lengths": [2] * 9}
+    one, many = (record_residual(tiny, contexts, batch_tokens=n, **settings) for n in (4096, 12))
+    for layer in (1, 3):
+        assert_close(one[layer], many[layer])
 
 
-def test_mean_difference_of_equal_sides_is_zero_and_changes_sign_with_them():
-    a, b = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
-    assert_close(mean_difference(a, a), torch.zeros(8))
-    assert_close(mean_difference(a, b), -mean_difference(b, a))
+def with_words(tiny, words):
+    """The tiny model with a tokenizer whose tokens are whole words."""
+    raw = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=words[0]))
+    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return FrozenModel(tiny.model, PreTrainedTokenizerFast(tokenizer_object=raw), "words")
 
 
-def test_the_papers_layers_are_16_to_22_of_32_and_scaled_elsewhere():
-    assert default_layers(32) == list(range(16, 23))
-    assert default_layers(30) == list(range(15, 22))
-    assert default_layers(4) == [2, 3]
+@pytest.mark.parametrize(
+    ("tokens", "place"),
+    [(["(", "A", ")"], 1), (["(A", ")"], 0), (["(", "A)"], 1), (["(A)"], 0), (["A"], 0)],
+)
+def test_the_letter_is_found_however_a_tokenizer_cuts_the_brackets(tiny, tokens, place):
+    frozen = with_words(tiny, ["word", *tokens])
+    ids = [0, 0, *range(1, len(tokens) + 1)]
+    assert pooled_spans(frozen, [ids], [2], "answer_letter") == [range(2 + place, 3 + place)]
 
 
-def test_random_vectors_have_the_norm_of_the_vector_and_another_direction():
-    like = {3: torch.randn(500, generator=torch.Generator().manual_seed(5))}
-    drawn = random_vectors(like, seed=0)
-    assert_close(drawn[3].norm(), like[3].norm())
-    assert abs(cosine(drawn[3], like[3])) < 0.2
-    assert not torch.equal(drawn[3], random_vectors(like, seed=1)[3])
+@pytest.mark.parametrize("answer", ["Sure, here you are", "(a)", "42", "(AB)", "(A) Yes"])
+def test_an_answer_in_free_text_has_no_letter_and_is_refused(tiny, answer):
+    prompt = prompt_ids(tiny, "Well?", style="continuation")
+    contexts = [prompt + answer_ids(tiny, one, style="continuation") for one in ("(A)", answer)]
+    with pytest.raises(ValueError, match="sequence 1: pool 'answer_letter'"):
+        pooled_spans(tiny, contexts, [len(prompt)] * 2, "answer_letter")
 
 
-def test_a_clean_contrast_is_stable_between_halves_and_noise_is_not():
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(2, 200, 64, generator=generator)
-    clean = describe_vectors({0: noise[0] + 2}, {0: noise[1]}, seed=0).split_half_cosine[0]
-    none = describe_vectors({0: noise[0]}, {0: noise[1]}, seed=0).split_half_cosine[0]
-    assert clean > 0.95 > 0.5 > abs(none)
+def test_typical_norms_are_those_of_tokens_that_open_no_sequence(tiny):
+    norms = typical_norms(tiny, [1])
+    ids = prompt_ids(tiny, "She put the letter", style="continuation")
+    hidden = tiny.model(torch.tensor([ids]), output_hidden_states=True).hidden_states[2][0, 1:]
+    assert norms[1] == pytest.approx(float(hidden.norm(dim=-1).mean()), rel=0.2)
+
+
+def test_in_units_of_the_residual_a_vector_has_its_norm_and_keeps_its_direction(tiny):
+    vectors = {1: VECTOR, 2: -3 * VECTOR}
+    assert in_unit(tiny, vectors, "vector") is vectors
+    scaled, norms = in_unit(tiny, vectors, "residual"), typical_norms(tiny, [1, 2])
+    for layer, vector in vectors.items():
+        assert_close(scaled[layer], vector / vector.norm() * norms[layer])
+    with pytest.raises(ValueError, match="layer 2"):
+        in_unit(tiny, {1: VECTOR, 2: 0 * VECTOR}, "residual")
+    with pytest.raises(ValueError, match="unit 'norm'"):
+        in_unit(tiny, vectors, "norm")

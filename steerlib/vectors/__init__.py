@@ -1,102 +1,33 @@
-"""Room of notebook 02: contrast pairs, the residual stream, steering vectors and their files."""
+"""Room of notebook 02: contrast pairs, steering vectors for everybody and for one user, gates, files."""
+
+# ruff: noqa: F401  (the names that notebooks use)
 
 from steerlib.residual import (
-    Threshold,
     VectorFamily,
     add_to_residual,
-    check_layers,
-    choose_threshold,
-    doses,
-    prompt_projections,
+    in_unit,
     prompt_residuals,
     record_residual,
-    residual_hooks,
-    residual_norms,
-    steered_positions,
+    typical_norms,
 )
 from steerlib.vectors.coordinates import (
     Basis,
     Setting,
     UserCoordinates,
-    category_basis,
     choose_rank_and_shrinkage,
-    coordinate_margins,
     difference_basis,
     fit_coordinates,
-    preference_margins,
-    split_half_coordinates,
 )
-from steerlib.vectors.directions import (
-    LayerVectors,
-    category_differences,
-    continuation_residuals,
-    cosine,
-    default_layers,
-    describe_vectors,
+from steerlib.vectors.directions import category_differences, cosine, describe_vectors, sae_direction
+from steerlib.vectors.files import load_families, load_family, save_family, vectors_to_gguf
+from steerlib.vectors.gates import Threshold, choose_threshold, prompt_projections, relative_norms
+from steerlib.vectors.pairs import continuation_residuals, pair_residuals, pairs_from_ratings, read_pairs
+from steerlib.vectors.personal import (
+    describe_composed,
     dislike_weighted,
     dislike_weights,
-    mean_difference,
-    mean_differences,
-    mixtures,
-    random_vectors,
-    sae_direction,
+    personal_vectors,
+    rescaled,
+    shuffled_users,
 )
-from steerlib.vectors.files import (
-    load_families,
-    load_family,
-    save_family,
-    vectors_from_gguf,
-    vectors_to_gguf,
-)
-from steerlib.vectors.pairs import pair_residuals, pairs_from_ratings, read_pairs
-from steerlib.vectors.personal import describe_composed, personal_vectors, rescaled, shuffled_users
-
-__all__ = [
-    "Basis",
-    "LayerVectors",
-    "Setting",
-    "Threshold",
-    "UserCoordinates",
-    "VectorFamily",
-    "add_to_residual",
-    "category_basis",
-    "category_differences",
-    "check_layers",
-    "choose_rank_and_shrinkage",
-    "choose_threshold",
-    "continuation_residuals",
-    "coordinate_margins",
-    "cosine",
-    "default_layers",
-    "describe_composed",
-    "describe_vectors",
-    "difference_basis",
-    "dislike_weighted",
-    "dislike_weights",
-    "doses",
-    "fit_coordinates",
-    "load_families",
-    "load_family",
-    "mean_difference",
-    "mean_differences",
-    "mixtures",
-    "pair_residuals",
-    "pairs_from_ratings",
-    "personal_vectors",
-    "preference_margins",
-    "prompt_projections",
-    "prompt_residuals",
-    "random_vectors",
-    "read_pairs",
-    "record_residual",
-    "rescaled",
-    "residual_hooks",
-    "residual_norms",
-    "sae_direction",
-    "save_family",
-    "shuffled_users",
-    "split_half_coordinates",
-    "steered_positions",
-    "vectors_from_gguf",
-    "vectors_to_gguf",
-]
+from steerlib.vectors.steering_vector import SteeringVector, default_layers, mean_difference, random_vectors

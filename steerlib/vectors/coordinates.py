@@ -1,14 +1,7 @@
-"""How many axes and how much shrinkage users' coordinates need, and how stable they are.
-
-A few orthonormal axes of the residual stream in which answers, users and steering directions have coordinates.
-
-An answer's features are its pooled residuals of the steered layers, side by side, each layer divided by its typical
-norm: the norm grows with depth, and the last layer would otherwise be the basis.
-
-Where each user stands in a basis: Bradley-Terry and ideal-point coordinates, shrunk towards the population.
+"""Where each user stands: an orthonormal basis of the residual stream and utilities in its coordinates.
 
 n pairs, r axes, U users. Utilities are in logits; coordinates x are whitened, so that one unit of theta is one logit
-a standard deviation of real answers.
+per standard deviation of real answers.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,14 +13,11 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import minimize
-from scipy.special import expit
 from torch import Tensor
 
 from steerlib.profiles.sources import hash_order
-from steerlib.residual import Vectors
 from steerlib.tables import progress_bar
-from steerlib.vectors.directions import LayerVectors
+from steerlib.vectors.steering_vector import SteeringVector
 
 
 @dataclass(frozen=True)
@@ -36,13 +26,15 @@ class Basis:
 
         phi(y) = [h_l(y) / n_l for each layer],    x(y) = Q^T (phi(y) - centre) / spread
 
+    Residual norms grow with depth, so each layer is divided by its own; the last one would otherwise be the basis.
+
     Attributes:
         widths: d_model of each layer, in the order of the features.
         norms: n_l, mean norm of the training answers' residuals at layer l.
         axes: Q, `(n_features, rank)`, Q^T Q = I; the first axis carries the largest share.
         centre: `(n_features,)` mean features of the training answers, so that x = 0 is the mean answer.
         spread: `(rank,)` standard deviation of the training answers along each axis (divided by n).
-        shares: `(rank,)` each axis' share of the sum of squares of the rows that the axes were made from.
+        shares: `(rank,)` each axis' share of the sum of squares of the pair differences.
     """
 
     widths: Mapping[int, int]
@@ -55,7 +47,7 @@ class Basis:
     @property
     def rank(self) -> int:
         """Number of axes."""
-        return self.axes.shape[1]
+        return len(self.spread)
 
     def coordinates(self, residuals: Mapping[int, Tensor]) -> NDArray:
         """Whitened coordinates x of answers.
@@ -71,7 +63,7 @@ class Basis:
         """
         return (_features(residuals, self.norms, self.widths) - self.centre) @ self.axes / self.spread
 
-    def vectors(self, theta: ArrayLike) -> LayerVectors:
+    def vectors(self, theta: ArrayLike) -> SteeringVector:
         """The displacement of the residual stream that moves an answer's coordinates by theta.
 
             v_l = n_l Q_l (spread * theta),    x(h + v) = x(h) + theta
@@ -85,16 +77,16 @@ class Basis:
         Raises:
             ValueError: more coordinates than axes.
 
-        Source: CAA on PRISM leaves the way back to activations open; this one is ours. For a utility theta . x it
-        is the steepest ascent when steps are measured in standard deviations of real answers; the plain gradient
-        in activations, Q (theta / spread), would push hardest along the axes on which answers hardly differ.
+        Source: CAA on PRISM gives no way back to activations; this one is ours. For a utility theta . x it is the
+        steepest ascent when steps are measured in standard deviations of real answers; the plain gradient in
+        activations, Q (theta / spread), would push hardest along the axes on which answers hardly differ.
         """
         move = np.asarray(theta, dtype=np.float64)
         if move.ndim != 1 or len(move) > self.rank:
             raise ValueError(f"theta has shape {move.shape}, the basis {self.rank} axes")
         features = self.axes[:, : len(move)] @ (self.spread[: len(move)] * move)
         parts = np.split(features, np.cumsum(list(self.widths.values()))[:-1])
-        return LayerVectors(
+        return SteeringVector(
             (layer, torch.from_numpy(part * self.norms[layer]).float())
             for layer, part in zip(self.widths, parts, strict=True)
         )
@@ -103,90 +95,43 @@ class Basis:
 def difference_basis(
     preferred: Mapping[int, Tensor], dispreferred: Mapping[int, Tensor], *, rank: int
 ) -> Basis:
-    """SVD-orthogonalised basis of what sets preferred answers apart from dispreferred ones.
+    """SVD-orthogonalised basis of the differences between preferred and dispreferred answers.
 
         d_k = phi(y+_k) - phi(y-_k),    D = U S W^T,    Q = first `rank` columns of W
 
-    The singular vectors do not change when a pair is turned round, so the axes do not know which answer was
-    preferred; only their signs do: each axis points the way the mean difference points.
+    Swapping the two answers of a pair changes no singular vector: the axes do not know which answer was preferred.
+    Only their signs do; each axis points the way of the mean difference.
 
     Args:
         preferred, dispreferred: pooled residuals of the two sides of the TRAIN pairs, by layer, `(n, d_model)`.
         rank: number of axes.
 
     Raises:
-        ValueError: the sides do not match, or the pairs do not span so many axes.
+        ValueError: the sides do not match, or the pairs span fewer axes.
 
-    Source: CAA on PRISM names the "SVD-orthogonalised basis" without equations; rows of uncentred pair differences
-    and the division by the layers' norms are ours.
+    Source: CAA on PRISM names the "SVD-orthogonalised basis" without equations; uncentred pair differences and the
+    division by the layers' norms are ours.
     """
-    layers, norms = _scales(preferred, dispreferred)
-    rows = _features(preferred, norms, layers) - _features(dispreferred, norms, layers)
-    return _basis(rows, preferred, dispreferred, rank)
-
-
-def category_basis(
-    categories: Mapping[str, Vectors],
-    preferred: Mapping[int, Tensor],
-    dispreferred: Mapping[int, Tensor],
-    *,
-    rank: int,
-) -> Basis:
-    """SVD-orthogonalised basis of the span of the categories' toxicity directions.
-
-    The six directions are much alike; the first axis is what they share, the later ones what sets them apart. An axis
-    mixes categories, and its sign is that of the mean preference difference, not that of toxicity.
-
-    Args:
-        categories: toxicity direction of each category, by layer, as `category_differences` returns.
-        preferred, dispreferred: pooled residuals of the TRAIN pairs, which give centre, spread and signs.
-        rank: number of axes, at most the number of categories.
-
-    Raises:
-        ValueError: as `difference_basis`, or a category lacks a layer.
-    """
-    layers, norms = _scales(preferred, dispreferred)
-    stacked = {
-        layer: torch.stack([_layer(category, vectors, layer) for category, vectors in categories.items()])
-        for layer in layers
-    }
-    return _basis(_features(stacked, norms, layers), preferred, dispreferred, rank)
-
-
-def _basis(
-    rows: NDArray, preferred: Mapping[int, Tensor], dispreferred: Mapping[int, Tensor], rank: int
-) -> Basis:
-    widths, norms = _scales(preferred, dispreferred)
-    _, singular, right = np.linalg.svd(rows, full_matrices=False)
-    found = int((singular > singular[0] * max(rows.shape) * np.finfo(np.float64).eps).sum())
-    if not 1 <= rank <= found:
-        raise ValueError(f"rank {rank} is not in 1..{found}: the {len(rows)} rows span {found} axes")
-    likes, dislikes = (_features(side, norms, widths) for side in (preferred, dispreferred))
-    axes = right[:rank].T
-    axes = axes * np.where((likes - dislikes).mean(0) @ axes < 0, -1.0, 1.0)
-    answers = np.concatenate([likes, dislikes])
-    spread = (answers @ axes).std(axis=0)
-    if (spread == 0).any():
-        raise ValueError(f"the training answers do not differ along axis {int(np.argmin(spread)) + 1}")
-    shares = singular[:rank] ** 2 / (singular**2).sum()
-    return Basis(widths, norms, axes, answers.mean(0), spread, shares)
-
-
-def _scales(
-    preferred: Mapping[int, Tensor], dispreferred: Mapping[int, Tensor]
-) -> tuple[dict[int, int], dict[int, float]]:
-    """Width and typical norm of each layer, once both sides are seen to match."""
     if not preferred or list(preferred) != list(dispreferred):
         raise ValueError(f"sides differ: layers {list(preferred)} and {list(dispreferred)}")
-    norms = {}
+    widths, norms = {}, {}
     for layer, likes in preferred.items():
         if likes.shape != dispreferred[layer].shape:
             shapes = f"{tuple(likes.shape)} and {tuple(dispreferred[layer].shape)}"
             raise ValueError(f"layer {layer}: preferred and dispreferred have shapes {shapes}")
+        widths[layer] = likes.shape[-1]
         norms[layer] = float(torch.cat([likes, dispreferred[layer]]).double().norm(dim=-1).mean())
-        if not 0 < norms[layer] < float("inf"):
-            raise ValueError(f"layer {layer}: the mean norm of the residuals is {norms[layer]}")
-    return {layer: likes.shape[-1] for layer, likes in preferred.items()}, norms
+    likes, dislikes = (_features(side, norms, widths) for side in (preferred, dispreferred))
+    differences = likes - dislikes
+    _, singular, right = np.linalg.svd(differences, full_matrices=False)
+    found = int((singular > singular[0] * max(differences.shape) * np.finfo(np.float64).eps).sum())
+    if not 1 <= rank <= found:
+        raise ValueError(f"rank {rank} is not in 1..{found}: the {len(differences)} pairs span {found} axes")
+    axes = right[:rank].T
+    axes = axes * np.where(differences.mean(0) @ axes < 0, -1.0, 1.0)
+    answers = np.concatenate([likes, dislikes])
+    shares = singular[:rank] ** 2 / (singular**2).sum()
+    return Basis(widths, norms, axes, answers.mean(0), (answers @ axes).std(axis=0), shares)
 
 
 def _features(
@@ -201,19 +146,13 @@ def _features(
     return np.concatenate(parts, axis=-1)
 
 
-def _layer(category: str, vectors: Vectors, layer: int) -> Tensor:
-    if layer not in vectors:
-        raise ValueError(f"category {category!r} has no vector of layer {layer}, only {sorted(vectors)}")
-    return vectors[layer].double()
-
-
 @dataclass(frozen=True)
 class UserCoordinates:
     """What `fit_coordinates` found.
 
     Attributes:
         population: mu, `(r,)`: the coordinates of a user of whom nothing is known.
-        users: `(U, r)` theta_u of each user with pairs, by user_id.
+        users: `(U, r)` theta_u of each user with pairs, by user_id. The ideal point of a user is theta_u / lambda.
         curvature: lambda; 0 for Bradley-Terry.
     """
 
@@ -226,32 +165,23 @@ class UserCoordinates:
         found = self.users.index.get_indexer(pd.Index(users))
         return np.where((found >= 0)[:, None], self.users.to_numpy()[found], self.population)
 
-    def ideal_points(self) -> pd.DataFrame:
-        """p_u = theta_u / lambda of each user with pairs, in coordinates x.
+    def margins(
+        self, preferred: ArrayLike, dispreferred: ArrayLike, users: Sequence[str] | None = None
+    ) -> NDArray:
+        """Utility of each preferred answer minus that of the dispreferred one, in logits, `(n,)`.
+
+        Args:
+            preferred, dispreferred: coordinates x of pairs that the fit has not seen, `(n, at least r)`.
+            users: whose pair each is; None: everybody counts as the population.
 
         Raises:
-            ValueError: a Bradley-Terry fit, whose users want always more.
+            ValueError: shapes that do not match, or a coordinate that is not finite.
         """
-        if self.curvature == 0:
-            raise ValueError("Bradley-Terry coordinates have no ideal points: the curvature is 0")
-        return self.users / self.curvature
-
-
-@dataclass(frozen=True)
-class Comparisons:
-    """Pairs as the linear logit a_k . theta_{u(k)} + b_k that both models are.
-
-    Attributes:
-        differences: a_k = x+_k - x-_k, `(n, r)`.
-        offset: b_k = -lambda/2 (|x+_k|^2 - |x-_k|^2), `(n,)`.
-        codes: each pair's user, 0..U-1, `(n,)`.
-        weights: `(n,)`.
-    """
-
-    differences: NDArray
-    offset: NDArray
-    codes: NDArray
-    weights: NDArray
+        n = len(np.asarray(preferred)) if users is None else len(users)
+        likes, dislikes, _ = _checked(preferred, dispreferred, n, len(self.population))
+        theta = self.population if users is None else self.theta(users)
+        further = (likes**2).sum(1) - (dislikes**2).sum(1)
+        return ((likes - dislikes) * theta).sum(1) - self.curvature / 2 * further
 
 
 def fit_coordinates(
@@ -273,19 +203,18 @@ def fit_coordinates(
         theta_u      = mu + delta_u
         minimised: -sum_k w_k ln P(y+_k > y-_k) + |delta|^2 / (2 tau^2) + ridge/2 |mu|^2
 
-    The ideal point is fitted as theta_u, in which it is linear with a fixed offset: both problems are convex with one
-    minimum, and lambda -> 0 with theta held is Bradley-Terry (ideal points that lie far away). On p_u the shrinkage is
-    tau / lambda.
+    The ideal point is fitted as theta_u, in which the logit is linear with a fixed offset: both problems are convex
+    with one minimum, and lambda -> 0 with theta fixed is Bradley-Terry.
 
     Args:
         preferred, dispreferred: coordinates x of the two sides of the pairs, `(n, at least r)`, of spread about 1.
         users: whose pair each is.
-        tau: standard deviation of users about the population, in logits a unit; 0 gives everybody mu.
+        tau: standard deviation of users about the population, logits per unit of x; 0 gives everybody mu.
         ridge: inverse variance of mu about 0.
-        curvature: lambda, the metric Lambda = lambda I in whitened coordinates; not negative.
-        rank: how many of the first coordinates are used; all by default.
-        weights: w_k of each pair, `(n,)`, for instance 0.5 for a tie; 1 by default. Pairs of weight 0 are dropped,
-            and their users with them, if they have no others.
+        curvature: lambda, not negative.
+        rank: how many of the first coordinates are used; None: all.
+        weights: w_k of each pair, `(n,)`, for instance 0.5 for a tie; None: 1. A pair of weight 0 is dropped, and its
+            user too if it is the only one.
 
     Raises:
         ValueError: shapes that do not match, a coordinate that is not finite, no pairs, or a setting out of range.
@@ -293,148 +222,61 @@ def fit_coordinates(
     Source: Bradley and Terry (1952); ideal points after Coombs (1950), for language models Chen et al., PAL
     (arXiv 2406.08469), who use distances and a simplex of prototypes where we use squared distances and shrinkage.
     """
-    if not 0 <= tau < np.inf or not 0 < ridge < np.inf:
-        raise ValueError(f"tau {tau} must be 0 or more and ridge {ridge} above 0, both finite")
-    likes, dislikes = check_sides(preferred, dispreferred, len(users), rank)
-    w = check_weights(weights, len(users))
-    kept = w > 0
-    pairs, names = comparisons(likes[kept], dislikes[kept], np.asarray(users)[kept], w[kept], curvature)
-    r, n_users = likes.shape[1], len(names)
-    start = np.zeros(r * (1 + n_users))
-    found = minimize(
-        penalised_loss,
-        start,
-        args=(pairs, tau, ridge),
-        jac=True,
-        method="L-BFGS-B",
-        options={"maxiter": 5000, "maxfun": 10000, "ftol": 1e-14, "gtol": 1e-8},
+    from scipy.optimize import (
+        minimize,  # late: `steerlib.vectors` is imported far more often than this is called
     )
-    mu, scaled = found.x[:r], found.x[r:].reshape(n_users, r)
-    columns = pd.Index([f"axis_{one + 1}" for one in range(r)])
-    theta = pd.DataFrame(mu + tau * scaled, index=pd.Index(names, name="user_id"), columns=columns)
-    return UserCoordinates(mu, theta, curvature)
 
-
-def penalised_loss(
-    parameters: NDArray, pairs: Comparisons, tau: float, ridge: float
-) -> tuple[float, NDArray]:
-    """What `fit_coordinates` makes small, and its gradient.
-
-    Args:
-        parameters: mu and then delta_u / tau of each user, flat; in these a small tau is no stiffer than a large one.
-        pairs: the comparisons.
-        tau, ridge: see `fit_coordinates`.
-    """
-    r = pairs.differences.shape[1]
-    mu, scaled = parameters[:r], parameters[r:].reshape(-1, r)
-    theta = mu + tau * scaled
-    logit = (pairs.differences * theta[pairs.codes]).sum(1) + pairs.offset
-    loss = pairs.weights @ np.logaddexp(0, -logit) + ridge / 2 * mu @ mu + (scaled**2).sum() / 2
-    slope = -pairs.weights * expit(-logit)
-    by_user = np.zeros_like(scaled)
-    np.add.at(by_user, pairs.codes, slope[:, None] * pairs.differences)
-    gradient = np.concatenate([by_user.sum(0) + ridge * mu, (tau * by_user + scaled).ravel()])
-    return float(loss), gradient
-
-
-def comparisons(
-    preferred: NDArray, dispreferred: NDArray, users: NDArray, weights: NDArray, curvature: float
-) -> tuple[Comparisons, list[str]]:
-    """Pairs as linear logits, and the users in the order of their codes.
-
-    Raises:
-        ValueError: a negative curvature, or no pairs.
-    """
-    if not 0 <= curvature < np.inf:
-        raise ValueError(f"curvature {curvature} must be 0 (Bradley-Terry) or more (ideal point)")
-    if not len(users):
+    if not (0 <= tau < np.inf and 0 < ridge < np.inf and 0 <= curvature < np.inf):
+        raise ValueError(f"tau {tau} and curvature {curvature} must be 0 or more, ridge {ridge} above 0")
+    likes, dislikes, w = _checked(preferred, dispreferred, len(users), rank, weights)
+    likes, dislikes, w, who = likes[w > 0], dislikes[w > 0], w[w > 0], np.asarray(users)[w > 0]
+    if not len(who):
         raise ValueError("no pairs to fit coordinates on (pairs of weight 0 do not count)")
-    codes, names = pd.factorize(users, sort=True)
-    offset = -curvature / 2 * ((preferred**2).sum(1) - (dispreferred**2).sum(1))
-    return Comparisons(preferred - dispreferred, offset, codes, weights), [str(name) for name in names]
+    codes, names = pd.factorize(who, sort=True)
+    differences, r = likes - dislikes, likes.shape[1]
+    offset = -curvature / 2 * ((likes**2).sum(1) - (dislikes**2).sum(1))
+
+    def loss(parameters: NDArray) -> tuple[float, NDArray]:
+        # mu, then delta_u / tau of each user: in these a small tau is no stiffer than a large one.
+        mu, scaled = parameters[:r], parameters[r:].reshape(-1, r)
+        logit = (differences * (mu + tau * scaled)[codes]).sum(1) + offset
+        value = w @ np.logaddexp(0, -logit) + ridge / 2 * mu @ mu + (scaled**2).sum() / 2
+        slope = -w * np.exp(-np.logaddexp(0, logit))
+        by_user = np.zeros_like(scaled)
+        np.add.at(by_user, codes, slope[:, None] * differences)
+        return float(value), np.concatenate([by_user.sum(0) + ridge * mu, (tau * by_user + scaled).ravel()])
+
+    settings = {"maxiter": 5000, "maxfun": 10000, "ftol": 1e-14, "gtol": 1e-8}
+    found = minimize(loss, np.zeros(r * (1 + len(names))), jac=True, method="L-BFGS-B", options=settings)
+    mu, scaled = found.x[:r], found.x[r:].reshape(-1, r)
+    columns = pd.Index([f"axis_{axis + 1}" for axis in range(r)])
+    index = pd.Index([str(name) for name in names], name="user_id")
+    return UserCoordinates(mu, pd.DataFrame(mu + tau * scaled, index=index, columns=columns), curvature)
 
 
-def preference_margins(
-    fit: UserCoordinates,
+def _checked(
     preferred: ArrayLike,
     dispreferred: ArrayLike,
-    users: Sequence[str],
-    *,
-    population: bool = False,
-) -> NDArray:
-    """By how many logits each user is expected to prefer the preferred answer: utility difference, `(n,)`.
-
-    Args:
-        fit: what `fit_coordinates` found on other conversations.
-        preferred, dispreferred: coordinates x, `(n, at least r)`.
-        users: whose pair each is; users without coordinates count as the population.
-        population: everybody counts as the population.
-
-    Raises:
-        ValueError: shapes that do not match, or a coordinate that is not finite.
-    """
-    likes, dislikes = check_sides(preferred, dispreferred, len(users), len(fit.population))
-    theta = np.broadcast_to(fit.population, likes.shape) if population else fit.theta(users)
-    further = (likes**2).sum(1) - (dislikes**2).sum(1)
-    return ((likes - dislikes) * theta).sum(1) - fit.curvature / 2 * further
-
-
-def coordinate_margins(
-    fit: UserCoordinates,
-    basis: Basis,
-    preferred: Mapping[int, Tensor],
-    dispreferred: Mapping[int, Tensor],
-    users: Sequence[str],
-    *,
-    population: bool = False,
-) -> NDArray:
-    """`preference_margins` of answers given by their residuals: the margins of PPA by coordinates.
-
-    Args:
-        fit: what `fit_coordinates` found with coordinates of the same basis.
-        basis: that basis.
-        preferred, dispreferred: pooled residuals of held-out pairs, by layer, `(n, d_model)`.
-        users, population: see `preference_margins`.
-    """
-    likes, dislikes = basis.coordinates(preferred), basis.coordinates(dispreferred)
-    return preference_margins(fit, likes, dislikes, users, population=population)
-
-
-def check_sides(
-    preferred: ArrayLike, dispreferred: ArrayLike, n: int, rank: int | None
-) -> tuple[NDArray, NDArray]:
-    """Both sides as float64 `(n, rank)`.
-
-    Raises:
-        ValueError: shapes that do not match, a rank that there is not, or a coordinate that is not finite.
-    """
+    n: int,
+    rank: int | None = None,
+    weights: ArrayLike | None = None,
+) -> tuple[NDArray, NDArray, NDArray]:
+    """Both sides `(n, rank)` and the weights `(n,)`, float64."""
     likes, dislikes = (np.asarray(side, dtype=np.float64) for side in (preferred, dispreferred))
-    if likes.ndim != 2 or likes.shape != dislikes.shape or len(likes) != n:
+    w = np.ones(n) if weights is None else np.asarray(weights, dtype=np.float64)
+    if likes.ndim != 2 or likes.shape != dislikes.shape or len(likes) != n or w.shape != (n,):
         raise ValueError(
-            f"preferred {likes.shape}, dispreferred {dislikes.shape} and {n} users do not match: need (n, r)"
+            f"preferred {likes.shape}, dispreferred {dislikes.shape}, {n} users and weights {w.shape} do not"
+            " match: need (n, r), (n, r), n and (n,)"
         )
     if rank is not None and not 1 <= rank <= likes.shape[1]:
         raise ValueError(f"rank {rank} is not in 1..{likes.shape[1]}")
-    for name, side in (("preferred", likes), ("dispreferred", dislikes)):
-        if not np.isfinite(side).all():
-            row, column = np.argwhere(~np.isfinite(side))[0]
-            raise ValueError(f"{name}: coordinate {column + 1} of pair {row} is {side[row, column]}")
-    return likes[:, :rank], dislikes[:, :rank]
-
-
-def check_weights(weights: ArrayLike | None, n: int) -> NDArray:
-    """Weights of n pairs, 1 where none are given.
-
-    Raises:
-        ValueError: another number of them, or a weight that is negative or not finite.
-    """
-    w = np.ones(n) if weights is None else np.asarray(weights, dtype=np.float64)
-    if w.shape != (n,):
-        raise ValueError(f"weights have shape {w.shape}, there are {n} pairs")
-    if not (np.isfinite(w) & (w >= 0)).all():
-        row = int(np.argmin(np.isfinite(w) & (w >= 0)))
-        raise ValueError(f"weight of pair {row} is {w[row]}: it must be 0 or more")
-    return w
+    for name, values in (("preferred", likes), ("dispreferred", dislikes), ("weights", w[:, None])):
+        bad = ~np.isfinite(values) | (values < 0 if name == "weights" else False)
+        if bad.any():
+            row, column = np.argwhere(bad)[0]
+            raise ValueError(f"{name}: row {row} holds {values[row, column]}")
+    return likes[:, :rank], dislikes[:, :rank], w
 
 
 class Setting(NamedTuple):
@@ -446,6 +288,10 @@ class Setting(NamedTuple):
     curvature: float
 
 
+RIDGES = (10.0, 1.0)
+FOLDS = 5
+
+
 def choose_rank_and_shrinkage(
     preferred: ArrayLike,
     dispreferred: ArrayLike,
@@ -454,161 +300,60 @@ def choose_rank_and_shrinkage(
     *,
     ranks: Sequence[int] = (1, 2, 4, 8),
     taus: Sequence[float] = (0.0, 0.1, 0.3, 1.0),
-    ridges: Sequence[float] = (1.0, 10.0),
     curvatures: Sequence[float] = (0.0,),
-    folds: int = 5,
     seed: int = 0,
     weights: ArrayLike | None = None,
 ) -> tuple[Setting, pd.DataFrame]:
-    """The setting with the smallest log-loss on conversations that were left out, by k-fold cross-validation.
+    """The setting with the smallest log-loss on conversations left out, by cross-validation in at most five folds.
 
-        loss = -sum_k w_k ln P(y+_k > y-_k) / sum_k w_k,    in nats a pair; guessing gives ln 2 = 0.693
+        loss = -sum_k w_k ln P(y+_k > y-_k) / sum_k w_k,    in nats per pair; guessing gives ln 2 = 0.693
 
-    Only TRAIN conversations go in; whole conversations are left out in turn. A tau of 0 is the population for
-    everybody: where it wins, these pairs give no reason to tell users apart. A chosen loss at or above ln 2 says
-    that the basis does not predict preference at all. The loss of the chosen setting is the best of many and so a
-    little too good: report PPA on other conversations.
+    Only TRAIN conversations go in; whole conversations are left out in turn. A chosen tau of 0 is the population for
+    everybody: these pairs give no reason to tell users apart. A chosen loss at or above ln 2: the basis does not
+    predict preference at all. The chosen loss is the best of many and so a little too good: report the accuracy on
+    other conversations.
 
     Args:
         preferred, dispreferred: coordinates x of the two sides, `(n, at least max(ranks))`.
         users, conversations: whose pair each is and where it comes from, `(n,)`.
-        ranks, taus, ridges, curvatures: what is tried, all combinations; see `fit_coordinates`.
-        folds: number of parts.
-        seed: of the random parts; the order of the rows does not matter.
+        ranks, taus, curvatures: what is tried, all combinations, each with a ridge of 1 and of 10.
+        seed: of the random folds; the order of the rows does not matter.
         weights: see `fit_coordinates`; they count in the held-out loss too.
 
     Returns:
         The best setting; of equal losses that of the lowest rank, then the smallest tau, the largest ridge and the
-        smallest curvature. And a table with one row a setting: rank, tau, ridge, curvature, loss, standard_error
+        smallest curvature. And a table with one row per setting: rank, tau, ridge, curvature, loss, standard_error
         (clustered by user), chosen.
 
     Raises:
-        ValueError: nothing to try, fewer conversations than folds, or what `fit_coordinates` refuses.
+        ValueError: nothing to try, fewer than two conversations, or as `fit_coordinates`.
 
     Source: cross-validation by groups; CAA on PRISM does not say how its coordinates were regularised.
     """
-    likes, dislikes = check_sides(preferred, dispreferred, len(users), max(ranks, default=None))
-    w = check_weights(weights, len(users))
-    fold = conversation_folds(conversations, folds, seed)
-    who = np.asarray(users)
-    settings = [Setting(*one) for one in sorted(product(ranks, taus, [-r for r in ridges], curvatures))]
-    settings = [one._replace(ridge=-one.ridge) for one in settings]
+    settings = [Setting(*one) for one in product(sorted(ranks), sorted(taus), RIDGES, sorted(curvatures))]
     if not settings:
-        raise ValueError("no setting to try: ranks, taus, ridges and curvatures each need a value")
+        raise ValueError("no setting to try: ranks, taus and curvatures each need a value")
+    likes, dislikes, w = _checked(preferred, dispreferred, len(users), max(ranks), weights)
+    who = np.asarray(users)
+    order = hash_order(conversations, "folds", seed)
+    if len(order) < 2:
+        raise ValueError(f"cross-validation needs two conversations, not {len(order)}")
+    place = {conversation: index % FOLDS for index, conversation in enumerate(order)}
+    fold = np.array([place[str(one)] for one in conversations])
     rows = []
     with progress_bar(len(settings), what="rank and shrinkage", unit="setting") as bar:
         for setting in settings:
-            losses = _held_out_losses(likes, dislikes, who, fold, w, setting)
-            rows.append({**setting._asdict(), **_mean_and_error(losses, w, who)})
+            losses = np.zeros(len(who))
+            for out in (fold == part for part in np.unique(fold)):
+                seen = (likes[~out], dislikes[~out], who[~out])
+                fit = fit_coordinates(*seen, weights=w[~out], **setting._asdict())
+                losses[out] = np.logaddexp(0, -fit.margins(likes[out], dislikes[out], who[out]))
+            loss = w @ losses / w.sum()
+            by_user = pd.Series(w * (losses - loss)).groupby(who).sum().to_numpy()
+            n = len(by_user)
+            error = np.sqrt(n / (n - 1) * (by_user**2).sum()) / w.sum() if n > 1 else np.nan
+            rows.append({**setting._asdict(), "loss": float(loss), "standard_error": float(error)})
             bar.update()
     table = pd.DataFrame(rows)
     best = int(table["loss"].round(10).argmin())
     return settings[best], table.assign(chosen=table.index == best)
-
-
-def conversation_folds(conversations: Sequence[str], folds: int, seed: int) -> NDArray:
-    """Part 0..folds-1 of each row, whole conversations together, parts of equal size as near as can be.
-
-    Raises:
-        ValueError: fewer than two parts, or fewer conversations than parts.
-    """
-    order = hash_order(conversations, "folds", seed)
-    if not 2 <= folds <= len(order):
-        raise ValueError(f"{folds} folds of {len(order)} conversations: need two folds and one for each")
-    place = {one: index % folds for index, one in enumerate(order)}
-    return np.array([place[str(one)] for one in conversations])
-
-
-def split_half_coordinates(
-    preferred: ArrayLike,
-    dispreferred: ArrayLike,
-    users: Sequence[str],
-    conversations: Sequence[str],
-    *,
-    setting: Setting,
-    weights: ArrayLike | None = None,
-    min_conversations: int = 4,
-    splits: int = 8,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """How alike a user's coordinates come out of two random halves of their conversations.
-
-    Everybody's first halves make one fit, everybody's second halves another.
-
-    Args:
-        preferred, dispreferred, users, conversations: as `choose_rank_and_shrinkage`.
-        setting: of both fits.
-        weights: see `fit_coordinates`.
-        min_conversations: users with fewer take part in the fits and get no row.
-        splits: random splits whose cosines are averaged.
-        seed: of the splits.
-
-    Returns:
-        One row a user: user_id, n_conversations, `cosine` (of theta_u; high where both halves are shrunk to the same
-        population) and `own_cosine` (of theta_u - mu, what is the user's own; NaN where there is none, tau 0).
-
-    Raises:
-        ValueError: no user has so many conversations.
-    """
-    likes, dislikes = check_sides(preferred, dispreferred, len(users), setting.rank)
-    w = check_weights(weights, len(users))
-    who, where = np.asarray(users), np.asarray(conversations)
-    counted = pd.Series(where).groupby(who).nunique()
-    enough = counted[counted >= min_conversations]
-    if enough.empty:
-        raise ValueError(f"no user has {min_conversations} conversations, the most is {counted.max()}")
-    cosines = []
-    for split in range(splits):
-        second = _second_half(who, where, seed, split)
-        halves = [
-            fit_coordinates(likes[half], dislikes[half], who[half], weights=w[half], **setting._asdict())
-            for half in (~second, second)
-        ]
-        cosines.append(_cosines(halves, list(enough.index)))
-    mean = np.mean(cosines, axis=0)
-    rows = {"user_id": enough.index, "n_conversations": enough.to_numpy()}
-    return pd.DataFrame({**rows, "cosine": mean[0], "own_cosine": mean[1]})
-
-
-def _held_out_losses(
-    likes: NDArray, dislikes: NDArray, users: NDArray, fold: NDArray, weights: NDArray, setting: Setting
-) -> NDArray:
-    losses = np.zeros(len(users))
-    for part in np.unique(fold):
-        out = fold == part
-        fit = fit_coordinates(
-            likes[~out], dislikes[~out], users[~out], weights=weights[~out], **setting._asdict()
-        )
-        margins = preference_margins(fit, likes[out], dislikes[out], users[out])
-        losses[out] = np.logaddexp(0, -margins)
-    return losses
-
-
-def _mean_and_error(losses: NDArray, weights: NDArray, users: NDArray) -> dict[str, float]:
-    total = weights.sum()
-    mean = weights @ losses / total
-    by_user = pd.Series(weights * (losses - mean)).groupby(users).sum().to_numpy()
-    n = len(by_user)
-    error = np.sqrt(n / (n - 1) * (by_user**2).sum()) / total if n > 1 else np.nan
-    return {"loss": float(mean), "standard_error": float(error)}
-
-
-def _second_half(users: NDArray, conversations: NDArray, seed: int, split: int) -> NDArray:
-    """Every other conversation of each user, in a random order; which half gets the odd one is random too."""
-    later: set[tuple[str, str]] = set()
-    for user, own in pd.Series(conversations).groupby(users):
-        order = hash_order(own, "halves", seed, split, user)
-        first = int(hash_order(["0", "1"], "odd", seed, split, user)[0])
-        later |= {(str(user), one) for one in order[first::2]}
-    return np.array([(str(u), str(c)) in later for u, c in zip(users, conversations, strict=True)])
-
-
-def _cosines(halves: list[UserCoordinates], users: list[str]) -> tuple[NDArray, NDArray]:
-    whole = [half.theta(users) for half in halves]
-    own = [theta - half.population for theta, half in zip(whole, halves, strict=True)]
-    return _row_cosine(*whole), _row_cosine(*own)
-
-
-def _row_cosine(a: NDArray, b: NDArray) -> NDArray:
-    length = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    return np.divide((a * b).sum(1), length, out=np.full(len(a), np.nan), where=length > 0)

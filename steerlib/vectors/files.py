@@ -1,22 +1,16 @@
-"""Steering vectors as control-vector files of llama.cpp and repeng (GGUF), out and in.
-
-Families of steering vectors on disk: a safetensors file each, what they are in its header.
-"""
+"""Steering vectors on disk: families as safetensors with what they are in the header, control vectors as GGUF."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-import torch
-from gguf import GGUFReader, GGUFWriter
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 
-from steerlib.residual import VectorFamily
+from steerlib.residual import VectorFamily, Vectors
 from steerlib.tables import atomic_path
-from steerlib.vectors.directions import LayerVectors
+
+HEADER = ("name", "vector_user", "control", "unit")
 
 
 def save_family(path: Path, family: VectorFamily, settings: Mapping[str, object]) -> Path:
@@ -63,9 +57,9 @@ def load_family(path: Path) -> tuple[VectorFamily, dict[str, object]]:
         if text is None:
             raise ValueError(f"{path.name} was not written by save_family: write its vectors with it")
         header = json.loads(text)
-        vectors: dict[str, LayerVectors] = {user: LayerVectors() for user in header["users"]}
-        places = [tuple(map(int, key.split("."))) for key in file.keys()]  # noqa: SIM118
-        for user, layer in sorted(places):
+        vectors: dict[str, dict] = {user: {} for user in header["users"]}
+        keys = [tuple(map(int, key.split("."))) for key in file.keys()]  # noqa: SIM118
+        for user, layer in sorted(keys):
             vectors[header["users"][user]][layer] = file.get_tensor(f"{user}.{layer}")
     return VectorFamily(vectors=vectors, **{name: header[name] for name in HEADER}), header["settings"]
 
@@ -78,19 +72,13 @@ def load_families(folder: Path) -> list[VectorFamily]:
     )
 
 
-HEADER = ("name", "vector_user", "control", "unit")
-ARCHITECTURE = "controlvector"
-HINT, COUNT = f"{ARCHITECTURE}.model_hint", f"{ARCHITECTURE}.layer_count"
-DIRECTION = "direction."
-
-
-def vectors_to_gguf(path: str | Path, vectors: Mapping[int, Tensor], *, model_hint: str) -> Path:
-    """Write steering vectors as a control vector, whole or not at all.
+def vectors_to_gguf(path: str | Path, vectors: Vectors, *, model_hint: str) -> Path:
+    """Write steering vectors as a control vector of llama.cpp and repeng, whole or not at all.
 
         tensor direction.l = v_l,   l counted from 0 as here
 
     Both programs count blocks from 0 and add `direction.l` to the OUTPUT of block l at every position, as
-    `add_to_residual` does with positions "all", so numbers of layers are kept. llama.cpp has no place for block 0 and
+    `add_to_residual` does with positions "all", so layers keep their numbers. llama.cpp has no place for block 0 and
     refuses a file with `direction.0`; so do we, rather than move all layers by one.
 
     Args:
@@ -100,82 +88,35 @@ def vectors_to_gguf(path: str | Path, vectors: Mapping[int, Tensor], *, model_hi
         model_hint: the model's architecture in llama.cpp's words, for instance "llama" or "qwen2"; a note there, while
             repeng cannot read a file without it.
 
-    Returns:
-        The path.
-
     Raises:
-        ValueError: no vectors, layer 0 or a negative one, a vector that is not `(d_model,)` or of another width than
-            the others, or a value that is not finite; the layer is named.
+        ValueError: no vectors, layer 0, a vector of another shape than `(d_model,)` or a value that is not finite; the
+            layer is named.
 
     Source: llama.cpp, `common_control_vector_load` and `llama_adapter_cvec`; repeng, `ControlVector.export_gguf`.
     """
+    from gguf import GGUFWriter  # late: it is slow to import and seldom used
+
     path = Path(path)
-    _check_expressible(vectors)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as partial:
-        writer = GGUFWriter(partial, ARCHITECTURE)
-        writer.add_string(HINT, model_hint)
-        writer.add_uint32(COUNT, len(vectors))
-        for layer, vector in sorted(vectors.items()):
-            writer.add_tensor(f"{DIRECTION}{layer}", vector.detach().cpu().float().numpy())
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-    return path
-
-
-def _check_expressible(vectors: Mapping[int, Tensor]) -> None:
     if not vectors:
         raise ValueError("a control vector needs at least one layer")
     width = next(iter(vectors.values())).shape
     for layer, vector in vectors.items():
         if layer < 1:
             raise ValueError(
-                f"layer {layer} cannot be written as a control vector: llama.cpp steers layers from 1 on"
+                f"layer {layer} is none of a control vector's: llama.cpp steers layers from 1 on"
             )
-        if vector.ndim != 1 or vector.shape != width:
-            raise ValueError(
-                f"layer {layer}: shape {tuple(vector.shape)}, that of the first is {tuple(width)}"
-            )
-        if not vector.isfinite().all():
-            raise ValueError(f"layer {layer} holds a value that is not finite")
-
-
-def vectors_from_gguf(path: str | Path) -> tuple[LayerVectors, str]:
-    """Read a control vector of llama.cpp or repeng.
-
-    Returns:
-        Vectors by layer (0-based block outputs), float32, and the model hint, "" where the file has none.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: the file is no GGUF or no control vector, or a tensor is not called `direction.<layer>`, is not 1-D
-            or not float32; the tensor is named.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is not a file")
-    try:
-        reader = GGUFReader(path)
-    except (ValueError, IndexError) as failure:
-        raise ValueError(f"{path.name} is no GGUF file: {failure}") from None
-    kind = _text(reader, "general.architecture")
-    if kind != ARCHITECTURE:
-        raise ValueError(f"{path.name} holds a {kind or 'nameless'!r}, not a {ARCHITECTURE!r}")
-    vectors = {}
-    for tensor in reader.tensors:
-        number = tensor.name.removeprefix(DIRECTION)
-        values = np.asarray(tensor.data)
-        if number == tensor.name or not number.isdigit() or values.ndim != 1 or values.dtype != np.float32:
-            raise ValueError(
-                f"{path.name}, tensor {tensor.name}: must be {DIRECTION}<layer>, 1-D and float32, "
-                f"not {values.ndim}-D {values.dtype}"
-            )
-        vectors[int(number)] = torch.from_numpy(values.copy())
-    return LayerVectors(sorted(vectors.items())), _text(reader, HINT)
-
-
-def _text(reader: GGUFReader, key: str) -> str:
-    field = reader.get_field(key)
-    return str(field.contents()) if field is not None else ""
+        if vector.ndim != 1 or vector.shape != width or not vector.isfinite().all():
+            shapes = f"shape {tuple(vector.shape)}, that of the first is {tuple(width)}"
+            raise ValueError(f"layer {layer} holds a value that is not finite, or does not fit: {shapes}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as partial:
+        writer = GGUFWriter(partial, "controlvector")
+        writer.add_string("controlvector.model_hint", model_hint)
+        writer.add_uint32("controlvector.layer_count", len(vectors))
+        for layer, vector in sorted(vectors.items()):
+            writer.add_tensor(f"direction.{layer}", vector.detach().cpu().float().numpy())
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    return path

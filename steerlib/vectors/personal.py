@@ -1,44 +1,107 @@
-"""Personal steering vectors: made from coordinates, rescaled, compared with the population's, given to another user."""
+"""Vectors of single users: mixed from categories or coordinates, rescaled, described, and given to another user."""
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 
 from steerlib.profiles.sources import hash_order
 from steerlib.residual import Vectors
 from steerlib.vectors.coordinates import Basis, UserCoordinates
-from steerlib.vectors.directions import LayerVectors, cosine
+from steerlib.vectors.directions import SIX, cosine
+from steerlib.vectors.steering_vector import SteeringVector
 
 
-def personal_vectors(fit: UserCoordinates, basis: Basis, users: Sequence[str]) -> dict[str, LayerVectors]:
-    """Steering vectors of users: the way their utility rises fastest from the mean answer.
+def dislike_weights(sensitivities: pd.DataFrame, *, relative: bool = False) -> pd.DataFrame:
+    """How much each category counts in a user's vector: sensitivities as shares, `(users, six)`, rows sum to 1.
+
+        w_uc = max(s_uc, 0) / sum_c' max(s_uc', 0)
+        s_uc <- (s_uc - mean_u s_uc) / sd_u s_uc                 (relative)
+
+    As the poster words it, weights hardly differ between users: all dislike the frequent categories. Relative weights
+    are of what a user dislikes more than others do. A negative sensitivity, exposure-adjusted or relative, is no reason
+    to steer towards a category and has no weight. A user without any positive sensitivity has the population's
+    weights (of the mean sensitivities), and these are equal where no mean is positive.
+
+    Args:
+        sensitivities: `(users, six)` of any estimator.
+        relative: standardise each category over users first; one in which users do not differ counts 0.
+
+    Raises:
+        ValueError: a category or a sensitivity is missing; it is named.
+    """
+    missing = [category for category in SIX if category not in sensitivities]
+    if missing:
+        raise ValueError(f"sensitivities lack the categories {missing}")
+    s = sensitivities[SIX].astype(float)
+    if s.isna().any(axis=None):
+        user, category = s.isna().stack().idxmax()
+        raise ValueError(f"user {user!r} has no sensitivity to {category}")
+    if relative:
+        spread = s.std(ddof=0)
+        s = (s - s.mean()) / spread.where(spread > 0, 1.0)
+    mean = s.mean().clip(lower=0)
+    population = mean / mean.sum() if mean.sum() > 0 else pd.Series(1 / len(SIX), index=SIX)
+    positive = s.clip(lower=0)
+    total = positive.sum(axis=1)
+    return positive.div(total.where(total > 0), axis=0).fillna(population)
+
+
+def dislike_weighted(
+    categories: Mapping[str, Vectors], sensitivities: pd.DataFrame, *, relative: bool = False
+) -> dict[str, SteeringVector]:
+    """Dislike-weighted vectors by user: away from the categories, each by how much the user dislikes it.
+
+        v_{u,l} = -sum_c w_uc v_tox_{c,l}
+
+    `categories` point towards toxicity; with the minus a positive alpha moves away from what the user dislikes.
+
+    Args:
+        categories: what `category_differences` returned.
+        sensitivities, relative: see `dislike_weights`.
+
+    Raises:
+        KeyError: a category without vectors.
+        ValueError: as `dislike_weights`.
+
+    Source: CAA on PRISM, "dislike-weighted aggregate", given there in words only.
+    """
+    weights = dislike_weights(sensitivities, relative=relative)
+    matrix = torch.from_numpy(-weights.to_numpy(dtype=np.float64))
+    mixed = {
+        layer: (matrix @ torch.stack([categories[category][layer].double() for category in SIX])).float()
+        for layer in categories[SIX[0]]
+    }
+    return {
+        str(user): SteeringVector((layer, rows[row]) for layer, rows in mixed.items())
+        for row, user in enumerate(weights.index)
+    }
+
+
+def personal_vectors(fit: UserCoordinates, basis: Basis, users: Sequence[str]) -> dict[str, SteeringVector]:
+    """Vectors by user: the way the user's utility rises fastest from the mean answer.
 
         v_u = displacement of theta_u    (Bradley-Terry),    of lambda (p_u - x_mean) = theta_u    (ideal point)
 
-    The basis puts the mean training answer at x_mean = 0. An ideal point is not overshot by the model but by alpha: the
-    direction is that at the mean answer, and stays the same wherever steering leads.
+    The basis puts the mean training answer at x_mean = 0. The direction is that at the mean answer and stays the same
+    however far alpha leads, so an ideal point can be overshot.
 
     Args:
         fit: coordinates in the basis.
         basis: the basis.
         users: who gets a vector; those without pairs get the population's.
-
-    Returns:
-        By user, vectors by layer, `(d_model,)` in activation units.
     """
     return {user: basis.vectors(theta) for user, theta in zip(users, fit.theta(users), strict=True)}
 
 
-def rescaled(vectors: Vectors, like: Vectors) -> LayerVectors:
-    """A composed vector with the population vector's norm, layer by layer, so that one alpha means one dose for both.
+def rescaled(vectors: Vectors, like: Vectors) -> SteeringVector:
+    """A composed vector with the population vector's norm, so that one alpha adds the same norm for both.
 
         v_l <- v_l ||like_l|| / ||v_l||
 
-    A raw composed vector has a length of its own, shorter or longer than the population's: hence, it seems, the
-    poster's alphas of 7.5-17.5 for them beside 0.3-0.6 for the population.
+    The norm of a raw composed vector depends on how it was composed: hence, it seems, the poster's alphas of 7.5-17.5
+    for them beside 0.3-0.6 for the population.
 
     Args:
         vectors: by layer, `(d_model,)`.
@@ -48,30 +111,24 @@ def rescaled(vectors: Vectors, like: Vectors) -> LayerVectors:
         ValueError: a layer that `like` lacks, or a vector of norm 0.
     """
     for layer, vector in vectors.items():
-        if layer not in like:
-            raise ValueError(f"layer {layer} has no vector to take the norm from, only {sorted(like)} have")
-        if vector.norm() == 0:
-            raise ValueError(f"layer {layer}: the vector is 0 and has no direction to rescale")
-    return LayerVectors(
-        (layer, vector * (like[layer].norm() / vector.norm())) for layer, vector in vectors.items()
-    )
+        if layer not in like or vector.norm() == 0:
+            raise ValueError(
+                f"layer {layer}: norm {float(vector.norm()):g} cannot take that of {sorted(like)}"
+            )
+    return SteeringVector((la, vector * (like[la].norm() / vector.norm())) for la, vector in vectors.items())
 
 
-def describe_composed(
-    personal: Mapping[str, Vectors], population: Vectors, *, stability: pd.DataFrame | None = None
-) -> pd.DataFrame:
-    """How long personal vectors are and how far they turn from the population's.
+def describe_composed(personal: Mapping[str, Vectors], population: Vectors) -> pd.DataFrame:
+    """How long composed vectors are and how far they turn from the population's.
 
     Args:
-        personal: vectors of each user, raw or rescaled.
+        personal: vectors of each user (or category), raw or rescaled.
         population: the population's vectors, of the same layers.
-        stability: what `split_half_coordinates` returned, where vectors come from coordinates.
 
     Returns:
-        One row a user: user_id, `norm` (mean over layers, activation units), `relative_norm` (mean over layers of the
-        norm over the population's), `cosine_with_population` (mean over layers; NaN for a vector of 0),
-        `cosine_with_others` (mean over layers and other users; near 1 everybody is steered alike, and another user's
-        vector is no placebo), and the columns of `stability`, NaN for users with too few conversations.
+        One row per user, each column a mean over layers: `user_id`, `norm` (activation units), `norm_over_population`
+        (norm over the population vector's), `cosine_with_population` (NaN for a vector of 0), `cosine_with_others`
+        (over the other users; near 1 everybody is steered alike, and a shuffled profile changes little).
 
     Raises:
         ValueError: a user's layers are not the population's.
@@ -80,19 +137,25 @@ def describe_composed(
     for user, vectors in personal.items():
         if set(vectors) != set(population):
             raise ValueError(
-                f"user {user!r} has vectors of layers {sorted(vectors)}, the population of {sorted(population)}"
+                f"user {user!r} has layers {sorted(vectors)}, the population {sorted(population)}"
             )
         norms = {layer: float(vector.double().norm()) for layer, vector in vectors.items()}
-        relative = [norm / float(population[layer].double().norm()) for layer, norm in norms.items()]
+        over = [norm / float(population[layer].double().norm()) for layer, norm in norms.items()]
         turned = [cosine(vectors[layer], population[layer]) if norms[layer] else np.nan for layer in norms]
-        rows.append((user, np.mean(list(norms.values())), np.mean(relative), np.mean(turned)))
-    columns = ["user_id", "norm", "relative_norm", "cosine_with_population"]
-    table = pd.DataFrame(rows, columns=pd.Index(columns)).assign(cosine_with_others=_alikeness(personal))
-    return table if stability is None else table.merge(stability, on="user_id", how="left")
+        rows.append((user, np.mean(list(norms.values())), np.mean(over), np.mean(turned)))
+    columns = ["user_id", "norm", "norm_over_population", "cosine_with_population"]
+    others, by_layer = len(personal) - 1, []
+    for layer in population:
+        unit = torch.nn.functional.normalize(
+            torch.stack([v[layer].double() for v in personal.values()]), dim=-1
+        )
+        # The sum over the others is the sum over all minus the user's own square.
+        by_layer.append(((unit @ unit.sum(0) - (unit**2).sum(-1)) / (others or np.nan)).numpy())
+    return pd.DataFrame(rows, columns=pd.Index(columns)).assign(cosine_with_others=np.mean(by_layer, axis=0))
 
 
 def shuffled_users(primaries: pd.Series, *, seed: int) -> pd.Series:
-    """For each user another user with ANOTHER primary category, drawn at random: whose vector is the placebo.
+    """For each user another user with a DIFFERENT primary category, whose vector is the shuffled profile's.
 
     Args:
         primaries: primary category by user.
@@ -110,23 +173,10 @@ def shuffled_users(primaries: pd.Series, *, seed: int) -> pd.Series:
         raise ValueError(f"user {primaries.index[int(primaries.isna().argmax())]!r} has no primary category")
     if len(set(own.values())) < 2:
         found = next(iter(own.values()), "absent: there are no users")
-        raise ValueError(f"every user's primary category is {found}: nobody's vector can be the placebo")
+        raise ValueError(f"every user's primary category is {found}: nobody's vector can be the shuffled one")
     order = hash_order(own, "shuffled", seed)
     other = {}
-    for place, user in enumerate(order):
-        following = order[place + 1 :] + order[:place]
+    for index, user in enumerate(order):
+        following = order[index + 1 :] + order[:index]
         other[user] = next(one for one in following if own[one] != own[user])
     return pd.Series([other[user] for user in own], index=primaries.index, name="shuffled_user")
-
-
-def _alikeness(personal: Mapping[str, Vectors]) -> NDArray:
-    """Mean cosine of each user's vectors with the other users', averaged over layers; NaN for one user."""
-    if len(personal) < 2:
-        return np.full(len(personal), np.nan)
-    by_layer = []
-    for layer in next(iter(personal.values())):
-        rows = torch.stack([vectors[layer].double() for vectors in personal.values()])
-        unit = torch.nn.functional.normalize(rows, dim=-1)
-        # The sum over others is the sum over all less the user's own square.
-        by_layer.append((unit @ unit.sum(0) - (unit**2).sum(-1)).numpy() / (len(personal) - 1))
-    return np.mean(by_layer, axis=0)

@@ -1,0 +1,131 @@
+"""Conditional steering, and how large each addition is relative to the residual it is added to."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from steerlib.models import FrozenModel
+from steerlib.residual import Factor, VectorFamily, Vectors, family_of, prompt_residuals, strength
+from steerlib.tables import check_table
+
+
+class Threshold(NamedTuple):
+    """Where a gate opens, in activation units, and how well that separates the prompts it was chosen on (0 to 1)."""
+
+    value: float
+    balanced_accuracy: float
+
+
+def prompt_projections(
+    frozen: FrozenModel, prompts: pd.DataFrame, vector: Vectors, *, layer: int, style: str
+) -> pd.Series:
+    """How far each prompt lies along a direction, in activation units, by prompt_id.
+
+        s = h_l . v_l / ||v_l||     at the prompt's last position, of the unsteered model
+
+    A gate opens for prompts with s above a threshold, decided once per prompt.
+
+    Args:
+        vector: the direction by layer, `(d_model,)`; it need not be the one that steers.
+        layer: 0-based block that is read.
+        frozen, prompts, style: see `prompt_residuals`.
+
+    Raises:
+        ValueError: the vector has no such layer, or is zero there.
+
+    Source: after Lee et al., Programming Refusal with Conditional Activation Steering (arXiv 2409.05907), who compare
+    cosines with a subspace; ours is the projection on one direction.
+    """
+    if layer not in vector or not vector[layer].norm() > 0:
+        raise ValueError(f"the gate's vector is absent or 0 at layer {layer}; it has layers {sorted(vector)}")
+    residual = prompt_residuals(frozen, prompts, layers=[layer], style=style)[layer]
+    along = residual @ (vector[layer].to(residual) / vector[layer].to(residual).norm())
+    index = pd.Index(prompts["prompt_id"], name="prompt_id")
+    return pd.Series(along.tolist(), index=index, name="projection")
+
+
+def choose_threshold(projections: pd.Series, labels: pd.Series) -> Threshold:
+    """Threshold that separates dev prompts to be steered from the others best.
+
+        balanced accuracy = (share of the labelled above + share of the others not above) / 2
+
+    Candidates are the midpoints between neighbouring projections, and -inf (every prompt is steered) and inf (none). Of
+    several equally good ones the highest is taken, which steers the fewest prompts. Dev prompts only: on the prompts
+    it was chosen on the accuracy is too good.
+
+    Args:
+        projections: by prompt_id, see `prompt_projections`.
+        labels: True for prompts that shall be steered, by prompt_id.
+
+    Raises:
+        ValueError: a prompt without a label, a projection that is not finite, or only one kind of label.
+    """
+    missing = projections.index.difference(labels.index)
+    if len(missing):
+        raise ValueError(f"prompt {missing[0]} has a projection and no label")
+    along = projections.to_numpy(dtype=float)
+    wanted = labels.loc[projections.index].to_numpy(dtype=bool)
+    if not np.isfinite(along).all():
+        raise ValueError(
+            f"the projection of prompt {projections.index[~np.isfinite(along)][0]} is not finite"
+        )
+    if wanted.all() or not wanted.any():
+        raise ValueError(
+            f"all {len(wanted)} prompts have the label {bool(wanted.all())}: nothing to separate"
+        )
+    values = np.unique(along)
+    candidates = np.r_[-np.inf, (values[1:] + values[:-1]) / 2, np.inf]
+    above = along > candidates[:, None]
+    accuracy = (above[:, wanted].mean(axis=1) + (~above[:, ~wanted]).mean(axis=1)) / 2
+    best = int(np.flatnonzero(accuracy >= accuracy.max() - 1e-12)[-1])
+    return Threshold(float(candidates[best]), float(accuracy[best]))
+
+
+def relative_norms(
+    frozen: FrozenModel,
+    prompts: pd.DataFrame,
+    arms: pd.DataFrame,
+    vectors: Sequence[VectorFamily],
+    *,
+    factors: Sequence[Factor] = (),
+) -> pd.DataFrame:
+    """Norm of what each arm adds to the residual, relative to the residual's own, for each prompt and layer.
+
+        relative_norm = ||alpha v_l|| / ||h_l||     h_l at the prompt's last position, of the unsteered model
+
+    Alphas of different vectors cannot be compared, relative norms can. It is that of ONE layer: an arm that adds at
+    seven layers adds at each of them, to what the layers before have changed.
+
+    Args:
+        frozen: the model.
+        prompts: the prompts table.
+        arms: the arms table; arms without a vector have no rows.
+        vectors, factors: as given to `decode`; a gate that is 0 gives a relative norm of 0.
+
+    Returns:
+        The table `relative_norms`: arm_id, prompt_id, layer, norm (of h_l, activation units), relative_norm.
+
+    Raises:
+        ValueError: no such family, user or factor; it is named.
+    """
+    rows, steered = [], arms[arms["family"] != ""]
+    families = {arm["arm_id"]: family_of(arm, vectors) for arm in steered.to_dict("records")}
+    layers = sorted({layer for family in families.values() for v in family.vectors.values() for layer in v})
+    for style, styled in steered.groupby("style"):
+        read = prompt_residuals(frozen, prompts, layers=layers, style=str(style))
+        norms = {layer: residual.norm(dim=-1).tolist() for layer, residual in read.items()}
+        for arm in styled.to_dict("records"):
+            lengths = {}
+            for row, prompt in enumerate(prompts.to_dict("records")):
+                user, prompt_id = families[arm["arm_id"]].user(prompt.get("user_id", "")), prompt["prompt_id"]
+                if user not in lengths:
+                    vector = families[arm["arm_id"]].vectors[user]
+                    lengths[user] = {layer: float(v.double().norm()) for layer, v in vector.items()}
+                alpha = abs(strength(arm, prompt_id, factors).vector)
+                for layer, length in lengths[user].items():
+                    norm = norms[layer][row]
+                    rows.append((arm["arm_id"], prompt_id, layer, norm, alpha * length / norm))
+    columns = pd.Index(["arm_id", "prompt_id", "layer", "norm", "relative_norm"])
+    return check_table("relative_norms", pd.DataFrame(rows, columns=columns))

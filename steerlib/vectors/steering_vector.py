@@ -1,0 +1,239 @@
+"""A steering vector as one thing: made from contrast pairs, added to a model, combined, scaled and saved."""
+
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor, nn
+
+from steerlib.decoding.steer import steer
+from steerlib.models import FrozenModel
+from steerlib.residual import VectorFamily, add_to_residual, in_unit
+from steerlib.vectors.files import load_family, save_family, vectors_to_gguf
+from steerlib.vectors.pairs import continuation_residuals
+
+STUDY_LAYERS, STUDY_DEPTH = (16, 22), 32
+
+
+def default_layers(n_layers: int) -> list[int]:
+    """The study's layers 16..22 of 32, at the same relative depth of a model with `n_layers` decoder blocks.
+
+    Source: CAA on PRISM, sec. 3.
+    """
+    first, last = (round(layer * n_layers / STUDY_DEPTH) for layer in STUDY_LAYERS)
+    return list(range(first, min(last, n_layers - 1) + 1))
+
+
+def mean_difference(preferred: Tensor, dispreferred: Tensor, weights: ArrayLike | None = None) -> Tensor:
+    """Steering vector of one layer: mean residual of preferred answers minus that of dispreferred ones.
+
+        v_l = E[h_l(p + y+)] - E[h_l(p + y-)]
+
+    Args:
+        preferred, dispreferred: pooled residuals, `(n, d_model)` each; without weights their n may differ.
+        weights: how much each pair counts, `(n,)`, for instance 0.5 for a tie; None: all the same.
+
+    Returns:
+        `(d_model,)` in activation units, float32; the means are accumulated in float64.
+
+    Raises:
+        ValueError: no rows, different widths, or weights that are not one per pair, negative or all 0.
+
+    Source: Panickssery et al. (arXiv 2312.06681, eq. 1), where one answer letter differs; CAA on PRISM contrasts
+    whole answers, so length and style differ too.
+    """
+    n, m = len(preferred), len(dispreferred)
+    if not n or not m or preferred.shape[-1] != dispreferred.shape[-1]:
+        raise ValueError(
+            f"residuals {tuple(preferred.shape)} and {tuple(dispreferred.shape)} have no difference"
+        )
+    if weights is None:
+        return (preferred.double().mean(0) - dispreferred.double().mean(0)).float()
+    share = torch.from_numpy(np.array(weights, dtype=np.float64)).to(preferred.device)
+    if (n, m) != (len(share), len(share)):
+        raise ValueError(f"{len(share)} weights for {n} preferred and {m} dispreferred answers")
+    if not share.isfinite().all() or share.min() < 0 or share.sum() == 0:
+        raise ValueError("weights must be 0 or more and not all 0")
+    return (share / share.sum() @ (preferred.double() - dispreferred.double())).float()
+
+
+class SteeringVector(dict[int, Tensor]):
+    """Directions of the residual stream by layer, `{layer: (d_model,)}`, in activation units.
+
+        (a + b)_l = a_l + b_l,   (c a)_l = c a_l        also -a, a - b, a / c
+
+    Layers are decoder blocks counted from 0; the vector is added to a block's output. Both sides of `+` and `-` must
+    have the same layers: one that is missing on one side would be steered by half of what was asked for.
+
+    Attributes:
+        model: the model it was made from, which `steer` uses; None where it came from a file or from numbers.
+        settings: what it was made from (model, style, pool, pairs), as text; kept in its file.
+    """
+
+    def __init__(
+        self,
+        vectors: Mapping[int, Tensor] | Iterable[tuple[int, Tensor]] = (),
+        *,
+        model: FrozenModel | None = None,
+        settings: Mapping[str, object] | None = None,
+    ) -> None:
+        super().__init__(vectors)
+        self.model = model
+        self.settings = {key: str(value) for key, value in (settings or {}).items()}
+
+    @classmethod
+    def from_residuals(
+        cls,
+        preferred: Mapping[int, Tensor],
+        dispreferred: Mapping[int, Tensor],
+        weights: ArrayLike | None = None,
+    ) -> "SteeringVector":
+        """`mean_difference` of every layer of pooled residuals, `(n, d_model)` each."""
+        return cls({la: mean_difference(rows, dispreferred[la], weights) for la, rows in preferred.items()})
+
+    @classmethod
+    def from_pairs(
+        cls,
+        model: FrozenModel,
+        preferred: Sequence[str],
+        dispreferred: Sequence[str],
+        *,
+        prompts: Sequence[str] | None = None,
+        layers: Sequence[int] | None = None,
+        style: str = "continuation",
+        pool: str = "answer_mean",
+    ) -> "SteeringVector":
+        """Mean difference between texts to move towards and texts to move away from.
+
+        Args:
+            model: the frozen model, see `load_model`.
+            preferred, dispreferred: the texts; as many as there are prompts.
+            prompts: what both texts of a pair follow; None: each text stands alone, and then the numbers may differ.
+            layers: 0-based decoder blocks; None: the study's 16..22 of 32, at the model's depth.
+            style: "continuation", or "chat": prompt and answer in the model's chat template, which needs prompts.
+            pool: what is read of a text, see `record_residual`; by default the mean over its tokens.
+
+        Raises:
+            ValueError: an empty prompt in chat style, other numbers of texts than prompts, or a text of one token
+                that stands alone.
+            IndexError: the model has no such layer.
+        """
+        chosen = layers or default_layers(model.n_layers)
+        likes, dislikes = (
+            continuation_residuals(
+                model, prompts or [""] * len(side), side, layers=chosen, style=style, pool=pool
+            )
+            for side in (preferred, dispreferred)
+        )
+        vector = cls.from_residuals(likes, dislikes)
+        settings = {"model": model.name, "style": style, "pool": pool, "pairs": len(preferred)}
+        return cls(vector, model=model, settings=settings)
+
+    @contextmanager
+    def apply(
+        self,
+        model: FrozenModel | nn.Module | None = None,
+        *,
+        alpha: float | Tensor = 1.0,
+        unit: str = "vector",
+        positions: str = "all",
+    ) -> Generator[None, None, None]:
+        """Under `with`, alpha times the vector is added to the residual stream, whatever transformers code runs.
+
+            h_l <- h_l + alpha v_l                          unit "vector"
+            h_l <- h_l + alpha n_l v_l / ||v_l||            unit "residual", n_l as in `typical_norms`
+
+        Args:
+            model: the frozen model, or any transformers model (unit "vector" only); None: the one it was made from.
+            alpha, positions: see `add_to_residual`.
+            unit: what an alpha of 1 adds.
+
+        Raises:
+            ValueError: no model is known, a width that is not the model's, or as `add_to_residual`.
+            IndexError: the model has no such layer.
+        """
+        frozen = self._model() if model is None else model
+        if isinstance(frozen, FrozenModel):
+            vectors, plain = in_unit(frozen, self, unit), frozen.model
+        elif unit == "vector":
+            vectors, plain = self, frozen
+        else:
+            raise ValueError(
+                f"unit {unit!r} is measured on a FrozenModel (see load_model), not {type(frozen)}"
+            )
+        with add_to_residual(plain, vectors, alpha=alpha, positions=positions):
+            yield
+
+    def steer(
+        self, prompt: str | Sequence[str], alpha: float | Sequence[float] = 1.0, **settings: Any
+    ) -> pd.DataFrame:
+        """Answers at each alpha: `steerlib.steer` with this vector, on the model that it was made from.
+
+        Args:
+            prompt, alpha: texts and strengths.
+            settings: see `steerlib.steer`; `model` where the vector knows none, `style` by default its own.
+        """
+        model = settings.pop("model", None) or self._model()
+        settings = {"style": self.settings.get("style", "continuation"), **settings}
+        return steer(model, prompt, vector=self, alpha=alpha, **settings)
+
+    def _model(self) -> FrozenModel:
+        if self.model is None:
+            raise ValueError("model is None: this vector comes from a file or from numbers; name the model")
+        return self.model
+
+    def save(self, path: str | Path) -> Path:
+        """Write the vector and its settings as safetensors, see `save_family`."""
+        return save_family(Path(path), VectorFamily(Path(path).stem, {"": self}), self.settings)
+
+    @classmethod
+    def load(cls, path: str | Path, model: FrozenModel | None = None) -> "SteeringVector":
+        """Read what `save` wrote; `model` is what `steer` and `apply` then use."""
+        family, settings = load_family(Path(path))
+        return cls(family.of(""), model=model, settings=settings)
+
+    def to_gguf(self, path: str | Path, *, model_hint: str = "llama") -> Path:
+        """Write the vector as a control vector of llama.cpp and repeng, see `vectors_to_gguf`."""
+        return vectors_to_gguf(path, self, model_hint=model_hint)
+
+    def _like(self, vectors: Mapping[int, Tensor]) -> "SteeringVector":
+        return SteeringVector(vectors, model=self.model, settings=self.settings)
+
+    def __add__(self, other: Mapping[int, Tensor]) -> "SteeringVector":
+        if set(self) != set(other):
+            raise ValueError(f"layers differ: {sorted(self)} and {sorted(other)}")
+        for layer, vector in self.items():
+            if vector.shape != other[layer].shape:
+                raise ValueError(f"layer {layer}: widths differ, {len(vector)} and {len(other[layer])}")
+        return self._like({layer: vector + other[layer] for layer, vector in self.items()})
+
+    def __mul__(self, factor: float) -> "SteeringVector":
+        return self._like({layer: vector * factor for layer, vector in self.items()})
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, divisor: float) -> "SteeringVector":
+        return self * (1 / divisor)
+
+    def __neg__(self) -> "SteeringVector":
+        return self * -1
+
+    def __sub__(self, other: Mapping[int, Tensor]) -> "SteeringVector":
+        return self + -SteeringVector(other)
+
+
+def random_vectors(like: Mapping[int, Tensor], *, seed: int) -> SteeringVector:
+    """Random directions with the norm of the given vectors, layer by layer: the control of a steering vector.
+
+    Args:
+        like: vectors to match, `(d_model,)` each.
+        seed: of the draw.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    drawn = {layer: torch.randn(vector.shape, generator=generator) for layer, vector in like.items()}
+    return SteeringVector({layer: draw * (like[layer].norm() / draw.norm()) for layer, draw in drawn.items()})

@@ -1,0 +1,289 @@
+"""A steering vector as one thing: its numbers, its arithmetic, its files, and under plain transformers code."""
+
+import gguf
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from tiny import ALPHABET, tiny_model
+from torch.testing import assert_close
+from transformers import (
+    Gemma3TextConfig,
+    GemmaConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from steerlib.models import load_model
+from steerlib.residual import VectorFamily
+from steerlib.vectors import (
+    SteeringVector,
+    continuation_residuals,
+    cosine,
+    default_layers,
+    describe_vectors,
+    load_families,
+    load_family,
+    mean_difference,
+    random_vectors,
+    save_family,
+    vectors_to_gguf,
+)
+
+
+def drawn(seed, layers=(1, 2), **settings):
+    generator = torch.Generator().manual_seed(seed)
+    vectors = {layer: torch.randn(32, generator=generator, dtype=torch.float64) for layer in layers}
+    return SteeringVector(vectors, **settings)
+
+
+def assert_same(left, right):
+    assert list(left) == list(right)
+    for layer in left:
+        assert_close(left[layer], right[layer])
+
+
+def test_mean_difference_by_hand():
+    preferred = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    dispreferred = torch.tensor([[0.0, 1.0], [0.0, 1.0], [3.0, 1.0]])
+    assert_close(mean_difference(preferred, dispreferred), torch.tensor([1.0, 2.0]))
+    a, b = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
+    assert_close(mean_difference(a, a), torch.zeros(8))
+    assert_close(mean_difference(a, b), -mean_difference(b, a))
+
+
+def test_a_weighted_mean_difference_by_hand():
+    preferred, dispreferred = torch.tensor([[1.0, 0.0], [4.0, 3.0]]), torch.zeros(2, 2)
+    weights = pd.Series([1.0, 0.5], index=[7, 8])
+    weighted = SteeringVector.from_residuals({3: preferred}, {3: dispreferred}, weights)
+    assert_close(weighted[3], torch.tensor([2.0, 1.0]))
+    assert_close(mean_difference(preferred, dispreferred, [2, 2]), mean_difference(preferred, dispreferred))
+    a, b = torch.randn(2, 20, 8, generator=torch.Generator().manual_seed(0))
+    assert_close(mean_difference(a, b, np.r_[np.ones(19), 0.0]), mean_difference(a[:19], b[:19]))
+
+
+@pytest.mark.parametrize(
+    ("sides", "weights", "named"),
+    [
+        ((2, 2), [1.0], "1 weights"),
+        ((2, 2), [1, -1], "weights"),
+        ((2, 2), [0, 0], "weights"),
+        ((2, 0), None, r"\(0, 3\)"),
+    ],
+)
+def test_sides_or_weights_without_a_mean_are_refused(sides, weights, named):
+    with pytest.raises(ValueError, match=named):
+        mean_difference(*(torch.ones(n, 3) for n in sides), weights)
+
+
+def test_the_papers_layers_are_16_to_22_of_32_and_scaled_elsewhere():
+    assert default_layers(32) == list(range(16, 23))
+    assert default_layers(30) == list(range(15, 22))
+    assert default_layers(4) == [2, 3]
+
+
+def test_random_vectors_have_the_norm_of_the_vector_and_another_direction():
+    like = {3: torch.randn(500, generator=torch.Generator().manual_seed(5))}
+    drawn_once = random_vectors(like, seed=0)
+    assert_close(drawn_once[3].norm(), like[3].norm())
+    assert abs(cosine(drawn_once[3], like[3])) < 0.2
+    assert not torch.equal(drawn_once[3], random_vectors(like, seed=1)[3])
+
+
+def test_a_clean_contrast_is_stable_between_halves_and_noise_is_not():
+    noise = torch.randn(2, 200, 64, generator=torch.Generator().manual_seed(0))
+    clean = describe_vectors({0: noise[0] + 2}, {0: noise[1]}, seed=0)
+    none = describe_vectors({0: noise[0]}, {0: noise[1]}, seed=0)
+    assert clean.split_half_cosine[0] > 0.95 > 0.5 > abs(none.split_half_cosine[0])
+    vector, typical = mean_difference(noise[0], noise[1]), noise[0].norm(dim=-1).mean()
+    assert none.relative_norm[0] == pytest.approx(float(vector.norm() / typical))
+    half = describe_vectors({0: noise[0]}, {0: noise[1]}, np.r_[np.ones(199), 0.0], seed=0)
+    assert half.norm[0] != none.norm[0]
+
+
+def test_pairs_make_the_mean_difference_of_their_texts(tiny):
+    likes, dislikes, prompts = ["so kind", "good"], ["so bad", "vile"], ["You are", "It is"]
+    vector = SteeringVector.from_pairs(tiny, likes, dislikes, prompts=prompts, layers=[1, 3], style="chat")
+    both = [
+        continuation_residuals(tiny, prompts, side, layers=[1, 3], style="chat") for side in (likes, dislikes)
+    ]
+    assert_same(vector, SteeringVector.from_residuals(*both))
+    assert vector.settings["style"] == "chat" and vector.model is tiny
+    alone = SteeringVector.from_pairs(tiny, likes, [*dislikes, "cruel"])
+    assert list(alone) == [2, 3]
+    with pytest.raises(ValueError):
+        SteeringVector.from_pairs(tiny, likes, dislikes, prompts=prompts[:1])
+
+
+def test_vectors_obey_the_rules_of_linear_algebra(tiny):
+    a, b = drawn(0, model=tiny, settings={"style": "chat"}), drawn(1)
+    assert_same(a + b, b + a)
+    assert_same(a - b, -(b - a))
+    assert_same(2 * (a + b), a * 2 + 2 * b)
+    assert_same((a + b) - b, a)
+    assert_same(a / 4, 0.25 * a)
+    assert_same(a - a, 0 * a)
+    assert (SteeringVector({0: torch.tensor([1.0])}) + {0: torch.tensor([3.0])})[0].tolist() == [4.0]
+    mixed = 0.6 * a - b / 2
+    assert mixed.model is tiny and mixed.settings == {"style": "chat"}
+
+
+def test_vectors_of_other_layers_or_widths_are_refused_naming_both():
+    with pytest.raises(ValueError, match=r"\[1, 2\] and \[2, 3\]"):
+        drawn(0) + drawn(1, layers=(2, 3))
+    with pytest.raises(ValueError, match=r"layer 1: .* 32 and 8"):
+        drawn(0) - {1: torch.zeros(8), 2: torch.zeros(8)}
+
+
+def test_adding_a_sum_to_the_residual_is_adding_both(tiny):
+    ids, a, b = torch.tensor([[5, 9, 20]]), drawn(0), drawn(1)
+    with a.apply(tiny), b.apply(tiny.model, alpha=0.5):
+        apart = tiny.model(ids).logits
+    with (a + 0.5 * b).apply(tiny):
+        assert_close(tiny.model(ids).logits, apart)
+
+
+def test_a_vector_survives_its_file_with_its_settings(tmp_path, tiny):
+    vector = drawn(0, layers=(10, 2), model=tiny, settings={"style": "chat", "n": 4})
+    path = vector.save(tmp_path / "v" / "kind.safetensors")
+    loaded = SteeringVector.load(path)
+    assert_same(loaded, SteeringVector(sorted(vector.items())))
+    assert loaded.settings == {"style": "chat", "n": "4"} and loaded.model is None
+    with pytest.raises(ValueError, match="model is None"):
+        loaded.steer("Why?")
+    with pytest.raises(FileNotFoundError, match="nothing"):
+        SteeringVector.load(tmp_path / "nothing.safetensors")
+
+
+def family(shift=0.0, **settings):
+    vectors = {
+        user: {16: torch.full((3,), value + shift), 9: torch.arange(3.0)}
+        for user, value in (("u2", 2.0), ("a/b", 1.0))
+    }
+    return VectorFamily(**{"name": "own words", "vectors": vectors, "vector_user": "own", **settings})
+
+
+def test_a_family_survives_its_file_with_all_that_it_is(tmp_path):
+    path = save_family(tmp_path / "own.safetensors", family(unit="residual"), {"rank": 3})
+    loaded, settings = load_family(path)
+    assert settings == {"rank": 3}
+    assert (loaded.name, loaded.vector_user, loaded.control, loaded.unit) == (
+        "own words",
+        "own",
+        "",
+        "residual",
+    )
+    assert loaded.digest == family().digest
+    for user, vectors in loaded.vectors.items():
+        assert list(vectors) == [9, 16]
+        assert_close(dict(vectors), dict(sorted(family().vectors[user].items())))
+
+
+def test_the_digest_is_of_all_users_numbers_and_of_nothing_else():
+    first = family()
+    backwards = dict(reversed(first.vectors.items()))
+    assert family(vectors=backwards, name="other", control="shuffled_profile").digest == first.digest
+    assert family(0.1).digest != first.digest
+    swapped = dict(zip(first.vectors, backwards.values(), strict=True))
+    assert family(vectors=swapped).digest != first.digest
+
+
+def test_families_of_a_folder_are_read_together_and_users_may_share_a_tensor(tmp_path):
+    shared = {1: torch.ones(2)}
+    save_family(tmp_path / "x.safetensors", family(vectors={"a": shared, "b": shared}), {})
+    save_family(tmp_path / "y.safetensors", VectorFamily("population", {"": shared}), {})
+    assert [one.name for one in load_families(tmp_path)] == ["population", "own words"]
+    assert load_families(tmp_path)[0].of("anybody")[1].tolist() == [1, 1]
+    with pytest.raises(ValueError, match=r"'b' .*\[2\].*\[1\]"):
+        uneven = {"a": shared, "b": {2: torch.ones(2)}}
+        save_family(tmp_path / "z.safetensors", family(vectors=uneven), {})
+
+
+def test_the_control_vector_file_is_what_llama_cpp_and_repeng_read(tmp_path):
+    vectors = drawn(0, layers=(3, 2))
+    reader = gguf.GGUFReader(vectors.to_gguf(tmp_path / "v" / "a.gguf", model_hint="qwen2"))
+    assert reader.get_field("general.architecture").contents() == "controlvector"
+    assert reader.get_field("controlvector.model_hint").contents() == "qwen2"
+    assert reader.get_field("controlvector.layer_count").contents() == 2
+    assert [tensor.name for tensor in reader.tensors] == ["direction.2", "direction.3"]
+    assert {tensor.tensor_type for tensor in reader.tensors} == {gguf.GGMLQuantizationType.F32}
+    assert np.array_equal(reader.tensors[1].data, vectors[3].float().numpy())
+
+
+@pytest.mark.parametrize(
+    ("vectors", "named"),
+    [
+        ({0: torch.ones(4), 1: torch.ones(4)}, "layer 0"),
+        ({-1: torch.ones(4)}, "layer -1"),
+        ({1: torch.ones(4), 2: torch.ones(5)}, "layer 2"),
+        ({1: torch.ones(1, 4)}, "layer 1"),
+        ({1: torch.tensor([1.0, torch.inf])}, "layer 1"),
+        ({}, "at least one layer"),
+    ],
+)
+def test_what_a_control_vector_cannot_express_is_refused_and_nothing_is_written(tmp_path, vectors, named):
+    with pytest.raises(ValueError, match=named):
+        vectors_to_gguf(tmp_path / "a.gguf", vectors, model_hint="llama")
+    assert not list(tmp_path.iterdir())
+
+
+SMALL = {
+    "vocab_size": len(ALPHABET) + 2,
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 256,
+}
+GROUPED = SMALL | {"intermediate_size": 64, "num_key_value_heads": 2}
+ARCHITECTURES = {
+    "llama": LlamaConfig(**GROUPED),
+    "qwen2": Qwen2Config(**GROUPED),
+    "qwen3": Qwen3Config(**GROUPED, head_dim=8),
+    "gemma": GemmaConfig(**GROUPED, head_dim=8),
+    "gemma3": Gemma3TextConfig(**GROUPED, head_dim=8, sliding_window=16),
+    "mistral": MistralConfig(**GROUPED, sliding_window=16),
+    "gpt2": GPT2Config(vocab_size=SMALL["vocab_size"], n_embd=32, n_layer=4, n_head=4, n_positions=256),
+    "neox": GPTNeoXConfig(**SMALL, intermediate_size=64),
+}
+PROMPTS = ["You are", "Tell me a longer story of", "x"]
+
+
+def generated(frozen, prompts, n, **settings):
+    """Texts by plain transformers code: one batch, padded on the left, greedy."""
+    ids = [frozen.tokenizer(prompt).input_ids for prompt in prompts]
+    longest = max(map(len, ids))
+    mask = torch.tensor([[0] * (longest - len(one)) + [1] * len(one) for one in ids])
+    ids = torch.tensor([[0] * (longest - len(one)) + one for one in ids])
+    settings = {"max_new_tokens": n, "do_sample": False, "pad_token_id": 0, **settings}
+    answers = frozen.model.generate(input_ids=ids, attention_mask=mask, **settings)[:, longest:]
+    return frozen.tokenizer.batch_decode(answers, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("name", [*ARCHITECTURES, "embedded"])
+def test_transformers_own_generate_under_the_vector_gives_the_decoders_answers(name):
+    frozen = load_model() if name == "embedded" else tiny_model(ARCHITECTURES[name])
+    vector = SteeringVector.from_pairs(frozen, ["so very kind", "well done"], ["you fool!", "go away"])
+    plain = generated(frozen, PROMPTS, 12)
+    for settings in ({"alpha": 4.0}, {"alpha": -2.0, "unit": "residual", "positions": "generation"}):
+        with vector.apply(**settings):
+            texts = generated(frozen, PROMPTS, 12)
+        answers = vector.steer(PROMPTS, max_new_tokens=12, **settings)
+        assert texts == answers.text.tolist()
+        assert texts != plain
+    assert generated(frozen, PROMPTS, 12) == plain
+
+
+@pytest.mark.parametrize("positions", ["all", "prompt", "first_k:2"])
+def test_the_cache_and_beams_of_generate_change_nothing_of_what_is_steered(tiny, positions):
+    vector = drawn(0, model=tiny) * 3
+    with vector.apply(positions=positions):
+        cached = generated(tiny, PROMPTS, 6)
+        assert generated(tiny, PROMPTS, 6, use_cache=False) == cached
+        assert generated(tiny, PROMPTS, 6, num_beams=2) == generated(
+            tiny, PROMPTS, 6, num_beams=2, use_cache=False
+        )
+        assert [generated(tiny, [one], 6)[0] for one in PROMPTS] == cached
