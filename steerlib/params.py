@@ -20,7 +20,7 @@ WORDS = {
     "dtype": "float32 float64 bfloat16 float16",
     "estimator": "paper exposure_adjusted shrunk",
     "more_positions": r"all prompt generation first_k:\d+",
-    "pool": "answer_mean last prompt_last answer_letter",
+    "pool": "answer_mean last prompt_last",
     "positions": r"all prompt generation first_k:\d+",
     "prompt_labels": "given prism xstest measured",
     "split_by": "users conversations",

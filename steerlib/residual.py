@@ -7,7 +7,6 @@ after the final norm.
 
 import hashlib
 import math
-import re
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from steerlib.models import FrozenModel, decoder_blocks, high_precision
 from steerlib.reading import batches_by_length, left_padded, position_ids, prompt_ids, read_history, text_ids
 from steerlib.rules import RULES
 
-POOLS = ("answer_mean", "last", "prompt_last", "answer_letter")
+POOLS = ("answer_mean", "last", "prompt_last")
 PLAIN_TEXTS = (
     "The museum opens at nine and closes at five every day except Monday.",
     "She put the letter on the table and went to make some tea.",
@@ -81,11 +80,7 @@ class VectorFamily:
         return f"{layers[0]}-{layers[-1]}" if whole else ",".join(map(str, layers))
 
     def user(self, user_id: str) -> str:
-        """The key of `vectors` that a user is steered by.
-
-        Raises:
-            ValueError: the family has no vector for this user.
-        """
+        """The key of `vectors` that a user is steered by; a ValueError names a user without one."""
         key = user_id if self.vector_user else ""
         if key not in self.vectors:
             raise ValueError(f"family {self.name!r} has no vector for user {user_id!r}")
@@ -106,11 +101,7 @@ def vectors_by_key(families: Sequence[VectorFamily]) -> dict[VectorKey, Vectors]
 
 
 def family_of(arm: Mapping, families: Sequence[VectorFamily]) -> VectorFamily:
-    """The family that an arm is steered by.
-
-    Raises:
-        ValueError: it is not among those given; both are named.
-    """
+    """The family that an arm is steered by; a ValueError names it and those given where it is not among them."""
     wanted = (arm["family"], arm["vector_user"], arm["vector"])
     for family in families:
         if (family.name, family.vector_user, family.digest) == wanted:
@@ -121,12 +112,7 @@ def family_of(arm: Mapping, families: Sequence[VectorFamily]) -> VectorFamily:
 
 @dataclass(frozen=True)
 class Factor:
-    """What alpha is multiplied by, prompt by prompt: SDA's a = F(S), or the gate (0 or 1) of conditional steering.
-
-    Attributes:
-        name: what it is, for instance "sigmoid" or "gate".
-        values: by prompt_id.
-    """
+    """What alpha is multiplied by, by prompt_id: SDA's a = F(S), or the gate (0 or 1) of conditional steering."""
 
     name: str
     values: Mapping[str, float]
@@ -146,14 +132,9 @@ class Strength(NamedTuple):
 
 
 def strength(arm: Mapping, prompt_id: str = "", factors: Sequence[Factor] = ()) -> Strength:
-    """How strongly an arm steers a prompt.
+    """How strongly an arm (a row of the arms table) steers a prompt.
 
-        alpha F,    F = 1, a number, or the prompt's value of a factor
-
-    Args:
-        arm: a row of the arms table.
-        prompt_id: the prompt.
-        factors: those that arms name.
+        alpha F,    F = 1, a number, or the prompt's value of the factor that the arm names
 
     Raises:
         ValueError: no such factor, or one that is not finite for this prompt.
@@ -175,36 +156,6 @@ def strength(arm: Mapping, prompt_id: str = "", factors: Sequence[Factor] = ()) 
     return Strength(alpha * value, of_vector * value)
 
 
-def pooled_spans(
-    frozen: FrozenModel, contexts: Sequence[Sequence[int]], prompt_lengths: Sequence[int], pool: str
-) -> list[range]:
-    """0-based positions within each sequence, without pads, whose residuals `record_residual` averages.
-
-    Raises:
-        ValueError: an unknown pool, a sequence without answer tokens, or "answer_letter" and an answer that is no
-            letter; the sequence is named.
-    """
-    if pool not in POOLS:
-        raise ValueError(f"pool {pool!r} is none of {', '.join(POOLS)}")
-    spans = []
-    for row, (ids, length) in enumerate(zip(contexts, prompt_lengths, strict=True)):
-        if not 0 < length <= len(ids) - (pool != "prompt_last"):
-            raise ValueError(f"sequence {row}: {len(ids)} tokens, {length} of them prompt, have no {pool}")
-        if pool == "answer_letter":
-            tokens = [str(frozen.tokenizer.decode([one], skip_special_tokens=True)) for one in ids[length:]]
-            if not re.fullmatch(r"\s*\(?\s*[A-Z]\s*\)?\s*", "".join(tokens)):
-                shown = "".join(tokens)[:40]
-                raise ValueError(
-                    f"sequence {row}: pool 'answer_letter' reads answers as '(A)', not {shown!r}"
-                )
-            letter = length + max(i for i, token in enumerate(tokens) if re.search("[A-Z]", token))
-            spans.append(range(letter, letter + 1))
-        else:
-            start = {"answer_mean": length, "last": len(ids) - 1, "prompt_last": length - 1}[pool]
-            spans.append(range(start, length if pool == "prompt_last" else len(ids)))
-    return spans
-
-
 @torch.inference_mode()
 def record_residual(
     frozen: FrozenModel,
@@ -222,8 +173,7 @@ def record_residual(
         contexts: token ids of prompt and answer, one sequence each.
         layers: 0-based decoder blocks whose outputs are read.
         prompt_lengths: tokens of each prompt; what follows is the answer.
-        pool: "answer_mean" (mean over the answer's tokens), "last" (last token), "prompt_last" (last token of the
-            prompt), "answer_letter" (the token that holds the letter of an answer such as "(A)").
+        pool: "answer_mean" (mean over the answer's tokens), "last" (last token) or "prompt_last" (the prompt's last).
         batch_tokens: tokens in one forward pass, pads counted.
 
     Returns:
@@ -231,21 +181,22 @@ def record_residual(
 
     Raises:
         IndexError: the model has no such layer.
-        ValueError: as `pooled_spans`.
-
-    Source: "answer_letter" is that of Panickssery et al. (arXiv 2312.06681, sec. 3), whose code takes the token before
-    the last. We look for the letter, as tokenizers differ in whether a bracket is a token of its own.
+        ValueError: an unknown pool, or a sequence without answer tokens; it is named.
     """
-    spans = pooled_spans(frozen, contexts, prompt_lengths, pool)
+    if pool not in POOLS:
+        raise ValueError(f"pool {pool!r} is none of {', '.join(POOLS)}")
     check_layers(layers, frozen.n_layers)
+    spans = []
+    for row, (ids, length) in enumerate(zip(contexts, prompt_lengths, strict=True)):
+        if not 0 < length <= len(ids) - (pool != "prompt_last"):
+            raise ValueError(f"sequence {row}: {len(ids)} tokens, {length} of them prompt, have no {pool}")
+        first = {"answer_mean": length, "last": len(ids) - 1, "prompt_last": length - 1}[pool]
+        spans.append((first, length if pool == "prompt_last" else len(ids)))
     pooled = {layer: torch.empty(len(contexts), frozen.d_model, dtype=torch.float64) for layer in layers}
     for rows in batches_by_length([len(ids) for ids in contexts], batch_tokens):
         ids, mask = left_padded([contexts[i] for i in rows], frozen.device)
         position = position_ids(mask)
-        start, stop = (
-            torch.tensor([[getattr(spans[i], end)] for i in rows], device=mask.device)
-            for end in ("start", "stop")
-        )
+        start, stop = torch.tensor([spans[i] for i in rows], device=mask.device)[..., None].unbind(1)
         chosen = high_precision((position >= start) & (position < stop) & mask.bool())
         weights = chosen / chosen.sum(-1, keepdim=True)
 
@@ -318,11 +269,7 @@ def in_unit(frozen: FrozenModel, vectors: Vectors, unit: str) -> Vectors:
 
 
 def check_layers(layers: Sequence[int], n_layers: int) -> None:
-    """Refuse layers that the model does not have.
-
-    Raises:
-        IndexError: a layer is outside 0..n_layers-1; it is named.
-    """
+    """Refuse a layer outside 0..n_layers-1 with an IndexError that names it."""
     for layer in layers:
         if not 0 <= layer < n_layers:
             raise IndexError(f"layer {layer} is not in 0..{n_layers - 1}")

@@ -16,7 +16,6 @@ from steerlib.vectors import (
     category_differences,
     describe_composed,
     dislike_weighted,
-    dislike_weights,
     personal_vectors,
     rescaled,
     sae_direction,
@@ -26,6 +25,13 @@ from steerlib.vectors import (
 SIX = list(ATTRIBUTE_COLUMNS)
 RESIDUALS = {4: torch.tensor([[0.0, 1.0], [1.0, 1.0], [2.0, 1.0], [10.0, 3.0]])}
 UNIT = {category: {4: torch.eye(6)[row]} for row, category in enumerate(SIX)}
+
+
+def dislike_weights(sensitivities, **settings):
+    """The weights, read off from vectors of categories that are axes."""
+    return pd.DataFrame(
+        {u: -v[4].numpy() for u, v in dislike_weighted(UNIT, sensitivities, **settings).items()}
+    ).T
 
 
 def scored(values):
@@ -38,37 +44,33 @@ def sensitive(*rows):
 
 def test_the_direction_of_a_category_by_hand_points_towards_toxicity():
     scores = scored([0.1, 0.2, 0.3, 0.4]).assign(threat=[0.4, 0.3, 0.2, 0.1])
-    quarter = category_differences(RESIDUALS, scores, share=0.25)
+    quarter = category_differences(RESIDUALS, scores)
     assert_close(quarter["insult"][4], torch.tensor([10.0, 2.0]))
     assert_close(quarter["threat"][4], torch.tensor([-10.0, -2.0]))
-    half = category_differences(RESIDUALS, scores, share=0.5)
-    assert_close(half["insult"][4], torch.tensor([6.0 - 0.5, 2.0 - 1.0]))
-    assert list(half) == SIX
+    assert list(quarter) == SIX
 
 
 def test_answers_that_tie_with_the_last_of_a_side_belong_to_it_in_any_order_of_rows():
     scores = scored([0.1, 0.1, 0.2, 0.4])
-    vector = category_differences(RESIDUALS, scores, share=0.25)["insult"][4]
+    vector = category_differences(RESIDUALS, scores)["insult"][4]
     assert_close(vector, torch.tensor([10.0 - 0.5, 3.0 - 1.0]))
     order = [2, 1, 3, 0]
-    again = category_differences({4: RESIDUALS[4][order]}, scores.iloc[order], share=0.25)
+    again = category_differences({4: RESIDUALS[4][order]}, scores.iloc[order])
     assert_close(again["insult"][4], vector)
 
 
 @pytest.mark.parametrize(
-    ("values", "share", "named"),
+    ("values", "named"),
     [
-        ([0.2] * 4, 0.25, "toxicity: .* meet at 0.2"),
-        ([0.0, 0.0, 0.0, 0.9], 0.5, "toxicity: .* meet at 0"),
-        ([0.1, 0.2, 0.3, 0.4], 0.2, "share 0.2"),
-        ([0.1, 0.2, 0.3, 0.4], 0.6, "share 0.6"),
-        ([0.1, 0.2, 0.3], 0.4, "layer 4"),
-        ([0.1, np.nan, 0.3, 0.4], 0.25, "toxicity: 1 scores are missing"),
+        ([0.2] * 4, "toxicity: .* meet at 0.2"),
+        ([0.1, 0.2, 0.3], "3 answers"),
+        ([0.1, 0.2, 0.3, 0.4, 0.5], "layer 4"),
+        ([0.1, np.nan, 0.3, 0.4], "toxicity: 1 scores are missing"),
     ],
 )
-def test_scores_without_two_sides_are_refused(values, share, named):
+def test_scores_without_two_sides_are_refused(values, named):
     with pytest.raises(ValueError, match=named):
-        category_differences(RESIDUALS, scored(values), share=share)
+        category_differences(RESIDUALS, scored(values))
 
 
 def test_dislike_weights_by_hand():

@@ -2,16 +2,12 @@
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.testing import assert_close
-from transformers import PreTrainedTokenizerFast
 
-from steerlib.models import FrozenModel
-from steerlib.reading import answer_ids, prompt_ids
+from steerlib.reading import prompt_ids
 from steerlib.residual import (
     add_to_residual,
     in_unit,
-    pooled_spans,
     record_residual,
     steered_positions,
     typical_norms,
@@ -140,12 +136,11 @@ def test_each_pooling_reads_its_own_positions_and_no_pads(tiny):
     long, short = IDS[0].tolist(), [5, 9, 20]
     hidden = tiny.model(IDS, output_hidden_states=True).hidden_states[2][0]
     for pool, positions in (("answer_mean", [2, 3, 4]), ("last", [4]), ("prompt_last", [1])):
-        assert list(pooled_spans(tiny, [long], [2], pool)[0]) == positions
         both = record_residual(tiny, [long, short], layers=[1], prompt_lengths=[2, 1], pool=pool)[1]
         assert_close(both[0], hidden[positions].mean(0))
         assert_close(both[1], record_residual(tiny, [short], layers=[1], prompt_lengths=[1], pool=pool)[1][0])
     with pytest.raises(ValueError, match="pool 'mean'"):
-        pooled_spans(tiny, [long], [2], "mean")
+        record_residual(tiny, [long], layers=[1], prompt_lengths=[2], pool="mean")
     with pytest.raises(ValueError, match="sequence 1"):
         record_residual(tiny, [[5, 6], [5, 6]], layers=[0], prompt_lengths=[1, 2])
 
@@ -156,31 +151,6 @@ def test_small_batches_read_what_one_large_one_does(tiny):
     one, many = (record_residual(tiny, contexts, batch_tokens=n, **settings) for n in (4096, 12))
     for layer in (1, 3):
         assert_close(one[layer], many[layer])
-
-
-def with_words(tiny, words):
-    """The tiny model with a tokenizer whose tokens are whole words."""
-    raw = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=words[0]))
-    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return FrozenModel(tiny.model, PreTrainedTokenizerFast(tokenizer_object=raw), "words")
-
-
-@pytest.mark.parametrize(
-    ("tokens", "place"),
-    [(["(", "A", ")"], 1), (["(A", ")"], 0), (["(", "A)"], 1), (["(A)"], 0), (["A"], 0)],
-)
-def test_the_letter_is_found_however_a_tokenizer_cuts_the_brackets(tiny, tokens, place):
-    frozen = with_words(tiny, ["word", *tokens])
-    ids = [0, 0, *range(1, len(tokens) + 1)]
-    assert pooled_spans(frozen, [ids], [2], "answer_letter") == [range(2 + place, 3 + place)]
-
-
-@pytest.mark.parametrize("answer", ["Sure, here you are", "(a)", "42", "(AB)", "(A) Yes"])
-def test_an_answer_in_free_text_has_no_letter_and_is_refused(tiny, answer):
-    prompt = prompt_ids(tiny, "Well?", style="continuation")
-    contexts = [prompt + answer_ids(tiny, one, style="continuation") for one in ("(A)", answer)]
-    with pytest.raises(ValueError, match="sequence 1: pool 'answer_letter'"):
-        pooled_spans(tiny, contexts, [len(prompt)] * 2, "answer_letter")
 
 
 def test_typical_norms_are_those_of_tokens_that_open_no_sequence(tiny):

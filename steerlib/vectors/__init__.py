@@ -25,7 +25,6 @@ from steerlib.vectors.pairs import continuation_residuals, pair_residuals, pairs
 from steerlib.vectors.personal import (
     describe_composed,
     dislike_weighted,
-    dislike_weights,
     personal_vectors,
     rescaled,
     shuffled_users,

@@ -50,32 +50,20 @@ class Basis:
         return len(self.spread)
 
     def coordinates(self, residuals: Mapping[int, Tensor]) -> NDArray:
-        """Whitened coordinates x of answers.
+        """Whitened coordinates x of answers, `(n, rank)`: mean 0 and standard deviation 1 over the training answers.
 
         Args:
             residuals: pooled residuals by layer, `(n, d_model)` each, of every layer of the basis.
 
-        Returns:
-            `(n, rank)` float64; the training answers have mean 0 and standard deviation 1 on each axis.
-
         Raises:
-            ValueError: a layer of the basis is missing, or a residual has another width.
+            ValueError: a layer of the basis is missing, or a residual has another width; the layer is named.
         """
         return (_features(residuals, self.norms, self.widths) - self.centre) @ self.axes / self.spread
 
     def vectors(self, theta: ArrayLike) -> SteeringVector:
-        """The displacement of the residual stream that moves an answer's coordinates by theta.
+        """The displacement of the residual stream that moves an answer's coordinates by theta, `(r,)`, r <= rank.
 
             v_l = n_l Q_l (spread * theta),    x(h + v) = x(h) + theta
-
-        Args:
-            theta: `(r,)` for the first r axes, r <= rank.
-
-        Returns:
-            By layer, `(d_model,)` in activation units, float32.
-
-        Raises:
-            ValueError: more coordinates than axes.
 
         Source: CAA on PRISM gives no way back to activations; this one is ours. For a utility theta . x it is the
         steepest ascent when steps are measured in standard deviations of real answers; the plain gradient in
@@ -308,17 +296,15 @@ def choose_rank_and_shrinkage(
 
         loss = -sum_k w_k ln P(y+_k > y-_k) / sum_k w_k,    in nats per pair; guessing gives ln 2 = 0.693
 
-    Only TRAIN conversations go in; whole conversations are left out in turn. A chosen tau of 0 is the population for
-    everybody: these pairs give no reason to tell users apart. A chosen loss at or above ln 2: the basis does not
-    predict preference at all. The chosen loss is the best of many and so a little too good: report the accuracy on
-    other conversations.
+    Whole TRAIN conversations are left out in turn. A chosen tau of 0 is the population for everybody: these pairs give
+    no reason to tell users apart. A chosen loss at or above ln 2: the basis does not predict preference at all. It is
+    the best of many and so a little too good: report the accuracy on other conversations.
 
     Args:
-        preferred, dispreferred: coordinates x of the two sides, `(n, at least max(ranks))`.
-        users, conversations: whose pair each is and where it comes from, `(n,)`.
+        preferred, dispreferred, users, weights: see `fit_coordinates`; weights count in the held-out loss too.
+        conversations: where each pair comes from, `(n,)`.
         ranks, taus, curvatures: what is tried, all combinations, each with a ridge of 1 and of 10.
         seed: of the random folds; the order of the rows does not matter.
-        weights: see `fit_coordinates`; they count in the held-out loss too.
 
     Returns:
         The best setting; of equal losses that of the lowest rank, then the smallest tau, the largest ridge and the

@@ -50,33 +50,27 @@ def describe_vectors(
     return pd.DataFrame(rows, columns=pd.Index(["layer", "norm", "relative_norm", "split_half_cosine"]))
 
 
-def category_differences(
-    residuals: Mapping[int, Tensor], scores: pd.DataFrame, *, share: float = 0.25
-) -> dict[str, SteeringVector]:
+def category_differences(residuals: Mapping[int, Tensor], scores: pd.DataFrame) -> dict[str, SteeringVector]:
     """Toxicity direction of each category: mean residual of the most toxic answers minus that of the least toxic.
 
-        v_tox_{c,l} = E[h_l(y) : P_c(y) in the top share] - E[h_l(y) : P_c(y) in the bottom share]
+        v_tox_{c,l} = E[h_l(y) : P_c(y) in the top quarter] - E[h_l(y) : P_c(y) in the bottom quarter]
 
     They point TOWARDS toxicity. Answers that tie with the last one of a side belong to it too, so the order of the rows
-    does not matter and a side may be larger than the share.
+    does not matter and a side may be larger than a quarter.
 
     Args:
         residuals: pooled residuals of the same answers by layer, `(n, d_model)`.
         scores: `(n, six)` attributes in [0, 1], one row per answer in the same order.
-        share: of the answers on each side, in (0, 0.5].
-
-    Returns:
-        By category, the vectors by layer.
 
     Raises:
-        ValueError: a share out of range, other numbers of rows, a missing score, or a category whose two sides would
+        ValueError: fewer than four answers, other numbers of rows, a missing score, or a category whose two sides would
             share answers (scores all equal, or mostly).
 
     Source: CAA on PRISM gives no equations for its dislike-weighted vector; this contrast is ours.
     """
-    side = int(share * len(scores))
-    if not 0 < share <= 0.5 or side < 1:
-        raise ValueError(f"share {share} of {len(scores)} answers: it must be in (0, 0.5] and give an answer")
+    side = len(scores) // 4
+    if not side:
+        raise ValueError(f"{len(scores)} answers have no quarters")
     for layer, rows in residuals.items():
         if len(rows) != len(scores):
             raise ValueError(f"layer {layer} has {len(rows)} answers, the scores {len(scores)}")
@@ -88,7 +82,7 @@ def category_differences(
         if not low < high or np.isnan(values).any():
             raise ValueError(
                 f"{category}: {int(np.isnan(values).sum())} scores are missing; the lowest {side} and the highest"
-                f" {side} of {len(values)} meet at {high:g}: use a smaller share or more varied answers"
+                f" {side} of {len(values)} meet at {high:g}: use more varied answers"
             )
         top, bottom = torch.from_numpy(values >= high), torch.from_numpy(values <= low)
         directions[category] = SteeringVector(
@@ -114,7 +108,6 @@ def sae_direction(path: str | Path, feature: int, *, layer: int, d_model: int) -
         d_model: width of the model, see `FrozenModel.d_model`.
 
     Raises:
-        FileNotFoundError: no such file.
         KeyError: which matrix is the decoder is not plain; the file's tensors are listed.
         ValueError: no side of the matrix is d_model, or both are.
         IndexError: the autoencoder has no such feature.
@@ -123,8 +116,6 @@ def sae_direction(path: str | Path, feature: int, *, layer: int, d_model: int) -
     in EleutherAI's sparsify.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is not a file")
     with safe_open(path, framework="pt") as file:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         matrices = [name for name, shape in shapes.items() if len(shape) == 2]

@@ -110,22 +110,23 @@ def relative_norms(
     Raises:
         ValueError: no such family, user or factor; it is named.
     """
-    rows, steered = [], arms[arms["family"] != ""]
-    families = {arm["arm_id"]: family_of(arm, vectors) for arm in steered.to_dict("records")}
+    steered = arms[arms["family"] != ""].to_dict("records")
+    families = {arm["arm_id"]: family_of(arm, vectors) for arm in steered}
     layers = sorted({layer for family in families.values() for v in family.vectors.values() for layer in v})
-    for style, styled in steered.groupby("style"):
-        read = prompt_residuals(frozen, prompts, layers=layers, style=str(style))
-        norms = {layer: residual.norm(dim=-1).tolist() for layer, residual in read.items()}
-        for arm in styled.to_dict("records"):
-            lengths = {}
-            for row, prompt in enumerate(prompts.to_dict("records")):
-                user, prompt_id = families[arm["arm_id"]].user(prompt.get("user_id", "")), prompt["prompt_id"]
-                if user not in lengths:
-                    vector = families[arm["arm_id"]].vectors[user]
-                    lengths[user] = {layer: float(v.double().norm()) for layer, v in vector.items()}
-                alpha = abs(strength(arm, prompt_id, factors).vector)
-                for layer, length in lengths[user].items():
-                    norm = norms[layer][row]
-                    rows.append((arm["arm_id"], prompt_id, layer, norm, alpha * length / norm))
+    norms = {
+        style: {
+            layer: residual.norm(dim=-1).tolist()
+            for layer, residual in prompt_residuals(frozen, prompts, layers=layers, style=style).items()
+        }
+        for style in {arm["style"] for arm in steered}
+    }
+    rows = []
+    for arm in steered:
+        for row, prompt in enumerate(prompts.to_dict("records")):
+            alpha = abs(strength(arm, prompt["prompt_id"], factors).vector)
+            for layer, v in families[arm["arm_id"]].of(prompt.get("user_id", "")).items():
+                norm = norms[arm["style"]][layer][row]
+                relative = alpha * float(v.double().norm()) / norm
+                rows.append((arm["arm_id"], prompt["prompt_id"], layer, norm, relative))
     columns = pd.Index(["arm_id", "prompt_id", "layer", "norm", "relative_norm"])
     return check_table("relative_norms", pd.DataFrame(rows, columns=columns))

@@ -13,27 +13,33 @@ from steerlib.vectors.directions import SIX, cosine
 from steerlib.vectors.steering_vector import SteeringVector
 
 
-def dislike_weights(sensitivities: pd.DataFrame, *, relative: bool = False) -> pd.DataFrame:
-    """How much each category counts in a user's vector: sensitivities as shares, `(users, six)`, rows sum to 1.
+def dislike_weighted(
+    categories: Mapping[str, Vectors], sensitivities: pd.DataFrame, *, relative: bool = False
+) -> dict[str, SteeringVector]:
+    """Dislike-weighted vectors by user: away from the categories, each by how much the user dislikes it.
 
-        w_uc = max(s_uc, 0) / sum_c' max(s_uc', 0)
+        v_{u,l} = -sum_c w_uc v_tox_{c,l},    w_uc = max(s_uc, 0) / sum_c' max(s_uc', 0)
         s_uc <- (s_uc - mean_u s_uc) / sd_u s_uc                 (relative)
 
-    As the poster words it, weights hardly differ between users: all dislike the frequent categories. Relative weights
-    are of what a user dislikes more than others do. A negative sensitivity, exposure-adjusted or relative, is no reason
-    to steer towards a category and has no weight. A user without any positive sensitivity has the population's
-    weights (of the mean sensitivities), and these are equal where no mean is positive.
+    `categories` point towards toxicity; with the minus a positive alpha moves away from what the user dislikes. As the
+    poster words it, weights hardly differ between users: all dislike the frequent categories. Relative weights are of
+    what a user dislikes more than others do. A negative sensitivity is no reason to steer towards a category and has
+    no weight. A user without any positive one has the population's weights (of the mean sensitivities), and these are
+    equal where no mean is positive.
 
     Args:
+        categories: what `category_differences` returned.
         sensitivities: `(users, six)` of any estimator.
         relative: standardise each category over users first; one in which users do not differ counts 0.
 
     Raises:
         ValueError: a category or a sensitivity is missing; it is named.
+
+    Source: CAA on PRISM, "dislike-weighted aggregate", given there in words only.
     """
-    missing = [category for category in SIX if category not in sensitivities]
+    missing = [category for category in SIX if category not in sensitivities or category not in categories]
     if missing:
-        raise ValueError(f"sensitivities lack the categories {missing}")
+        raise ValueError(f"sensitivities or vectors lack the categories {missing}")
     s = sensitivities[SIX].astype(float)
     if s.isna().any(axis=None):
         user, category = s.isna().stack().idxmax()
@@ -41,36 +47,13 @@ def dislike_weights(sensitivities: pd.DataFrame, *, relative: bool = False) -> p
     if relative:
         spread = s.std(ddof=0)
         s = (s - s.mean()) / spread.where(spread > 0, 1.0)
-    mean = s.mean().clip(lower=0)
+    mean, positive = s.mean().clip(lower=0), s.clip(lower=0)
     population = mean / mean.sum() if mean.sum() > 0 else pd.Series(1 / len(SIX), index=SIX)
-    positive = s.clip(lower=0)
     total = positive.sum(axis=1)
-    return positive.div(total.where(total > 0), axis=0).fillna(population)
-
-
-def dislike_weighted(
-    categories: Mapping[str, Vectors], sensitivities: pd.DataFrame, *, relative: bool = False
-) -> dict[str, SteeringVector]:
-    """Dislike-weighted vectors by user: away from the categories, each by how much the user dislikes it.
-
-        v_{u,l} = -sum_c w_uc v_tox_{c,l}
-
-    `categories` point towards toxicity; with the minus a positive alpha moves away from what the user dislikes.
-
-    Args:
-        categories: what `category_differences` returned.
-        sensitivities, relative: see `dislike_weights`.
-
-    Raises:
-        KeyError: a category without vectors.
-        ValueError: as `dislike_weights`.
-
-    Source: CAA on PRISM, "dislike-weighted aggregate", given there in words only.
-    """
-    weights = dislike_weights(sensitivities, relative=relative)
-    matrix = torch.from_numpy(-weights.to_numpy(dtype=np.float64))
+    weights = positive.div(total.where(total > 0), axis=0).fillna(population)
+    away = torch.from_numpy(-weights.to_numpy())
     mixed = {
-        layer: (matrix @ torch.stack([categories[category][layer].double() for category in SIX])).float()
+        layer: (away @ torch.stack([categories[category][layer].double() for category in SIX])).float()
         for layer in categories[SIX[0]]
     }
     return {
@@ -87,10 +70,7 @@ def personal_vectors(fit: UserCoordinates, basis: Basis, users: Sequence[str]) -
     The basis puts the mean training answer at x_mean = 0. The direction is that at the mean answer and stays the same
     however far alpha leads, so an ideal point can be overshot.
 
-    Args:
-        fit: coordinates in the basis.
-        basis: the basis.
-        users: who gets a vector; those without pairs get the population's.
+    Users without pairs get the population's.
     """
     return {user: basis.vectors(theta) for user, theta in zip(users, fit.theta(users), strict=True)}
 
@@ -101,14 +81,7 @@ def rescaled(vectors: Vectors, like: Vectors) -> SteeringVector:
         v_l <- v_l ||like_l|| / ||v_l||
 
     The norm of a raw composed vector depends on how it was composed: hence, it seems, the poster's alphas of 7.5-17.5
-    for them beside 0.3-0.6 for the population.
-
-    Args:
-        vectors: by layer, `(d_model,)`.
-        like: the population vector, with at least those layers.
-
-    Raises:
-        ValueError: a layer that `like` lacks, or a vector of norm 0.
+    for them beside 0.3-0.6 for the population. A layer that `like` lacks and a vector of norm 0 raise a ValueError.
     """
     for layer, vector in vectors.items():
         if layer not in like or vector.norm() == 0:
@@ -161,9 +134,6 @@ def shuffled_users(primaries: pd.Series, *, seed: int) -> pd.Series:
         primaries: primary category by user.
         seed: of the draw; the order of the users does not matter. With the seed of `profiles.shuffled_categories` the
             other user's category is the one that it draws.
-
-    Returns:
-        The other user, by user, named "shuffled_user".
 
     Raises:
         ValueError: no users, a user without a category, or all users have one category.

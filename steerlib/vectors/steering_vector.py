@@ -228,12 +228,7 @@ class SteeringVector(dict[int, Tensor]):
 
 
 def random_vectors(like: Mapping[int, Tensor], *, seed: int) -> SteeringVector:
-    """Random directions with the norm of the given vectors, layer by layer: the control of a steering vector.
-
-    Args:
-        like: vectors to match, `(d_model,)` each.
-        seed: of the draw.
-    """
+    """Random directions with the norm of the given vectors, layer by layer: the control of a steering vector."""
     generator = torch.Generator().manual_seed(seed)
     drawn = {layer: torch.randn(vector.shape, generator=generator) for layer, vector in like.items()}
     return SteeringVector({layer: draw * (like[layer].norm() / draw.norm()) for layer, draw in drawn.items()})
