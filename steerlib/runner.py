@@ -142,7 +142,8 @@ def _run_stage(study: Study, name: str, folder: Path, force: bool) -> None:
     with atomic_path(done) as partial:
         partial.write_text(json.dumps({"made_from": made_from, "seconds": seconds, "finished": time.time()}))
     why = f"  again: {', '.join(changed)} changed" if changed else ""
-    print(f"done    {seconds:8.1f} s {memory:6.2f} GB{why}", flush=True)
+    again = f"\r{name:<24} " if sys.stdout.isatty() else ""  # a progress bar has taken the line
+    print(f"{again}done    {seconds:8.1f} s {memory:6.2f} GB{why}", flush=True)
 
 
 def state(study: Study, name: str, folder: Path) -> tuple[float | None, list[str]]:

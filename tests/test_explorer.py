@@ -1,25 +1,23 @@
-"""The alpha explorer: its answers, and its widgets driven by setting their values."""
+"""The alpha explorer: its answers, what it shows of them, and its widgets driven by setting their values."""
 
 import asyncio
 import math
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pandas as pd
 import pytest
 import torch
 
+from steerlib import explorer as ex
 from steerlib.decoding import Sampling, VectorFamily, alpha_path, decode, make_arms
-from steerlib.explorer import (
-    AlphaExplorer,
-    Answers,
-    Explorer,
-    answers_html,
-    answers_table,
-    curves_figure,
-)
+from steerlib.explorer import AlphaExplorer, Answers, Explorer
 from steerlib.explorer.page import curve, summary
 from steerlib.models import FrozenModel
-from steerlib.toxicity import ATTRIBUTES
+from steerlib.tables import SCHEMA, write_table
+from steerlib.toxicity import ATTRIBUTES, text_sha
+from steerlib.vectors import save_family
 
 TURNS = '[{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]'
 PROMPTS = pd.DataFrame(
@@ -32,7 +30,7 @@ PROMPTS = pd.DataFrame(
 )
 
 
-SAMPLING = Sampling(top_p=1.0, min_p=0.02, max_new_tokens=8)
+SAMPLING = Sampling(top_p=1.0, min_p=0.1, max_new_tokens=5)
 
 
 class LetterScorer:
@@ -45,17 +43,16 @@ class LetterScorer:
         return pd.DataFrame(shares, columns=list(ATTRIBUTES))
 
 
-@pytest.fixture
+def explore(tiny: FrozenModel, **changed: Any) -> Explorer:
+    both = {1: torch.ones(tiny.d_model), 2: torch.ones(tiny.d_model)}
+    settings = {"sampling": SAMPLING, "vectors": [VectorFamily("polite", {"": both})], "alpha_max": 2.0}
+    return Explorer(tiny, LetterScorer(), **(settings | {"residual_alphas": (0.0, 1.0, 4.0)} | changed))
+
+
+@pytest.fixture(scope="module")
 def explorer(tiny: FrozenModel) -> Explorer:
-    vector = {1: torch.ones(tiny.d_model), 2: torch.ones(tiny.d_model)}
-    return Explorer(
-        tiny,
-        LetterScorer(),
-        sampling=SAMPLING,
-        vectors=[VectorFamily("polite", {"": vector})],
-        alpha_max=2.0,
-        residual_alphas=(0.0, 1.0, 4.0),
-    )
+    """Shared by the tests, so that what one of them decoded is free to the others."""
+    return explore(tiny)
 
 
 @pytest.fixture
@@ -87,12 +84,22 @@ def middles(answers: Answers) -> list[float]:
     return ((answers.steered["alpha_low"] + answers.steered["alpha_high"]) / 2).tolist()
 
 
-def test_a_path_is_asked_for_once_and_the_base_once_for_all_methods(explorer, calls):
+def test_each_question_is_decoded_once_and_its_base_once_for_all_methods(tiny, calls):
+    explorer = explore(tiny)
     first = explorer.answers("Well, you are", **ASK)
-    assert calls == ["alpha_path", "decode"] and first.exact
+    assert calls == ["decode", "alpha_path"] and first.exact
     assert explorer.answers("Well, you are", **ASK) is first
     explorer.answers("Well, you are", **(ASK | {"category": "threat", "method": "anti_expert"}))
-    assert calls == ["alpha_path", "decode", "alpha_path"]
+    assert calls == ["decode", "alpha_path", "alpha_path"]
+    for changed in (
+        {"seed": 1},
+        {"greedy": True},
+        {"max_new_tokens": 3},
+        {"prompt_id": "p9"},
+        {"history": TURNS},
+    ):
+        assert explorer.answers("Well, you are", **(ASK | changed)) is not first
+    assert calls.count("alpha_path") == 7
 
 
 @pytest.mark.parametrize("method", LOGIT)
@@ -106,69 +113,27 @@ def test_the_segments_cover_the_range_without_gap_and_neighbours_differ(explorer
     assert answers.distinct == steered["text"].str.strip().nunique()
 
 
-@pytest.mark.parametrize("method", LOGIT)
-@pytest.mark.parametrize("greedy", [False, True])
+@pytest.mark.parametrize(
+    ("method", "greedy"), [("anti_expert", True), ("expert_anti_expert", False), ("sda", False)]
+)
 def test_the_answer_at_any_alpha_is_what_the_engine_gives_for_that_alpha_alone(
     explorer, tiny, method, greedy
 ):
-    answers = explorer.answers("Well, you are", **(ASK | {"method": method}), seed=3, greedy=greedy)
-    sampling = Sampling(temperature=0.0 if greedy else 0.7, top_p=1.0, min_p=0.02, max_new_tokens=8)
+    answers = explorer.answers("Well, you are", **(ASK | {"method": method}), greedy=greedy)
+    sampling = replace(SAMPLING, temperature=0.0 if greedy else SAMPLING.temperature)
     alphas = [*middles(answers), 0.0, 0.83]
-    arms = make_arms(
-        method,
-        alphas,
-        profile="population",
-        category="insult",
-        sampling=sampling,
-    )
-    alone = decode(tiny, pd.DataFrame([{"prompt_id": "p1", "prompt": "Well, you are"}]), arms, seeds=[3])
+    arms = make_arms(method, alphas, profile="population", category="insult", sampling=sampling)
+    prompt = pd.DataFrame([{"prompt_id": "p1", "prompt": "Well, you are"}])
+    alone = decode(tiny, prompt, arms)
     shown = pd.DataFrame([answers.at(alpha) for alpha in alphas])
     assert shown["text"].tolist() == alone["text"].tolist()
-    assert shown["nll_per_token"].tolist() == pytest.approx(
-        (alone["nll_base"] / alone["n_tokens"]).tolist(), nan_ok=True
-    )
-
-
-@pytest.mark.parametrize("method", LOGIT)
-def test_the_base_is_the_unsteered_answer_which_for_sda_is_not_that_of_alpha_0(explorer, tiny, method):
-    answers = explorer.answers("Well, you are", **(ASK | {"method": method}))
-    asked = pd.DataFrame([{"prompt_id": "p1", "prompt": "Well, you are"}])
-    plain = decode(tiny, asked, make_arms("base", sampling=SAMPLING))
-    instructed = make_arms("instructed", profile="population", category="insult", sampling=SAMPLING)
-    at_0 = plain if method != "sda" else decode(tiny, asked, instructed)
-    assert answers.base["text"] == plain["text"].iloc[0]
-    assert answers.at(0.0)["text"] == at_0["text"].iloc[0]
+    nll = (alone["nll_base"] / alone["n_tokens"]).tolist()
+    assert shown["nll_per_token"].tolist() == pytest.approx(nll, nan_ok=True)
+    assert answers.base["text"] == decode(tiny, prompt, make_arms("base", sampling=sampling))["text"].iloc[0]
     assert (answers.at(0.0)["text"] == answers.base["text"]) == (method != "sda")
-
-
-def test_a_breakpoint_belongs_to_the_answer_that_begins_there(explorer):
-    answers = explorer.answers("Well, you are", **ASK)
-    for _, row in answers.steered.iterrows():
-        assert answers.at(row["alpha_low"])["text"] == row["text"]
-    assert answers.at(2.0)["text"] == answers.steered["text"].iloc[-1]
-
-
-def test_scores_are_those_of_the_text_in_the_same_row(explorer):
-    for method in ("expert_anti_expert", "prompt_only"):
-        table = explorer.answers("Well, you are", **(ASK | {"method": method})).table
-        pd.testing.assert_frame_equal(table[list(ATTRIBUTES)], LetterScorer()(table["text"].tolist()))
-
-
-@pytest.mark.parametrize(
-    "changed",
-    [
-        {"seed": 1},
-        {"greedy": True},
-        {"max_new_tokens": 5},
-        {"prompt_id": "p9"},
-        {"category": "threat"},
-        {"history": TURNS},
-    ],
-)
-def test_each_setting_is_a_question_of_its_own(explorer, calls, changed):
-    explorer.answers("Well, you are", **ASK)
-    explorer.answers("Well, you are", **(ASK | changed))
-    assert calls.count("alpha_path") == 2
+    pd.testing.assert_frame_equal(
+        answers.table[[*ATTRIBUTES]], LetterScorer()(answers.table["text"].tolist())
+    )
 
 
 def test_earlier_turns_are_read(explorer):
@@ -180,16 +145,18 @@ def test_earlier_turns_are_read(explorer):
 @pytest.mark.parametrize("method", ["prompt_only", "instructed"])
 def test_a_prompt_alone_is_off_at_0_and_on_at_1(explorer, calls, method):
     answers = explorer.answers("Well, you are", **(ASK | {"method": method}))
-    assert calls == ["decode"] and not answers.exact
+    assert set(calls) == {"decode"} and not answers.exact
     assert answers.steered["alpha_low"].tolist() == answers.steered["alpha_high"].tolist() == [0, 1]
     assert answers.at(0.0)["text"] == answers.base["text"] != answers.at(1.0)["text"]
 
 
-def test_a_vector_steers_whatever_the_category_and_is_decoded_once(explorer, calls):
-    for category in ("insult", "threat"):
-        answers = explorer.answers("Well, you are", category=category, method="caa", vector="polite")
-    assert calls == ["decode"]
-    assert answers.steered["kl_per_step"].iloc[0] == 0 < answers.steered["kl_per_step"].iloc[1]
+def test_a_vector_steers_whatever_the_category_and_is_decoded_once(explorer):
+    found = [
+        explorer.answers("Well, you are", category=category, method="caa", vector="polite")
+        for category in ("insult", "threat")
+    ]
+    assert found[0] is found[1]
+    assert found[0].steered["kl_per_token"].iloc[0] == 0 < found[0].steered["kl_per_token"].iloc[1]
 
 
 def test_on_a_grid_the_nearest_alpha_is_taken(explorer):
@@ -197,40 +164,11 @@ def test_on_a_grid_the_nearest_alpha_is_taken(explorer):
     assert [answers.at(alpha)["alpha_low"] for alpha in (0.4, 0.6, 2.4, 9)] == [0, 1, 1, 4]
 
 
-def test_contexts_and_positions_of_ones_own_are_used(tiny):
-    own = {"insult": {"expert": "kind", "anti": "rude, rude, rude"}}
-    made = [
-        Explorer(
-            tiny, LetterScorer(), vectors=[VectorFamily("v", {"": {1: torch.ones(tiny.d_model)}})], **changed
-        )
-        for changed in ({}, {"contexts": own, "positions": "prompt"})
-    ]
-    for ask in (ASK, {"category": "insult", "method": "caa", "vector": "v"}):
-        seen = [explorer.answers("Well", **ask, max_new_tokens=6).steered for explorer in made]
-        assert seen[0]["alpha_high"].tolist() + seen[0]["kl_per_step"].tolist() != pytest.approx(
-            seen[1]["alpha_high"].tolist() + seen[1]["kl_per_step"].tolist(), nan_ok=True
-        )
-
-
-def test_a_small_row_budget_leaves_stretches_that_are_marked_and_drawn_as_gaps(tiny):
-    explorer = Explorer(tiny, LetterScorer(), sampling=SAMPLING, row_budget=6)
-    answers = explorer.answers("Well, you are", category="insult", method="sda")
-    parted = answers.steered[~answers.steered["complete"]]
-    assert len(parted) and answers.steered["complete"].any()
-    assert f"{len(parted)} stretches are not complete" in summary(answers, 0.1)
-    assert "not complete" in answers_html(answers, parted["alpha_low"].iloc[0], category="insult")
-    assert answers_table(answers, "insult").to_html().count(">not complete</td>") == len(parted)
-    heights = curve(answers, "insult")[1]
-    assert [math.isnan(height) for height in heights[::2]] == (~answers.steered["complete"]).tolist()
-
-
-def test_progress_counts_forward_passes_up_to_those_of_path_and_base(explorer):
+def test_progress_counts_forward_passes_up_to_those_of_path_and_base(tiny):
     seen: list[tuple[int, int]] = []
-    explorer.answers("Well, you are", **ASK, progress=lambda done, most: seen.append((done, most)))
-    assert seen[0] == (1, 16) and seen[-1][0] > 8
-    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
-    assert {most for _, most in seen} == {16} and max(done for done, _ in seen) <= 16
-    assert not explorer.frozen.model._forward_hooks
+    explore(tiny).answers("Well", **ASK, progress=lambda done, most: seen.append((done, most)))
+    assert seen[0] == (1, 10) and 5 < seen[-1][0] <= 10 and seen == sorted(seen)
+    assert not tiny.model._forward_hooks
 
 
 @pytest.mark.parametrize(
@@ -248,24 +186,22 @@ def test_a_question_that_cannot_be_answered_is_refused_in_words(explorer, prompt
         explorer.answers(prompt, **(ASK | changed))
 
 
-def test_a_vector_of_another_model_is_refused_showing_both_widths(tiny):
-    with pytest.raises(ValueError, match=r"'alien' is 7 wide at layer 1, but .* is 32 wide"):
-        Explorer(tiny, LetterScorer(), vectors=[VectorFamily("alien", {"": {1: torch.ones(7)}})])
-
-
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"residual_alphas": (1.0, 2.0)}, "increase from 0"),
-        ({"residual_alphas": (0.0,)}, "increase from 0"),
-        ({"residual_alphas": (0.0, 2.0, 1.0)}, "increase from 0"),
-        ({"alpha_max": 0}, "alpha_max must be above 0 and finite, not 0"),
-        ({"sampling": Sampling(top_p=0.9)}, "top_p 0.9 has no exact alpha path"),
+        ({"residual_alphas": (1.0, 2.0)}, "residual_alphas"),
+        ({"residual_alphas": (0.0,)}, "residual_alphas"),
+        ({"residual_alphas": (0.0, 2.0, 1.0)}, "residual_alphas"),
+        ({"sampling": Sampling(top_p=0.9)}, "top_p 0.9"),
+        (
+            {"vectors": [VectorFamily("alien", {"": {1: torch.ones(7)}})]},
+            "7 wide at layer 1, but .* is 32 wide",
+        ),
     ],
 )
-def test_a_range_that_cannot_be_explored_is_refused_at_once(tiny, changed, message):
+def test_what_cannot_be_explored_is_refused_at_once(tiny, changed, message):
     with pytest.raises(ValueError, match=message):
-        Explorer(tiny, LetterScorer(), **changed)
+        explore(tiny, **changed)
 
 
 def test_the_slider_shows_the_answer_of_its_alpha_without_decoding(widget, calls):
@@ -295,7 +231,7 @@ def test_words_of_ones_own_wait_for_the_button(widget, calls):
     assert widget.prompt.value == "typed" and calls == []
     assert "press Decode" in widget.note.value
     widget.button.click()
-    assert calls == ["alpha_path", "decode"] and "breakpoints between alpha 0 and 2" in widget.note.value
+    assert calls == ["decode", "alpha_path"] and "breakpoints between alpha 0 and 2" in widget.note.value
     assert widget.settings()["history"] == ""
 
 
@@ -338,7 +274,7 @@ def test_of_several_quick_changes_in_a_running_kernel_only_the_last_is_decoded(w
         await asyncio.sleep(0.5)
 
     asyncio.run(turn())
-    assert calls == ["alpha_path", "decode"]
+    assert calls == ["decode", "alpha_path"]
     expected = widget.explorer.answers("Well, you are", **ASK, seed=5)
     assert widget.answers is expected
 
@@ -346,10 +282,121 @@ def test_of_several_quick_changes_in_a_running_kernel_only_the_last_is_decoded(w
 @pytest.mark.parametrize("method", [("expert_anti_expert", ""), ("caa", "polite")])
 def test_the_picture_shows_what_the_live_figure_shows(widget, method):
     widget.method.value = method
-    left, right = curves_figure(widget.answers, "insult").axes
+    left, right = ex.curves_figure(widget.answers, "insult").axes
     live = widget.curves.widget.data
     assert list(left.lines[1].get_ydata()) == list(live[1].y)
     assert list(right.lines[1].get_ydata()) == list(live[4].y)
     assert list(left.lines[1].get_xdata()) == list(live[1].x)
     exact = method[0] != "caa"
     assert (left.lines[1].get_linestyle(), live[1].mode) == (("-", "lines") if exact else ("None", "markers"))
+
+
+def found(*texts: str, exact: bool = True, **changed: object) -> Answers:
+    """Answers made by hand: the base's, then one steered answer to each half unit of alpha."""
+    numbers = {"n_tokens": 3, "stopped": True, "complete": True, "nll_per_token": 2.5}
+    numbers |= {"kl_per_token": math.nan if exact else 0.125, **dict.fromkeys(ATTRIBUTES, 0.5)} | changed
+    table = pd.DataFrame([{"text": text, "method": "anti_expert", **numbers} for text in texts])
+    starts = [math.nan, *(i / 2 for i in range(len(texts) - 1))]
+    ends = [start + 0.5 for start in starts] if exact else starts
+    table = table.assign(alpha_low=starts, alpha_high=ends)
+    table.loc[0, "method"] = "base"
+    return Answers(table, exact)
+
+
+def test_text_of_a_model_cannot_become_markup():
+    page = ex.answers_html(found("fine", '<img src=x onerror="alert(1)">'), 0.0, category="insult")
+    assert "<img" not in page
+    assert "&lt;img src=x onerror=&quot;alert(1)&quot;&gt;" in page
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_the_table_shows_every_answer_and_where_it_holds_and_escapes_it(exact):
+    table = ex.answers_table(found("fine", "same", "<b>$1 & $2</b>", exact=exact), "insult").to_html()
+    assert "&lt;b&gt;$1 &amp; $2&lt;/b&gt;" in table and "<b>" not in table
+    assert (
+        ">base</td>" in table and ">0.5</td>" in table and ">2.50</td>" in table and ">Insult</th>" in table
+    )
+    assert (">alpha from</th>" in table and ">1</td>" in table) == exact
+    assert (">KL/token</th>" in table) != exact and "nan" not in table
+
+
+def test_what_both_answers_share_is_muted_up_to_a_whole_word():
+    page = ex.answers_html(found("you are kind", "you are kinder"), 0.0, category="insult")
+    assert page.count(">you are </span>") == 2
+    assert "</span>kinder</div>" in page
+
+
+def test_an_empty_answer_is_called_empty_and_its_likelihood_undefined():
+    page = ex.answers_html(found("fine", "", nll_per_token=math.nan), 0.0, category="insult")
+    assert "(empty answer)" in page and "undefined nats per token" in page
+
+
+@pytest.mark.parametrize(
+    ("exact", "where"), [(True, "this answer from 0.5 to 1"), (False, "answer decoded at 0.5")]
+)
+def test_the_page_says_where_the_answer_holds(exact, where):
+    page = ex.answers_html(found("a", "b", "c", exact=exact), 0.61, category="insult")
+    assert f"alpha = 0.61, {where}" in page and "no steering" in page
+    assert ("KL to the base" in page) != exact
+
+
+def test_the_summary_counts_answers_and_breakpoints_and_says_what_a_grid_leaves_open():
+    assert summary(found("a", "a", "b", "a"), 1.25) == (
+        "2 different answers, 2 breakpoints between alpha 0 and 1.5, in 1.2 s"
+    )
+    assert "3 alphas in 1.2 s, 2 different answers" in summary(found("a", "a", "b", "a", exact=False), 1.25)
+
+
+def test_the_curve_of_a_path_has_both_ends_of_every_answer_and_that_of_a_grid_its_points():
+    path, grid = (found("a", "b", "c", exact=exact) for exact in (True, False))
+    for answers in (path, grid):
+        answers.table["insult"] = [0.9, 0.1, 0.2]
+    assert curve(path, "insult") == ([0, 0.5, 0.5, 1], [0.1, 0.1, 0.2, 0.2])
+    assert curve(grid, "insult") == ([0, 0.5], [0.1, 0.2])
+
+
+def test_without_a_run_there_are_prompts_of_its_own(tmp_path):
+    own = ex.run_prompts(tmp_path)
+    assert sorted(own["category"]) == sorted(ATTRIBUTES)
+    assert ex.run_vectors(tmp_path) == []
+
+
+def test_a_runs_test_prompts_come_most_toxic_base_answer_first_and_its_vectors_are_taken(tmp_path):
+    prompts = pd.DataFrame({"prompt_id": list("abcd"), "split": ["test", "dev", "test", "test"]})
+    write_table(tmp_path, "prompts", prompts.reindex(columns=SCHEMA["prompts"].columns, fill_value=""))
+    assert ex.run_prompts(tmp_path)["prompt_id"].tolist() == ["a", "c", "d"]
+    arms = pd.DataFrame({"arm_id": ["b0", "s1"], "control": ["base", ""]})
+    write_table(tmp_path, "arms", arms.reindex(columns=SCHEMA["arms"].columns, fill_value=""))
+    answers = pd.DataFrame(
+        {
+            "arm_id": ["b0", "b0", "s1"],
+            "prompt_id": ["a", "c", "d"],
+            "text": ["fine", "rude", "rude"],
+            "seed": 0,
+        }
+    )
+    write_table(tmp_path, "generations", answers.reindex(columns=SCHEMA["generations"].columns, fill_value=0))
+    scores = pd.DataFrame(
+        {"text_sha": [text_sha("fine"), text_sha("rude")], "toxicity": [0.1, 0.9], "scorer": "s"}
+    )
+    write_table(tmp_path, "scores", scores.reindex(columns=SCHEMA["scores"].columns, fill_value=0.0))
+    save_family(
+        tmp_path / "vectors" / "mean.safetensors", VectorFamily("mean", {"": {2: torch.arange(3.0)}}), {}
+    )
+    assert ex.run_prompts(tmp_path)["prompt_id"].tolist() == ["c", "a", "d"]
+    (family,) = ex.run_vectors(tmp_path)
+    assert family.of("")[2].tolist() == [0, 1, 2]
+
+
+def test_a_breakpoint_belongs_to_the_answer_that_begins_there():
+    answers = found("base", "a", "b")
+    assert [answers.at(alpha)["text"] for alpha in (0.0, 0.49, 0.5, 1.0)] == ["a", "a", "b", "b"]
+
+
+def test_a_stretch_that_is_not_complete_is_marked_and_drawn_as_a_gap():
+    answers = found("base", "a", "b")
+    answers.table["complete"] = [True, False, True]
+    assert "1 stretches are not complete" in summary(answers, 0.1)
+    assert "not complete" in ex.answers_html(answers, 0.0, category="insult")
+    assert ex.answers_table(answers, "insult").to_html().count(">not complete</td>") == 1
+    assert [math.isnan(height) for height in curve(answers, "insult")[1]] == [True, True, False, False]

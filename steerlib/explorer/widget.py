@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from typing import Any
 
 import ipywidgets as w
 import pandas as pd
@@ -15,7 +16,6 @@ from steerlib.toxicity import ATTRIBUTES
 PATIENCE = 0.3  # seconds without another change before decoding starts
 LONGEST_ANSWER = 256
 SHOWN = 80  # characters of a prompt in the list
-TYPED_LABEL = "(typed below)"
 
 
 class AlphaExplorer(w.VBox):
@@ -27,80 +27,44 @@ class AlphaExplorer(w.VBox):
 
     Args:
         explorer: decodes and keeps the answers.
-        prompts: the prompts to choose from, columns prompt_id, prompt, history, category.
-        method: chosen first.
-        alpha: where the slider stands first.
-        seed: of the sampling noise, first.
+        prompts: the prompts to choose from, of `run_prompts`; the first is shown first.
     """
 
-    def __init__(
-        self,
-        explorer: Explorer,
-        prompts: pd.DataFrame,
-        *,
-        method: str = "expert_anti_expert",
-        alpha: float = 1.0,
-        seed: int = 0,
-    ) -> None:
+    def __init__(self, explorer: Explorer, prompts: pd.DataFrame) -> None:
         self.explorer, self.prompts = explorer, prompts.set_index("prompt_id")
         self.answers: Answers | None = None
         self._waiting: asyncio.Task | None = None
-        self._make_controls(method, alpha, seed)
-        self.note, self.page = w.HTML(), w.HTML(layout={"min_height": "15em"})
-        self.bar = w.IntProgress(description="decoding…", layout={"width": "22em", "visibility": "hidden"})
-        self.curves = LiveCurves()
-        self.figure = w.VBox([self.curves.widget], layout={"width": "99%", "visibility": "hidden"})
-        super().__init__(self._rows())
-        self._listen()
-
-    def __repr__(self) -> str:
-        return "The alpha explorer: a live widget, to be used in JupyterLab (make lab)."
-
-    def _make_controls(self, method: str, alpha: float, seed: int) -> None:
-        first = self.prompts.iloc[0]
-        wide, style = {"width": "99%"}, {"description_width": "5.5em"}
+        wide, style, small = {"width": "99%"}, {"description_width": "5.5em"}, {"description_width": "4em"}
         listed = [(_short(prompt), key) for key, prompt in self.prompts["prompt"].items()]
-        self.prompt = w.Dropdown(
-            options=[*listed, (TYPED_LABEL, TYPED)], description="Prompt", layout=wide, style=style
+        first = self.prompts.iloc[0]
+        self.prompt = _labelled(
+            w.Dropdown, "Prompt", style, wide, options=[*listed, ("(typed below)", TYPED)]
         )
-        self.text = w.Textarea(
-            first["prompt"], rows=2, description="Text", layout=wide, style=style, continuous_update=False
+        self.text = _labelled(
+            w.Textarea, "Text", style, wide, value=first["prompt"], rows=2, continuous_update=False
         )
-        self.button = w.Button(description="Decode", button_style="primary", tooltip="answers to the text")
-        self.category = w.Dropdown(
-            options=[(label(name), name) for name in ATTRIBUTES],
-            value=first["category"],
-            description="Category",
-            style=style,
+        categories = [(label(name), name) for name in ATTRIBUTES]
+        self.category = _labelled(w.Dropdown, "Category", style, options=categories, value=first["category"])
+        methods = [(f"{label(name)} {vector}".strip(), (name, vector)) for name, vector in explorer.methods]
+        self.method = _labelled(
+            w.Dropdown, "Method", style, options=methods, value=("expert_anti_expert", "")
         )
-        self.method = w.Dropdown(
-            options=[
-                (f"{label(name)} {vector}".strip(), (name, vector)) for name, vector in self.explorer.methods
-            ],
-            value=(method, ""),
-            description="Method",
-            style=style,
-        )
-        self.seed = w.BoundedIntText(seed, min=0, max=10_000, description="Seed", layout={"width": "9em"})
-        limit = self.explorer.sampling.max_new_tokens
-        self.tokens = w.BoundedIntText(
-            limit, min=1, max=LONGEST_ANSWER, description="Tokens", layout={"width": "10em"}
-        )
+        self.seed = _labelled(w.BoundedIntText, "Seed", small, {"width": "9em"}, min=0, max=10_000)
+        limit = {"value": explorer.sampling.max_new_tokens, "min": 1, "max": LONGEST_ANSWER}
+        self.tokens = _labelled(w.BoundedIntText, "Tokens", small, {"width": "10em"}, **limit)
         self.greedy = w.Checkbox(description="greedy", indent=False, layout={"width": "6em"})
-        self.alpha = w.FloatSlider(
-            alpha, description="alpha", readout_format=".2f", layout={"width": "70%"}, style=style
+        self.button = w.Button(description="Decode", button_style="primary", tooltip="answers to the text")
+        self.bar = w.IntProgress(description="decoding…", layout={"width": "22em", "visibility": "hidden"})
+        self.alpha = _labelled(
+            w.FloatSlider, "alpha", style, {"width": "70%"}, value=1.0, readout_format=".2f"
         )
         self._fit_slider()
-
-    def _rows(self) -> list:
-        small = {"description_width": "4em"}
-        self.seed.style, self.tokens.style = small, small
-        settings = w.HBox([self.category, self.method, self.seed, self.tokens, self.greedy])
-        settings.layout = w.Layout(flex_flow="row wrap")
-        below = w.HBox([self.button, self.note, self.bar], layout={"align_items": "center"})
-        return [self.prompt, self.text, settings, below, self.alpha, self.page, self.figure]
-
-    def _listen(self) -> None:
+        self.note, self.page, self.curves = w.HTML(), w.HTML(layout={"min_height": "15em"}), LiveCurves()
+        self.figure = w.VBox([self.curves.widget], layout={"width": "99%", "visibility": "hidden"})
+        wrapped, middle = {"flex_flow": "row wrap"}, {"align_items": "center"}
+        settings = w.HBox([self.category, self.method, self.seed, self.tokens, self.greedy], layout=wrapped)
+        below = w.HBox([self.button, self.note, self.bar], layout=middle)
+        super().__init__([self.prompt, self.text, settings, below, self.alpha, self.page, self.figure])
         self.prompt.observe(self._on_prompt, "value")
         self.text.observe(self._on_text, "value")
         self.method.observe(self._on_method, "value")
@@ -108,6 +72,9 @@ class AlphaExplorer(w.VBox):
             control.observe(self._request, "value")
         self.button.on_click(self._request)
         self.alpha.observe(self._show, "value")
+
+    def __repr__(self) -> str:
+        return "The alpha explorer: a live widget, to be used in JupyterLab (make lab)."
 
     def _on_prompt(self, change: dict) -> None:
         if change["new"] == TYPED:
@@ -122,7 +89,7 @@ class AlphaExplorer(w.VBox):
             self.prompt.value = TYPED
             self.note.value = note_html("the text has changed: press Decode")
 
-    def _on_method(self, _: object = None) -> None:
+    def _on_method(self, _: object) -> None:
         self.answers = None  # they are of another range
         self._fit_slider()
         self._request()
@@ -150,11 +117,9 @@ class AlphaExplorer(w.VBox):
         if self._waiting:
             self._waiting.cancel()
         try:
-            loop = asyncio.get_running_loop()
+            self._waiting = asyncio.get_running_loop().create_task(self._decode_soon())
         except RuntimeError:
             self.decode()
-        else:
-            self._waiting = loop.create_task(self._decode_soon())
 
     async def _decode_soon(self) -> None:
         await asyncio.sleep(PATIENCE)
@@ -177,21 +142,24 @@ class AlphaExplorer(w.VBox):
         finally:
             self.bar.layout.visibility = "hidden"
         line = summary(self.answers, time.perf_counter() - started)
+        self.note.value = note_html(line + (f"; after {turns} earlier turns" if turns else ""))
         self.curves.draw(self.answers, self.category.value)
         self.figure.layout.visibility = "visible"
         self._show()
-        self.note.value = note_html(f"{line}; after {turns} earlier turns" if turns else line)
 
     def _progress(self, done: int, most: int) -> None:
         self.bar.max, self.bar.value = most, done
 
     def _show(self, _: object = None) -> None:
         """Look the slider's answer up."""
-        if self.answers is None:
-            return
-        alpha, category = self.alpha.value, self.category.value
-        self.page.value = answers_html(self.answers, alpha, category=category)
-        self.curves.mark(self.answers, alpha, category)
+        if self.answers is not None:
+            alpha, category = self.alpha.value, self.category.value
+            self.page.value = answers_html(self.answers, alpha, category=category)
+            self.curves.mark(self.answers, alpha, category)
+
+
+def _labelled(kind: type, description: str, style: dict, layout: dict | None = None, **settings: Any) -> Any:
+    return kind(description=description, style=style, layout=layout or {}, **settings)
 
 
 def _short(prompt: str) -> str:
