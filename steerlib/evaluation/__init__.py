@@ -98,6 +98,7 @@ from steerlib.evaluation.summary import (
 )
 from steerlib.evaluation.verdict import (
     Verdict,
+    enough,
     operating_range,
     verdict,
     verdict_shown,
@@ -128,6 +129,7 @@ __all__ = [
     "distinct_n",
     "dose_responses",
     "effective_number",
+    "enough",
     "first_temperature",
     "judge_compared",
     "length",

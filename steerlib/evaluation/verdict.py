@@ -252,3 +252,21 @@ def verdict_shown(table: pd.DataFrame) -> pd.DataFrame:
         "n (effective)": [f"{n} ({e:.0f})" for n, e in table[["n", "effective_n"]].itertuples(index=False)],
     }
     return pd.DataFrame(shown).replace("nan", "")
+
+
+def enough(table: pd.DataFrame, *, least: int, what: str, column: str = "n") -> pd.DataFrame | str:
+    """The rows of a table that rest on at least `least` prompts (or users); one sentence where there are none.
+
+    Args:
+        table: rows with their number in `column`.
+        least: smallest number that is shown.
+        what: of the table, for the sentence.
+    """
+    if table.empty:
+        return f"{what}: this run has none."
+    kept = table[table[column] >= least]
+    if kept.empty:
+        return (
+            f"{what}: not shown, no row rests on {least} or more ({column} is {table[column].max()} at most)."
+        )
+    return kept.reset_index(drop=True)
