@@ -120,7 +120,6 @@ def tuned_arm(
     base_arm: str,
     scorer: str,
     users: pd.DataFrame | None = None,
-    level: float = 0.95,
 ) -> pd.DataFrame:
     """Metrics on test prompts of each curve with an alpha by category or user, against base and its global alpha.
 
@@ -128,7 +127,7 @@ def tuned_arm(
         values: what `per_prompt` returned.
         alphas: what `personal_alphas` returned.
         prompts: the prompts table that they were chosen on.
-        base_arm, scorer, users, level: see `summarise`.
+        base_arm, scorer, users: see `summarise`.
 
     Returns:
         Rows of the metrics table, split "test". arm_id is the curve's columns and `alpha-by-category` or `-user`,
@@ -165,7 +164,8 @@ def tuned_arm(
                 f"test prompt {missing['prompt_id']!r} has no value under arm {missing['arm_id']!r}"
             )
         parts.append(taken.assign(arm_id=name))
-        against[name] = [base_arm, first["global_arm_id"]]
-    found = compare(pd.concat(parts), members, against, scorer=scorer, level=level)
+        same = (chosen["arm_id"] == chosen["global_arm_id"]).all()
+        against[name] = [base_arm] if same else [base_arm, first["global_arm_id"]]
+    found = compare(pd.concat(parts), members, against, scorer=scorer)
     found = found[found["arm_id"].isin(against)].reset_index(drop=True)
     return found.assign(metric="tuned_" + found["metric"])

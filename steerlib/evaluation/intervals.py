@@ -20,6 +20,8 @@ from scipy.stats import beta, binom, t
 Floats = NDArray[np.float64]
 Range = tuple[float, float]
 ANY: Range = (-np.inf, np.inf)
+TAIL = 0.025
+"""Of either side: every interval is one of 95 %."""
 EXACT, DRAWN = 12, 2_048
 """Up to so many clusters all sign patterns are enumerated; above, so many are drawn."""
 
@@ -79,24 +81,18 @@ def t_quantile(probability: float, freedom: int) -> float:
 
 
 def jackknife_bounds(
-    sums: Floats,
-    sizes: Floats,
-    of_means: Callable[[Floats], Floats],
-    *,
-    level: float = 0.95,
-    within: Range = ANY,
+    sums: Floats, sizes: Floats, of_means: Callable[[Floats], Floats], *, within: Range = ANY
 ) -> Bounds:
     """Cluster-t bounds of a function of column means.
 
         error^2 = (K - 1) / K sum_k (g_-k - g)^2,   g_-k without cluster k;   g -+ t_{K-1} error, cut to the range
 
     Where all clusters agree and the range [A, B] is finite, the bounds are those of an event seen in 0 of K clusters,
-    q = 1 - ((1 - level) / 2)^(1/K): g - q (g - A) and g + q (B - g). A width of 0 would claim certainty.
+    q = 1 - .025^(1/K): g - q (g - A) and g + q (B - g). A width of 0 would claim certainty.
 
     Args:
         sums: `(columns, ..., K)`; sizes: `(K,)`, rows of each cluster.
         of_means: means `(columns, ...)` -> statistic `(...)`.
-        level: confidence, in (0, 1).
         within: range of the statistic.
 
     Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, ch. 11; the jackknife over clusters is CR3
@@ -109,22 +105,22 @@ def jackknife_bounds(
             return Bounds(value, np.full_like(value, np.nan), np.full_like(value, np.nan))
         without = of_means((total[..., None] - sums) / (sizes.sum() - sizes))
         error = np.sqrt((k - 1) / k * np.square(without - value[..., None]).sum(axis=-1))
-        half = t_quantile((1 + level) / 2, k - 1) * error
+        half = t_quantile(1 - TAIL, k - 1) * error
         low, high = value - half, value + half
         if np.isfinite(within).all():
             alike = half <= 1e-9 * (within[1] - within[0])
-            q = 1 - ((1 - level) / 2) ** (1 / k)
+            q = 1 - TAIL ** (1 / k)
             low = np.where(alike, value - q * (value - within[0]), low)
             high = np.where(alike, value + q * (within[1] - value), high)
     return Bounds(value, np.clip(low, *within), np.clip(high, *within))
 
 
-def mean_bounds(sums: Floats, sizes: Floats, *, level: float = 0.95, within: Range = ANY) -> Bounds:
+def mean_bounds(sums: Floats, sizes: Floats, *, within: Range = ANY) -> Bounds:
     """Cluster-t bounds of means; sums `(..., K)`. Arguments as `jackknife_bounds`."""
-    return jackknife_bounds(sums[None], sizes, lambda m: m[0], level=level, within=within)
+    return jackknife_bounds(sums[None], sizes, lambda m: m[0], within=within)
 
 
-def share_bounds(sums: Floats, sizes: Floats, *, level: float = 0.95, within: Range = (0.0, 1.0)) -> Bounds:
+def share_bounds(sums: Floats, sizes: Floats, *, within: Range = (0.0, 1.0)) -> Bounds:
     """Bounds of shares (or of means in a finite range) that never leave the range; sums `(..., K)`.
 
         n* = p (1 - p) / error^2 (t_{n-1} / t_{K-1})^2,   Clopper-Pearson at p n* of n*;   p: the share, scaled to
@@ -134,17 +130,17 @@ def share_bounds(sums: Floats, sizes: Floats, *, level: float = 0.95, within: Ra
 
     Source: Korn and Graubard, Survey Methodology 1998.
     """
-    plain = mean_bounds(sums, sizes, level=level, within=within)
+    plain = mean_bounds(sums, sizes, within=within)
     k, n, (low, high) = len(sizes), sizes.sum(), within
     if k < 2:
         return plain
     p = (plain.value - low) / (high - low)
-    raw = mean_bounds((sums - low * sizes) / (high - low), sizes, level=level)
-    half, tail = (raw.high - raw.low) / 2, (1 - level) / 2
+    raw = mean_bounds((sums - low * sizes) / (high - low), sizes)
+    half = (raw.high - raw.low) / 2
     with np.errstate(all="ignore"):
-        number = p * (1 - p) * (t_quantile(1 - tail, max(int(n) - 1, 1)) / half) ** 2
-        lowest = np.nan_to_num(beta.ppf(tail, p * number, number * (1 - p) + 1))
-        highest = np.nan_to_num(beta.ppf(1 - tail, p * number + 1, number * (1 - p)), nan=1.0)
+        number = p * (1 - p) * (t_quantile(1 - TAIL, max(int(n) - 1, 1)) / half) ** 2
+        lowest = np.nan_to_num(beta.ppf(TAIL, p * number, number * (1 - p) + 1))
+        highest = np.nan_to_num(beta.ppf(1 - TAIL, p * number + 1, number * (1 - p)), nan=1.0)
     alike = half <= 1e-9
     return Bounds(
         plain.value,
@@ -167,11 +163,11 @@ def _halves(k: int) -> Floats:
     return drawn
 
 
-def ratio_bounds(top: Floats, bottom: Floats, *, level: float = 0.95) -> Bounds:
+def ratio_bounds(top: Floats, bottom: Floats) -> Bounds:
     """Bounds of sum(top) / sum(bottom) by inverting a sign-flip test; sums by cluster `(..., K)`, bottom 0 or more.
 
-    theta is rejected where |sum_k s_k (top_k - theta bottom_k)| reaches that of s = 1 for a share of at most 1 -
-    level of the sign patterns s. A pattern that splits the clusters into two halves reaches it exactly for theta
+    theta is rejected where |sum_k s_k (top_k - theta bottom_k)| reaches that of s = 1 for a share of at most 5 %
+    of the sign patterns s. A pattern that splits the clusters into two halves reaches it exactly for theta
     between the
     ratios of the two halves, so the bounds are quantiles of those ratios: never outside what some half of the
     clusters shows (a reduction never above 100 %), and infinite where the data do not bound it.
@@ -186,7 +182,7 @@ def ratio_bounds(top: Floats, bottom: Floats, *, level: float = 0.95) -> Bounds:
     undefined = np.isnan(one) | np.isnan(other)
     low = np.where(undefined, -np.inf, np.minimum(one, other))
     high = np.where(undefined, np.inf, np.maximum(one, other))
-    rank = int((1 - level) * half.shape[1])
+    rank = int(2 * TAIL * half.shape[1])
     low, high = np.partition(low, rank, axis=-1)[..., rank], -np.partition(-high, rank, axis=-1)[..., rank]
     defined = np.isfinite(value) & (half.shape[0] > 1)
     return Bounds(value, np.where(defined, low, np.nan), np.where(defined, high, np.nan))
@@ -208,7 +204,6 @@ def cluster_interval(
     clusters: ArrayLike | None = None,
     of_means: Callable[[Floats], Floats] = lambda m: m[..., 0],
     *,
-    level: float = 0.95,
     within: Range = ANY,
 ) -> Interval:
     """Cluster-t interval of a function of column means, by default the mean of the first column.
@@ -216,7 +211,7 @@ def cluster_interval(
     Args:
         rows, clusters: see `cluster_sums`, one row a prompt.
         of_means: column means `(..., columns)` -> statistic `(...)`.
-        level, within: see `jackknife_bounds`.
+        within: see `jackknife_bounds`.
 
     Returns:
         The interval; NaN bounds for one cluster, and where the statistic is undefined without some cluster.
@@ -225,26 +220,22 @@ def cluster_interval(
         ValueError: as `cluster_sums`; an undefined statistic.
     """
     sums, sizes, n = cluster_sums(rows, clusters)
-    found = jackknife_bounds(
-        sums, sizes, lambda m: of_means(np.moveaxis(m, 0, -1)), level=level, within=within
-    )
+    found = jackknife_bounds(sums, sizes, lambda m: of_means(np.moveaxis(m, 0, -1)), within=within)
     return _one(found, n, sizes, "cluster-t")
 
 
 def share_interval(
-    rows: ArrayLike, clusters: ArrayLike | None = None, *, level: float = 0.95, within: Range = (0.0, 1.0)
+    rows: ArrayLike, clusters: ArrayLike | None = None, *, within: Range = (0.0, 1.0)
 ) -> Interval:
     """Interval of a share, or of a mean of values in a finite range, by `share_bounds`; arguments as there."""
     sums, sizes, n = cluster_sums(rows, clusters)
-    return _one(share_bounds(sums[0], sizes, level=level, within=within), n, sizes, "Korn-Graubard")
+    return _one(share_bounds(sums[0], sizes, within=within), n, sizes, "Korn-Graubard")
 
 
-def ratio_interval(
-    top: ArrayLike, bottom: ArrayLike, clusters: ArrayLike | None = None, *, level: float = 0.95
-) -> Interval:
+def ratio_interval(top: ArrayLike, bottom: ArrayLike, clusters: ArrayLike | None = None) -> Interval:
     """Interval of sum(top) / sum(bottom) by `ratio_bounds`; one value a prompt each."""
     sums, sizes, n = cluster_sums(np.column_stack([top, bottom]), clusters)
-    return _one(ratio_bounds(sums[0], sums[1], level=level), n, sizes, "sign flips")
+    return _one(ratio_bounds(sums[0], sums[1]), n, sizes, "sign flips")
 
 
 def log_ratio(m: Floats) -> Floats:
@@ -261,7 +252,6 @@ def paired_interval(
     clusters: ArrayLike | None = None,
     *,
     statistic: str = "difference",
-    level: float = 0.95,
     within: Range = ANY,
 ) -> Interval:
     """Interval of a comparison of two arms on the same prompts, clustered by user.
@@ -276,7 +266,7 @@ def paired_interval(
             `(n, 2)`: summed nll in nats and number of tokens of each prompt.
         clusters: user of each prompt, `(n,)`; None where prompts are independent.
         statistic: one of the above.
-        level, within: see `jackknife_bounds`; the range is that of a difference.
+        within: range of a difference, see `jackknife_bounds`.
 
     Raises:
         ValueError: shapes differ, no prompts, a missing value, an undefined ratio, or an unknown statistic.
@@ -291,23 +281,23 @@ def paired_interval(
     if b.shape != m.shape or not b.size:
         raise ValueError(f"base and method must have the same shape, not {b.shape} and {m.shape}")
     if statistic == "difference":
-        return cluster_interval(m - b, clusters, level=level, within=within)
+        return cluster_interval(m - b, clusters, within=within)
     if statistic in ("win_rate", "tie_rate"):
         cluster_sums(np.column_stack([b, m]), clusters)  # a missing value would count as no win
-        return share_interval(m < b if statistic == "win_rate" else m == b, clusters, level=level)
+        return share_interval(m < b if statistic == "win_rate" else m == b, clusters)
     if statistic == "perplexity_ratio":
         sums, sizes, n = cluster_sums(np.column_stack([b, m]), clusters)
-        found = jackknife_bounds(sums, sizes, log_ratio, level=level)
+        found = jackknife_bounds(sums, sizes, log_ratio)
         return _one(Bounds(*(np.exp(x) for x in found)), n, sizes, "cluster-t of the logarithm")
-    ratio = ratio_interval(m, b, clusters, level=level)
+    ratio = ratio_interval(m, b, clusters)
     value, low, high = (100 * (x - 1) for x in ratio[:3])
     flipped = (-value, -high, -low) if statistic == "reduction_percent" else (value, low, high)
     return Interval(*flipped, *ratio[3:])
 
 
-def seed_interval(values: ArrayLike, *, level: float = 0.95) -> Interval:
+def seed_interval(values: ArrayLike) -> Interval:
     """Student's t interval over seeds, one value a seed; with fewer than four, no interval: it would say nothing."""
-    found = cluster_interval(values, level=level)
+    found = cluster_interval(values)
     if found.n < 4:
         return found._replace(low=np.nan, high=np.nan, how=f"none: {found.n} seeds, four are needed")
     return found._replace(how="t over seeds")
@@ -340,16 +330,14 @@ def sign_flip_test(values: ArrayLike, clusters: ArrayLike | None = None) -> floa
     return float((flipped >= flipped[0] * (1 - 1e-12)).mean())
 
 
-def max_t_band(
-    responses: pd.DataFrame, clusters: ArrayLike | None = None, *, level: float = 0.95, seed: int = 0
-) -> pd.DataFrame:
+def max_t_band(responses: pd.DataFrame, clusters: ArrayLike | None = None) -> pd.DataFrame:
     """Means over prompts with a band over all alphas at once, so that a peak may be read off it.
 
         m_a -+ q error_a,   q: quantile of max_a |m*_a - m_a| / error*_a over 10,000 resamples of clusters
 
     Args:
         responses: `(prompts, alphas)`, alphas as column labels; differences from the base for a band of the effect.
-        clusters: user of each prompt; level: confidence; seed: of the resampling.
+        clusters: user of each prompt.
 
     Returns:
         alpha, value, low, high, n, n_clusters, by rising alpha. A point without any spread has a band of no width;
@@ -365,9 +353,9 @@ def max_t_band(
     k = len(sizes)
     if k < 2 or not alphas:
         raise ValueError(f"a band needs at least one alpha and 2 clusters, not {len(alphas)} and {k}")
-    weights = np.random.default_rng(seed).multinomial(k, np.full(k, 1 / k), 10_000).astype(float)
-    value, low, high = mean_bounds(sums, sizes, level=level)
-    own = t_quantile((1 + level) / 2, k - 1)
+    weights = np.random.default_rng(0).multinomial(k, np.full(k, 1 / k), 10_000).astype(float)
+    value, low, high = mean_bounds(sums, sizes)
+    own = t_quantile(1 - TAIL, k - 1)
     error, size = (high - low) / 2 / own, weights @ sizes
     drawn = weights @ sums.T / size[:, None]
     spread = error > 1e-12 * np.abs(value)
@@ -377,7 +365,7 @@ def max_t_band(
         square += drawn**2 * (weights @ sizes**2)[:, None]
         studentised = np.abs(drawn - value) / (np.sqrt(k / (k - 1) * square.clip(0)) / size[:, None])
     largest = studentised[:, spread].max(axis=1, initial=0.0)
-    q = max(own, float(np.quantile(largest, level, method="inverted_cdf")))
+    q = max(own, float(np.quantile(largest, 1 - 2 * TAIL, method="inverted_cdf")))
     half = np.where(spread, q * error, 0.0)
     band = {"alpha": alphas, "value": value, "low": value - half, "high": value + half}
     return pd.DataFrame(band).assign(n=n, n_clusters=k)

@@ -168,7 +168,6 @@ def net_margin(
     *,
     tolerance: float = 0.0,
     clusters: ArrayLike | None = None,
-    level: float = 0.95,
 ) -> Margin:
     """By how much more often an answer is judged better than the other than worse.
 
@@ -181,7 +180,6 @@ def net_margin(
             A pair with a missing score is counted and left out.
         tolerance: difference that is no difference, in points of the judge's scale; the authors also log 3.
         clusters: user or prompt of each pair, `(n,)`; None where each prompt has one pair.
-        level: confidence.
 
     Returns:
         The margin, its bounds within [-1, 1], see `share_bounds`.
@@ -202,7 +200,7 @@ def net_margin(
         raise ValueError(f"none of {len(own)} pairs has both scores")
     labels = None if clusters is None else np.asarray(clusters)[known]
     outcome = np.where(np.abs(difference) <= tolerance, 0.0, np.sign(difference))[known]
-    found = share_interval(outcome, labels, level=level, within=(-1, 1))
+    found = share_interval(outcome, labels, within=(-1, 1))
     win, even, lose = (int((outcome == sign).sum()) for sign in (1, 0, -1))
     missing = int((~known).sum())
     return Margin(*found[:3], win, even, lose, missing, found.n_clusters, found.how)
@@ -213,14 +211,13 @@ def margins_by(
     by: Sequence[str] = ("dimension", "comparator"),
     *,
     tolerance: float = 0.0,
-    level: float = 0.95,
 ) -> pd.DataFrame:
     """Net margins of each dimension against each comparator.
 
     Args:
         judged: the columns `by`, score, other_score, and cluster where prompts come in clusters.
         by: what to tell apart.
-        tolerance, level: as in `net_margin`.
+        tolerance: as in `net_margin`.
 
     Returns:
         The columns `by`, then value, low, high, win, even, lose, missing, n_clusters, how.
@@ -229,7 +226,7 @@ def margins_by(
     for _, part in judged.groupby(list(by), sort=False):
         clusters = part.get("cluster")
         scores = part["score"], part["other_score"]
-        margin = net_margin(*scores, tolerance=tolerance, clusters=clusters, level=level)
+        margin = net_margin(*scores, tolerance=tolerance, clusters=clusters)
         rows.append([*part[list(by)].iloc[0], *margin])
     return pd.DataFrame(rows, columns=[*by, *MARGIN_COLUMNS])
 
@@ -261,13 +258,12 @@ class PlaceBias(NamedTuple):
     turned: float
 
 
-def place_bias(shown: pd.DataFrame, clusters: ArrayLike | None = None, *, level: float = 0.95) -> PlaceBias:
+def place_bias(shown: pd.DataFrame, clusters: ArrayLike | None = None) -> PlaceBias:
     """How much a judge favours the answer that it reads first.
 
     Args:
         shown: what `judges.verdicts` returned; pairs that lack a score are left out.
         clusters: user or prompt of each pair.
-        level: of the interval, cluster-t.
 
     Raises:
         ValueError: no pair has all four scores.
@@ -278,7 +274,7 @@ def place_bias(shown: pd.DataFrame, clusters: ArrayLike | None = None, *, level:
         raise ValueError(f"none of {len(shown)} pairs was scored in both orders")
     rows = shown[known]
     labels = None if clusters is None else np.asarray(clusters)[known]
-    bonus = cluster_interval(order_averaged(rows)["first_bonus"], labels, level=level)
+    bonus = cluster_interval(order_averaged(rows)["first_bonus"], labels)
     first = np.sign(rows["score"] - rows["other_score"])
     second = np.sign(rows["score_second"] - rows["other_score_first"])
     return PlaceBias(bonus, float((first * second < 0).mean()))

@@ -30,7 +30,7 @@ class Ppa(NamedTuple):
     how: str
 
 
-def ppa_coordinates(margins: ArrayLike, users: ArrayLike, *, tie: float = 0.0, level: float = 0.95) -> Ppa:
+def ppa_coordinates(margins: ArrayLike, users: ArrayLike, *, tie: float = 0.0) -> Ppa:
     """Pairwise preference accuracy of utilities that are linear in coordinates of the answers.
 
         PPA = mean_k ( 1[m_k > tie] + 1/2 1[|m_k| <= tie] ),    m_k = utility_u(y+_k) - utility_u(y-_k)
@@ -42,7 +42,6 @@ def ppa_coordinates(margins: ArrayLike, users: ArrayLike, *, tie: float = 0.0, l
         margins: m_k, one a held-out pair, `(n,)`.
         users: whose pair each is, `(n,)`.
         tie: margins of this size or less are ties, 0 or more, in the unit of the margins.
-        level: confidence; cluster-t over users, cut to [0, 1].
 
     Raises:
         ValueError: no pairs, other numbers of margins and users, a margin that is not finite, or a negative tie.
@@ -50,7 +49,7 @@ def ppa_coordinates(margins: ArrayLike, users: ArrayLike, *, tie: float = 0.0, l
     Source: PPA of the CAA-on-PRISM study, which does not say how it treats ties; 96.6 % of its choices tie on toxicity.
     """
     hits = _hits(margins, tie)
-    return _ppa(cluster_interval(hits, users, level=level), hits)
+    return _ppa(cluster_interval(hits, users), hits)
 
 
 def ppa_likelihood(
@@ -61,7 +60,6 @@ def ppa_likelihood(
     n_preferred: ArrayLike | None = None,
     n_dispreferred: ArrayLike | None = None,
     tie: float = 0.0,
-    level: float = 0.95,
 ) -> Ppa:
     """Pairwise preference accuracy of a language model: does it find the preferred answer more likely?
 
@@ -74,7 +72,7 @@ def ppa_likelihood(
         log_preferred, log_dispreferred: log-likelihood of both sides in nats, `(n,)`, see `likelihood_margins`.
         users: whose pair each is, `(n,)`.
         n_preferred, n_dispreferred: tokens of both sides, `(n,)`; both given, likelihoods are taken a token.
-        tie, level: see `ppa_coordinates`.
+        tie: see `ppa_coordinates`.
 
     Raises:
         ValueError: as `ppa_coordinates`; one side's number of tokens alone, or one that is not above 0.
@@ -87,7 +85,7 @@ def ppa_likelihood(
         if not all((n > 0).all() for n in tokens):
             raise ValueError("every answer must have a token: one has 0")
         sides = [side / n for side, n in zip(sides, tokens, strict=True)]
-    return ppa_coordinates(sides[0] - sides[1], users, tie=tie, level=level)
+    return ppa_coordinates(sides[0] - sides[1], users, tie=tie)
 
 
 def compare_preferences(
@@ -95,7 +93,6 @@ def compare_preferences(
     *,
     reference: str,
     tie: float | Mapping[str, float] = 0.0,
-    level: float = 0.95,
 ) -> pd.DataFrame:
     """Accuracy of every model on the same held-out pairs, and its paired difference from one of them.
 
@@ -103,7 +100,6 @@ def compare_preferences(
         preference: the preference table: model, pair_id, user_id, margin.
         reference: the model that the others are compared with, for instance the population's.
         tie: size of a tie, one for all or by model; a model that is not named has 0.
-        level: confidence.
 
     Returns:
         By model, a row with comparator "" (accuracy) and, but for the reference, one with comparator `reference`
@@ -125,11 +121,11 @@ def compare_preferences(
                 f"model {name!r} has {len(own)} pairs, {reference!r} {len(pairs)}: not the same ones"
             )
         own, users = own.loc[pairs], models[reference]["user_id"]
-        rows.append([name, "", *ppa_coordinates(own["margin"], users, tie=ties[name], level=level)])
+        rows.append([name, "", *ppa_coordinates(own["margin"], users, tie=ties[name])])
         if name != reference:
             hits = _hits(own["margin"], ties[name])
             gain = hits - _hits(models[reference]["margin"], ties[reference])
-            found = cluster_interval(gain, users, level=level)
+            found = cluster_interval(gain, users)
             rows.append([name, reference, *found[:3], _share_of_ties(hits), *found[3:]])
     return pd.DataFrame(rows, columns=COMPARED)
 

@@ -74,7 +74,7 @@ def response_slopes(responses: pd.DataFrame) -> pd.Series:
     return pd.Series(y @ centred / np.square(centred).sum(), index=responses.index, name="slope")
 
 
-def trend(responses: pd.DataFrame, clusters: ArrayLike | None = None, *, level: float = 0.95) -> Trend:
+def trend(responses: pd.DataFrame, clusters: ArrayLike | None = None) -> Trend:
     """Mean slope of a measure on alpha (cluster-t) and its sign-flip test, prompt by prompt.
 
     Page's test does not serve: arms share their noise, so that neighbouring alphas often give one and the same
@@ -85,21 +85,14 @@ def trend(responses: pd.DataFrame, clusters: ArrayLike | None = None, *, level: 
         responses: see `response_slopes`; clusters: of each prompt; None for independent prompts.
     """
     slopes = response_slopes(responses)
-    return Trend(cluster_interval(slopes, clusters, level=level), sign_flip_test(slopes, clusters))
+    return Trend(cluster_interval(slopes, clusters), sign_flip_test(slopes, clusters))
 
 
 CHOICE = ("temperature", "top_p", "min_p", "js_sigma", "min_temperature")
 """Settings in which greedy and sampled twins may differ; a repetition penalty is not one of them."""
 
 
-def quality_by_sampling(
-    values: pd.DataFrame,
-    arms: pd.DataFrame,
-    prompts: pd.DataFrame,
-    *,
-    split: str = "test",
-    level: float = 0.95,
-) -> pd.DataFrame:
+def quality_by_sampling(values: pd.DataFrame, arms: pd.DataFrame, prompts: pd.DataFrame) -> pd.DataFrame:
     """What steering adds to repetition and perplexity when sampled, against what it adds when greedy.
 
         repetition   growth = (sampled - sampled base) - (greedy - greedy base)
@@ -112,8 +105,7 @@ def quality_by_sampling(
         values: arm_id, prompt_id, repetition, nll_base, n_tokens, from `per_prompt`; greedy and sampled arms may
             have been run with other seeds.
         arms: the arms table. Twins differ in their sampling settings alone.
-        prompts: the prompts table; those of `split` are read.
-        level: confidence, clustered by user.
+        prompts: the prompts table; test prompts are read.
 
     Returns:
         arm_id (sampled), greedy_arm, measure, greedy, sampled (the two values), value, low, high, n, n_clusters, how.
@@ -133,7 +125,7 @@ def quality_by_sampling(
         raise ValueError(
             "no sampled arm has a greedy twin (temperature 0, all other settings equal), base included"
         )
-    users = prompts.loc[prompts["split"] == split].set_index("prompt_id")["user_id"]
+    users = prompts.loc[prompts["split"] == "test"].set_index("prompt_id")["user_id"]
     wide = values.pivot(index="prompt_id", columns="arm_id").reindex(users.index)
     rows = []
     for twin in twins[twins["control"] != "base"].to_dict("records"):
@@ -146,11 +138,11 @@ def quality_by_sampling(
         if np.isnan(columns["repetition"]).any():
             raise ValueError(f"arms {four} were not run on the same prompts: finish the sweep first")
         mean = columns["repetition"].mean(axis=0)
-        found = cluster_interval(columns["repetition"] @ [1, -1, -1, 1], users, level=level)
+        found = cluster_interval(columns["repetition"] @ [1, -1, -1, 1], users)
         rows.append([twin["arm_id"], twin["arm_id_greedy"], "repetition", mean[2], mean[0], *found])
         if columns["n_tokens"].sum(axis=0).all():
             eight = np.hstack([columns["nll_base"], columns["n_tokens"]])
-            log = cluster_interval(eight, users, _log_growth, level=level)
+            log = cluster_interval(eight, users, _log_growth)
             ppl = np.exp(columns["nll_base"].sum(axis=0) / columns["n_tokens"].sum(axis=0))
             found = log._replace(value=np.exp(log.value), low=np.exp(log.low), high=np.exp(log.high))
             rows.append([twin["arm_id"], twin["arm_id_greedy"], "perplexity", ppl[2], ppl[0], *found])

@@ -18,9 +18,7 @@ def selectivity(
     *,
     base_arm: str,
     reference: str = "benign_control",
-    split: str = "test",
     measure: str = "distance",
-    level: float = 0.95,
 ) -> pd.DataFrame:
     """The measure of base and steered answers by category of prompt, its change, and that minus the reference's change.
 
@@ -31,12 +29,10 @@ def selectivity(
 
     Args:
         values: arm_id, prompt_id and the measure, one row an arm and prompt, from `per_prompt`.
-        prompts: the prompts table; prompts of another split or without a prompt_category are left out.
+        prompts: the prompts table; test prompts with a prompt_category are read.
         base_arm: arm_id of the base.
         reference: the category that the others are compared with; where it has no prompt there are no contrasts.
-        split: of the prompts.
         measure: column of `values`; "distance" is the CAA study's MAE.
-        level: confidence, clustered by user (who may have prompts in both categories).
 
     Returns:
         One row an arm and category: arm_id, prompt_category, base, steered (means), change_percent with low and high
@@ -48,10 +44,10 @@ def selectivity(
 
     Source: the table "selectivity by prompt category" of the CAA-on-PRISM study, which has no intervals.
     """
-    asked = prompts[(prompts["split"] == split) & (prompts["prompt_category"].fillna("") != "")]
+    asked = prompts[(prompts["split"] == "test") & (prompts["prompt_category"].fillna("") != "")]
     wide = values.pivot(index="prompt_id", columns="arm_id", values=measure).reindex(asked["prompt_id"])
     if base_arm not in wide or asked.empty:
-        raise ValueError(f"no values of the base arm {base_arm!r} on categorised prompts of split {split!r}")
+        raise ValueError(f"no values of the base arm {base_arm!r} on test prompts with a category")
     users, categories = asked["user_id"].to_numpy(), asked["prompt_category"].to_numpy()
     base, rows = wide[base_arm].to_numpy(), []
     there = categories == reference
@@ -66,13 +62,11 @@ def selectivity(
             here = categories == category
             found = contrast = Interval(np.nan, np.nan, np.nan, here.sum(), len(set(users[here])), "none")
             if base[here].any():
-                found = paired_interval(
-                    base[here], own[here], users[here], statistic="change_percent", level=level
-                )
+                found = paired_interval(base[here], own[here], users[here], statistic="change_percent")
             if category != reference and base[here].any() and base[there].any():
                 both = here | there
                 four = np.column_stack([base * here, own * here, base * there, own * there])
-                contrast = cluster_interval(four[both], users[both], _contrast, level=level)
+                contrast = cluster_interval(four[both], users[both], _contrast)
             rows.append([arm, category, base[here].mean(), own[here].mean(), *found[:5], *contrast[:3]])
     return pd.DataFrame(rows, columns=COLUMNS)
 

@@ -58,7 +58,6 @@ def summarise(
     scorer: str,
     users: pd.DataFrame | None = None,
     fluency: pd.DataFrame | None = None,
-    level: float = 0.95,
 ) -> pd.DataFrame:
     """Metrics of each arm, and its comparison with base and with its controls (`match_controls`), clustered by user.
 
@@ -71,7 +70,6 @@ def summarise(
         scorer: id of the scorer.
         users: the users table; who is not in it, or has an empty value, is in no subgroup of it.
         fluency: the fluency table, see `answer_likelihood`; one row an answer and judging model.
-        level: confidence of the intervals.
 
     Returns:
         The metrics table by arm, split and subgroup: "all", `category=<c*(u)>`, `prompt_category=<...>` and, with
@@ -98,24 +96,19 @@ def summarise(
     for arm, control in matched[["arm_id", "control_arm"]].itertuples(index=False):
         against[arm].append(control)
     members = list(subgroups(asked, users))
-    rows = [compare(values, members, against, scorer=scorer, level=level)]
+    rows = [compare(values, members, against, scorer=scorer)]
     if "distance" in values and generations["seed"].nunique() >= 4:
         answers = per_answer(generations, prompts, scores, accepted_scores)
-        rows.append(_over_seeds(answers, asked, base_arm, scorer, level))
+        rows.append(_over_seeds(answers, asked, base_arm, scorer))
     for model, texts in _texts(fluency, generations):
-        found = compare(texts, members, against, scorer=model, level=level)
+        found = compare(texts, members, against, scorer=model)
         found = found[found["metric"].isin(["perplexity", "perplexity_ratio"])]
         rows.append(found.assign(metric=found["metric"].str.replace("perplexity", "perplexity_of_text")))
     return pd.concat(rows, ignore_index=True)
 
 
 def compare(
-    values: pd.DataFrame,
-    members: Sequence[Subgroup],
-    against: Mapping[str, Sequence[str]],
-    *,
-    scorer: str,
-    level: float = 0.95,
+    values: pd.DataFrame, members: Sequence[Subgroup], against: Mapping[str, Sequence[str]], *, scorer: str
 ) -> pd.DataFrame:
     """Rows of the metrics table for all arms of `values` at once, see `summarise`.
 
@@ -140,10 +133,8 @@ def compare(
         part = {column: table[member.users.index].to_numpy(np.float64) for column, table in wide.items()}
         codes, labels = pd.factorize(member.users, sort=True)
         membership = np.eye(len(labels))[codes]
-        found = [(one, *of_arms) for of_arms in _of_arms(part, membership, level)]
-        found += (
-            [(two, *of_pairs) for of_pairs in _of_pairs(part, own, other, membership, level)] if pairs else []
-        )
+        found = [(one, *of_arms) for of_arms in _of_arms(part, membership)]
+        found += [(two, *of_pairs) for of_pairs in _of_pairs(part, own, other, membership)] if pairs else []
         for (arm, comparator), metric, bounds, clusters in found:
             one_value = (member.split, member.name, scorer, metric, len(codes), clusters)
             split, name, who, what, n, k = (np.broadcast_to(value, len(arm)) for value in one_value)
@@ -156,21 +147,21 @@ def compare(
 Found = tuple[str, Bounds, int | NDArray[np.intp]]
 
 
-def _of_arms(part: Mapping[str, Floats], membership: Floats, level: float) -> Iterator[Found]:
+def _of_arms(part: Mapping[str, Floats], membership: Floats) -> Iterator[Found]:
     """Measures of each arm; `part` has `(arms, prompts)` by column."""
     sizes = membership.sum(axis=0)
     k, sums = len(sizes), {column: rows @ membership for column, rows in part.items()}
     for column, within in MEANS.items():
         if column in sums:
-            yield column, mean_bounds(sums[column], sizes, level=level, within=within), k
+            yield column, mean_bounds(sums[column], sizes, within=within), k
     for column in SHARES:
         if column in sums:
-            yield column, share_bounds(sums[column], sizes, level=level), k
+            yield column, share_bounds(sums[column], sizes), k
     with np.errstate(over="ignore"):
-        nll = ratio_bounds(sums["nll_base"], sums["n_tokens"], level=level)
+        nll = ratio_bounds(sums["nll_base"], sums["n_tokens"])
         yield "perplexity", Bounds(*(np.exp(x) for x in nll)), k
     if "kl_to_base" in sums:
-        yield "kl_per_token", ratio_bounds(sums["kl_to_base"], sums["n_tokens"], level=level), k
+        yield "kl_per_token", ratio_bounds(sums["kl_to_base"], sums["n_tokens"]), k
     for column in ("distance", "toxicity"):
         if column in part:
             for name, number in (("effective_n", effective_number), ("top_three", top_share)):
@@ -178,11 +169,7 @@ def _of_arms(part: Mapping[str, Floats], membership: Floats, level: float) -> It
 
 
 def _of_pairs(
-    part: Mapping[str, Floats],
-    own: NDArray[np.intp],
-    other: NDArray[np.intp],
-    membership: Floats,
-    level: float,
+    part: Mapping[str, Floats], own: NDArray[np.intp], other: NDArray[np.intp], membership: Floats
 ) -> Iterator[Found]:
     """Comparisons of the arms `own` with the arms `other`, pair by pair."""
     sizes = membership.sum(axis=0)
@@ -190,22 +177,22 @@ def _of_pairs(
     for column in DIFFERENCES:
         if column in sums:
             change = sums[column][own] - sums[column][other]
-            yield f"{column}_difference", mean_bounds(change, sizes, level=level, within=(-1, 1)), k
+            yield f"{column}_difference", mean_bounds(change, sizes, within=(-1, 1)), k
     for column, metric in (("distance", "reduction_percent"), ("toxicity", "toxicity_reduction_percent")):
         if column in sums:
-            ratio = ratio_bounds(sums[column][own], sums[column][other], level=level)
+            ratio = ratio_bounds(sums[column][own], sums[column][other])
             yield metric, Bounds(*(100 * (1 - x) for x in (ratio.value, ratio.high, ratio.low))), k
     if "distance" in part:
         mine, theirs = part["distance"][own], part["distance"][other]
-        yield "win_rate", share_bounds((mine < theirs) @ membership, sizes, level=level), k
-        yield "tie_rate", share_bounds((mine == theirs) @ membership, sizes, level=level), k
+        yield "win_rate", share_bounds((mine < theirs) @ membership, sizes), k
+        yield "tie_rate", share_bounds((mine == theirs) @ membership, sizes), k
     tested = next((column for column in ("distance", "toxicity") if column in sums), None)
     if tested:
         signs = sign_test(sums[tested][own] - sums[tested][other])
         yield "sign_test_p", _plain(signs.p_value), signs.fell + signs.rose
     four = np.stack([sums[column][arm] for arm in (other, own) for column in ("nll_base", "n_tokens")])
     with np.errstate(over="ignore"):
-        found = jackknife_bounds(four, sizes, log_ratio, level=level)
+        found = jackknife_bounds(four, sizes, log_ratio)
         yield "perplexity_ratio", Bounds(*(np.exp(x) for x in found)), k
 
 
@@ -213,15 +200,13 @@ def _plain(value: Floats) -> Bounds:
     return Bounds(value, np.full(value.shape, np.nan), np.full(value.shape, np.nan))
 
 
-def _over_seeds(
-    answers: pd.DataFrame, prompts: pd.DataFrame, base_arm: str, scorer: str, level: float
-) -> pd.DataFrame:
+def _over_seeds(answers: pd.DataFrame, prompts: pd.DataFrame, base_arm: str, scorer: str) -> pd.DataFrame:
     """The reduction of the distance, seed by seed, with an interval over seeds."""
     rows, split = [], answers["prompt_id"].map(prompts.set_index("prompt_id")["split"])
     for name, part in answers.groupby(split):
         means = part.pivot_table(index="seed", columns="arm_id", values="distance")
         for arm in means.columns.drop(base_arm) if means[base_arm].all() else []:
-            found = seed_interval(100 * (1 - means[arm] / means[base_arm]), level=level)
+            found = seed_interval(100 * (1 - means[arm] / means[base_arm]))
             rows.append([arm, base_arm, name, "all", scorer, "reduction_percent_over_seeds", *found[:5]])
     return pd.DataFrame(rows, columns=COLUMNS)
 
@@ -262,7 +247,7 @@ def small_subgroups(metrics: pd.DataFrame, least: int = FEWEST_USERS) -> pd.Data
 
 
 def summarise_choices(
-    choices: pd.DataFrame, questions: pd.DataFrame, *, base_arm: str, source: str, split: str = "test"
+    choices: pd.DataFrame, questions: pd.DataFrame, *, base_arm: str, source: str
 ) -> pd.DataFrame:
     """Accuracy and calibration on multiple choice and their change against base, rows of the metrics table.
 
@@ -273,7 +258,6 @@ def summarise_choices(
         choices, questions: the tables.
         base_arm: arm_id of the base.
         source: of the questions, "demo" or "cais/mmlu"; it stands in column `scorer`.
-        split: the split named in the rows.
 
     Returns:
         accuracy, accuracy_subjects (per cent), calibration_error, brier (comparator ""); accuracy_change (points) and
@@ -321,5 +305,5 @@ def summarise_choices(
                 worse = part["brier"].to_numpy() - base["brier"].to_numpy()
                 found.append(("accuracy_change", base_arm, cluster_interval(change, ids, within=(-100, 100))))
                 found.append(("brier_change", base_arm, cluster_interval(worse, ids, within=(-2, 2))))
-            rows += [[arm, c, split, subgroup, source, metric, *i[:5]] for metric, c, i in found]
+            rows += [[arm, c, "test", subgroup, source, metric, *i[:5]] for metric, c, i in found]
     return pd.DataFrame(rows, columns=COLUMNS)

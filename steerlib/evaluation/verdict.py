@@ -51,15 +51,13 @@ def operating_range(
     arms: pd.DataFrame,
     *,
     base_arm: str,
-    split: str = "test",
     max_perplexity_ratio: float = MAX_PERPLEXITY_RATIO,
 ) -> pd.DataFrame:
     """At which alphas a method works and what ends its range: one row a steered arm.
 
     Args:
-        metrics, arms: the tables; rows against `base_arm` over all prompts of the split are read.
+        metrics, arms: the tables; rows against `base_arm` over all test prompts are read.
         base_arm: arm_id of the base.
-        split: of the prompts.
         max_perplexity_ratio: largest perplexity over the base's.
 
     Returns:
@@ -69,7 +67,7 @@ def operating_range(
         are those of single
         alphas: with many of them some exclude 0 by chance, see `max_t_band`.
     """
-    table = _compared(metrics, split)
+    table = _compared(metrics, "test")
     against = table[table.index.get_level_values("comparator") == base_arm].droplevel("comparator")
     wide = {bound: against[bound].unstack("metric") for bound in ("value", "low", "high")}
     rows = arms.loc[arms["alpha"] != 0, ["arm_id", *(name for name in CURVE if name in arms), "alpha"]]
@@ -103,7 +101,6 @@ def verdict(
     arms: pd.DataFrame,
     *,
     base_arm: str,
-    split: str = "test",
     max_perplexity_ratio: float = MAX_PERPLEXITY_RATIO,
 ) -> Verdict:
     """The verdict of a run: each method at the alpha chosen on dev, reported on test beside its control.
@@ -115,20 +112,18 @@ def verdict(
     Args:
         metrics: the metrics table, with `accuracy` rows where questions were asked.
         arms: the arms table.
-        base_arm, split, max_perplexity_ratio: see `operating_range`.
+        base_arm, max_perplexity_ratio: see `operating_range`.
 
     Returns:
         The sentence, and the table `verdict`: see its schema. change is against the base, difference against the
         control, own_minus_shuffled against the shuffled profile, distance against the base (missing without
         accepted answers); effective_n is that of the base's toxicity, see `effective_number`.
     """
-    found = _compared(metrics, split)
-    dev = _compared(metrics, "dev" if (metrics["split"] == "dev").any() else split)
+    found = _compared(metrics, "test")
+    dev = _compared(metrics, "dev" if (metrics["split"] == "dev").any() else "test")
     kl = dev["value"].xs(("", "kl_per_token"), level=("comparator", "metric")) if len(dev) else None
     matched = match_controls(arms, kl).sort_values("matched", ascending=False)  # "kl" before "alpha"
-    ranges = operating_range(
-        metrics, arms, base_arm=base_arm, split=split, max_perplexity_ratio=max_perplexity_ratio
-    )
+    ranges = operating_range(metrics, arms, base_arm=base_arm, max_perplexity_ratio=max_perplexity_ratio)
     limits = {"base_arm": base_arm, "max_perplexity_ratio": max_perplexity_ratio}
     chosen = chosen_arms(metrics, arms, metric="toxicity_reduction_percent", **limits)
     chosen = chosen[chosen["control"] == ""].sort_values("dev", ascending=False, kind="stable")
