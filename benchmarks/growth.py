@@ -74,7 +74,7 @@ def _cost(setting: Setting, manner: str, *, alphas: int, prompts: int, tokens: i
 
 def growth_figure(table: pd.DataFrame, kept: dict[str, int]) -> Figure:
     """Cost against alphas, prompts and tokens, each relative to its smallest size; dotted is linear growth."""
-    fig, axes = new_figure(1, 3, height=3.0, share_y=True)
+    fig, axes = new_figure(1, 3, height=3.0, sharey=True)
     for ax, (what, part) in zip(axes[0], table.groupby("grows", sort=False), strict=True):
         for manner, line in part.groupby("manner", sort=False):
             _draw(ax, line, str(what), str(manner))

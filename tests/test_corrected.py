@@ -33,7 +33,6 @@ from steerlib.evaluation import (
     summarise,
     with_controls,
 )
-from steerlib.figures import answers_moved
 from steerlib.models import FrozenModel
 from steerlib.tables import check_table, read_table
 
@@ -238,12 +237,6 @@ def test_the_aligner_has_a_perplexity_and_an_effect_but_no_kl():
     of_kl = metrics[metrics.metric == "kl_per_token"]
     assert set(of_kl.arm_id) == {BASE.arm_id.item(), SDA}
     assert of_kl.value.unique() == [0.125]
-
-
-def test_answers_moved_by_an_aligner_are_counted_without_a_dose():
-    moved = answers_moved(study_answers(), STUDY, PROMPTS.assign(split="test"))
-    assert moved[moved.method == "aligner"].metric.tolist() == ["changed_percent"]
-    assert set(moved[moved.method == "sda"].metric) == {"changed_percent", "kl_per_token"}
 
 
 def test_an_aligner_answers_no_multiple_choice_question(tiny, monkeypatch):

@@ -1,7 +1,6 @@
-"""Figures are drawn, saved the same twice, and never let a model's text act."""
+"""Figures show what the tables hold, within its range, with their controls, and are saved the same twice."""
 
-import re
-from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -10,370 +9,343 @@ import pandas as pd
 import pytest
 import torch
 from matplotlib.figure import Figure
+from PIL import Image
 
-from steerlib import figures
-from steerlib.decoding import RULES
-from steerlib.figures import Grid, Picture, Section
-from steerlib.figures.style import label
+from steerlib import figures as fg
+from steerlib.figures.style import direct_labels
+from steerlib.rules import RULES, Rule
 from steerlib.tables import ATTRIBUTE_COLUMNS, SCHEMA, write_manifest
 
 pytestmark = pytest.mark.filterwarnings("error")
 
-ATTACK = '<script>alert("x")</script><img src="https://example.org/x.png" onerror=1>'
-SETTINGS = [
-    ("base", 0.0, "none", "", "base"),
-    ("prompt_only", 0.0, "own", "", "prompt_only"),
-    *[("anti_expert", alpha, "own", "", "") for alpha in (0.5, 1.0)],
-    ("anti_expert", 1.0, "shuffled", "", "shuffled_profile"),
-    ("expert_anti_expert", 1.0, "own", "", ""),
-    ("caa", 2.0, "none", "population", ""),
-    ("caa", 2.0, "none", "random", "random_vector"),
+ARMS = [
+    ("base", 0.0, "none", "", "", "base"),
+    ("prompt_only", 0.0, "own", "", "", "prompt_only"),
+    ("instructed", 0.0, "own", "", "", "instructed"),
+    *[("expert_anti_expert", alpha, "own", "", "", "") for alpha in (0.5, 1.0)],
+    ("expert_anti_expert", 1.0, "shuffled", "", "", "shuffled_profile"),
+    *[("sda", alpha, "own", "", "", "") for alpha in (1.0, 2.0)],
+    *[("caa", alpha, "none", "population", "", "") for alpha in (-0.3, 0.3)],
+    *[("caa", alpha, "none", "random", "", "random_vector") for alpha in (-0.3, 0.3)],
+    ("caa", 0.3, "own", "dislike_weighted", "own", ""),
+    ("caa", 0.3, "shuffled", "dislike_weighted", "shuffled", "shuffled_profile"),
 ]
+VALUES = {("toxicity", ""): 0.1, ("perplexity_ratio", "arm0"): 3.0, ("toxicity_difference", "arm0"): -0.2}
 
 
-@pytest.fixture
-def arms() -> pd.DataFrame:
+def made_arms() -> pd.DataFrame:
+    names = ["method", "alpha", "profile", "family", "vector_user", "control"]
     rows = [
         dict.fromkeys(SCHEMA["arms"].columns, "")
-        | {"arm_id": f"{method}-{profile}{family}-{alpha:g}", "method": method, "alpha": alpha}
-        | {"profile": profile, "family": family, "control": control}
-        for method, alpha, profile, family, control in SETTINGS
+        | {"arm_id": f"arm{number}"}
+        | dict(zip(names, arm, strict=True))
+        for number, arm in enumerate(ARMS)
     ]
     return pd.DataFrame(rows)
 
 
-@pytest.fixture
-def metrics(arms: pd.DataFrame) -> pd.DataFrame:
+def made_metrics() -> pd.DataFrame:
     rows = [
-        {"arm_id": arm_id, "comparator": comparator, "split": split, "subgroup": "all", "scorer": "s"}
-        | {"metric": metric, "value": value, "low": value - 1, "high": value + 2, "n": 12, "n_clusters": 4}
-        for metric, comparator, value in (("reduction_percent", "base", 5.0), ("perplexity", "", 8.0))
+        {
+            "arm_id": arm,
+            "comparator": comparator,
+            "split": split,
+            "subgroup": "all",
+            "scorer": "s",
+            "metric": metric,
+        }
+        | {"value": value, "low": value - 0.3, "high": value + 0.1, "n": 12, "n_clusters": 4}
+        for (metric, comparator), value in VALUES.items()
         for split in ("dev", "test")
-        for arm_id in arms["arm_id"]
-        if not (comparator and arm_id.startswith("base"))
+        for arm in made_arms()["arm_id"]
+        if arm != comparator
     ]
     return pd.DataFrame(rows)[list(SCHEMA["metrics"].columns)]
 
 
 @pytest.fixture
-def prompts() -> pd.DataFrame:
-    asked = {"prompt_id": ["p0", "p1"], "user_id": ["u0", "u1"], "split": "test", "prompt": ["Why?", ATTACK]}
-    return pd.DataFrame(asked)
+def arms() -> pd.DataFrame:
+    return made_arms()
 
 
 @pytest.fixture
-def generations(arms: pd.DataFrame) -> pd.DataFrame:
-    """Every steered answer to p0 differs from the base's, none to p1; the dose is 2 nats over 4 tokens."""
-    rows = [
-        {"arm_id": arm_id, "prompt_id": prompt, "seed": 0, "n_tokens": 4, "kl_to_base": 2.0}
-        | {"text": ATTACK if prompt == "p0" and not arm_id.startswith("base") else "As the base."}
-        for arm_id in arms["arm_id"]
-        for prompt in ("p0", "p1")
-    ]
-    return pd.DataFrame(rows)
+def metrics() -> pd.DataFrame:
+    return made_metrics()
 
 
-@pytest.fixture
-def profiles() -> pd.DataFrame:
-    rows = [
-        (f"u{user}", attribute, "paper", 0.1 * user, (user + 0.5) / 4, place == user)
-        for user in range(4)
-        for place, attribute in enumerate(ATTRIBUTE_COLUMNS)
-    ]
-    return pd.DataFrame(rows, columns=list(SCHEMA["profiles"].columns))
-
-
-def drawn(fig: Figure) -> bool:
+def words(fig: Figure) -> list[str]:
+    """All that stands in a figure, one string a text."""
     fig.canvas.draw()
-    return bool(fig.axes) and not plt.get_fignums()
+    assert not plt.get_fignums()
+    return [text.get_text() for text in fig.findobj(lambda one: hasattr(one, "get_text")) if text.get_text()]
 
 
-def test_every_method_of_a_steering_rule_has_a_colour_of_its_own_and_a_label() -> None:
-    assert set(ATTRIBUTE_COLUMNS) <= set(figures.LABEL)
-    assert len({rule.colour for rule in RULES.values()}) == len(RULES)
-    assert label("sda") == RULES["sda"].label == "SDA"
+def test_points_are_of_test_prompts_with_what_sets_arms_apart(
+    metrics: pd.DataFrame, arms: pd.DataFrame
+) -> None:
+    found = fg.points(metrics, arms, "toxicity")
+    assert set(found["split"]) == {"test"}
+    assert len(found) == len(arms)
+    assert list(dict.fromkeys(found["method"])) == [name for name in RULES if name in set(arms["method"])]
+    with pytest.raises(KeyError, match="win_rate"):
+        fg.points(metrics, arms, "win_rate")
+    with pytest.raises(ValueError, match="scorer2"):
+        fg.points(pd.concat([metrics, metrics.assign(scorer="scorer2")]), arms, "toxicity")
+    with pytest.raises(ValueError, match="'arm0'"):
+        fg.points(metrics, arms[arms["method"] != "base"], "toxicity")
 
 
-def test_pictures_of_profiles_are_drawn_without_warnings(profiles: pd.DataFrame) -> None:
-    assert drawn(figures.plot_profiles(profiles))
-    assert drawn(figures.plot_radar(profiles, ["u0", "u3"]))
-    assert drawn(figures.plot_primary_categories(profiles))
+def test_arms_are_named_by_their_columns(arms: pd.DataFrame) -> None:
+    names = [fg.arm_at(row) for _, row in arms.iterrows()]
+    assert names[0] == "Base"
+    assert names[5] == "Expert-Anti-Expert, shuffled profile, alpha 1"
+    assert names[6] == "SDA, own profile, k 1"
+    assert names[8] == "CAA, population vector, alpha -0.3"
+    assert names[-2:] == [
+        "CAA, own dislike weighted vector, alpha 0.3",
+        "CAA, another user's dislike weighted vector, alpha 0.3",
+    ]
+    assert fg.arm_name(arms.iloc[3], method=False) == "own profile"
 
 
-def test_profiles_of_two_estimators_are_not_mixed(profiles: pd.DataFrame) -> None:
-    both = pd.concat([profiles, profiles.assign(estimator="shrunk")])
-    with pytest.raises(ValueError, match="choose one estimator; the profiles have paper, shrunk"):
-        figures.plot_profiles(both)
+def test_a_metric_is_drawn_from_alpha_zero_with_controls_on_one_scale_within_its_range(
+    metrics: pd.DataFrame, arms: pd.DataFrame
+) -> None:
+    fig = fg.plot_against_alpha(fg.points(metrics, arms, "toxicity"))
+    texts = words(fig)
+    shown = {axis.get_title(): axis for axis in fig.axes if axis.get_visible()}
+    assert list(shown) == ["Expert-Anti-Expert", "SDA", "CAA"]
+    assert len({axis.get_ylim() for axis in shown.values()}) == 1
+    assert shown["SDA"].get_xlabel() == "k of SDA"
+    for name in ("own profile", "shuffled profile", "random vector", "Prompt only", "Instruction only"):
+        assert name in texts
+    curve = next(line for line in shown["Expert-Anti-Expert"].lines if len(line.get_xdata()) == 3)
+    assert list(curve.get_xdata()) == [0, 0.5, 1]
+    lowest = [
+        path.vertices[:, 1].min() for axis in fig.axes for one in axis.collections for path in one.get_paths()
+    ]
+    assert min(lowest) == 0  # low is -0.2
+    assert "Expert-Anti-Expert reaches 0.1 [0, 0.2] at alpha 1 (shuffled profile 0.1 [0, 0.2])" in " ".join(
+        fig.get_supxlabel().split()
+    )
+    with pytest.raises(ValueError, match="base, prompt_only"):
+        only = metrics["arm_id"].isin(["arm0", "arm1"])
+        fg.plot_against_alpha(fg.points(metrics[only], arms, "toxicity"))
 
 
-def test_pictures_of_vectors_are_drawn_without_warnings() -> None:
+def test_a_ratio_has_a_log_axis_and_starts_at_one(metrics: pd.DataFrame, arms: pd.DataFrame) -> None:
+    axis = fg.plot_against_alpha(fg.points(metrics, arms, "perplexity_ratio", comparator="arm0")).axes[0]
+    assert axis.get_yscale() == "log"
+    assert [line.get_ydata()[0] for line in axis.lines if len(line.get_xdata()) == 3] == [1.0]
+
+
+def test_a_rule_of_ones_own_is_drawn_without_touching_the_figures(
+    metrics: pd.DataFrame, arms: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = Rule("mine", ("anti",), lambda z, alpha: z["anti"], "My rule", "#123456", symbol="m")  # noqa: ARG005
+    monkeypatch.setitem(RULES, "mine", mine)
+    renamed = arms.replace({"method": {"sda": "mine"}})
+    fig = fg.plot_against_alpha(fg.points(metrics, renamed, "toxicity"))
+    assert any(axis.get_title() == "My rule" and axis.get_xlabel() == "m of My rule" for axis in fig.axes)
+
+
+def test_labels_never_stand_over_each_other_and_keep_their_order() -> None:
+    fig, axes = fg.new_figure()
+    axes[0, 0].set_ylim(0, 1)
+    direct_labels(axes[0, 0], [(0.5, "b", "k"), (0.51, "c", "k"), (0.49, "a", "k"), (0.9, "d", "k")])
+    fig.canvas.draw()
+    boxes = sorted((text.get_window_extent() for text in axes[0, 0].texts), key=lambda box: box.y0)
+    assert all(below.y1 <= above.y0 for below, above in pairwise(boxes))
+    heights = {text.get_text(): text.xy[1] for text in axes[0, 0].texts}
+    assert sorted(heights, key=heights.__getitem__) == ["a", "b", "c", "d"]
+    assert heights["d"] == pytest.approx(0.9)
+
+
+def test_a_forest_names_the_intervals_that_exclude_its_null(
+    metrics: pd.DataFrame, arms: pd.DataFrame
+) -> None:
+    rows = fg.points(metrics, arms, "toxicity_difference", comparator="arm0")
+    rows.loc[rows["method"] == "sda", "high"] = 0.5
+    fig = fg.plot_forest(rows, what="test prompts")
+    assert len(fig.axes[0].get_yticks()) == len(rows)
+    told = " ".join(fig.get_supxlabel().split())
+    assert "CAA, population vector, alpha 0.3 -0.2 [-0.5, -0.1]" in told
+    assert "SDA" not in told
+    assert "random" not in told
+
+
+def effect(arms: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
+    both = [
+        fg.points(metrics, arms, m, comparator=c) for m, c in (("toxicity", ""), ("perplexity_ratio", "arm0"))
+    ]
+    return pd.concat(both, ignore_index=True)
+
+
+def test_the_effect_has_curves_of_vectors_marks_of_other_rules_and_the_operating_range(
+    metrics: pd.DataFrame, arms: pd.DataFrame
+) -> None:
+    fig = fg.plot_effect(effect(arms, metrics), operating=(-0.3, 0.0))
+    texts = words(fig)
+    toxic, _, ratio, beside = fig.axes
+    assert [tick.get_text() for tick in beside.get_xticklabels()][:3] == ["Prompt only", "EAE 0.5", "EAE 1"]
+    assert {"population vector", "random vector", "Base"} <= set(texts)
+    assert ratio.get_yscale() == "log"
+    assert [one.get_x() for one in toxic.patches] == [-0.3]
+    curve = next(line for line in toxic.lines if len(line.get_xdata()) == 3)
+    assert list(curve.get_xdata()) == [-0.3, 0, 0.3]
+    assert "Operating range: alpha -0.3 to 0." in " ".join(fig.get_supxlabel().split())
+
+
+def test_a_random_vector_of_equal_kl_stands_where_it_is_matched(
+    metrics: pd.DataFrame, arms: pd.DataFrame
+) -> None:
+    points = effect(arms, metrics)
+    random = points["control"] == "random_vector"
+    points.loc[random, "at"] = points.loc[random, "alpha"]
+    points.loc[random, "alpha"] *= 4
+    fig = fg.plot_effect(points)
+    assert fig.axes[0].get_xlim()[1] < 0.4
+    assert "no alpha that was tried" in " ".join(fig.get_supxlabel().split())
+
+
+def test_an_effect_of_controls_alone_or_with_a_gap_is_refused(
+    metrics: pd.DataFrame, arms: pd.DataFrame
+) -> None:
+    points = effect(arms, metrics)
+    with pytest.raises(ValueError, match="no steering vector"):
+        fg.plot_effect(points[points["control"] != ""])
+    with pytest.raises(ValueError, match="perplexity_ratio"):
+        fg.plot_effect(points.assign(value=points["value"].where(points["metric"] == "toxicity")))
+
+
+def test_an_operating_range_is_a_bar_even_where_it_is_one_alpha_and_none_is_said(arms: pd.DataFrame) -> None:
+    rows = [("CAA, population", "arm9", 0.3, 0.3, 0.3), ("SDA", "arm6", 1.0, np.nan, np.nan)]
+    verdict = pd.DataFrame(rows, columns=["method", "arm_id", "alpha", "alpha_low", "alpha_high"])
+    fig = fg.plot_ranges(verdict, arms)
+    caa, sda = fig.axes
+    assert list(caa.get_xticks()) == [-0.3, 0, 0.3]
+    assert list(sda.get_xticks()) == [0, 1, 2]
+    assert np.ptp(caa.lines[1].get_xdata()) > 0
+    assert "CAA, population 0.3; SDA no alpha." in " ".join(fig.get_supxlabel().split())
+
+
+def test_pointing_at_a_mark_shows_its_arm_and_interval(metrics: pd.DataFrame, arms: pd.DataFrame) -> None:
+    columns = [
+        fg.points(metrics, arms, m, comparator="arm0") for m in ("toxicity_difference", "perplexity_ratio")
+    ]
+    fig = fg.plot_tradeoff(*columns, {"arm9": "kind words"})
+    shown = [text for trace in fig.data for text in trace.text or ()]
+    assert len(shown) == len(arms) - 1
+    (one,) = [text for text in shown if "kind words" in text]
+    assert "CAA, population vector, alpha 0.3" in one
+    assert "toxicity difference -0.200 [-0.500, -0.100]" in one
+    assert fig.layout.xaxis.type == "log"
+
+
+def test_a_path_has_a_step_line_a_prompt_and_counts_its_breakpoints() -> None:
+    rows = [("p", 0.0, 0.5, 1.0), ("p", 0.5, 2.0, 3.0), ("q", 0.0, 2.0, 0.0)]
+    segments = pd.DataFrame(rows, columns=["prompt", "alpha_low", "alpha_high", "words"])
+    fig = fg.plot_alpha_path(segments, {"words": "length (words)"}, method="sda")
+    assert [list(patch.get_data().edges) for patch in fig.axes[0].patches] == [[0, 0.5, 2], [0, 2]]
+    assert fig.axes[0].get_xlabel() == "k of SDA, continuous"
+    assert fig.get_supxlabel().startswith("3 answers with 1 exact breakpoints")
+
+
+def test_what_steers_sda_is_drawn_with_the_papers_values() -> None:
+    fig = fg.plot_sda([50.0, 100.0], [0.01])
+    score, amplification = fig.axes[0].lines[0].get_data()
+    assert np.interp(50, score, amplification) == pytest.approx(np.tanh(0.5), abs=1e-3)
+    js, steep = fig.axes[1].lines[0].get_data()
+    assert js[np.argmax(steep <= 0.2)] == pytest.approx(0.01 * np.log2(3), rel=0.05)  # 0.6 halves at 0.01
+
+
+def test_profiles_stand_beside_how_far_they_repeat() -> None:
+    rows = [
+        (f"u{user}", attribute, "paper", 0.1 * user, (user + 0.5) / 4, index == user)
+        for user in range(4)
+        for index, attribute in enumerate(ATTRIBUTE_COLUMNS)
+    ]
+    profiles = pd.DataFrame(rows, columns=list(SCHEMA["profiles"].columns))
+    agreement = pd.DataFrame([{"agreement": 0.21, "low": 0.1, "high": 0.34, "chance": 0.19}])
+    fig = fg.plot_profiles(profiles, agreement)
+    assert "not distinguishably more often than by chance (19%)" in " ".join(fig.get_supxlabel().split())
+    assert "Threat\n(0)" in words(fig)
+    with pytest.raises(ValueError, match="paper, shrunk"):
+        fg.plot_profiles(pd.concat([profiles, profiles.assign(estimator="shrunk")]), agreement)
+
+
+def test_a_vector_is_drawn_by_layer_and_by_what_it_separates() -> None:
     described = pd.DataFrame(
         {"layer": [15, 16], "relative_norm": [0.1, 0.2], "split_half_cosine": [0.9, -0.1]}
     )
-    assert drawn(figures.plot_layers(described))
-    cosines = figures.cosines_between_layers({15: torch.tensor([1.0, 0.0]), 16: torch.tensor([3.0, 4.0])})
-    np.testing.assert_allclose(cosines.to_numpy(), [[1, 0.6], [0.6, 1]])
-    assert drawn(figures.plot_cosines(cosines))
-
-
-def test_a_projection_is_the_length_along_the_vector_and_its_auc_counts_pairs() -> None:
-    vector = torch.tensor([0.0, 2.0])
-    projected = figures.projections(
-        torch.tensor([[9.0, 1.0], [9.0, 3.0]]), torch.tensor([[0.0, 1.0], [0.0, 2.0]]), vector
-    )
+    assert "0.10 to 0.20" in fg.plot_layers(described).get_supxlabel()
+    above, below = torch.tensor([[9.0, 1.0], [9.0, 3.0]]), torch.tensor([[0.0, 1.0], [0.0, 2.0]])
+    projected = fg.projections(above, below, torch.tensor([0.0, 2.0]))
     assert projected["projection"].tolist() == [1, 3, 1, 2]
-    assert figures.auc(projected) == (0.5 + 0 + 1 + 1) / 4
-    assert drawn(figures.plot_projection(projected, layer=15))
-
-
-def test_moved_answers_are_counted_against_the_base_of_the_same_prompt(
-    generations: pd.DataFrame, arms: pd.DataFrame, prompts: pd.DataFrame
-) -> None:
-    moved = figures.answers_moved(generations, arms, prompts).set_index(["metric", "arm_id"])
-    changed = moved.loc["changed_percent"].loc["caa-nonerandom-2"]
-    assert 0 < changed["low"] < changed["value"] == 50 < changed["high"] < 100
-    assert (changed["n"], changed["n_clusters"]) == (2, 2)
-    assert moved.loc["kl_per_token", "value"].unique().tolist() == [0.5]
-    assert drawn(figures.plot_changed_answers(moved.reset_index()))
-    assert drawn(figures.plot_dose(moved.reset_index()))
-
-
-def test_moved_answers_need_one_base_arm(
-    generations: pd.DataFrame, arms: pd.DataFrame, prompts: pd.DataFrame
-) -> None:
-    with pytest.raises(ValueError, match="exactly one base arm, not 0"):
-        figures.answers_moved(generations[generations["arm_id"] != "base-none-0"], arms, prompts)
-
-
-def test_responses_are_drawn_without_warnings_with_and_without_intervals(
-    metrics: pd.DataFrame, arms: pd.DataFrame
-) -> None:
-    reduction = figures.points(metrics, arms, "reduction_percent")
-    cost = figures.points(metrics, arms, "perplexity")
-    assert drawn(figures.plot_dose_response(reduction))
-    assert drawn(figures.plot_dose_response(reduction.assign(low=np.nan, high=np.nan)))
-    assert drawn(figures.plot_against_alpha(cost, ylabel="perplexity"))
-    assert drawn(figures.plot_tradeoff(reduction, cost, xlabel="perplexity"))
-    test = reduction[reduction["split"] == "test"]
-    fig = figures.plot_effects(test, xlabel="reduction (%)")
-    assert drawn(fig)
-    assert len(fig.axes[0].get_yticks()) == len(test)
-    interactive = figures.interactive_dose_response(reduction)
-    assert [tuple(trace.x) for trace in interactive.data][:2] == [(0.5, 1.0), (0.5, 1.0)]
-
-
-def test_placebos_are_told_from_steered_arms(metrics: pd.DataFrame, arms: pd.DataFrame) -> None:
-    reduction = figures.points(metrics, arms, "reduction_percent", split="test")
-    assert sorted(reduction.loc[figures.is_control(reduction), "arm_id"]) == [
-        "anti_expert-shuffled-1",
-        "caa-nonerandom-2",
-    ]
-    assert figures.counts(reduction) == "test: n = 12 in 4 clusters"
-    table = figures.headline(reduction)
-    assert table.loc[table["control"] == "placebo", "arm"].tolist() == [
-        "Anti-Expert, shuffled profile",
-        "CAA, random vector",
-    ]
-
-
-def test_vectors_and_variants_of_one_method_are_told_apart_and_stay_at_their_alpha() -> None:
-    families = [
-        ("population", "", ""),
-        ("random", "", "random_vector"),
-        ("own_way", "own", ""),
-        ("own_way", "shuffled", "shuffled_profile"),
-        ("population", "", ""),
-    ]
-    rows = [
-        {
-            "arm_id": f"{kind}{alpha}",
-            "method": "caa",
-            "alpha": alpha,
-            "family": family,
-            "vector_user": whose,
-            "control": control,
-            "split": "test",
-        }
-        | {"profile": whose or "none", "variant": "gated" * (kind == 4)}
-        | {"value": 1.0, "low": 0.0, "high": 2.0, "n": 4, "n_clusters": 4}
-        for kind, (family, whose, control) in enumerate(families)
-        for alpha in (0.5, 0.6)
-    ]
-    axis = figures.plot_dose_response(pd.DataFrame(rows)).axes[0]
-    curves = {bars.get_label(): bars.lines[0] for bars in axis.containers}
-    marker = {name: line.get_marker() for name, line in curves.items()}
-    assert marker["population vector, test"] == marker["random vector, test"]
-    assert marker["own own way vector, test"] == marker["another user's own way vector, test"]
-    assert len(set(marker.values())) == 3
-    assert all(line.get_xdata()[0] - 0.5 <= 0.05 for line in curves.values())
-
-
-def test_a_reduction_of_toxicity_is_not_called_one_of_the_distance(
-    metrics: pd.DataFrame, arms: pd.DataFrame
-) -> None:
-    cost = figures.points(metrics, arms, "perplexity")
-    for metric, name in (
-        ("reduction_percent", "toxicity distance"),
-        ("toxicity_reduction_percent", "toxicity"),
-    ):
-        renamed = metrics.replace({"metric": {"reduction_percent": metric}})
-        reduction = figures.points(renamed, arms, metric)
-        drawn_ones = [
-            figures.plot_dose_response(reduction),
-            figures.plot_tradeoff(reduction, cost, xlabel="x"),
-        ]
-        assert {fig.axes[0].get_ylabel() for fig in drawn_ones} == {
-            f"reduction of {name} (%),\n95 % interval"
-        }
-        interactive = figures.interactive_dose_response(reduction)
-        assert interactive.layout.yaxis.title.text == f"reduction of {name} (%)"
-
-
-def test_a_legend_above_the_panels_stays_inside_the_figure(metrics: pd.DataFrame, arms: pd.DataFrame) -> None:
-    level = arms[arms["method"] == "base"].assign(method="instructed", profile="own", control="instructed")
-    levels = [level.assign(arm_id=str(n), variant="temperature by divergence" * n) for n in (0, 1)]
-    told = [metrics[metrics["arm_id"] == "base-none-0"].assign(arm_id=str(n)) for n in (0, 1)]
-    cost = figures.points(pd.concat([metrics, *told]), pd.concat([arms, *levels]), "perplexity")
-    with plt.rc_context():
-        figures.use_style()
-        fig = figures.plot_against_alpha(cost, ylabel="perplexity", zero="Base (no change)")
-        assert drawn(fig)
-        box = fig.legends[0].get_window_extent()
-        dashes = {str(line.get_linestyle()) + str(line._dash_pattern) for line in fig.legends[0].get_lines()}
-    assert len(dashes) >= 3, "the base and two variants of one method are told apart by their dashes"
-    assert box.x0 >= 0
-    assert box.x1 <= fig.bbox.width
-
-
-def test_a_choice_that_is_missing_is_asked_for(metrics: pd.DataFrame, arms: pd.DataFrame) -> None:
-    with pytest.raises(KeyError, match="the metrics are perplexity, reduction_percent"):
-        figures.points(metrics, arms, "win_rate")
-    two = pd.concat([metrics, metrics.assign(scorer="t")])
-    with pytest.raises(ValueError, match="several values on a split; choose one scorer"):
-        figures.points(two, arms, "perplexity")
-    with pytest.raises(ValueError, match="are not in the arms table"):
-        figures.points(metrics, arms[arms["method"] != "caa"], "perplexity")
-
-
-def test_a_method_without_a_colour_is_named(metrics: pd.DataFrame, arms: pd.DataFrame) -> None:
-    odd = figures.points(metrics, arms, "perplexity").replace({"method": {"caa": "other"}})
-    with pytest.raises(ValueError, match="method 'other' is none of"):
-        figures.plot_against_alpha(odd, ylabel="perplexity")
-
-
-def test_a_figure_saved_twice_has_the_same_bytes(
-    tmp_path: Path, metrics: pd.DataFrame, arms: pd.DataFrame
-) -> None:
-    reduction = figures.points(metrics, arms, "reduction_percent")
-    first, second = (
-        {
-            path.name: path.read_bytes()
-            for folder in [tmp_path / turn]
-            for _ in [figures.save(figures.plot_dose_response(reduction), "dose", folder, data=reduction)]
-            for path in sorted((folder / "figures").iterdir())
-        }
-        for turn in ("first", "second")
-    )
-    assert list(first) == ["dose.csv", "dose.png", "dose.svg"]
-    assert first == second
-
-
-def test_a_figure_is_not_saved_outside_its_folder_or_without_its_data(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="plain file name"):
-        figures.save(Figure(), "../dose", tmp_path, data=pd.DataFrame({"x": [1]}))
-    with pytest.raises(ValueError, match="no data"):
-        figures.save(Figure(), "dose", tmp_path, data=pd.DataFrame())
-
-
-class Page(HTMLParser):
-    """Tags of a page and every address in them."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.addresses: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.addresses += [
-            value or "" for name, value in attrs if name in ("src", "href", "srcset", "data", "action")
-        ]
-        assert not [name for name, _ in attrs if name.startswith("on")]
-
-
-def test_examples_escape_what_a_model_or_a_person_wrote(
-    generations: pd.DataFrame, arms: pd.DataFrame, prompts: pd.DataFrame
-) -> None:
-    shown = figures.examples_html(generations, arms[arms["method"].isin(["base", "caa"])], prompts, n=2).data
-    page = Page(shown)
-    assert set(page.tags) == {"table", "tr", "th", "td"}
-    assert "&lt;script&gt;" in shown
-    assert page.tags.count("tr") == 3
-    assert "CAA, random vector, alpha 2" in shown
-
-
-def test_examples_say_when_no_prompt_was_answered_by_all(
-    generations: pd.DataFrame, arms: pd.DataFrame, prompts: pd.DataFrame
-) -> None:
-    with pytest.raises(ValueError, match="answered by all 8 arms"):
-        figures.examples_html(generations[generations["arm_id"] != "base-none-0"], arms, prompts)
-
-
-def test_the_report_holds_everything_loads_nothing_and_escapes_what_comes_from_data(
-    tmp_path: Path,
-    generations: pd.DataFrame,
-    arms: pd.DataFrame,
-    prompts: pd.DataFrame,
-    profiles: pd.DataFrame,
-) -> None:
-    figures.save(figures.plot_primary_categories(profiles), "primary", tmp_path, data=profiles)
-    write_manifest(tmp_path, "01_user_profiles", {"model": ATTACK}, seconds=1.5)
-    examples = figures.examples_html(generations, arms, prompts)
-    frame = pd.DataFrame({ATTACK: [ATTACK], "value": [1.23456], "low": [np.nan]})
-    path = figures.write_report(
-        tmp_path,
-        title=ATTACK,
-        facts={"Model": "SmolLM2-135M-Instruct (Q4_1, dequantised)", ATTACK: ATTACK},
-        synthetic=["The ratings are a demo. " + ATTACK],
-        sections=[
-            Section(ATTACK, [ATTACK, Grid(frame, ATTACK, ATTACK), Picture("primary", ATTACK), examples])
-        ],
-    )
-    text = path.read_text()
-    page = Page(text)
-    assert not {"script", "link", "iframe", "object"} & set(page.tags)
-    assert page.tags.count("img") == 1
-    assert all(address.startswith("data:image/png;base64,") for address in page.addresses)
-    assert not re.search(r"url\(|@import", text)
-    for stated in ("SYNTHETIC", "dequantised", "1.235", "01_user_profiles", "1.5", "\u2013"):
-        assert stated in text
-    assert not list(tmp_path.glob("*.partial")) + list(tmp_path.glob(".*.partial"))
-
-
-def test_a_report_with_a_figure_that_was_not_saved_is_refused_and_the_old_one_stays(tmp_path: Path) -> None:
-    (tmp_path / "report.html").write_text("old")
-    with pytest.raises(FileNotFoundError, match=r"'dose' is not in .*: save it first"):
-        figures.write_report(tmp_path, title="t", facts={}, sections=[Section("s", [Picture("dose", "c")])])
-    with pytest.raises(TypeError, match="not int"):
-        figures.write_report(tmp_path, title="t", facts={}, sections=[Section("s", [3])])  # ty: ignore
-    assert (tmp_path / "report.html").read_text() == "old"
+    fig = fg.plot_projection(projected, layer=15)
+    assert f"probability {(0.5 + 0 + 1 + 1) / 4:.2f}" in " ".join(fig.get_supxlabel().split())
 
 
 def test_published_reductions_of_the_caa_study_follow_from_its_errors() -> None:
-    table = figures.published()
+    table = fg.published()
     caa = table[table["system"] == "CAA on PRISM"].set_index(["metric", "setting"])["value"]
     for setting, reduction in caa["reduction of toxicity distance"].items():
         error = caa["toxicity MAE"]
         base = error[f"base, {str(setting).split(', ')[1]}"]
         assert reduction == pytest.approx(100 * (base - error[setting]) / base, abs=0.006)
     assert (table[["caveat", "source"]] != "").all(axis=None)
+    assert table.groupby("system").size().to_dict() == {"CAA on PRISM": 37, "SDA": 9, "STEER-Away": 9}
+
+
+def test_the_printed_means_of_sdas_table_are_those_of_its_models() -> None:
+    table = fg.published_margins()
+    own = (
+        table[table.comparison == "SDA vs base"]
+        .groupby(["rows", "set", "dimension"], sort=False)
+        .value.mean()
+    )
+    assert own["full"].tolist() == pytest.approx([81.7, 40.7, 37.7, 13.1, 46.8, 9.8, 28.4], abs=0.06)
+    assert own["refined"].tolist() == pytest.approx([88.3, 40.4, 51.6, 12.0, 57.6, 9.1, 30.0], abs=0.06)
 
 
 def test_our_numbers_stand_below_the_published_of_the_same_system_and_metric() -> None:
     ours = {"system": "STEER-Away", "setting": "ours", "metric": "perplexity", "value": 9.0, "unit": ""}
-    both = figures.beside_published(pd.DataFrame([ours]))
+    both = fg.beside_published(pd.DataFrame([ours]))
     assert both["whose"].tolist() == ["published"] * 4 + ["ours"]
     assert set(both["metric"]) == {"perplexity"}
-    with pytest.raises(ValueError, match="metric 'charm' is not among the published"):
-        figures.beside_published(pd.DataFrame([ours | {"metric": "charm"}]))
+
+
+def test_published_curves_and_ours_share_a_scale(metrics: pd.DataFrame, arms: pd.DataFrame) -> None:
+    ours = metrics.replace({"metric": {"toxicity_difference": "reduction_percent"}})
+    fig = fg.plot_published(fg.points(ours, arms, "reduction_percent", comparator="arm0"))
+    assert len({axis.get_ylim() for axis in fig.axes}) == 1
+    gpus = {tuple(line.get_xdata()) for line in fig.axes[1].lines}
+    assert (12.5, 17.5, 20.0, 25.0) in gpus
+    assert "23.37 %" in fig.get_supxlabel()
+    assert not any("random" in text for text in words(fig))
+
+
+def test_a_figure_saved_twice_has_the_same_bytes_and_says_model_n_and_run(
+    tmp_path: Path, metrics: pd.DataFrame, arms: pd.DataFrame
+) -> None:
+    points, written = fg.points(metrics, arms, "toxicity"), []
+    for turn in ("first", "second"):
+        folder = tmp_path / turn / "quick"
+        folder.mkdir(parents=True)
+        write_manifest(folder, "02_steering_vectors", {"model": "a model"}, seconds=1)
+        fig = fg.plot_against_alpha(points)
+        shown = fg.save(fig, "dose", folder, data=points)
+        assert fig.get_suptitle().endswith("test prompts\na model · n = 12 of 4 users · run quick")
+        written.append({path.name: path.read_bytes() for path in sorted((folder / "figures").iterdir())})
+        assert shown.data == written[-1]["dose.png"]
+    assert list(written[0]) == ["dose.csv", "dose.png", "dose.svg"]
+    assert written[0] == written[1]
+    with Image.open(folder / "figures" / "dose.png") as image:
+        assert image.info["Description"] == fig.get_supxlabel()
+
+
+def test_a_figure_is_not_saved_outside_its_folder_or_without_its_data(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"\.\./dose"):
+        fg.save(Figure(), "../dose", tmp_path, data=pd.DataFrame({"x": [1]}))
+    with pytest.raises(ValueError, match="'dose'"):
+        fg.save(Figure(), "dose", tmp_path, data=pd.DataFrame())

@@ -6,6 +6,7 @@ import pytest
 import torch
 from studies.truthful import (
     answer_logprobs,
+    plot_truthful,
     read_truthful,
     sample_truthful,
     truthful_scores,
@@ -174,3 +175,27 @@ def test_the_real_table_gives_every_question_one_best_answer(real_data):
     assert not found.duplicated(["question_id", "answer"]).any()
     drawn = sample_truthful(found, 37)
     assert drawn.drop_duplicates("question_id").category.nunique() == 37
+
+
+def summary_of_three_arms() -> pd.DataFrame:
+    rows = []
+    for metric in ("mc1", "mc2"):
+        rows += [
+            ("base", 0.0, metric, "", 0.3, 0.2, 0.4, 50),
+            ("instructed", 0.0, metric, "", 0.35, 0.25, 0.45, 50),
+        ]
+        rows += [("sda", a, metric, "", 0.3 + a / 20, 0.2, 0.5, 50) for a in (0.0, 1.0, 2.0)]
+        rows += [("sda", a, metric, "base", a / 20, -0.1, 0.2, 50) for a in (0.0, 1.0, 2.0)]
+    return pd.DataFrame(
+        rows, columns=["method", "alpha", "metric", "comparator", "value", "low", "high", "n"]
+    )
+
+
+def test_truthful_measures_are_drawn_against_alpha_with_both_levels():
+    fig = plot_truthful(summary_of_three_arms())
+    assert [text.get_text() for text in fig.legends[0].texts] == ["Base", "Instruction only", "SDA"]
+    assert [axis.get_ylabel()[:3] for axis in fig.axes] == ["MC1", "MC2"]
+    fig = plot_truthful(summary_of_three_arms(), difference_from="base")
+    assert "minus that of Base" in fig.axes[0].get_ylabel()
+    with pytest.raises(ValueError, match="no differences from 'instructed'; there are base"):
+        plot_truthful(summary_of_three_arms(), difference_from="instructed")

@@ -1,321 +1,147 @@
-"""The report of a run: one file that opens anywhere, offline, on a phone or on paper.
+"""The report of a run: one file that opens anywhere, offline, without script, on a phone or on paper.
 
-The report of a run of the numbered notebooks, put together from its tables, figures and manifest.
+Everything in it is read from the run's folder. All text is escaped: by the template, or by `DataFrame.to_html`.
 """
 
 import base64
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from IPython.display import HTML
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from PIL import Image
 
+from steerlib.evaluation.verdict import verdict_shown
 from steerlib.figures.published import published
-from steerlib.figures.style import headline, reduced
-from steerlib.rules import acting_on
-from steerlib.tables import atomic_path, read_manifest
+from steerlib.figures.style import arm_at, label
+from steerlib.tables import atomic_path, has_table, read_manifest, read_table
+from steerlib.toxicity import text_sha
 
-PICTURES = {
-    "Whose ratings": {
-        "01_profiles_all_users": (
-            "Percentile of each user in six categories, users sorted by their primary category.",
-            "why people rate as they do; a sensitivity is a correlation with one scorer's idea of toxicity.",
-        ),
-        "01_profiles_a_few_users": ("A few users from near, raw sensitivity and percentile.", ""),
-        "01_primary_categories": ("How many users have each category as their primary one.", ""),
-    },
-    "The steering vectors": {
-        "02_vector_norms": (
-            "Length of the mean-difference vector beside that of a residual, and its stability between random halves "
-            "of the pairs.",
-            "",
-        ),
-        "02_vector_cosines": ("Cosine between the vectors of two layers.", ""),
-        "02_user_map": (
-            "Users in the two first axes of the pair differences, placed by what they preferred.",
-            "whether people differ: a few choices place a person loosely.",
-        ),
-        "02_held_out_projection": (
-            "Held-out preferred and dispreferred answers along the vector.",
-            "whether adding the vector steers; length and style differ between the sides too.",
-        ),
-    },
-    "The sweep": {
-        "03_answers_changed": ("Share of answers that differ from the base's, against alpha.", ""),
-        "03_dose": (
-            "KL(steered || base) a token, the dose that makes methods comparable, against alpha.",
-            "",
-        ),
-    },
-    "Dose and response": {
-        "05_dose_response": (
-            "Reduction of the toxicity distance, or of toxicity where prompts have no accepted answer, against alpha; "
-            "solid: test users, dashed: dev users, open: controls; 95 % intervals clustered by user.",
-            "that an answer is safe; both are a scorer's view.",
-        ),
-        "05_toxicity": ("Mean toxicity of the answers against alpha.", ""),
-        "05_perplexity": (
-            "Perplexity of the answers under the unsteered base.",
-            "quality; generic or repetitive text has a low perplexity too.",
-        ),
-        "05_tradeoff": ("Reduction against perplexity on test users.", ""),
-        "05_dose_and_fluency": (
-            "Toxicity distance (solid) and perplexity (dashed) of the steering vectors against alpha, test users.",
-            "",
-        ),
-        "05_accuracy": (
-            "Multiple-choice questions answered right.",
-            "a cost in knowledge near chance level.",
-        ),
-    },
-    "Where steering acts": {
-        "05_selectivity": (
-            "Change of the toxicity distance by category of prompt; below 0 is nearer to the accepted answers.",
-            "much with few prompts in a category: read the intervals.",
-        ),
-        "05_disagreement": (
-            "Effect against how far the base is off; left as it looks, right guarded against regression to the mean.",
-            "that the effect is personal; any steering towards blander text helps where the base is worst.",
-        ),
-    },
-    "Whose preference": {
-        "05_preference": (
-            "Held-out pairs that a model of the person's preference puts in the person's order; diamonds: published.",
-            "preference as such: the sides differ in length and style too.",
-        ),
-        "05_preference_likelihood": (
-            "The same by likelihood: which answer the model, steered or not, finds more likely a token.",
-            "",
-        ),
-    },
-    "SDA": {
-        "05_margins": (
-            "Net margin of SDA's answers, by the judge of the run.",
-            "independent evidence, where the judge's own scores did the steering.",
-        ),
-        "05_amplification": ("Amplification a = F(S) by the score of the first answer.", ""),
-        "05_js_temperature": ("Temperature by the divergence of the two branches.", ""),
-    },
-    "Every alpha": {
-        f"05_alpha_path_{method}": (
-            "All answers over the whole range of the strength, with exact breakpoints; dots: decoded at single values.",
-            "an effect of steering: these are a few prompts, to see what the strength does to an answer.",
-        )
-        for method in acting_on("logits")
-    },
-}
-NOT_SHOWN = (
-    "Effects are those on test users at the alpha chosen on dev users. An interval that contains 0 cannot tell the "
-    "effect from none. A personal effect must beat the shuffled profile, a vector must beat the random one."
-)
+USERS = 24
+"""Users who have a page of their own at most, so that the file stays small."""
 
 
-def study_report(folder: Path, *, effects: pd.DataFrame, examples: HTML) -> Path:
-    """Write `report.html` of a run.
+def kept_toxicity(folder: Path, texts: Iterable[str]) -> dict[str, float]:
+    """Toxicity of those of the texts that the run's scorer has scored, by text; nothing is scored here."""
+    scores = read_table(folder, "scores")
+    params = read_manifest(folder).get("04_evaluation", {}).get("params", {})
+    scores = scores[scores["scorer"] == params.get("scorer", scores["scorer"].iloc[-1])]
+    known = dict(zip(scores["text_sha"], scores["toxicity"], strict=True))
+    shas = {text: text_sha(text) for text in texts}
+    return {text: known[sha] for text, sha in shas.items() if sha in known}
+
+
+def write_report(folder: Path, *, figures: Sequence[str], examples: HTML) -> Path:
+    """Write `report.html` of a run, whole or not at all, and its tables as CSV and LaTeX in `report/`; its path.
 
     Args:
-        folder: the run's folder with its manifest and the figures of the notebooks that ran; those of a notebook
-            that the run does not have are left out.
-        effects: points of the chosen arms on test users, the headline table; empty where no alpha helped on dev.
-        examples: answers side by side, escaped, see `examples_html`.
-
-    Returns:
-        Path of the report.
-    """
-    manifest = read_manifest(folder)
-    settings = {key: value for record in manifest.values() for key, value in record["params"].items()}
-    result: list[str | Picture | Grid | HTML] = [NOT_SHOWN]
-    if effects.empty:
-        result.append(
-            "On dev users no rule was better than the base at any alpha: there is no effect to report."
-        )
-    else:
-        result.append(Grid(headline(effects), f"Reduction of {reduced(effects)}, %"))
-        result.append(Picture("05_effects", "The same as a picture, 95 % intervals.", "any other alpha."))
-    sections = [Section("Result", result)]
-    for heading, pictures in PICTURES.items():
-        there = {
-            name: texts for name, texts in pictures.items() if (folder / "figures" / f"{name}.png").exists()
-        }
-        if there:
-            sections.append(Section(heading, [Picture(name, *texts) for name, texts in there.items()]))
-    sections.append(
-        Section("Answers side by side", ["The same prompt and the same dice, steered and not.", examples])
-    )
-    caption = "What the three studies published, each with its caveat."
-    sections.append(Section("Published numbers", [Grid(published(), caption)]))
-    facts = {"run": folder.name} | {
-        name: str(settings[key]) for name, key in FACTS.items() if key in settings
-    }
-    return write_report(
-        folder,
-        title=f"Steering study: {folder.name}",
-        sections=sections,
-        facts=facts,
-        synthetic=_synthetic(settings),
-    )
-
-
-FACTS = {
-    "model": "model",
-    "hardware": "hardware",
-    "scorer": "scorer",
-    "data": "source",
-    "questions": "questions",
-}
-
-
-def _synthetic(settings: dict) -> list[str]:
-    sentences = []
-    if settings.get("synthetic"):
-        sentences.append(
-            "The ratings, users, prompts and accepted answers are the demo set, written by a script of this project. "
-            "Only the model and its answers are real."
-        )
-    if settings.get("synthetic_questions"):
-        sentences.append("The multiple-choice questions are a small set of our own; they are not MMLU.")
-    return sentences
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A saved figure.
-
-    Attributes:
-        name: stem of the figure in the run's `figures/`.
-        caption: what it shows.
-        not_shown: what it does not show.
-    """
-
-    name: str
-    caption: str
-    not_shown: str = ""
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A frame as a table, all its cells escaped.
-
-    Attributes:
-        frame: columns and rows; the index is left out.
-        caption: what it shows.
-        not_shown: what it does not show.
-    """
-
-    frame: pd.DataFrame
-    caption: str
-    not_shown: str = ""
-
-
-@dataclass(frozen=True)
-class Section:
-    """A heading and what stands under it, in order: a text (escaped), a `Picture`, a `Grid`, or `HTML`.
-
-    `HTML` is put in as it is, so it may come only from `examples_html`, which escapes.
-    """
-
-    heading: str
-    parts: Sequence[str | Picture | Grid | HTML]
-
-
-def write_report(
-    folder: Path,
-    *,
-    title: str,
-    sections: Sequence[Section],
-    facts: Mapping[str, str],
-    synthetic: Sequence[str] = (),
-) -> Path:
-    """Write `report.html` of a run: one self-contained file, whole or not at all.
-
-    Args:
-        folder: the run's folder; its figures and its manifest are read.
-        title: of the page.
-        sections: the body, in order.
-        facts: what was run, by name: model as it really is, scorer's id, data with file name and sha256.
-        synthetic: what is synthetic about the run, a sentence each; shown first and marked.
-
-    Returns:
-        Path of the report.
+        folder: the run's folder with its tables, figures and manifest.
+        figures: stems of saved figures to show, three or so.
+        examples: answers side by side, from `examples_html`, which escapes.
 
     Raises:
-        FileNotFoundError: a figure was not saved.
-        TypeError: a part of a section is none of the kinds it may be.
+        FileNotFoundError: a figure was not saved, or the run has no verdict.
     """
-    manifest = read_manifest(folder)
-    page = (
-        _environment()
-        .get_template("report.html.j2")
-        .render(
-            title=title,
-            synthetic=synthetic,
-            facts=facts,
-            sections=[
-                (section.heading, [_part(part, folder) for part in section.parts]) for section in sections
-            ],
-            stages=_stages(manifest),
-            parameters=_parameters(manifest),
-            versions=next(iter(manifest.values()), {}).get("versions", {}),
-        )
-    )
-    target = folder / "report.html"
-    with atomic_path(target) as partial:
-        partial.write_text(page, encoding="utf-8")
-    return target
-
-
-def _environment() -> Environment:
+    manifest, verdict = read_manifest(folder), read_table(folder, "verdict")
+    params = {key: value for record in manifest.values() for key, value in record["params"].items()}
+    tables = {"verdict": verdict_shown(verdict), "published": published()}
+    for name, table in tables.items():
+        (folder / "report").mkdir(exist_ok=True)
+        with atomic_path(folder / "report" / f"{name}.csv") as partial:
+            table.to_csv(partial, index=False, lineterminator="\n")
+        with atomic_path(folder / "report" / f"{name}.tex") as partial:
+            table.to_latex(partial, index=False, escape=True, na_rep="--")
     loader = PackageLoader("steerlib.figures", package_path="")
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    page = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    text = page.get_template("report.html.j2").render(
+        run=folder.name,
+        params=params,
+        sentences=list(dict.fromkeys(verdict["sentence"])),
+        verdict=_html(tables["verdict"]),
+        pictures=[_picture(folder / "figures" / f"{name}.png") for name in figures],
+        examples=Markup(examples.data),
+        settings=[_html(table) for table in _settings(folder, manifest)],
+        data=[_html(table) for table in _data(folder)],
+        users=list(_users(folder, verdict)),
+        published=_html(tables["published"]),
+        provenance=[_html(table) for table in _provenance(folder, manifest)],
     )
-    environment.filters["cell"] = _cell
-    return environment
+    with atomic_path(folder / "report.html") as partial:
+        partial.write_text(text, encoding="utf-8")
+    return folder / "report.html"
 
 
-def _part(part: str | Picture | Grid | HTML, folder: Path) -> dict[str, object]:
-    match part:
-        case str():
-            return {"kind": "text", "paragraphs": [text for text in part.split("\n\n") if text.strip()]}
-        case Picture():
-            path = folder / "figures" / f"{part.name}.png"
-            if not path.exists():
-                raise FileNotFoundError(f"figure {part.name!r} is not in {path.parent}: save it first")
-            data = base64.b64encode(path.read_bytes()).decode("ascii")
-            return {"kind": "picture", "data": data, "caption": part.caption, "not_shown": part.not_shown}
-        case Grid():
-            return {"kind": "grid", **_grid(part.frame), "caption": part.caption, "not_shown": part.not_shown}
-        case HTML():
-            return {"kind": "html", "html": part.data}
-    raise TypeError(f"a part of a section is a text, a Picture, a Grid or HTML, not {type(part).__name__}")
+def _html(frame: pd.DataFrame) -> Markup:
+    with pd.option_context("display.max_colwidth", None):
+        form = {"na_rep": "\u2013", "float_format": "{:.4g}".format}
+        return Markup(frame.to_html(index=False, escape=True, border=0, **form))
 
 
-def _grid(frame: pd.DataFrame) -> dict[str, object]:
-    numeric = [pd.api.types.is_numeric_dtype(frame[column]) for column in frame]
-    return {
-        "columns": list(zip(map(str, frame), numeric, strict=True)),
-        "rows": frame.to_numpy(object).tolist(),
-    }
+def _picture(path: Path) -> tuple[str, str]:
+    """A saved figure as base64, and its caption."""
+    if not path.exists():
+        raise FileNotFoundError(f"figure {path.stem!r} is not in {path.parent}: save it first")
+    with Image.open(path) as image:
+        caption = image.info.get("Description", path.stem)
+    return base64.b64encode(path.read_bytes()).decode("ascii"), caption
 
 
-def _stages(manifest: Mapping[str, Mapping]) -> list[tuple[str, str, str]]:
-    return [
-        (stage, record["machine"], f"{record['seconds']:.1f}") for stage, record in sorted(manifest.items())
-    ]
+def _settings(folder: Path, manifest: Mapping[str, Mapping]) -> Iterator[pd.DataFrame]:
+    """Every parameter that a notebook recorded, and every value of every column of the arms table."""
+    for stage, record in sorted(manifest.items()):
+        rows = [(key, str(value)) for key, value in record["params"].items()]
+        yield pd.DataFrame(rows, columns=[stage, "value"])
+    arms = read_table(folder, "arms").drop(columns="arm_id")
+    values = [", ".join(dict.fromkeys(map(str, arms[column]))) for column in arms]
+    yield pd.DataFrame({"setting of the arms": arms.columns, "values": values})
 
 
-def _parameters(manifest: Mapping[str, Mapping]) -> list[tuple[str, object]]:
-    """Every parameter once: a key means the same in every notebook that takes it."""
-    return sorted(
-        {key: value for record in manifest.values() for key, value in record["params"].items()}.items()
+def _data(folder: Path) -> Iterator[pd.DataFrame]:
+    """How many prompts, users and rows there are."""
+    prompts = read_table(folder, "prompts").groupby(["split", "category"])
+    yield prompts.agg(prompts=("prompt_id", "size"), users=("user_id", "nunique")).reset_index()
+    names = [name for name in ("ratings", "pairs", "generations") if has_table(folder, name)]
+    yield pd.DataFrame({"table": names, "rows": [len(read_table(folder, name)) for name in names]})
+
+
+def _users(folder: Path, verdict: pd.DataFrame) -> Iterator[tuple[str, str, Markup]]:
+    """Each test user, the user's profile in words, and the answers under the own and a shuffled profile."""
+    personal = verdict[verdict["own_minus_shuffled"].notna()]
+    if personal.empty:
+        return
+    arms, prompts = read_table(folder, "arms"), read_table(folder, "prompts").query("split == 'test'")
+    own = arms[arms["arm_id"] == personal["arm_id"].iloc[0]].iloc[0]
+    same = (
+        "method == @own.method and alpha == @own.alpha and family == @own.family and variant == @own.variant"
     )
+    twin = arms.query(f"control == 'shuffled_profile' and {same}")
+    shown = pd.concat([arms[arms["method"] == "base"].head(1), own.to_frame().T, twin.head(1)])
+    answers = read_table(folder, "generations")
+    answers = answers[answers["seed"] == answers["seed"].min()].set_index(["arm_id", "prompt_id"])["text"]
+    toxicity = kept_toxicity(folder, answers.loc[list(shown["arm_id"])])
+    profiles = read_table(folder, "profiles").set_index("user_id")
+    for user, asked in list(prompts.groupby("user_id", sort=False))[:USERS]:
+        table = asked[["prompt", "accepted"]].copy()
+        for _, arm in shown.iterrows():
+            texts = [answers.get((arm["arm_id"], prompt), "") for prompt in asked["prompt_id"]]
+            scored = [f" [toxicity {toxicity[text]:.2f}]" if text in toxicity else "" for text in texts]
+            table[arm_at(arm)] = [text + score for text, score in zip(texts, scored, strict=True)]
+        own_profile = profiles.loc[[user]].sort_values("percentile", ascending=False)
+        percentiles = zip(own_profile["attribute"], own_profile["percentile"], strict=True)
+        yield user, ", ".join(f"{label(name)} {value:.0%}" for name, value in percentiles), _html(table)
 
 
-def _cell(value: object) -> str:
-    """A number with four figures, a missing value as a dash, anything else as its text."""
-    if isinstance(value, (float, np.floating)):
-        return "\u2013" if np.isnan(value) else f"{value:.4g}"
-    return "\u2013" if value is None or value is pd.NA else str(value)
+def _provenance(folder: Path, manifest: Mapping[str, Mapping]) -> Iterator[pd.DataFrame]:
+    """When, from which commit, by which command, on what, how long, in which versions; sha256 of every table."""
+    columns = ["notebook", "date", "commit", "command", "machine", "seconds"]
+    stages = pd.DataFrame(manifest.values(), index=pd.Index(manifest, name="notebook")).reset_index()
+    yield stages.reindex(columns=columns)
+    yield pd.DataFrame(list(stages["versions"]), index=stages["notebook"]).reset_index()
+    digests = {}
+    for table in sorted((folder / "tables").iterdir()):
+        parts = sorted(table.glob("[!.]*.parquet"))
+        digests[table.name] = hashlib.sha256(b"".join(part.read_bytes() for part in parts)).hexdigest()
+    yield pd.DataFrame(digests.items(), columns=["table", "sha256"])

@@ -1,123 +1,116 @@
-"""Which rows of the metrics table a figure shows, and what tells one curve from another.
+"""How every figure looks, what its title and caption say, how curves are drawn and labelled, and how it is saved."""
 
-How every figure looks and how it is saved: one colour a method, one width, the plotted data beside it.
-"""
-
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from IPython.display import Image
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
+from scipy.optimize import isotonic_regression
 
 from steerlib.rules import RULES
-from steerlib.tables import atomic_path
+from steerlib.tables import atomic_path, read_manifest
 
-LABEL = {
-    "steering_only": "steering without temperature",
-    "repo_tf1": "steep (repo_tf1)",
-    "repo_tf0": "mild (repo_tf0)",
+LABEL = {name: rule.label for name, rule in RULES.items()} | {
     "own": "own profile",
     "shuffled": "shuffled profile",
     "population": "population profile",
-    "toxicity": "Toxicity",
-    "severe_toxicity": "Severe toxicity",
-    "identity_attack": "Identity attack",
-    "insult": "Insult",
-    "profanity": "Profanity",
-    "threat": "Threat",
+    "repo_tf1": "steep (repo_tf1)",
+    "repo_tf0": "mild (repo_tf0)",
+    **{name: name.capitalize() for name in ("toxicity", "insult", "profanity", "threat")},
+    **{name: name.capitalize().replace("_", " ") for name in ("severe_toxicity", "identity_attack")},
 }
-"""Readable names of profiles, attributes and parts of methods; methods have theirs in `RULES`."""
+"""Readable names of methods, profiles and attributes."""
 
-WIDTH = 7.5
-"""Width of a figure in inches: 900 pixels in a notebook."""
+GREY = RULES["base"].colour
+LEVEL: dict[str, Any] = {"linestyle": (0, (4, 2)), "linewidth": 1.1}
+"""Of the line that stands for no steering."""
 
-SETTINGS: dict[str, Any] = {
-    "figure.dpi": 120,
-    "savefig.dpi": 200,
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "axes.labelsize": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e6e6e6",
-    "grid.linewidth": 0.6,
-    "legend.frameon": False,
-    "legend.fontsize": 8,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-    "legend.handlelength": 2.8,
-    "lines.linewidth": 1.6,
-    "svg.fonttype": "none",
-}
+STYLE = str(Path(__file__).with_name("steerlib.mplstyle"))
+WIDTH, PIXELS = 7.5, 900
+"""Width of a figure in inches and in a notebook."""
 
 
 def use_style() -> None:
     """Set fonts, grid and sizes; once, at the head of a notebook."""
-    mpl.rcParams.update(SETTINGS)  # ty: ignore[no-matching-overload]
+    plt.style.use(STYLE)
 
 
 def new_figure(
-    n_rows: int = 1,
-    n_columns: int = 1,
-    *,
-    height: float = 3.2,
-    width: float = WIDTH,
-    polar: bool = False,
-    share_y: bool = False,
+    n_rows: int = 1, n_columns: int = 1, *, height: float = 3.2, width: float = WIDTH, **settings: Any
 ) -> tuple[Figure, np.ndarray]:
-    """A figure of the suite's width and its axes.
-
-    It is closed for pyplot at once, so that a notebook shows it where it is returned, and only there.
+    """A figure and its axes, `(n_rows, n_columns)`; a notebook shows it only where it is returned.
 
     Args:
         n_rows, n_columns: of the grid of axes.
         height, width: of the whole figure, in inches.
-        polar: axes are polar.
-        share_y: one vertical scale for all.
-
-    Returns:
-        The figure; its axes, `(n_rows, n_columns)`.
+        settings: of `matplotlib.pyplot.subplots`.
     """
-    fig, axes = plt.subplots(
-        n_rows,
-        n_columns,
-        figsize=(width, height),
-        layout="constrained",
-        squeeze=False,
-        sharey=share_y,
-        subplot_kw={"projection": "polar"} if polar else None,
-    )
+    size = {"figsize": (width, height), "layout": "constrained", "squeeze": False}
+    fig, axes = plt.subplots(n_rows, n_columns, **size, **settings)
     plt.close(fig)
     return fig, axes
 
 
 def label(name: str) -> str:
-    """Readable form of a name: of a method, from `LABEL`, else the name without its underscores."""
-    return RULES[name].label if name in RULES else LABEL.get(name, str(name).replace("_", " "))
+    """Readable form of a name: from `LABEL`, else the name without its underscores."""
+    return LABEL.get(name, str(name).replace("_", " "))
 
 
-def strength(method: str) -> str:
-    """What a method's strength is called: k of SDA, alpha of all others."""
-    return RULES[method].symbol
-
-
-def save(fig: Figure, name: str, folder: Path, *, data: pd.DataFrame) -> Figure:
-    """Write a figure as PNG and SVG and the numbers it shows as CSV; the same figure gives the same bytes.
+def arm_name(arm: pd.Series, *, method: bool = True) -> str:
+    """What an arm is called, from the columns of the arms table that set it apart.
 
     Args:
-        fig: the figure.
-        name: stem of the three files.
-        folder: the run's folder; they go to its `figures/`.
-        data: what is plotted, one row a mark.
+        arm: a row with method, profile, family, vector_user and variant.
+        method: with the method's name; without it inside a panel of the method.
+    """
+    signal = f"{label(arm['family']).removesuffix(' profile')} vector" if arm["family"] else ""
+    if arm["vector_user"]:
+        signal = ("another user's " if arm["vector_user"] == "shuffled" else "own ") + signal
+    elif not signal and arm["profile"] not in ("none", ""):
+        signal = label(arm["profile"])
+    parts = [label(arm["method"]) if method else "", signal, arm["variant"]]
+    return ", ".join(part for part in parts if part) or label(arm["method"])
 
-    Returns:
-        The figure, so that a notebook shows it.
+
+def arm_at(arm: pd.Series) -> str:
+    """An arm's name with its strength, where it has one."""
+    rule = RULES[arm["method"]]
+    return f"{arm_name(arm)}, {rule.symbol} {arm['alpha']:g}" if rule.has_alpha else arm_name(arm)
+
+
+def say(fig: Figure, title: str, caption: str) -> Figure:
+    """The figure with a title above it (what is drawn) and a caption below it (what is found)."""
+    fig.suptitle(title, x=0.01, ha="left")
+    caption = textwrap.fill(caption, int(17 * fig.get_figwidth()))
+    fig.supxlabel(caption, x=0.01, ha="left", fontsize=8, color="#333333")
+    return fig
+
+
+def _counted(data: pd.DataFrame) -> str:
+    """How much a figure rests on, "n = 18 of 17 users"; empty where the data have no n."""
+    ends = [data[column].agg(["min", "max"]) for column in ("n", "n_clusters") if column in data]
+    spans = dict.fromkeys(" to ".join(dict.fromkeys(map("{:.0f}".format, pair))) for pair in ends)
+    return f"n = {' of '.join(spans)}{' users' * (len(spans) > 1)}" if spans else ""
+
+
+def save(fig: Figure, name: str, folder: Path, *, data: pd.DataFrame, model: str = "") -> Image:
+    """The picture for a notebook, written as PNG and SVG, its numbers as CSV; equal figures give equal bytes.
+
+    The title's second line names model, n and run. The caption is in the PNG's own text, for the report.
+
+    Args:
+        fig: the figure, with a title and a caption from `say`.
+        name: stem of the three files, in the `figures/` of the run.
+        folder: the run's folder.
+        data: what is plotted, one row a mark.
+        model: what was run; by default what the run's manifest says.
 
     Raises:
         ValueError: the name is not a plain file name, or there are no data.
@@ -126,138 +119,73 @@ def save(fig: Figure, name: str, folder: Path, *, data: pd.DataFrame) -> Figure:
         raise ValueError(f"a figure's name must be a plain file name, not {name!r}")
     if data.empty:
         raise ValueError(f"figure {name!r} has no data to write beside it")
+    stages = read_manifest(folder).values()
+    model = model or next((one["params"]["model"] for one in stages if "model" in one["params"]), "")
+    facts = " · ".join(part for part in (model, _counted(data), f"run {folder.name}") if part)
+    fig.suptitle(f"{fig.get_suptitle()}\n{facts}".strip(), x=0.01, ha="left")
     target = folder / "figures" / name
     target.parent.mkdir(parents=True, exist_ok=True)
-    for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None})):
-        with (
-            atomic_path(target.with_name(name + suffix)) as partial,
-            mpl.rc_context({"svg.hashsalt": "steerlib", "savefig.dpi": SETTINGS["savefig.dpi"]}),
-        ):
+    written = {".png": {"Software": None, "Description": fig.get_supxlabel()}, ".svg": {"Date": None}}
+    for suffix, metadata in written.items():
+        with atomic_path(target.with_name(name + suffix)) as partial, plt.style.context(STYLE):
             fig.savefig(partial, format=suffix[1:], metadata=metadata)
     with atomic_path(target.with_name(f"{name}.csv")) as partial:
         data.to_csv(partial, index=False, lineterminator="\n", float_format="%.6g")
-    return fig
+    width = round(PIXELS * fig.get_figwidth() / WIDTH)
+    return Image(target.with_name(f"{name}.png").read_bytes(), width=width, alt=fig.get_supxlabel())
 
 
-SETTINGS_POINTS = ["arm_id", "method", "alpha", "profile", "family", "vector_user", "control", "variant"]
-SPLIT_LINE = {"dev": (0, (4, 2)), "test": "-"}
+def half_widths(rows: pd.DataFrame) -> np.ndarray:
+    """Distances from the value down to `low` and up to `high`, `(2, n)`; 0 where there is no interval."""
+    value, low, high = (rows[column].to_numpy(float) for column in ("value", "low", "high"))
+    return np.clip(np.nan_to_num(np.array([value - low, high - value])), 0, None)
 
 
-def points(
-    metrics: pd.DataFrame,
-    arms: pd.DataFrame,
-    metric: str,
-    *,
-    split: str | None = None,
-    subgroup: str | None = "all",
-    scorer: str | None = None,
-    comparator: str | None = None,
-) -> pd.DataFrame:
-    """One metric of every arm, with the arm's settings beside it.
+def draw_curve(axis: Axes, rows: pd.DataFrame, colour: str, *, control: bool) -> None:
+    """A curve against alpha with its 95 % interval: a band, or a bar where there is one alpha; controls are hollow.
 
     Args:
-        metrics: table `metrics`.
-        arms: table `arms`.
-        metric: name of the metric.
-        split, subgroup, scorer, comparator: keep these rows only; None keeps all.
-
-    Returns:
-        The rows of `metrics`, sorted by method, profile, family, variant, split and alpha.
-
-    Raises:
-        KeyError: no row is left; the metrics there are get named.
-        ValueError: an arm is unknown, or one arm has several values on a split, so that a choice is missing.
+        axis: where it is drawn.
+        rows: alpha, value, low, high.
+        colour: of the method.
+        control: whether it is one: thin, dashed and with open marks.
     """
-    wanted = {
-        "metric": metric,
-        "split": split,
-        "subgroup": subgroup,
-        "scorer": scorer,
-        "comparator": comparator,
-    }
-    chosen = metrics
-    for column, value in wanted.items():
-        chosen = chosen if value is None else chosen[chosen[column] == value]
-    if chosen.empty:
-        given = {column: value for column, value in wanted.items() if value is not None}
-        raise KeyError(
-            f"no row with {given}; the metrics are {', '.join(sorted(metrics['metric'].unique()))}"
-        )
-    unknown = sorted(set(chosen["arm_id"]) - set(arms["arm_id"]))
-    if unknown:
-        raise ValueError(f"{len(unknown)} arms are not in the arms table, the first is {unknown[0]!r}")
-    several = [c for c in ("subgroup", "scorer", "comparator") if chosen[c].nunique() > 1]
-    if chosen.duplicated(["arm_id", "split"]).any():
-        raise ValueError(
-            f"{metric}: an arm has several values on a split; choose one {' and one '.join(several)}"
-        )
-    joined = chosen.merge(arms[SETTINGS_POINTS], on="arm_id", validate="many_to_one")
-    return joined.sort_values(["method", "profile", "family", "variant", "split", "alpha"], ignore_index=True)
+    rows = rows.sort_values("alpha")
+    look = {"color": colour, "marker": "o", "linewidth": 1.0 if control else 1.9}
+    look |= {"linestyle": (0, (3, 2)), "markerfacecolor": "white"} if control else {}
+    if len(rows) > 1:
+        axis.plot(rows["alpha"], rows["value"], **look)
+        shade = {"color": colour, "alpha": 0.08 if control else 0.18, "linewidth": 0}
+        axis.fill_between(rows["alpha"], rows["low"], rows["high"], **shade)
+    else:
+        axis.errorbar(rows["alpha"], rows["value"], yerr=half_widths(rows), **look)
 
 
-def reduced(points: pd.DataFrame) -> str:
-    """What a reduction is of: the toxicity distance, or toxicity where the prompts have no accepted answer."""
-    itself = "metric" in points and (points["metric"] == "toxicity_reduction_percent").any()
-    return "toxicity" if itself else "toxicity distance"
-
-
-def is_control(points: pd.DataFrame) -> pd.Series:
-    """Which rows are controls of equal strength: a shuffled profile, or a random vector."""
-    return points["control"].isin(("shuffled_profile", "random_vector"))
-
-
-def curves(points: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Each curve of a method's panel: what sets it apart within the method, and its rows by alpha.
-
-    The steered arms come first, then population profiles, then the placebos.
-    """
-    rank = is_control(points).astype(int) * 2 + (points["profile"] == "population")
-    keys = ["_rank", "profile", "family", "vector_user", "variant", "split"]
-    for _, rows in points.assign(_rank=rank).sort_values([*keys, "alpha"]).groupby(keys, sort=False):
-        first = rows.iloc[0]
-        yield (
-            ", ".join(part for part in (arm_name(first, method=False), first["split"]) if part),
-            rows.drop(columns="_rank"),
-        )
-
-
-def arm_name(arm: pd.Series, *, method: bool = True) -> str:
-    """How a row of the arms table, or of `points`, is called; without its method inside a method's own panel."""
-    # A vector beside a logit rule is in the variant's words; the signal of the rule is the profile.
-    family = "" if "beside" in arm["variant"] else arm["family"].replace("_", " ")
-    whose = {"own": "own ", "shuffled": "another user's "}.get(arm["vector_user"], "")
-    profile = "" if arm["profile"] in ("none", "") else label(arm["profile"])
-    signal = f"{whose}{family} vector" if family else profile
-    parts = (label(arm["method"]) if method else "", signal, arm["variant"])
-    return ", ".join(part for part in parts if part)
-
-
-def counts(points: pd.DataFrame) -> str:
-    """How much the figure rests on, for its caption: n and the number of clusters (users) of each split."""
-    parts = []
-    for split, rows in points.groupby("split"):
-        n, clusters = (_span(rows[column]) for column in ("n", "n_clusters"))
-        parts.append(f"{split}: n = {n} in {clusters} clusters")
-    return "; ".join(parts)
-
-
-def _span(numbers: pd.Series) -> str:
-    low, high = int(numbers.min()), int(numbers.max())
-    return str(low) if low == high else f"{low} to {high}"
-
-
-def headline(points: pd.DataFrame) -> pd.DataFrame:
-    """The result table: one row an arm and split, the value with its interval, placebos marked.
+def direct_labels(axis: Axes, labels: Sequence[tuple[float, str, str]]) -> None:
+    """Names at the right edge of an axis with its final limits, near the heights they belong to, never over each other.
 
     Args:
-        points: what `points` returned, for instance cut to the chosen alphas on test prompts.
-
-    Returns:
-        Method, alpha, split, value, low, high (as in `points`), n, clusters, and whether it is a control.
+        axis: where they stand.
+        labels: height in data units, text and colour of each.
     """
-    names = [arm_name(row) for _, row in points.iterrows()]
-    table = points[["alpha", "split", "value", "low", "high", "n", "n_clusters"]].rename(
-        columns={"n_clusters": "clusters"}
-    )
-    table.insert(0, "arm", names)
-    return table.assign(control=is_control(points).map({True: "placebo", False: ""})).reset_index(drop=True)
+    texts = [textwrap.fill(text, 20) for _, text, _ in labels]
+    points = axis.transData.transform([(0.0, height) for height, _, _ in labels])
+    wanted = axis.transAxes.inverted().transform(points)[:, 1]
+    order = np.argsort(wanted, kind="stable")
+    inches = axis.get_position().height * axis.figure.get_figheight()
+    needs = np.array([0.135 * (texts[one].count("\n") + 1.1) / inches for one in order])
+    centres = np.cumsum(needs) - needs / 2
+    # The nearest heights that rise by at least what the texts need.
+    place = isotonic_regression(wanted[order] - centres).x + centres
+    place -= max(0.0, place[-1] + needs[-1] / 2 - 1.1)
+    for one, y in zip(order, place, strict=True):
+        look = {"va": "center", "fontsize": 7.5, "color": labels[one][2], "annotation_clip": False}
+        axis.annotate(texts[one], (1.02, y), xycoords="axes fraction", **look)
+
+
+def log_scale(axis: Axes) -> None:
+    """A logarithmic vertical axis whose ticks are plain numbers: 1, 2, 5, 10."""
+    axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_locator(NullLocator())

@@ -1,89 +1,27 @@
-"""Answers side by side. All text comes from a model or a person and is escaped: it is shown, never obeyed.
+"""Figures and tables of notebook 03: the answers, every alpha, and what steers SDA.
 
-Pictures of notebook 03: how much the answers moved, before anybody asks whether they improved.
+All text comes from a model or a person and is escaped: it is shown, never obeyed.
 """
 
+import textwrap
+from collections.abc import Mapping
 from html import escape
 
+import numpy as np
 import pandas as pd
 from IPython.display import HTML
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
-from steerlib.evaluation import Interval, first_temperature, ratio_interval, share_interval
-from steerlib.evaluation.metrics import without_alpha
-from steerlib.figures.responses import plot_against_alpha
-from steerlib.figures.style import SETTINGS_POINTS, arm_name, strength
-
-
-def answers_moved(generations: pd.DataFrame, arms: pd.DataFrame, prompts: pd.DataFrame) -> pd.DataFrame:
-    """How often an answer differs from the base's of the same prompt and seed, and the dose, for each arm.
-
-        changed = 100 (answers whose text differs) / answers
-        dose    = sum KL(steered || base) / sum tokens
-
-    Args:
-        generations: table `generations`.
-        arms: table `arms`; those at a second temperature, whose base is another, are left out.
-        prompts: table `prompts`; its users are the clusters of the 95 % intervals.
-
-    Returns:
-        One row an arm, split and metric, for the plots below: the arm's settings, `metric` ("changed_percent" or
-        "kl_per_token", nats), `split`, `value`, `low`, `high`, `n` (answers), `n_clusters` (users).
-
-    Raises:
-        ValueError: there is not exactly one base arm.
-    """
-    rows = generations.merge(first_temperature(arms)[SETTINGS_POINTS], on="arm_id", validate="many_to_one")
-    rows = rows.merge(prompts[["prompt_id", "user_id", "split"]], on="prompt_id", validate="many_to_one")
-    base = rows[rows["control"] == "base"]
-    if base["arm_id"].nunique() != 1:
-        raise ValueError(f"need exactly one base arm, not {base['arm_id'].nunique()}")
-    reference = base[["prompt_id", "seed", "text"]]
-    paired = rows.drop(base.index).merge(reference, on=["prompt_id", "seed"], suffixes=("", "_base"))
-    paired["changed"] = 100.0 * (paired["text"] != paired["text_base"])
-    moved = []
-    for _, answers in paired.groupby([*SETTINGS_POINTS, "split"]):
-        settings = answers.iloc[0][[*SETTINGS_POINTS, "split"]].to_dict()
-        moved += [{**settings, "metric": name, **value._asdict()} for name, value in _measures(answers)]
-    return pd.DataFrame(moved)
-
-
-def _measures(answers: pd.DataFrame) -> list[tuple[str, Interval]]:
-    users = answers["user_id"].to_numpy()
-    measures = [("changed_percent", share_interval(answers["changed"].to_numpy(), users, within=(0, 100)))]
-    # No dose where all answers are empty, nor of an aligner, which steers no step of the base.
-    if answers["n_tokens"].sum() and answers["kl_to_base"].notna().all():
-        measures.append(("kl_per_token", ratio_interval(answers["kl_to_base"], answers["n_tokens"], users)))
-    return measures
-
-
-def plot_changed_answers(moved: pd.DataFrame) -> Figure:
-    """Share of answers that differ from the base's, against alpha.
-
-    Args:
-        moved: what `answers_moved` returned.
-    """
-    return _plot(moved, "changed_percent", "answers that differ from the base's (%),\n95 % interval")
-
-
-def plot_dose(moved: pd.DataFrame) -> Figure:
-    """How far the next-token distribution is pushed, against alpha: the dose that makes methods comparable.
-
-    Args:
-        moved: what `answers_moved` returned.
-    """
-    return _plot(moved, "kl_per_token", "KL(steered || base), nats a token,\n95 % interval")
-
-
-def _plot(moved: pd.DataFrame, metric: str, ylabel: str) -> Figure:
-    shown = moved[(moved["metric"] == metric) & ~without_alpha(moved)]
-    return plot_against_alpha(shown, ylabel=ylabel)
-
+from steerlib.figures import style
+from steerlib.rules import RULES, SCORE_FUNCTIONS, SDA_PRESETS
 
 CELL = (
     'style="text-align:left;vertical-align:top;white-space:pre-wrap;overflow-wrap:anywhere;'
     'min-width:10em;padding:4px 8px"'
 )
+UNPLEASANT = 0.5
+"""Toxicity above which a scored text waits behind a click."""
 
 
 def examples_html(
@@ -91,43 +29,106 @@ def examples_html(
     arms: pd.DataFrame,
     prompts: pd.DataFrame,
     *,
+    toxicity: Mapping[str, float] | None = None,
     n: int = 3,
-    seed: int | None = None,
-    longest: int = 600,
 ) -> HTML:
     """Answers of several arms to the same prompts, one column an arm, as an HTML table with everything escaped.
 
     Args:
-        generations: table `generations`; arms that are not in `arms` are left out.
+        generations: table `generations`; the smallest seed's answers are shown.
         arms: rows of table `arms`: the columns, from left to right.
         prompts: rows of table `prompts`; the first `n` that every arm answered are shown.
+        toxicity: probability by answer text; it stands above each answer, and texts above 0.5 wait behind a click.
         n: prompts to show.
-        seed: of the answers; None for the smallest there is.
-        longest: characters shown of a text; a cut is marked.
 
     Raises:
         ValueError: no prompt was answered by all the arms.
     """
     answers = generations[generations["arm_id"].isin(arms["arm_id"])]
-    answers = answers[answers["seed"] == (answers["seed"].min() if seed is None else seed)]
-    wide = answers.pivot(index="prompt_id", columns="arm_id", values="text").reindex(
-        columns=list(arms["arm_id"])
-    )
+    answers = answers[answers["seed"] == answers["seed"].min()]
+    wide = answers.pivot(index="prompt_id", columns="arm_id", values="text")
+    wide = wide.reindex(columns=list(arms["arm_id"])).dropna()
     asked = prompts.set_index("prompt_id")["prompt"]
-    shown = [prompt for prompt in asked.index if prompt in wide.dropna().index][:n]
+    shown = [prompt for prompt in asked.index if prompt in wide.index][:n]
     if not shown:
         raise ValueError(f"no prompt was answered by all {len(arms)} arms with the same seed")
-    heads = ["Prompt", *(_heading(arm) for _, arm in arms.iterrows())]
-    body = [[asked[prompt], *wide.loc[prompt]] for prompt in shown]
+    heads = ["Prompt", *(style.arm_at(arm) for _, arm in arms.iterrows())]
     rows = ["".join(f"<th {CELL}>{escape(head)}</th>" for head in heads)]
-    rows += ["".join(f"<td {CELL}>{escape(_cut(text, longest))}</td>" for text in row) for row in body]
+    for prompt in shown:
+        texts = [escape(asked[prompt]), *(_scored(text, toxicity) for text in wide.loc[prompt])]
+        rows.append("".join(f"<td {CELL}>{text}</td>" for text in texts))
     return HTML("<table>" + "".join(f"<tr>{row}</tr>" for row in rows) + "</table>")
 
 
-def _heading(arm: pd.Series) -> str:
-    name = arm_name(arm)
-    return f"{name}, {strength(arm['method'])} {arm['alpha']:g}" if arm["alpha"] else name
+def _scored(text: str, toxicity: Mapping[str, float] | None) -> str:
+    if toxicity is None or text not in toxicity:
+        return escape(text)
+    head = f"<i>toxicity {toxicity[text]:.2f}</i>"
+    if toxicity[text] <= UNPLEASANT:
+        return f"{head}\n{escape(text)}"
+    return f"<details><summary>{head}: show</summary>{escape(text)}</details>"
 
 
-def _cut(text: str, longest: int) -> str:
-    return text if len(text) <= longest else text[:longest] + " [cut]"
+def plot_alpha_path(segments: pd.DataFrame, measures: Mapping[str, str], *, method: str) -> Figure:
+    """Measures of a few prompts' answers against continuous alpha, one panel a measure, a step line a prompt.
+
+    There is no interval: a path shows what alpha does to a few answers, not what steering does to people.
+
+    Args:
+        segments: rows of table `segments` of one method and seed, with `prompt` and one column a measure.
+        measures: label with unit by column.
+        method: whose path it is.
+    """
+    rule, prompts = RULES[method], list(dict.fromkeys(segments["prompt"]))
+    fig, axes = style.new_figure(len(measures), 1, height=1.3 + 1.4 * len(measures), sharex=True)
+    shades = [RULES[method].colour, *(str(0.15 + 0.25 * number) for number in range(len(prompts) - 1))]
+    for axis, (column, name) in zip(axes[:, 0], measures.items(), strict=True):
+        ends = []
+        for prompt, colour in zip(prompts, shades, strict=True):
+            rows = segments[segments["prompt"] == prompt].sort_values("alpha_low")
+            values = rows[column].to_numpy(float)
+            axis.stairs(
+                values, [*rows["alpha_low"], rows["alpha_high"].iloc[-1]], baseline=None, color=colour
+            )
+            ends.append((values[-1], textwrap.shorten(prompt, 32, placeholder=" \u2026"), colour))
+        axis.set(ylabel=name, xlim=(segments["alpha_low"].min(), segments["alpha_high"].max()))
+        style.direct_labels(axis, ends)
+    axes[-1, 0].set_xlabel(f"{rule.symbol} of {rule.label}, continuous")
+    return style.say(
+        fig,
+        f"Every answer of {len(prompts)} prompts as {rule.symbol} of {rule.label} grows",
+        f"{len(segments)} answers with {len(segments) - len(prompts)} exact breakpoints. No interval is meant: these "
+        "are single prompts.",
+    )
+
+
+def plot_sda(scores: ArrayLike, divergences: ArrayLike, *, function: str = "sigmoid") -> Figure:
+    """What steers SDA: amplification by the first answer's score (left), temperature by divergence (right).
+
+    Args:
+        scores: S of this run's first answers, in (0, 100], a tick each.
+        divergences: JS divergence of the plain and the instructed branch at this run's tokens, nats, a tick each.
+        function: F of `steerlib.rules.SCORE_FUNCTIONS`.
+    """
+    scores, js = (np.asarray(values, dtype=float) for values in (scores, divergences))
+    fig, ((left, right),) = style.new_figure(1, 2, height=3.4)
+    grid = np.linspace(1, 100, 400)
+    left.plot(grid, SCORE_FUNCTIONS[function](grid), color=RULES["sda"].colour)
+    left.set(xlim=(0, 100), ylim=(0, 1.05), xlabel="score S of the first answer (ticks: this run)")
+    left.set_ylabel(f"amplification a = F(S), {style.label(function)}")
+    grid = np.geomspace(1e-4, np.log(2), 400)
+    for line, (name, preset) in zip(("-", (0, (5, 2))), SDA_PRESETS.items(), strict=True):
+        falling = preset["temperature"] * 0.5 ** (grid / preset["js_sigma"])
+        falling = np.maximum(falling, preset["min_temperature"])
+        right.plot(grid, falling, color=RULES["sda"].colour, linestyle=line, label=style.label(name))
+    right.set(xscale="log", xlim=(1e-4, np.log(2)), ylim=(0, None), ylabel="temperature T")
+    right.set_xlabel("JS divergence of the two branches (nats, log axis)")
+    right.legend()
+    for axis, values in ((left, scores), (right, js.clip(1e-4))):
+        axis.plot(values, np.zeros(len(values)), "|", color="black", markersize=9, alpha=0.4, clip_on=False)
+    return style.say(
+        fig,
+        "What steers SDA: amplification and temperature",
+        f"Medians: score {np.median(scores):.1f}, amplification {np.median(SCORE_FUNCTIONS[function](scores)):.3f} ("
+        f"{len(scores)} first answers); divergence {np.median(js):.2g} nats ({len(js)} tokens).",
+    )

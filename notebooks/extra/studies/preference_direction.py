@@ -240,7 +240,7 @@ def plot_accuracy_by_layer(compared: pd.DataFrame) -> Figure:
         compared: style, kind ("vector", "without length" or "length"), layer (missing for length), value, low, high.
     """
     styles = list(dict.fromkeys(compared["style"]))
-    fig, axes = new_figure(1, len(styles), height=3.4, share_y=True)
+    fig, axes = new_figure(1, len(styles), height=3.4, sharey=True)
     for axis, style in zip(axes[0], styles, strict=True):
         rows = compared[compared["style"] == style]
         _draw_length(axis, rows[rows["kind"] == "length"].iloc[0])
@@ -286,7 +286,7 @@ def plot_chance(accuracies: Mapping[str, Mapping[str, NDArray]], reached: Mappin
         accuracies: by style, what `chance_accuracies` returned.
         reached: by style, the vector's accuracy on the same held-out pairs.
     """
-    fig, axes = new_figure(1, len(accuracies), height=2.9, share_y=True)
+    fig, axes = new_figure(1, len(accuracies), height=2.9, sharey=True)
     looks = {"random": ("#e69f00", "random directions"), "shuffled": ("#56b4e9", "shuffled pairs")}
     for axis, (style, kinds) in zip(axes[0], accuracies.items(), strict=True):
         bins = np.histogram_bin_edges(np.concatenate(list(kinds.values())), bins=30)

@@ -244,7 +244,7 @@ def plot_confusion(confusions: Mapping[str, pd.DataFrame]) -> Figure:
     Args:
         confusions: name of each panel -> (6, 6) shares, rows planted, columns found.
     """
-    fig, axes = new_figure(1, len(confusions), height=3.9, share_y=True)
+    fig, axes = new_figure(1, len(confusions), height=3.9, sharey=True)
     names = [label(name) for name in SIX]
     for axis, (name, table) in zip(axes[0], confusions.items(), strict=True):
         values = table.loc[SIX, SIX].to_numpy()

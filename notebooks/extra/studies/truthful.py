@@ -14,8 +14,7 @@ from steerlib.decoding.contexts import branch_ids, default_contexts
 from steerlib.evaluation.intervals import paired_interval
 from steerlib.evaluation.multiple_choice import forced_logits
 from steerlib.evaluation.questions import sample_questions
-from steerlib.figures.responses import half_widths
-from steerlib.figures.style import label, new_figure
+from steerlib.figures.style import half_widths, label, new_figure
 from steerlib.models import FrozenModel
 from steerlib.profiles.sources import find_file, hub_file, read_rows
 from steerlib.reading import TokenIds, answer_ids, check_length

@@ -1,0 +1,189 @@
+"""Does steering work, and at what cost? The figure of notebook 00, the operating range, and all arms to point at."""
+
+import textwrap
+from collections.abc import Mapping
+from html import escape
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from steerlib.figures import style
+from steerlib.figures.responses import CURVE, METRICS, clipped
+from steerlib.rules import RULES
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+PANELS = ("toxicity", "perplexity_ratio")
+
+
+def plot_effect(points: pd.DataFrame, *, operating: tuple[float, float] | None = None) -> Figure:
+    """Mean toxicity (above) and perplexity ratio (below, log axis) against the alpha of a steering vector.
+
+    Vectors are curves over alpha, controls thin and hollow. Methods whose alpha means something else (the logit rules)
+    and those without one stand to the right as marks on the same scale. Intervals are 95 %.
+
+    Args:
+        points: one row a mark: metric ("toxicity", or "perplexity_ratio" against the base), method, alpha, control
+            (empty for an arm under study), value, low, high; what `points` returns for the two metrics, one below
+            the other, will do. Two columns may be added: `name` of the curve (by default what sets the arm apart), and
+            `at`, its place on the alpha axis where that is not alpha: a random vector of equal KL stands at the alpha
+            of the direction that it is matched with. The row of "base" gives every curve its value at 0.
+        operating: lowest and highest alpha of the operating range, which is shaded; None where no alpha qualifies.
+
+    Raises:
+        ValueError: no steering vector under study, or a value is missing.
+    """
+    if points["value"].isna().any():
+        raise ValueError(f"a value of {points.loc[points['value'].isna(), 'metric'].iloc[0]} is missing")
+    points = points.assign(acts=points["method"].map(lambda name: RULES[name].acts_on))
+    if not ((points["acts"] == "residual") & (points["control"] == "")).any():
+        raise ValueError("no steering vector under study: all curves are controls")
+    if "name" not in points:
+        points["name"] = [style.arm_name(row, method=False) for _, row in points.iterrows()]
+    points["at"] = points["at"].fillna(points["alpha"]) if "at" in points else points["alpha"]
+    beside = bool(((points["acts"] != "residual") & (points["method"] != "base")).any())
+    grid = {"width_ratios": [2.6, 1][: 1 + beside]}
+    fig, axes = style.new_figure(2, 1 + beside, height=6.0, sharex="col", sharey="row", gridspec_kw=grid)
+    for row, metric in zip(axes, PANELS, strict=True):
+        own = clipped(points[points["metric"] == metric])
+        if METRICS[metric].log:
+            style.log_scale(row[0])
+        if operating:
+            row[0].axvspan(*operating, color="#fdf3d0", linewidth=0, zorder=0)
+        names = _draw_vectors(row[0], own)
+        if beside:
+            _draw_beside(row[1], own)
+        if not METRICS[metric].log:
+            row[0].set_ylim(bottom=0)
+        style.direct_labels(row[0], names)
+        row[0].set_ylabel(f"{METRICS[metric].name}\n({METRICS[metric].unit}; 95 % interval)")
+    axes[1, 0].set_xlabel("alpha of the steering vector (shaded: operating range)")
+    within = f"alpha {operating[0]:g} to {operating[1]:g}" if operating else "no alpha that was tried"
+    caption = f"{_ends(points)}. Operating range: {within}."
+    return style.say(fig, "Toxicity of the answers, and what steering costs", caption)
+
+
+def _draw_vectors(axis: Axes, points: pd.DataFrame) -> list[tuple[float, str, str]]:
+    """Curves of the steering vectors through the base's value at 0; height, text and colour of each label."""
+    base = points[points["method"] == "base"].head(1)
+    if base.empty:  # a ratio to the base
+        base = points.head(1).assign(value=1.0, low=1.0, high=1.0)
+    level = float(base["value"].iloc[0])
+    axis.axhline(level, color=style.GREY, **style.LEVEL)
+    labels = [(level, style.label("base"), style.GREY)]
+    for (control, name), own in points[points["acts"] == "residual"].groupby(["control", "name"]):
+        colour = "#444444" if control else RULES[own["method"].iloc[0]].colour
+        own = pd.concat([base.assign(at=0.0), own[own["at"] != 0]]).sort_values("at")
+        own = own.assign(alpha=own["at"])
+        style.draw_curve(axis, own, colour, control=bool(control))
+        labels.append((own["value"].iloc[-1], name, colour))
+    return labels
+
+
+def _draw_beside(axis: Axes, points: pd.DataFrame) -> None:
+    """A mark for each arm that is no steering vector, named by its initials (EAE 1.2) where its label has several."""
+    rows = points[(points["acts"] != "residual") & (points["method"] != "base")].reset_index(drop=True)
+    names = []
+    for index, row in rows.iterrows():
+        rule = RULES[row["method"]]
+        look = {
+            "color": rule.colour,
+            "marker": "o",
+            "markerfacecolor": "white" if row["control"] else rule.colour,
+        }
+        axis.errorbar(index, row["value"], yerr=style.half_widths(rows.loc[[index]]), **look)
+        name = "".join(word[0] for word in rule.label.split("-")) if "-" in rule.label else rule.label
+        names.append(f"{name} {row['alpha']:g}" if rule.has_alpha else name)
+    axis.set_xticks(range(len(rows)), names, rotation=50, ha="right", rotation_mode="anchor")
+    axis.set_xlim(-0.6, len(rows) - 0.4)
+
+
+def _ends(points: pd.DataFrame) -> str:
+    """From which to which toxicity each curve goes, and at what perplexity ratio."""
+    told = []
+    for (_, name), own in points[points["acts"] == "residual"].groupby(["control", "name"]):
+        wide = own.pivot(index="at", columns="metric", values="value").sort_index().iloc[[0, -1]]
+        form = "{1:.2g} at alpha {0:g} (perplexity ratio {2:.2g})".format
+        ends = [form(at, row["toxicity"], row["perplexity_ratio"]) for at, row in wide.iterrows()]
+        told.append(f"{name}: toxicity {' and '.join(ends)}")
+    return "; ".join(told)
+
+
+def plot_ranges(verdict: pd.DataFrame, arms: pd.DataFrame) -> Figure:
+    """The operating range of each method as a bar over its alphas; ticks are the alphas tried, the dot the chosen one.
+
+    Each method has an axis of its own length, since alphas of different methods are different things.
+
+    Args:
+        verdict: table `verdict`: method, arm_id, alpha, alpha_low, alpha_high (NaN where no alpha qualifies).
+        arms: table `arms`.
+    """
+    fig, axes = style.new_figure(len(verdict), 1, height=1.4 + 0.6 * len(verdict))
+    known, found = arms.set_index("arm_id"), []
+    for axis, (_, row) in zip(axes[:, 0], verdict.iterrows(), strict=True):
+        arm, span = known.loc[row["arm_id"]], row[["alpha_low", "alpha_high"]].to_numpy(float)
+        curve = ["method", *CURVE]
+        tried = arms.loc[(arms[curve] == arm[curve]).all(axis=1), "alpha"]
+        tried = np.unique([0.0, *tried, *span[np.isfinite(span)]])
+        colour = RULES[arm["method"]].colour
+        axis.plot(tried, np.zeros(len(tried)), color=style.GREY, linewidth=1)
+        ends = span + 0.01 * np.ptp(tried) * np.array([-1, 1])  # one alpha is a bar too
+        axis.plot(ends, [0, 0], color=colour, linewidth=9, alpha=0.5, solid_capstyle="butt")
+        axis.plot(row["alpha"], 0, "o", color=colour)
+        axis.set(ylim=(-1, 1), yticks=[], xticks=tried)
+        axis.spines["left"].set_visible(False)
+        axis.set_ylabel(row["method"], rotation=0, ha="right", va="center")
+        axis.grid(visible=False)
+        found.append(f"{row['method']} {' to '.join(dict.fromkeys(map('{:g}'.format, span)))}")
+    axes[-1, 0].set_xlabel("alpha of each method (ticks: tried; dot: chosen on dev; bar: operating range)")
+    return style.say(
+        fig,
+        "Operating range: toxicity falls at no undue cost, test prompts",
+        f"{'; '.join(found).replace('nan', 'no alpha')}. Within it the interval of toxicity lies below the base, the "
+        "perplexity ratio is at most 2, and repetition and accuracy are not worse.",
+    )
+
+
+def plot_tradeoff(difference: pd.DataFrame, ratio: pd.DataFrame, answers: Mapping[str, str]) -> "go.Figure":
+    """Difference in toxicity from the base against perplexity ratio, a mark an arm, to point at; controls are open.
+
+    Args:
+        difference: points of `toxicity_difference` against the base.
+        ratio: points of `perplexity_ratio` against the base.
+        answers: an answer of each arm by arm_id, shown on hovering; a model's words, escaped here.
+    """
+    import plotly.graph_objects as go
+
+    columns = ["arm_id", "value", "low", "high"]
+    both = clipped(difference).merge(clipped(ratio)[columns], on="arm_id", suffixes=("", "_x"))
+    fig = go.Figure()
+    for (method, control), rows in both.groupby(["method", both["control"] != ""], sort=False):
+        down, up = style.half_widths(rows)
+        symbol = "circle-open" if control else "circle"
+        fig.add_scatter(
+            x=rows["value_x"].tolist(),
+            y=rows["value"].tolist(),
+            error_y={"array": up.tolist(), "arrayminus": down.tolist(), "thickness": 0.8, "width": 0},
+            text=[_hover(row, answers.get(row["arm_id"], "")) for _, row in rows.iterrows()],
+            hovertemplate="%{text}<extra></extra>",
+            mode="markers",
+            name=style.label(method) + (", control" if control else ""),
+            marker={"symbol": symbol, "size": 9, "color": RULES[method].colour},
+        )
+    fig.add_hline(y=0, line={"color": style.GREY, "dash": "dash", "width": 1})
+    fig.add_vline(x=1, line={"color": style.GREY, "dash": "dash", "width": 1})
+    fig.update_xaxes(type="log", title_text="perplexity over the base's (ratio, log axis)")
+    fig.update_yaxes(title_text="difference in mean toxicity from the base<br>(probability; 95 % interval)")
+    title = {"text": "Toxicity against fluency, every arm, test prompts", "font": {"size": 15}}
+    return fig.update_layout(template="simple_white", width=900, height=520, title=title)
+
+
+def _hover(row: pd.Series, answer: str) -> str:
+    lines = [f"<b>{escape(style.arm_at(row))}</b>"]
+    for name, end in (("toxicity difference", ""), ("perplexity ratio", "_x")):
+        lines.append(f"{name} {row['value' + end]:.3f} [{row['low' + end]:.3f}, {row['high' + end]:.3f}]")
+    return "<br>".join([*lines, *(escape(part) for part in textwrap.wrap(answer, 70)[:6])])

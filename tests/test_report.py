@@ -1,0 +1,148 @@
+"""The report holds everything, loads nothing, and no text of a model or a person acts on any surface of HTML."""
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_figures import made_arms, made_metrics
+
+from steerlib import figures as fg
+from steerlib.tables import ATTRIBUTE_COLUMNS, SCHEMA, write_manifest, write_table
+from steerlib.toxicity import text_sha
+
+ATTACK = '<script>alert("x")</script><img src="https://example.org/x.png" onerror=1>{{ 7 * 7 }}$\\input{x}'
+ARMS = made_arms()
+
+
+class Page(HTMLParser):
+    """Tags of a page and every address in them."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.addresses: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.addresses += [
+            value or "" for name, value in attrs if name in ("src", "href", "srcset", "data", "action")
+        ]
+        assert not [name for name, _ in attrs if name.startswith("on")]
+
+
+def table(name: str, *rows: dict[str, object]) -> pd.DataFrame:
+    """Rows of a table, with the attack in every column that is not given."""
+    return pd.DataFrame([dict.fromkeys(SCHEMA[name].columns, ATTACK) | row for row in rows])
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run in which every text is an attack."""
+    numbers = dict.fromkeys(SCHEMA["verdict"].columns, 0.25) | {"n": 12}
+    texts = {"method": ATTACK, "arm_id": "arm4", "control_arm": "arm5", "sentence": ATTACK}
+    write_table(tmp_path, "verdict", pd.DataFrame([numbers | texts]))
+    write_table(tmp_path, "arms", ARMS.assign(model=ATTACK))
+    write_table(tmp_path, "prompts", table("prompts", {"prompt_id": "p", "user_id": ATTACK, "split": "test"}))
+    given = [{"arm_id": arm, "prompt_id": "p", "seed": 0, "text": ATTACK} for arm in ARMS["arm_id"]]
+    write_table(tmp_path, "generations", table("generations", *given))
+    six = dict.fromkeys(ATTRIBUTE_COLUMNS, 0.75)
+    write_table(tmp_path, "scores", table("scores", {"text_sha": text_sha(ATTACK), **six}))
+    profile = {"attribute": "insult", "sensitivity": 0.1, "percentile": 0.9, "primary": True}
+    write_table(tmp_path, "profiles", table("profiles", profile))
+    write_manifest(
+        tmp_path, "04_evaluation", {"model": ATTACK, "scorer": ATTACK, "synthetic": True}, seconds=1.5
+    )
+    data = pd.DataFrame({"x": [1]})
+    fg.save(fg.say(fg.new_figure()[0], "title", ATTACK), "one", tmp_path, data=data)
+    return tmp_path
+
+
+def examples(run: Path) -> object:
+    shown = ARMS[ARMS["arm_id"].isin(["arm0", "arm4"])]
+    answers, prompts = (pd.read_parquet(run / "tables" / name) for name in ("generations", "prompts"))
+    return fg.examples_html(answers, shown, prompts, toxicity=fg.kept_toxicity(run, [ATTACK]))
+
+
+def test_no_text_acts_on_any_surface_and_the_report_loads_nothing(run: Path) -> None:
+    side_by_side = examples(run)
+    report = fg.write_report(run, figures=["one"], examples=side_by_side).read_text()
+    for text in (report, side_by_side.data):
+        page = Page(text)
+        assert not {"script", "link", "iframe", "object"} & set(page.tags)
+        assert "&lt;script&gt;" in text
+        assert "{{ 7 * 7 }}" in text
+        assert all(address.startswith(("data:image/png;base64,", "#")) for address in page.addresses)
+    assert Page(report).tags.count("img") == 1
+    assert not re.search(r"url\(|@import", report)
+    assert "\\input" not in (run / "report" / "verdict.tex").read_text()
+
+
+def test_hovering_shows_an_answer_and_obeys_none() -> None:
+    columns = [
+        fg.points(made_metrics(), ARMS, m, comparator="arm0")
+        for m in ("toxicity_difference", "perplexity_ratio")
+    ]
+    fig = fg.plot_tradeoff(*columns, dict.fromkeys(ARMS["arm_id"], ATTACK))
+    texts = [text for trace in fig.data for text in trace.text or ()]
+    assert texts
+    for text in texts:
+        assert set(Page(text).tags) <= {"b", "br"}
+        assert "&lt;script&gt;" in text
+
+
+def test_the_report_begins_with_the_verdict_and_folds_everything_else(run: Path) -> None:
+    path = fg.write_report(run, figures=["one"], examples=examples(run))
+    text = path.read_text()
+    order = [
+        text.index(f'id="{name}"') for name in ("verdict", "figures", "answers", "settings", "provenance")
+    ]
+    assert order == sorted(order)
+    for anchor in re.findall(r'href="#(\w+)"', text):
+        assert f'id="{anchor}"' in text
+    assert "SYNTHETIC" in text
+    assert "[toxicity 0.75]" in text  # in the user's table
+    assert "Percentile among users: Insult 90%" in text
+    assert "they are not MMLU" not in text  # nothing said that the questions are ours
+    for number in ("23.37", "1.5"):
+        assert number in text
+    assert {one.name for one in (run / "report").iterdir()} == {
+        f"{name}.{suffix}" for name in ("verdict", "published") for suffix in ("csv", "tex")
+    }
+    assert not list(run.glob(".*.partial"))
+
+
+def test_a_report_without_its_figure_is_refused_and_the_old_one_stays(run: Path) -> None:
+    (run / "report.html").write_text("old")
+    with pytest.raises(FileNotFoundError, match="'dose'"):
+        fg.write_report(run, figures=["dose"], examples=examples(run))
+    assert (run / "report.html").read_text() == "old"
+
+
+def test_a_run_without_a_personal_method_says_so(run: Path) -> None:
+    verdict = pd.read_parquet(run / "tables" / "verdict").assign(own_minus_shuffled=np.nan)
+    write_table(run, "verdict", verdict)
+    assert (
+        "No method of this run was chosen"
+        in fg.write_report(run, figures=["one"], examples=examples(run)).read_text()
+    )
+
+
+def test_unpleasant_answers_wait_behind_a_click_and_prompts_need_an_answer_of_every_arm() -> None:
+    shown, prompts = ARMS.head(2), pd.DataFrame({"prompt_id": ["p", "q"], "prompt": ["Why?", "How?"]})
+    rows = [
+        ("arm0", "p", 0, "mild"),
+        ("arm1", "p", 0, "vile"),
+        ("arm0", "q", 0, "mild"),
+        ("arm1", "p", 1, "x"),
+    ]
+    answers = pd.DataFrame(rows, columns=["arm_id", "prompt_id", "seed", "text"])
+    page = fg.examples_html(answers, shown, prompts, toxicity={"mild": 0.1, "vile": 0.9}).data
+    assert "<i>toxicity 0.10</i>\nmild" in page
+    assert "<summary><i>toxicity 0.90</i>: show</summary>vile</details>" in page
+    assert "How?" not in page
+    with pytest.raises(ValueError, match="2 arms"):
+        fg.examples_html(answers[answers["arm_id"] == "arm0"], shown, prompts)
