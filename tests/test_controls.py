@@ -1,10 +1,9 @@
 """Alpha is chosen on dev, and each arm stands beside its controls; arms are told apart by columns, never by names."""
 
-import numpy as np
 import pandas as pd
 import pytest
 
-from steerlib.evaluation import choose_alpha, chosen_arms, match_controls, with_controls
+from steerlib.evaluation import chosen_arms, match_controls, with_controls
 
 COLUMNS = ["arm_id", "method", "alpha", "profile", "family", "vector_user", "control", "factor"]
 ARMS = pd.DataFrame(
@@ -55,46 +54,35 @@ def test_controls_are_matched_by_alpha_and_by_kl():
     assert set(match_controls(ARMS)["matched"]) == {"alpha"}
 
 
-def table(*rows):
-    return pd.DataFrame(rows, columns=["alpha", "split", "value"])
-
-
-def test_alpha_is_chosen_on_dev_rows_alone():
-    rows = (0.5, "dev", 3.0), (1.0, "dev", 2.0), (0.5, "test", 1.0), (1.0, "test", 9.0)
-    assert choose_alpha(table(*rows)) == 0.5
-
-
-def test_ties_go_to_the_smaller_alpha_and_base_wins_where_nothing_helps():
-    assert choose_alpha(table((2.0, "dev", 3.0), (-1.0, "dev", 3.0))) == -1.0
-    assert choose_alpha(table((1.0, "dev", -3.0), (2.0, "dev", 0.0))) == 0.0
-
-
-def test_alpha_is_not_chosen_without_dev_rows_or_among_several_methods():
-    with pytest.raises(ValueError, match="dev"):
-        choose_alpha(table((1.0, "test", 3.0)))
-    with pytest.raises(ValueError, match="one value an alpha"):
-        choose_alpha(table((1.0, "dev", 3.0), (1.0, "dev", 2.0)))
-
-
-def metric_rows(metric, of_arms):
-    rows = [
-        (arm, "b", split, "all", metric, value) for arm, value in of_arms.items() for split in ("dev", "test")
-    ]
+def metric_rows(metric, of_arms, split="dev"):
+    rows = [(arm, "b", split, "all", metric, value) for arm, value in of_arms.items()]
     return pd.DataFrame(rows, columns=["arm_id", "comparator", "split", "subgroup", "metric", "value"])
 
 
-def test_each_curve_has_its_own_alpha_and_alphas_that_cost_too_much_fluency_take_no_part():
-    metrics = pd.concat(
-        [
-            metric_rows("reduction_percent", {"o1": 10.0, "o2": 30.0, "s1": -5.0, "s2": -1.0}),
-            metric_rows("perplexity_ratio", {"o1": 1.2, "o2": 2.5, "s1": 1.1, "s2": 1.1}),
-        ]
-    )
-    free = chosen_arms(metrics, ARMS, base_arm="b").set_index("profile")
-    assert free.loc["own", ["alpha", "arm_id", "dev"]].tolist() == [2.0, "o2", 30.0]
-    assert free.loc["shuffled", ["alpha", "arm_id", "dev"]].tolist() == [0.0, "b", 0.0]
-    fluent = chosen_arms(metrics, ARMS, base_arm="b", max_perplexity_ratio=2.0).set_index("profile")
-    assert fluent.loc["own", "arm_id"] == "o1"
-    with pytest.raises(ValueError, match="'win_rate'"):
-        chosen_arms(metrics, ARMS, base_arm="b", metric="win_rate")
-    assert np.isfinite(fluent["dev"]).all()
+def choice(*parts, **settings):
+    return chosen_arms(pd.concat(parts), ARMS, base_arm="b", **settings).set_index("profile")
+
+
+def test_each_curve_has_its_own_alpha_chosen_on_dev_alone_and_base_wins_where_nothing_helps():
+    dev = metric_rows("reduction_percent", {"o1": 10.0, "o2": 30.0, "s1": -5.0, "s2": 0.0})
+    found = choice(dev, metric_rows("reduction_percent", {"o1": 99.0, "s1": 99.0}, "test"))
+    assert found.loc["own", ["alpha", "arm_id", "dev"]].tolist() == [2.0, "o2", 30.0]
+    assert found.loc["shuffled", ["alpha", "arm_id", "dev"]].tolist() == [0.0, "b", 0.0]
+    tied = choice(metric_rows("reduction_percent", {"o1": 30.0, "o2": 30.0}))
+    assert tied.loc["own", "alpha"] == 1.0
+
+
+def test_alphas_that_cost_too_much_fluency_take_no_part():
+    dev = metric_rows("reduction_percent", {"o1": 10.0, "o2": 30.0})
+    dear = metric_rows("perplexity_ratio", {"o1": 1.2, "o2": 2.5})
+    assert choice(dev, dear, max_perplexity_ratio=2.0).loc["own", "arm_id"] == "o1"
+    assert choice(dev, dear, max_perplexity_ratio=1.1).loc["own", "arm_id"] == "b"
+
+
+def test_alpha_is_not_chosen_without_dev_rows_or_among_several_arms():
+    test = metric_rows("reduction_percent", {"o1": 10.0}, "test")
+    with pytest.raises(ValueError, match="'reduction_percent'"):
+        chosen_arms(test, ARMS, base_arm="b")
+    dev = metric_rows("reduction_percent", {"o1": 10.0, "o2": 30.0})
+    with pytest.raises(ValueError, match="'o1' has several arms at one alpha"):
+        chosen_arms(dev, ARMS.assign(alpha=1.0), base_arm="b")

@@ -5,7 +5,6 @@ from steerlib.evaluation.answers import (
     per_prompt,
 )
 from steerlib.evaluation.controls import (
-    choose_alpha,
     chosen_arms,
     match_controls,
     with_controls,
@@ -120,7 +119,6 @@ __all__ = [
     "choice_probabilities",
     "choice_rows",
     "choices_under_steering",
-    "choose_alpha",
     "chosen_arms",
     "circularity",
     "cluster_interval",

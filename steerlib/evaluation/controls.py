@@ -6,26 +6,6 @@ import pandas as pd
 from steerlib.evaluation.metrics import CURVE
 
 
-def choose_alpha(table: pd.DataFrame) -> float:
-    """The alpha with the largest `value` on dev rows; 0 where none is above 0. Ties go to the smaller alpha.
-
-    Args:
-        table: alpha, split and value (a reduction: positive is better), one row an alpha and split.
-
-    Raises:
-        ValueError: no dev rows, two dev rows of one alpha, or a missing value.
-    """
-    dev = table[table["split"] == "dev"]
-    if dev.empty:
-        raise ValueError(f"no dev rows to choose alpha on; splits are {sorted(set(table['split']))}")
-    if dev["alpha"].duplicated().any() or dev["value"].isna().any():
-        raise ValueError(
-            f"dev rows must have one value an alpha, not {dev[['alpha', 'value']].to_dict('list')}"
-        )
-    ranked = dev.assign(size=dev["alpha"].abs()).sort_values(["value", "size"], ascending=[False, True])
-    return float(ranked["alpha"].iloc[0]) if ranked["value"].iloc[0] > 0 else 0.0
-
-
 def chosen_arms(
     metrics: pd.DataFrame,
     arms: pd.DataFrame,
@@ -34,7 +14,9 @@ def chosen_arms(
     metric: str = "reduction_percent",
     max_perplexity_ratio: float = np.inf,
 ) -> pd.DataFrame:
-    """The arm of each curve at the alpha chosen on dev prompts; the base where nothing helps.
+    """The arm of each curve at the alpha chosen on dev prompts; the base, alpha 0, where nothing helps.
+
+    Test rows are not looked at. Ties go to the smaller alpha.
 
     Args:
         metrics, arms: the tables; rows against `base_arm` over all prompts are read.
@@ -46,23 +28,31 @@ def chosen_arms(
         base). Methods without an alpha (base, contexts as a prompt) have none.
 
     Raises:
-        ValueError: as `choose_alpha`; no rows of the metric.
+        ValueError: no dev rows of the metric, or two arms of one curve and alpha.
     """
     names = [column for column in CURVE if column in arms]
-    rows = metrics[(metrics["subgroup"] == "all") & (metrics["comparator"] == base_arm)]
-    costly = rows[(rows["metric"] == "perplexity_ratio") & (rows["split"] == "dev")]
-    costly = costly.loc[costly["value"] > max_perplexity_ratio, "arm_id"]
+    rows = metrics[
+        (metrics["subgroup"] == "all") & (metrics["comparator"] == base_arm) & (metrics["split"] == "dev")
+    ]
+    costly = rows.loc[
+        (rows["metric"] == "perplexity_ratio") & (rows["value"] > max_perplexity_ratio), "arm_id"
+    ]
     rows = rows[rows["metric"] == metric].merge(arms.loc[arms["alpha"] != 0, ["arm_id", "alpha", *names]])
     if rows.empty:
-        raise ValueError(f"no rows of {metric!r} of a steered arm against {base_arm!r} over all prompts")
-    rows["value"] = rows["value"].where(~rows["arm_id"].isin(costly), -np.inf)
+        raise ValueError(f"no rows of {metric!r} of a steered arm against {base_arm!r} over all dev prompts")
+    rows = rows.assign(
+        size=rows["alpha"].abs(), dev=rows["value"].where(~rows["arm_id"].isin(costly), -np.inf)
+    )
     chosen = []
     for values, group in rows.groupby(names, sort=True):
-        alpha = choose_alpha(group)
-        best = group[(group["alpha"] == alpha) & (group["split"] == "dev")]
-        arm, dev = (best["arm_id"].iloc[0], best["value"].iloc[0]) if alpha else (base_arm, 0.0)
-        chosen.append({**dict(zip(names, values, strict=True)), "alpha": alpha, "arm_id": arm, "dev": dev})
-    return pd.DataFrame(chosen)
+        if group["alpha"].duplicated().any():
+            raise ValueError(
+                f"{group['arm_id'].iloc[0]!r} has several arms at one alpha: give one curve's at a time"
+            )
+        best = group.sort_values(["dev", "size"], ascending=[False, True]).iloc[0]
+        found = best[["alpha", "arm_id", "dev"]] if best["dev"] > 0 else (0.0, base_arm, 0.0)
+        chosen.append([*values, *found])
+    return pd.DataFrame(chosen, columns=[*names, "alpha", "arm_id", "dev"])
 
 
 VARIES = ["arm_id", "alpha", "family", "vector", "vector_user", "control", "profile", "variant"]

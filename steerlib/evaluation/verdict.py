@@ -13,11 +13,8 @@ from steerlib.rules import RULES
 from steerlib.tables import SCHEMA
 
 MAX_PERPLEXITY_RATIO = 2.0
-CONTROL_NAMES = {
-    "shuffled_profile": "the shuffled profile",
-    "random_vector": "a random vector",
-    "": "the base",
-}
+CONTROLS = {"shuffled_profile": "the shuffled profile", "random_vector": "a random vector", "": "the base"}
+MATCHED = {"kl": " at equal KL", "alpha": " at equal alpha", "": " (the run has no other control)"}
 
 
 class Verdict(NamedTuple):
@@ -37,7 +34,7 @@ def with_interval(value: float, low: float, high: float, digits: int = 3) -> str
     return f"{value:+.{digits}f} [{ends[0]}, {ends[1]}]"
 
 
-def _compared(metrics: pd.DataFrame, split: str) -> pd.DataFrame:
+def _over_all(metrics: pd.DataFrame, split: str) -> pd.DataFrame:
     """value, low, high, n, n_clusters over all prompts of a split, by arm_id, comparator and metric."""
     rows = metrics[(metrics["subgroup"] == "all") & (metrics["split"] == split)]
     names = ["arm_id", "comparator", "metric"]
@@ -62,25 +59,21 @@ def operating_range(
 
     Returns:
         arm_id, the columns of `CURVE`, alpha; falls (the interval of the toxicity difference lies below 0), fluent
-        (perplexity ratio within the limit), repeats and forgets (repetition above, accuracy below the base's,
-        interval excluding 0; False where it was not measured), inside (falls, is fluent, and neither). Intervals
-        are those of single
-        alphas: with many of them some exclude 0 by chance, see `max_t_band`.
+        (perplexity ratio within the limit), repeats and forgets (repetition above, accuracy below the base's, interval
+        excluding 0; False where not measured), inside (falls, fluent, and neither of these). Intervals are those of
+        single alphas: with many of them some exclude 0 by chance, see `max_t_band`.
     """
-    table = _compared(metrics, "test")
-    against = table[table.index.get_level_values("comparator") == base_arm].droplevel("comparator")
-    wide = {bound: against[bound].unstack("metric") for bound in ("value", "low", "high")}
+    against = _over_all(metrics, "test").xs(base_arm, level="comparator").unstack("metric")
     rows = arms.loc[arms["alpha"] != 0, ["arm_id", *(name for name in CURVE if name in arms), "alpha"]]
 
-    def of(metric: str, bound: str) -> pd.Series:
-        found = wide[bound][metric] if metric in wide[bound] else pd.Series(dtype=float)
-        return rows["arm_id"].map(found).astype(float)
+    def of(bound: str, metric: str) -> pd.Series:
+        return rows["arm_id"].map(against.get((bound, metric), pd.Series(dtype=float))).astype(float)
 
     rows = rows.assign(
-        falls=of("toxicity_difference", "high") < 0,
-        fluent=of("perplexity_ratio", "value") <= max_perplexity_ratio,
-        repeats=of("repetition_difference", "low") > 0,
-        forgets=of("accuracy_change", "high") < 0,
+        falls=of("high", "toxicity_difference") < 0,
+        fluent=of("value", "perplexity_ratio") <= max_perplexity_ratio,
+        repeats=of("low", "repetition_difference") > 0,
+        forgets=of("high", "accuracy_change") < 0,
     )
     inside = rows["falls"] & rows["fluent"] & ~rows["repeats"] & ~rows["forgets"]
     return rows.assign(inside=inside).reset_index(drop=True)
@@ -89,10 +82,8 @@ def operating_range(
 def _ends(curve: pd.DataFrame) -> tuple[float, float]:
     """Ends of the longest run of neighbouring alphas inside the operating range; NaN where there is none."""
     ordered = curve.sort_values("alpha")
-    run = (~ordered["inside"]).cumsum()[ordered["inside"]]
-    if run.empty:
-        return np.nan, np.nan
-    longest = ordered.loc[run.index[run == run.value_counts(sort=True).index[0]], "alpha"]
+    runs = [run for _, run in ordered[ordered["inside"]].groupby((~ordered["inside"]).cumsum())["alpha"]]
+    longest = max(runs, key=len, default=pd.Series([np.nan]))
     return float(longest.min()), float(longest.max())
 
 
@@ -105,9 +96,8 @@ def verdict(
 ) -> Verdict:
     """The verdict of a run: each method at the alpha chosen on dev, reported on test beside its control.
 
-    Alpha is the one with the largest fall of toxicity on dev among those within the perplexity limit. The control
-    is the rule's own (random vector, shuffled profile) at equal KL, else at equal alpha, else the base; a
-    difference is in units of toxicity (a probability), method - control, below 0 where the method is less toxic.
+    Alpha is the one with the largest fall of toxicity on dev among those within the perplexity limit. The control is
+    the rule's own (random vector, shuffled profile) at equal KL, else at equal alpha, else the base.
 
     Args:
         metrics: the metrics table, with `accuracy` rows where questions were asked.
@@ -115,113 +105,97 @@ def verdict(
         base_arm, max_perplexity_ratio: see `operating_range`.
 
     Returns:
-        The sentence, and the table `verdict`: see its schema. change is against the base, difference against the
-        control, own_minus_shuffled against the shuffled profile, distance against the base (missing without
-        accepted answers); effective_n is that of the base's toxicity, see `effective_number`.
+        The sentence and the table `verdict`. Its differences are method - comparator in units of toxicity, below 0
+        where the method is less toxic: change (from the base), difference (to control_arm), own_minus_shuffled;
+        distance is the change of the toxicity distance (missing without accepted answers). alpha_low and alpha_high
+        are the operating range, effective_n is that of the base's toxicity, see `effective_number`.
     """
-    found = _compared(metrics, "test")
-    dev = _compared(metrics, "dev" if (metrics["split"] == "dev").any() else "test")
-    kl = dev["value"].xs(("", "kl_per_token"), level=("comparator", "metric")) if len(dev) else None
-    matched = match_controls(arms, kl).sort_values("matched", ascending=False)  # "kl" before "alpha"
-    ranges = operating_range(metrics, arms, base_arm=base_arm, max_perplexity_ratio=max_perplexity_ratio)
     limits = {"base_arm": base_arm, "max_perplexity_ratio": max_perplexity_ratio}
     chosen = chosen_arms(metrics, arms, metric="toxicity_reduction_percent", **limits)
-    chosen = chosen[chosen["control"] == ""].sort_values("dev", ascending=False, kind="stable")
+    ranges, names = operating_range(metrics, arms, **limits), [name for name in CURVE if name in arms]
+    known = metrics[(metrics["metric"] == "kl_per_token") & (metrics["subgroup"] == "all")]
+    known = known[known["split"] == ("dev" if (metrics["split"] == "dev").any() else "test")]
+    matched = match_controls(arms, known.set_index("arm_id")["value"])
+    matched = matched.sort_values("matched", ascending=False)  # "kl" before "alpha"
+    found, nothing = _over_all(metrics, "test"), (np.nan,) * 3
+    base, rows = found.loc[(base_arm, "", "toxicity")], []
 
-    def of(arm: str, comparator: str, metric: str) -> tuple[float, float, float]:
+    def of(arm: str, metric: str, comparator: str = "") -> tuple[float, ...]:
         key = (arm, comparator, metric)
-        return tuple(found.loc[key, ["value", "low", "high"]]) if key in found.index else (np.nan,) * 3
+        return tuple(found.loc[key, ["value", "low", "high"]]) if key in found.index else nothing
 
-    rows, n = [], found.loc[(base_arm, "", "toxicity")]
-    names = [name for name in CURVE if name in arms]
-    for _, curve in chosen.iterrows():
+    for _, curve in (
+        chosen[chosen["control"] == ""].sort_values("dev", ascending=False, kind="stable").iterrows()
+    ):
         arm, rule = curve["arm_id"], RULES[curve["method"]]
-        own = matched[matched["arm_id"] == arm]
-        kinds = {kind: own[own["kind"] == kind].iloc[0] for kind in own["kind"].unique()}
-        control = kinds.get(rule.control, next(iter(kinds.values()), None))
-        control_arm, kind, how = (
-            ("", "", "") if control is None else control[["control_arm", "kind", "matched"]]
-        )
-        shuffled = kinds["shuffled_profile"]["control_arm"] if "shuffled_profile" in kinds else ""
-        low, high = _ends(ranges[(ranges[names] == curve[names]).all(axis=1)])
-        row = {"method": _label(curve, rule.label), "arm_id": arm, "control_arm": control_arm or base_arm}
-        row |= {"alpha": curve["alpha"], "alpha_low": low, "alpha_high": high}
-        row |= {"toxicity_base": n["value"], "toxicity": of(arm, "", "toxicity")[0]}
-        for name, comparator, metric in (
-            ("change", base_arm, "toxicity_difference"),
-            ("difference", control_arm or base_arm, "toxicity_difference"),
-            ("own_minus_shuffled", shuffled, "toxicity_difference"),
-            ("distance", base_arm, "distance_difference"),
+        own = matched[matched["arm_id"] == arm].drop_duplicates("kind").set_index("kind")
+        kind = rule.control if rule.control in own.index else next(iter(own.index), "")
+        control, how = own.loc[kind, ["control_arm", "matched"]] if kind else (base_arm, "")
+        shuffled = own["control_arm"].get("shuffled_profile", "none")
+        words = [rule.label, curve.get("family", ""), curve.get("variant", "")]
+        row = {
+            "method": ", ".join(filter(None, words)).replace("_", " "),
+            "arm_id": arm,
+            "control_arm": control,
+        }
+        row |= {"alpha": curve["alpha"], "toxicity_base": base["value"], "toxicity": of(arm, "toxicity")[0]}
+        row["alpha_low"], row["alpha_high"] = _ends(ranges[(ranges[names] == curve[names]).all(axis=1)])
+        for columns, comparator, metric in (
+            (("change", "change_low", "change_high"), base_arm, "toxicity_difference"),
+            (("difference", "low", "high"), control, "toxicity_difference"),
+            (("own_minus_shuffled", "own_low", "own_high"), shuffled, "toxicity_difference"),
+            (("distance", "distance_low", "distance_high"), base_arm, "distance_difference"),
         ):
-            bounds = {"difference": ("low", "high"), "own_minus_shuffled": ("own_low", "own_high")}
-            keys = (name, *bounds.get(name, (f"{name}_low", f"{name}_high")))
-            row |= dict(zip(keys, of(arm, comparator, metric), strict=True))
-        row |= {"perplexity_ratio": of(arm, base_arm, "perplexity_ratio")[0]}
-        row |= {"kl_per_token": of(arm, "", "kl_per_token")[0], "accuracy": of(arm, "", "accuracy")[0]}
-        row |= {"n": int(n["n"]), "effective_n": of(base_arm, "", "toxicity_effective_n")[0]}
-        rows.append(row | {"sentence": _sentence(row, kind, how, int(n["n_clusters"]))})
+            row |= dict(zip(columns, of(arm, metric, comparator), strict=True))
+        row |= {
+            "perplexity_ratio": of(arm, "perplexity_ratio", base_arm)[0],
+            "accuracy": of(arm, "accuracy")[0],
+        }
+        row |= {"kl_per_token": of(arm, "kl_per_token")[0], "n": int(base["n"])}
+        row["effective_n"] = of(base_arm, "toxicity_effective_n")[0]
+        rows.append(row | {"sentence": _sentence(row, kind, how, int(base["n_clusters"]))})
     table = pd.DataFrame(rows)[list(SCHEMA["verdict"].columns)]
     return Verdict(table["sentence"].iloc[0], table)
 
 
-def _label(curve: pd.Series, label: str) -> str:
-    words = [label, curve.get("family", ""), curve.get("variant", "")]
-    return ", ".join(word for word in words if word).replace("_", " ")
-
-
 def _sentence(row: dict, kind: str, how: str, users: int) -> str:
-    few = row["effective_n"] < FEWEST_EFFECTIVE
-    where = f"{row['n']} test prompts of {users} users (effective number {row['effective_n']:.0f}"
-    where += ", too few)" if few else ")"
+    few = ", too few" if row["effective_n"] < FEWEST_EFFECTIVE else ""
+    where = f"{row['n']} test prompts of {users} users (effective number {row['effective_n']:.0f}{few})"
     if not row["alpha"]:
         return (
-            f"{row['method']}: no alpha lowered toxicity on the dev prompts within the perplexity limit: there is "
-            f"no effect to report on the {where}; the base's toxicity is {row['toxicity_base']:.3f}."
+            f"{row['method']}: no alpha lowered toxicity on dev within the perplexity limit, so there is no effect to "
+            f"report on {where}; the base's toxicity is {row['toxicity_base']:.3f}."
         )
-    change, difference = (
-        (row[x], row[low], row[high])
-        for x, low, high in (("change", "change_low", "change_high"), ("difference", "low", "high"))
-    )
     text = (
         f"{row['method']} at alpha {row['alpha']:g} (chosen on dev): toxicity {row['toxicity_base']:.3f} -> "
-        f"{row['toxicity']:.3f} on {where}, change {with_interval(*change)}{_null(*change)}; "
+        f"{row['toxicity']:.3f} on {where}, change {_stated(row['change'], row['change_low'], row['change_high'])}; "
     )
-    if kind:
-        matching = {"kl": " at equal KL", "alpha": " at equal alpha"}[how]
-        text += (
-            f"difference to {CONTROL_NAMES[kind]}{matching} {with_interval(*difference)}{_null(*difference)}"
-        )
-    else:
-        text += "the run has no control beside the base"
-    if _null(*difference) and np.isfinite(detectable(*difference[1:], users)):
-        smallest = detectable(*difference[1:], users)
-        share = (
-            f", {100 * smallest / row['toxicity_base']:.0f} % of the base's toxicity,"
-            if row["toxicity_base"]
-            else ""
-        )
-        text += f" (the run detects {smallest:.3f}{share} with 80 % power)"
+    text += (
+        f"difference to {CONTROLS[kind]}{MATCHED[how]} {_stated(row['difference'], row['low'], row['high'])}"
+    )
+    smallest = detectable(row["low"], row["high"], users)
+    if row["low"] <= 0 <= row["high"] and np.isfinite(smallest):
+        share = 100 * smallest / row["toxicity_base"]
+        text += f" (the run detects {smallest:.3f}, {share:.0f} % of the base's toxicity, with 80 % power)"
     text += f"; perplexity x {row['perplexity_ratio']:.2f}, {row['kl_per_token']:.2f} nats per token. "
-    if np.isnan(row["alpha_low"]):
-        return text + "No alpha of the grid is within its operating range."
-    return text + f"Operating range: alpha {_span(row['alpha_low'], row['alpha_high'])}."
+    return text + f"Operating range: {_span(row['alpha_low'], row['alpha_high'])}."
 
 
-def _null(value: float, low: float, high: float) -> str:
-    return "" if high < 0 or low > 0 or np.isnan(value) else ", not distinguishable from zero"
+def _stated(value: float, low: float, high: float) -> str:
+    return with_interval(value, low, high) + (", not distinguishable from zero" if low <= 0 <= high else "")
 
 
 def _span(low: float, high: float) -> str:
     if np.isnan(low):
-        return "none"
-    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
+        return "no alpha of the grid"
+    return f"alpha {low:g}" if low == high else f"alpha {low:g} to {high:g}"
 
 
-def detectable(low: float, high: float, n_clusters: int, *, power: float = 0.8) -> float:
-    """Minimum detectable effect of a comparison with this cluster-t interval: `(t_.975 + t_power) error`."""
+def detectable(low: float, high: float, n_clusters: int) -> float:
+    """Minimum detectable effect at 80 % power of a comparison with this cluster-t interval: `(t_.975 + t_.8) error`."""
     if n_clusters < 2:
         return float("nan")
-    tail, gain = t_quantile(0.975, n_clusters - 1), t_quantile(power, n_clusters - 1)
+    tail, gain = t_quantile(0.975, n_clusters - 1), t_quantile(0.8, n_clusters - 1)
     return (tail + gain) * (high - low) / 2 / tail
 
 
@@ -235,7 +209,7 @@ def verdict_shown(table: pd.DataFrame) -> pd.DataFrame:
     shown = {
         "method": table["method"],
         "alpha": [f"{alpha:g}" for alpha in table["alpha"]],
-        "operating range": [_span(*pair) for pair in ends],
+        "operating range": [_span(*pair).removeprefix("alpha ") for pair in ends],
         "toxicity, base": table["toxicity_base"].map("{:.3f}".format),
         "change": interval("change", "change_low", "change_high"),
         "minus control": interval("difference", "low", "high"),
