@@ -12,7 +12,6 @@ from IPython.display import Image
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
-from scipy.optimize import isotonic_regression
 
 from steerlib.rules import RULES
 from steerlib.tables import atomic_path, read_manifest
@@ -175,6 +174,8 @@ def direct_labels(axis: Axes, labels: Sequence[tuple[float, str, str]]) -> None:
     inches = axis.get_position().height * axis.figure.get_figheight()
     needs = np.array([0.135 * (texts[one].count("\n") + 1.1) / inches for one in order])
     centres = np.cumsum(needs) - needs / 2
+    from scipy.optimize import isotonic_regression  # late: it is slow to import
+
     # The nearest heights that rise by at least what the texts need.
     place = isotonic_regression(wanted[order] - centres).x + centres
     place -= max(0.0, place[-1] + needs[-1] / 2 - 1.1)
