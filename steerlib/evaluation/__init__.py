@@ -78,11 +78,8 @@ from steerlib.evaluation.questions import (
     shots_for,
 )
 from steerlib.evaluation.responses import (
-    arm_at,
     arm_path,
     dose_responses,
-    path_against_grid,
-    path_sampling,
     quality_by_sampling,
     response_slopes,
     trend,
@@ -111,7 +108,6 @@ __all__ = [
     "Ppa",
     "Verdict",
     "answer_likelihood",
-    "arm_at",
     "arm_path",
     "ask_questions",
     "brier",
@@ -143,8 +139,6 @@ __all__ = [
     "order_averaged",
     "overshoots",
     "paired_interval",
-    "path_against_grid",
-    "path_sampling",
     "per_answer",
     "per_prompt",
     "perplexity",

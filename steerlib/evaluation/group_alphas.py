@@ -52,7 +52,7 @@ def personal_alphas(
     """
     if by not in BY:
         raise ValueError(f"by must be {' or '.join(map(repr, BY))}, not {by!r}")
-    check_splits_serve(prompts, by)
+    _check_splits(prompts, by)
     dev = prompts[prompts["split"] == "dev"].set_index("prompt_id")
     steered = arms[arms["arm_id"].isin(values["arm_id"]) & (arms["alpha"] != 0)]
     table = values[values["prompt_id"].isin(dev.index)].pivot(
@@ -86,28 +86,19 @@ def personal_alphas(
     return pd.DataFrame(rows)
 
 
-def check_splits_serve(prompts: pd.DataFrame, by: str) -> None:
-    """Refuse splits under which an alpha by category or user would leak, or could not be chosen.
-
-    Raises:
-        ValueError: no dev prompts; a conversation in both dev and test; by category, a user in both; by user, no
-            user in both.
-    """
+def _check_splits(prompts: pd.DataFrame, by: str) -> None:
+    """Refuse splits under which an alpha by category or user would leak, or could not be chosen."""
     dev, test = (prompts[prompts["split"] == split] for split in ("dev", "test"))
+    both = set(dev["user_id"]) & set(test["user_id"])
     if dev.empty:
         raise ValueError(f"no dev prompts to choose alpha on; splits are {sorted(set(prompts['split']))}")
-    both = sorted(set(dev["user_id"]) & set(test["user_id"]))
     if by == "category" and both:
         raise ValueError(
-            f"user {both[0]!r} has dev and test prompts: an alpha by category needs splits by users"
+            f"user {min(both)!r} has dev and test prompts: an alpha by category needs splits by users"
         )
     if by == "user" and not both and len(test):
-        raise ValueError(
-            "no user has both dev and test prompts: an alpha by user needs splits by conversations"
-        )
-    shared = (
-        set(dev["conversation_id"]) & set(test["conversation_id"]) if "conversation_id" in prompts else set()
-    )
+        raise ValueError("no user has dev and test prompts: an alpha by user needs splits by conversations")
+    shared = set(dev.get("conversation_id", ())) & set(test.get("conversation_id", ()))
     if shared:
         raise ValueError(f"conversation {min(shared)!r} is in both dev and test")
 
@@ -143,16 +134,12 @@ def tuned_arm(
         if used.isna().any() or (used == "test").any():
             prompt = used.index[used.isna() | (used == "test")][0]
             raise ValueError(f"alpha of {group!r} was chosen on prompt {prompt!r}, which is no dev prompt")
-    for by in alphas["by"].unique():
-        check_splits_serve(prompts, by)
     members = [one for one in subgroups(prompts, users) if one.split == "test"]
     test = prompts[prompts["split"] == "test"]
-    parts, against = [values], {}
-    for _, chosen in alphas.groupby([*(name for name in CURVE if name in alphas), "by"], sort=True):
+    parts, against, names = [values], {}, [name for name in CURVE if name in alphas]
+    for _, chosen in alphas.groupby([*names, "by"], sort=True):
         first = chosen.iloc[0]
-        words = [
-            word for word in first[[name for name in CURVE if name in alphas]] if word not in ("", "none")
-        ]
+        words = [first[name] for name in names if first[name] not in ("", "none")]
         name = "-".join([*words, f"alpha-by-{first['by']}"])
         arm = test[BY[first["by"]]].map(chosen.set_index("group")["arm_id"])
         if arm.isna().any():

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from steerlib.rules import RULES
 from steerlib.tables import ATTRIBUTE_COLUMNS
 
 Floats = NDArray[np.float64]
@@ -45,11 +44,6 @@ def repetition(texts: Sequence[str], n: int = 4) -> Floats:
     """
     grams = [_ngrams(text, n) for text in texts]
     return np.array([1 - len(set(found)) / len(found) if found else 0.0 for found in grams], dtype=np.float64)
-
-
-def without_alpha(arms: pd.DataFrame) -> pd.Series:
-    """Which arms are of a method that has no alpha to choose."""
-    return arms["method"].map(lambda method: not RULES[method].has_alpha).astype(bool)
 
 
 def first_temperature(arms: pd.DataFrame) -> pd.DataFrame:

@@ -1,6 +1,6 @@
 """Responses over alpha: slopes and bands of decoded arms, greedy against sampled, and an arm's exact path."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from steerlib.decoding import Contexts, Sampling, alpha_path, decode, make_arms
+from steerlib.decoding import Contexts, alpha_path
 from steerlib.decoding.requests import sampling_of
 from steerlib.evaluation.intervals import Interval, cluster_interval, sign_flip_test
 from steerlib.evaluation.metrics import Floats
@@ -154,23 +154,13 @@ def _log_growth(m: Floats) -> Floats:
     return (m[..., :4] / m[..., 4:]) @ np.array([1.0, -1.0, -1.0, 1.0])
 
 
-def path_sampling(arm: pd.Series, *, min_p: float, max_new_tokens: int) -> Sampling:
-    """The arm's own sampling with a nucleus that is linear in alpha: min-p in place of top-p; greedy has none."""
-    own = sampling_of(arm)
-    return replace(own, top_p=1.0, min_p=min_p if own.temperature else 0.0, max_new_tokens=max_new_tokens)
-
-
-def _of_arm(arm: pd.Series, sampling: Sampling, contexts: Contexts) -> dict:
-    kept = {name: arm[name] for name in ("profile", "category", "style")}
-    return {**kept, "sampling": sampling, "contexts": contexts, "base_top_p": float(arm["base_top_p"])}
-
-
 def arm_path(
     frozen: FrozenModel,
     prompts: pd.DataFrame,
     arm: pd.Series,
     *,
-    sampling: Sampling,
+    min_p: float,
+    max_new_tokens: int,
     contexts: Contexts,
     seeds: Sequence[int] = (0,),
 ) -> pd.DataFrame:
@@ -179,60 +169,13 @@ def arm_path(
     Args:
         frozen, prompts: the model and the prompts to be answered.
         arm: a row of the arms table, of a logit rule whose branches are contexts; of SDA the path has a = 1.
-        sampling: see `path_sampling`.
+        min_p: nucleus of a sampled path, linear in alpha, in place of the arm's top-p; a greedy arm has none.
+        max_new_tokens: longest answer.
         contexts: texts of the branches by category.
         seeds: of the noise.
     """
-    given = _of_arm(arm, sampling, contexts) | {"method": arm["method"], "alpha_max": float(arm["alpha"])}
-    return alpha_path(frozen, prompts, seeds=seeds, **given)
-
-
-def arm_at(
-    frozen: FrozenModel,
-    prompts: pd.DataFrame,
-    arm: pd.Series,
-    alphas: Iterable[float],
-    *,
-    sampling: Sampling,
-    contexts: Contexts,
-    seeds: Sequence[int] = (0,),
-) -> pd.DataFrame:
-    """The same arm decoded at single alphas: the generations table with column alpha. Arguments as `arm_path`."""
-    given = _of_arm(arm, sampling, contexts) | {"model": frozen.name}
-    arms = make_arms(arm["method"], sorted({float(alpha) for alpha in alphas}), **given)
-    answers = decode(frozen, prompts, arms, seeds=seeds, contexts=contexts)
-    return answers.merge(arms[["arm_id", "alpha"]], on="arm_id")
-
-
-def path_against_grid(segments: pd.DataFrame, grid: pd.DataFrame) -> pd.DataFrame:
-    """Whether the segment that holds an alpha has the answer decoded at that alpha, token for token.
-
-    Args:
-        segments, grid: what `arm_path` and `arm_at` returned for the same prompts and seeds.
-
-    Returns:
-        prompt_id, seed, alpha, agrees, near_ties (of the answer decoded at one alpha: where it is above 0, rounding
-        of another batch shape may decide) and complete (where it is not, only the segment's tokens are compared).
-
-    Raises:
-        ValueError: an alpha of the grid lies in no segment.
-    """
-    names = ["prompt_id", "seed"]
-    both = grid.merge(segments, on=names, how="left", suffixes=("", "_path"))
-    both = both[(both["alpha_low"] <= both["alpha"]) & (both["alpha"] <= both["alpha_high"])]
-    both = both.sort_values("alpha_low").drop_duplicates([*names, "alpha"], keep="last")  # closed below
-    found = grid[[*names, "alpha", "near_ties"]].merge(
-        both[[*names, "alpha", "token_ids", "token_ids_path", "complete"]], on=[*names, "alpha"], how="left"
-    )
-    outside = found[found["complete"].isna()]
-    if len(outside):
-        first = outside.iloc[0]
-        raise ValueError(f"alpha {first['alpha']:g} of prompt {first['prompt_id']!r} is in no segment")
-    found["complete"] = found["complete"].astype(bool)
-    found["agrees"] = [
-        list(path) == (list(decoded) if complete else list(decoded)[: len(path)])
-        for path, decoded, complete in found[["token_ids_path", "token_ids", "complete"]].itertuples(
-            index=False
-        )
-    ]
-    return found[[*names, "alpha", "agrees", "near_ties", "complete"]]
+    own = sampling_of(arm)
+    own = replace(own, top_p=1.0, min_p=min_p if own.temperature else 0.0, max_new_tokens=max_new_tokens)
+    given = {name: arm[name] for name in ("method", "profile", "category", "style")}
+    given |= {"alpha_max": float(arm["alpha"]), "base_top_p": float(arm["base_top_p"])}
+    return alpha_path(frozen, prompts, sampling=own, contexts=contexts, seeds=seeds, **given)
