@@ -123,10 +123,9 @@ def mean_bounds(sums: Floats, sizes: Floats, *, within: Range = ANY) -> Bounds:
 def share_bounds(sums: Floats, sizes: Floats, *, within: Range = (0.0, 1.0)) -> Bounds:
     """Bounds of shares (or of means in a finite range) that never leave the range; sums `(..., K)`.
 
-        n* = p (1 - p) / error^2 (t_{n-1} / t_{K-1})^2,   Clopper-Pearson at p n* of n*;   p: the share, scaled to
-        [0, 1]
+        n* = p (1 - p) / error^2 (t_{n-1} / t_{K-1})^2,   Clopper-Pearson at p n* of n*
 
-    error is the jackknife's. Where all clusters agree, see `jackknife_bounds`.
+    p is the share, scaled to [0, 1], and error the jackknife's. Where all clusters agree, see `jackknife_bounds`.
 
     Source: Korn and Graubard, Survey Methodology 1998.
     """
@@ -167,9 +166,8 @@ def ratio_bounds(top: Floats, bottom: Floats) -> Bounds:
     """Bounds of sum(top) / sum(bottom) by inverting a sign-flip test; sums by cluster `(..., K)`, bottom 0 or more.
 
     theta is rejected where |sum_k s_k (top_k - theta bottom_k)| reaches that of s = 1 for a share of at most 5 %
-    of the sign patterns s. A pattern that splits the clusters into two halves reaches it exactly for theta
-    between the
-    ratios of the two halves, so the bounds are quantiles of those ratios: never outside what some half of the
+    of the sign patterns s. A pattern that splits the clusters into two halves reaches it exactly for theta between
+    the ratios of the two halves, so the bounds are quantiles of those ratios: never outside what some half of the
     clusters shows (a reduction never above 100 %), and infinite where the data do not bound it.
 
     Source: sign flips of clusters: Canay, Romano and Shaikh, Econometrica 2017; for ratios as Fieller 1954.
@@ -271,9 +269,8 @@ def paired_interval(
     Raises:
         ValueError: shapes differ, no prompts, a missing value, an undefined ratio, or an unknown statistic.
 
-    Source: paired and clustered errors for evaluations: Miller, Adding Error Bars to Evals, arXiv 2411.00640. A
-    ratio of
-    means, not a mean of ratios: prompts with a base near 0 do not rule it.
+    Source: paired and clustered errors for evaluations: Miller, Adding Error Bars to Evals, arXiv 2411.00640. Ratios
+    are those of means, not means of ratios: prompts with a base near 0 do not rule them.
     """
     if statistic not in STATISTICS:
         raise ValueError(f"statistic {statistic!r} is none of {', '.join(STATISTICS)}")
