@@ -185,11 +185,10 @@ def test_accuracy_is_summarised_with_intervals_by_question():
     change = one.loc[("arm", "accuracy_change")]
     assert (change["value"], change["n"], change["n_clusters"]) == (-50, 120, 60)
     assert -64 < change["low"] < -62
-    assert one.loc[("arm", "accuracy_subjects"), "value"] == pytest.approx(50)
-    assert {"category=insult", "subject=numbers"} <= set(found["subgroup"])
+    assert set(found["subgroup"]) == {"all", "category=insult", "category=threat"}
 
 
-def test_micro_accuracy_is_that_of_contexts_too_and_subjects_of_unequal_size_have_their_own():
+def test_accuracy_is_the_macro_average_over_contexts():
     questions = read_questions()
     questions = questions[(questions["subject"] != "numbers") | questions["question_id"].str.endswith("/0")]
     choices = some_choices(questions)
@@ -199,7 +198,6 @@ def test_micro_accuracy_is_that_of_contexts_too_and_subjects_of_unequal_size_hav
     assert one["all", "accuracy"] == pytest.approx(100 * (51 - 0.5) / 51)
     contexts = [one[f"category={c}", "accuracy"] for c in ("insult", "threat")]
     assert one["all", "accuracy"] == pytest.approx(np.mean(contexts))
-    assert one["all", "accuracy_subjects"] == pytest.approx(100 * (5 + 0.5) / 6)
 
 
 def test_an_arm_that_answered_other_questions_is_refused():

@@ -249,10 +249,10 @@ def small_subgroups(metrics: pd.DataFrame, least: int = FEWEST_USERS) -> pd.Data
 def summarise_choices(
     choices: pd.DataFrame, questions: pd.DataFrame, *, base_arm: str, source: str
 ) -> pd.DataFrame:
-    """Accuracy and calibration on multiple choice and their change against base, rows of the metrics table.
+    """Accuracy and calibration on multiple choice and the change against base, rows of the metrics table.
 
-    A question asked under several contexts is one cluster, and each is asked in every context, so that `accuracy`
-    is the papers' macro average over contexts; `accuracy_subjects` is the macro average over subjects.
+    A question asked under several contexts is one cluster, and each is asked in every context, so that `accuracy` is
+    the papers' macro average over contexts.
 
     Args:
         choices, questions: the tables.
@@ -260,50 +260,37 @@ def summarise_choices(
         source: of the questions, "demo" or "cais/mmlu"; it stands in column `scorer`.
 
     Returns:
-        accuracy, accuracy_subjects (per cent), calibration_error, brier (comparator ""); accuracy_change (points) and
-        brier_change (comparator `base_arm`, on the same questions); subgroups "all", `subject=...`, `category=...`.
+        accuracy (per cent), calibration_error and brier (comparator ""), accuracy_change (points, on the same
+        questions; comparator `base_arm`); subgroups "all" and `category=<of the context>`.
 
     Raises:
         ValueError: no base, a choice without question, or an arm that answered other questions than the base.
     """
-    known = choices.merge(questions[["question_id", "subject", "answer"]], on="question_id", how="left")
+    known = choices.merge(questions[["question_id", "answer"]], on="question_id", how="left")
     if known["answer"].isna().any():
-        raise ValueError(
-            f"question {known.loc[known['answer'].isna(), 'question_id'].iloc[0]!r} is not in the table"
-        )
+        unknown = known.loc[known["answer"].isna(), "question_id"].iloc[0]
+        raise ValueError(f"question {unknown!r} is not in the table")
     p = known[[f"p_{letter}" for letter in LETTERS]].to_numpy(dtype=np.float64)
-    known["brier"] = brier(p, known["answer"].tolist())
-    gaps = calibration_gaps(p, known["answer"].tolist())
-    of_base = known[known["arm_id"] == base_arm].groupby("question_id")[["correct", "brier"]].mean()
+    squared, gaps = (measure(p, known["answer"].tolist()) for measure in (brier, calibration_gaps))
+    known["right"] = 100.0 * known["correct"]
+    of_base = known[known["arm_id"] == base_arm].groupby("question_id")["right"].mean()
     if of_base.empty:
         raise ValueError(f"no choices of the base arm {base_arm!r}")
     rows = []
     for arm, own in known.groupby("arm_id", sort=True):
         if set(own["question_id"]) != set(of_base.index):
             raise ValueError(f"arm {arm!r} answered other questions than the base {base_arm!r}")
-        parts = [("all", own)]
-        parts += [
-            (f"{by}={name}", part) for by in ("subject", "category") for name, part in own.groupby(by) if name
-        ]
-        for subgroup, part in parts:
-            ids, right = part["question_id"].to_numpy(), 100 * part["correct"].to_numpy(dtype=np.float64)
-            size = part.groupby("subject")["subject"].transform("size").to_numpy(dtype=np.float64)
-            weight = len(part) / (part["subject"].nunique() * size)
-            found = [
-                ("accuracy", "", share_interval(right, ids, within=(0, 100))),
-                ("accuracy_subjects", "", cluster_interval(right * weight, ids, within=(0, 100))),
-                ("brier", "", cluster_interval(part["brier"], ids, within=(0, 2))),
-                (
-                    "calibration_error",
-                    "",
-                    cluster_interval(gaps[part.index], ids, lambda m: np.abs(m).sum(axis=-1), within=(0, 1)),
-                ),
-            ]
+        contexts = [(f"category={name}", part) for name, part in own.groupby("category") if name]
+        for subgroup, part in [("all", own), *contexts]:
+            ids, place = part["question_id"], part.index
+            calibration = cluster_interval(gaps[place], ids, lambda m: np.abs(m).sum(axis=-1), within=(0, 1))
+            found = {
+                ("accuracy", ""): share_interval(part["right"], ids, within=(0, 100)),
+                ("calibration_error", ""): calibration,
+                ("brier", ""): cluster_interval(squared[place], ids, within=(0, 2)),
+            }
             if arm != base_arm:
-                base = of_base.loc[ids]
-                change = right - 100 * base["correct"].to_numpy(dtype=np.float64)
-                worse = part["brier"].to_numpy() - base["brier"].to_numpy()
-                found.append(("accuracy_change", base_arm, cluster_interval(change, ids, within=(-100, 100))))
-                found.append(("brier_change", base_arm, cluster_interval(worse, ids, within=(-2, 2))))
-            rows += [[arm, c, "test", subgroup, source, metric, *i[:5]] for metric, c, i in found]
+                change = part["right"] - ids.map(of_base)
+                found["accuracy_change", base_arm] = cluster_interval(change, ids, within=(-100, 100))
+            rows += [[arm, c, "test", subgroup, source, metric, *i[:5]] for (metric, c), i in found.items()]
     return pd.DataFrame(rows, columns=COLUMNS)
