@@ -124,21 +124,18 @@ def compare(
     arms = next(iter(wide.values())).index
     pairs = [(arm, other) for arm in arms for other in dict.fromkeys(against.get(arm, ())) if other != arm]
     own, other = (arms.get_indexer([pair[side] for pair in pairs]) for side in (0, 1))
-    one, two = (
-        (arms.to_numpy(), np.full(len(arms), "")),
-        tuple(np.array(pairs, dtype=object).reshape(-1, 2).T),
-    )
+    alone = [(arm, "") for arm in arms]
     rows = []
     for member in members:
         part = {column: table[member.users.index].to_numpy(np.float64) for column, table in wide.items()}
         codes, labels = pd.factorize(member.users, sort=True)
         membership = np.eye(len(labels))[codes]
-        found = [(one, *of_arms) for of_arms in _of_arms(part, membership)]
-        found += [(two, *of_pairs) for of_pairs in _of_pairs(part, own, other, membership)] if pairs else []
-        for (arm, comparator), metric, bounds, clusters in found:
-            one_value = (member.split, member.name, scorer, metric, len(codes), clusters)
-            split, name, who, what, n, k = (np.broadcast_to(value, len(arm)) for value in one_value)
-            rows.append([arm, comparator, split, name, who, what, *bounds, n, k])
+        compared = _of_pairs(part, own, other, membership) if pairs else ()
+        for keys, measures in ((alone, _of_arms(part, membership)), (pairs, compared)):
+            for metric, bounds, clusters in measures:
+                one_value = (member.split, member.name, scorer, metric, len(codes), clusters)
+                split, name, who, what, n, k = (np.broadcast_to(value, len(keys)) for value in one_value)
+                rows.append([*zip(*keys, strict=True), split, name, who, what, *bounds, n, k])
     columns = [np.concatenate(column) for column in zip(*rows, strict=True)]
     table = pd.DataFrame(dict(zip(COLUMNS, columns, strict=True)))
     return table[np.isfinite(table["value"])].reset_index(drop=True)
