@@ -6,6 +6,8 @@ from steerlib.evaluation.answers import (
 )
 from steerlib.evaluation.controls import (
     chosen_arms,
+    equal_kl_multiple,
+    kl_on_dev,
     match_controls,
     with_controls,
 )
@@ -124,8 +126,10 @@ __all__ = [
     "dose_responses",
     "effective_number",
     "enough",
+    "equal_kl_multiple",
     "first_temperature",
     "judge_compared",
+    "kl_on_dev",
     "length",
     "length_margins",
     "letter_ids",

@@ -69,6 +69,23 @@ def kl_on_dev(values: pd.DataFrame, prompts: pd.DataFrame) -> pd.Series:
     return sums["kl_to_base"] / sums["n_tokens"].where(sums["n_tokens"] > 0)
 
 
+def equal_kl_multiple(kl: pd.Series, target: float) -> float:
+    """Multiple of a vector at which its KL per token is the target: log-log interpolation between those tried.
+
+    Args:
+        kl: nats per token, by multiple.
+        target: nats per token.
+
+    Raises:
+        ValueError: the target lies outside what was tried; both ends are shown.
+    """
+    tried = kl.sort_values()
+    if not 0 < tried.iloc[0] <= target <= tried.iloc[-1]:
+        ends = f"{tried.iloc[0]:.3g} (at {tried.index[0]:g}) to {tried.iloc[-1]:.3g} (at {tried.index[-1]:g})"
+        raise ValueError(f"KL {target:.3g} is outside of {ends} nats per token: try other multiples")
+    return float(np.exp(np.interp(np.log(target), np.log(tried), np.log(tried.index.to_numpy(float)))))
+
+
 def match_controls(arms: pd.DataFrame, kl: pd.Series | None = None) -> pd.DataFrame:
     """The controls of each arm under study: the same settings with a shuffled profile or a random vector.
 

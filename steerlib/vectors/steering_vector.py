@@ -126,7 +126,12 @@ class SteeringVector(dict[int, Tensor]):
         chosen = layers or default_layers(model.n_layers)
         likes, dislikes = (
             continuation_residuals(
-                model, prompts or [""] * len(side), side, layers=chosen, style=style, pool=pool
+                model,
+                [""] * len(side) if prompts is None else prompts,
+                side,
+                layers=chosen,
+                style=style,
+                pool=pool,
             )
             for side in (preferred, dispreferred)
         )
