@@ -1,104 +1,199 @@
-"""Where in an answer the instruction matters: divergence of the instructed from the plain branch, token by token.
+"""Log-likelihood of given texts by teacher forcing: every branch reads a text once, whatever the alphas.
 
-How likely given answers are under a language model: perplexity by a model that did not write them.
-
-By how much each arm finds the preferred answer of a pair more likely than the other: margins of given texts.
+Texts are read as a tree: one sequence in which a shared opening stands once and a token attends to its own text only.
+Readings that differ in a steering vector alone share all blocks up to the first steered one.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
 from steerlib.decoding.contexts import BranchModels, Contexts, branch_ids, default_contexts
-from steerlib.decoding.requests import Request, Stream, make_requests
-from steerlib.evaluation.multiple_choice import forced_logits
+from steerlib.decoding.requests import Request, Stream, VectorKey, make_requests
 from steerlib.models import FrozenModel
-from steerlib.reading import (
-    GivenAnswer,
-    TokenIds,
-    answer_ids,
-    check_length,
-    prompt_ids,
-    read_history,
-    summed_nll,
-)
-from steerlib.residual import Factor, VectorFamily, VectorKey, Vectors, add_to_residual, vectors_by_key
+from steerlib.reading import TokenIds, answer_ids, batches_by_length, check_length, prompt_ids, read_history
+from steerlib.residual import VectorFamily, Vectors, steered_positions, steering_hooks
 from steerlib.rules import RULES, js_divergence
 from steerlib.tables import SCHEMA, check_table, progress_bar
 
+Forced = tuple[Stream, TokenIds]
+"""A branch's context, and the answer that is read after it."""
+TREE, PASS = 256, 2048
+"""Tokens of a tree (a longer one costs more in attention than it saves), and of all readings of a forward pass."""
+
+
+class Text(NamedTuple):
+    """Readings of one text that differ in steering alone, its answer, and its tokens as they are shared in a tree."""
+
+    streams: list[Stream]
+    answer: TokenIds
+    tokens: tuple[tuple[int, bool], ...]
+
+    @property
+    def steering(self) -> list[tuple[VectorKey, float, str]]:
+        return [(stream.vector, stream.alpha, stream.positions) for stream in self.streams]
+
+
+def forced_logits(
+    models: Mapping[str, FrozenModel], texts: Iterable[Forced], families: Sequence[VectorFamily] = ()
+) -> Iterator[tuple[Forced, Tensor]]:
+    """Logits of a branch that predict each token of a given answer.
+
+        z[t] = logits after (context, y_1 .. y_{t-1})
+
+    Args:
+        models: the frozen model under "", trained branches by name, see `Stream.model`.
+        texts: a branch and the answer's token ids, none empty; equal ones are read once.
+        families: of the steering vectors that branches name.
+
+    Yields:
+        A text and its logits `(n_tokens, vocab)`, float32 or the model's own precision where that is higher.
+    """
+    vectors = {(family.digest, user): v for family in families for user, v in family.vectors.items()}
+    readings: dict[tuple, list[Stream]] = defaultdict(list)
+    for stream, answer in dict.fromkeys(texts):
+        readings[stream.model, stream.ids, answer].append(stream)
+    groups: dict[tuple[str, int], list[Text]] = defaultdict(list)
+    for (model, ids, answer), streams in readings.items():
+        # Tokens from the context's last one on are marked: steering of the answer begins there.
+        tokens = tuple((token, i >= len(ids) - 1) for i, token in enumerate(ids + answer[:-1]))
+        own = sorted(streams, key=lambda one: (one.vector, one.alpha, one.positions))
+        groups[model, len(own)].append(Text(own, answer, tokens))
+    for (model, rows), group in groups.items():
+        frozen = models[model]
+        # A sliding window counts places of the sequence, of which a tree has more than a text.
+        window = getattr(frozen.model.config.get_text_config(), "sliding_window", None)
+        alone = window and max(len(text.tokens) for text in group) > window
+        for tree in _trees(group, 1 if alone else min(TREE, PASS // rows)):
+            yield from _read(frozen, tree, vectors)
+
+
+def _trees(texts: Sequence[Text], most: int) -> Iterator[list[tuple[Text, list[int]]]]:
+    """Texts of each forward pass with the places of their tokens in it; `most` tokens, or a single text."""
+    tree: list[tuple[Text, list[int]]] = []
+    size = 0
+    for text in sorted(texts, key=lambda one: (one.steering, one.tokens)):
+        shared = 0
+        if tree and tree[-1][0].steering == text.steering:
+            differs = (a != b for a, b in zip(tree[-1][0].tokens, text.tokens, strict=False))
+            shared = next(
+                (i for i, one in enumerate(differs) if one), min(len(tree[-1][1]), len(text.tokens))
+            )
+        if tree and size + len(text.tokens) - shared > most:
+            yield tree
+            tree, size, shared = [], 0, 0
+        opening = tree[-1][1][:shared] if shared else []
+        tree.append((text, [*opening, *range(size, size + len(text.tokens) - shared)]))
+        size += len(text.tokens) - shared
+    yield tree
+
+
+@torch.inference_mode()
+def _read(
+    frozen: FrozenModel, tree: Sequence[tuple[Text, list[int]]], vectors: Mapping[VectorKey, Vectors]
+) -> Iterator[tuple[Forced, Tensor]]:
+    """One forward pass over a tree; see `forced_logits`."""
+    size, rows = 1 + max(max(places) for _, places in tree), len(tree[0][0].streams)
+    names = sorted({stream.vector for text, _ in tree for stream in text.streams if stream.vector})
+    ids, position = torch.zeros(2, 1, size, dtype=torch.long)
+    seen = torch.zeros(size, size, dtype=torch.bool)
+    added = torch.zeros(rows, size, len(names))
+    for text, places in tree:
+        at, order, n = torch.tensor(places), torch.arange(len(places)), len(text.streams[0].ids)
+        ids[0, at] = torch.tensor([token for token, _ in text.tokens])
+        position[0, at] = order
+        seen[at[:, None], at] = order[:, None] >= order
+        for row, stream in enumerate(text.streams):
+            if stream.vector:
+                steered = steered_positions(stream.positions, order[None], torch.tensor([[n]]))[0]
+                added[row, at, names.index(stream.vector)] = stream.alpha * steered
+    wanted = sorted({place for text, places in tree for place in places[-len(text.answer) :]})
+    mask = torch.zeros(1, 1, size, size, dtype=frozen.dtype).masked_fill(~seen, torch.finfo(frozen.dtype).min)
+    with ExitStack() as stack:
+        if rows > 1:  # registered before the steering, so that the first steered block is run once
+            first = frozen.blocks[min(layer for name in names for layer in vectors[name])]
+            hook = first.register_forward_hook(lambda block, inputs, output: _repeated(output, rows))  # noqa: ARG005
+            stack.callback(hook.remove)
+        dose = stack.enter_context(steering_hooks(frozen, [vectors[name] for name in names]))
+        dose.coefficients = added.to(frozen.device)
+        z = frozen.model(
+            input_ids=ids.to(frozen.device),
+            attention_mask=mask.to(frozen.device) if len(tree) > 1 else None,
+            position_ids=position.to(frozen.device),
+            logits_to_keep=torch.tensor(wanted, device=frozen.device),
+            use_cache=False,
+        ).logits
+    z = z.to(torch.promote_types(z.dtype, torch.float32))
+    column = {place: i for i, place in enumerate(wanted)}
+    for text, places in tree:
+        columns = [column[place] for place in places[-len(text.answer) :]]
+        for row, stream in enumerate(text.streams):
+            yield (stream, text.answer), z[row, columns]
+
+
+def _repeated(output: Tensor | tuple, rows: int) -> Tensor | tuple:
+    """A block's output, the same for each of so many rows."""
+    if isinstance(output, tuple):
+        return (output[0].expand(rows, -1, -1), *output[1:])
+    return output.expand(rows, -1, -1)
+
+
+def log_probability(z: Tensor, answer: TokenIds) -> list[float]:
+    """Log-probability of each token of an answer in nats, of the logits that predict it."""
+    return z.log_softmax(-1).gather(-1, torch.tensor(answer, device=z.device)[:, None])[:, 0].tolist()
+
 
 def answer_likelihood(
-    frozen: FrozenModel,
-    prompts: pd.DataFrame,
-    generations: pd.DataFrame,
-    *,
-    style: str,
-    batch_tokens: int = 2048,
+    frozen: FrozenModel, prompts: pd.DataFrame, generations: pd.DataFrame, *, style: str
 ) -> pd.DataFrame:
     """Negative log-likelihood of each answer, given its prompt, under any model.
 
         nll = -sum_t ln p(y_t | prompt, y_<t)     over the answer's tokens, in nats
 
-    Answers are read as text, so a model with another tokenizer can judge them; what ends an answer is no token of
-    it. Under the model that wrote an answer, `nll` is the table's `nll_base` where its text has the same tokens
-    again. Prompt and answer are tokenised apart and an answer keeps the white space that it opens with.
+    Answers are read as text, so a model with another tokenizer can judge them; a stop token is not part of an answer.
 
     Args:
-        frozen: the model that judges; `FrozenModel.name` names it in the table.
+        frozen: the model that judges; its name stands in the table.
         prompts: prompt_id, prompt and, where there are earlier turns, history.
         generations: arm_id, prompt_id, seed, text.
-        style: of the generations, "chat" (by the judging model's own template) or "continuation".
-        batch_tokens: tokens in one forward pass, pads counted; bounds memory.
+        style: of the generations, "chat" (the judging model's own template) or "continuation".
 
     Returns:
-        The fluency table, in the order of the generations: nll in nats, n_tokens of the judging model; both 0
-        for an empty answer. Perplexities of models with unlike tokenizers are not comparable with each other.
+        The fluency table, in the order of the generations: nll and n_tokens of the judging model, both 0 for an empty
+        answer. Perplexities of models with different tokenizers are not comparable.
 
     Raises:
-        ValueError: a prompt that is not in its table or is empty, or prompt and answer longer than the model's
-            context.
+        ValueError: a prompt that is not in its table or is empty, or a text longer than the model's context.
 
-    Source: evaluation of Liu et al., DExperts, ACL 2021, where a larger, independent model judges; they average
-    perplexities of single texts, see `perplexity`.
+    Source: Liu et al., DExperts, ACL 2021: a larger, independent model judges; they average perplexities of texts.
     """
-    placed = _tokenised(frozen, prompts, generations, style)
-    with progress_bar(len(set(placed)), unit="answer", what=f"likelihood, {frozen.name}") as bar:
-        nll = summed_nll(frozen, placed, batch_tokens=batch_tokens, progress=bar.update)
-    rows = generations[["arm_id", "prompt_id", "seed"]].reset_index(drop=True)
-    rows = rows.assign(
-        scorer_model=frozen.name,
-        nll=nll,
-        n_tokens=[len(answer.answer) for answer in placed],
-    )
-    return rows[list(SCHEMA["fluency"].columns)]
-
-
-def _tokenised(
-    frozen: FrozenModel, prompts: pd.DataFrame, generations: pd.DataFrame, style: str
-) -> list[GivenAnswer]:
-    rows = {row["prompt_id"]: row for row in prompts.to_dict("records")}
-    rendered: dict[str, TokenIds] = {}
-    placed = []
+    known = {row["prompt_id"]: row for row in prompts.to_dict("records")}
+    read: dict[str, Stream] = {}
+    texts: list[Forced] = []
     for prompt, text in zip(generations["prompt_id"], generations["text"], strict=True):
-        if prompt not in rows:
+        if prompt not in known:
             raise ValueError(f"prompt {prompt!r} of the generations is not in the prompts")
-        if prompt not in rendered:
-            row = rows[prompt]
-            history = read_history(row.get("history") or "")
-            rendered[prompt] = prompt_ids(frozen, row["prompt"], style=style, history=history)
+        if prompt not in read:
+            history = read_history(known[prompt].get("history") or "")
+            read[prompt] = Stream(prompt_ids(frozen, known[prompt]["prompt"], style=style, history=history))
         answer = tuple(frozen.tokenizer(text, add_special_tokens=False).input_ids)
-        check_length(frozen, rendered[prompt], len(answer), what=f"answer to prompt {prompt}")
-        placed.append(GivenAnswer(rendered[prompt], answer))
-    return placed
-
-
-POSITIONS = 64
-"""Answer positions that are combined at one time: in double precision all would be the largest thing in memory."""
-
-Read = Mapping[Stream, Sequence[Tensor]]
+        check_length(frozen, read[prompt].ids, len(answer), what=f"answer to prompt {prompt}")
+        texts.append((read[prompt], answer))
+    nll = {text: 0.0 for text in texts}
+    asked = [text for text in nll if text[1]]
+    with progress_bar(len(asked), unit="answer", what=f"likelihood, {frozen.name}") as bar:
+        for text, z in forced_logits({"": frozen}, asked):
+            nll[text] = -sum(log_probability(z, text[1]))
+            bar.update()
+    found = generations[["arm_id", "prompt_id", "seed"]].reset_index(drop=True)
+    found = found.assign(scorer_model=frozen.name, nll=[nll[text] for text in texts])
+    return found.assign(n_tokens=[len(answer) for _, answer in texts])[list(SCHEMA["fluency"].columns)]
 
 
 def likelihood_margins(
@@ -108,160 +203,91 @@ def likelihood_margins(
     *,
     vectors: Sequence[VectorFamily] = (),
     contexts: Contexts | None = None,
-    factors: Sequence[Factor] = (),
     branch_models: BranchModels | None = None,
-    per_token: bool = False,
-    batch_tokens: int = 1024,
 ) -> pd.DataFrame:
-    """Margin of every pair under every arm, the answers being given and not written.
+    """Margin of every pair under every arm: is the preferred answer the more likely one?
 
-        m = log p(y+ | x) - log p(y- | x),     log p(y | x) = sum_t log softmax(z_new[t])[y_t]
+        m = log p(y+ | x) / n+ - log p(y- | x) / n-,   log p(y | x) = sum_t log softmax(b[t] + alpha s[t])[y_t]
 
-    z_new is what the arm's rule makes of its branches, as in decoding; temperature, penalty and nucleus play no part.
-    Logit rules act on logits, so a pair is read once a branch for all alphas; a steering vector needs a reading an
-    alpha.
+    b and s are intercept and slope of the rule over its branches; temperature, penalty and nucleus play no part. Sides
+    are compared per token, or a longer answer would nearly always be the less likely one; see also `length_margins`.
 
     Args:
         frozen: the model.
-        pairs: pair_id, user_id, prompt, preferred, dispreferred; for arms of profile "own" or "shuffled" also
-            category or shuffled_category, the user's, unless the arm's signal is a personal vector.
-        arms: the arms table.
-        vectors: families of steering vectors.
-        contexts, factors, branch_models: see `decode`; factors are by pair_id.
-        per_token: divide each side by its number of tokens.
-        batch_tokens: answer tokens in one forward pass, pads counted. Logits of one pair are kept at a time.
+        pairs: pair_id, user_id, prompt, preferred, dispreferred; for arms of profile "own" or "shuffled" also category
+            or shuffled_category, the user's, unless the arm's signal is a user's vector.
+        arms: the arms table, of one style.
+        vectors, contexts, branch_models: see `decode`.
 
     Returns:
-        The preference table, model being the arm_id: one row an arm and pair, in the order of both, margin in nats (a
-        token).
+        The preference table, model being the arm_id: one row an arm and pair, pair by pair; margin in nats per token.
 
     Raises:
-        ValueError: an answer without tokens or too long for the model's context, an arm that cuts the base's nucleus
-            (an answer outside it has no likelihood), or what `make_requests` refuses.
+        ValueError: arms of several styles, an answer without tokens or too long for the model's context, an arm that
+            cuts the base's nucleus (an answer outside it has no likelihood), or what `make_requests` refuses.
     """
-    cut = arms[arms["base_top_p"] < 1]
-    if len(cut):
-        arm, mass = cut[["arm_id", "base_top_p"]].iloc[0]
-        raise ValueError(
-            f"arm {arm} cuts the base to {mass} of its mass: an answer outside has no likelihood"
+    cut, styles = arms[arms["base_top_p"] < 1], arms["style"].unique()
+    if len(cut) or len(styles) != 1:
+        wrong = (
+            f"{cut['arm_id'].iloc[0]} cuts the base's nucleus" if len(cut) else f"styles {', '.join(styles)}"
         )
-    models, known = {"": frozen, **(branch_models or {})}, vectors_by_key(vectors)
-    asked = pairs.rename(columns={"pair_id": "prompt_id"})
-    requests = make_requests(
-        frozen,
-        asked,
-        arms,
-        seeds=[0],
-        contexts=contexts,
-        vectors=vectors,
-        factors=factors,
-        branch_models=branch_models,
+        raise ValueError(f"arms must be of one style and leave every answer a likelihood: {wrong}")
+    models, sides = {"": frozen, **(branch_models or {})}, ("preferred", "dispreferred")
+    asked, shortest = (
+        pairs.rename(columns={"pair_id": "prompt_id"}),
+        arms.assign(max_new_tokens=1, temperature=0.0),
     )
+    given = {"vectors": vectors, "contexts": contexts, "branch_models": branch_models}
+    requests = make_requests(frozen, asked, shortest, seeds=[0], **given)
     by_pair = [requests[i : i + len(arms)] for i in range(0, len(requests), len(arms))]
-    placed = _answers(models, pairs, arms, by_pair)
-    rows = []
+    answers = [[answer_ids(frozen, text, style=styles[0]) for text in pairs[side]] for side in sides]
+    texts = [
+        _texts(models, pair, own, both)
+        for pair, own, *both in zip(pairs["pair_id"], by_pair, *answers, strict=True)
+    ]
+    margins = np.empty((len(pairs), len(arms)))
     with progress_bar(len(pairs), unit="pair", what="likelihood of pairs") as bar:
-        for pair, own, answers in zip(pairs.to_dict("records"), by_pair, placed, strict=True):
-            margins = {}
-            for request, read in _readings(models, own, answers, known, batch_tokens):
-                logp = [_logprob(request, read, side, ids) for side, ids in enumerate(answers)]
-                likes, dislikes = (
-                    one / len(ids) if per_token else one for one, ids in zip(logp, answers, strict=True)
-                )
-                margins[request.arm_id] = likes - dislikes
-            rows += [[arm, pair["pair_id"], pair["user_id"], margins[arm]] for arm in arms["arm_id"]]
-            bar.update()
-    return check_table("preference", pd.DataFrame(rows, columns=["model", "pair_id", "user_id", "margin"]))
+        for block in batches_by_length([sum(len(answer) for _, answer in own) for own in texts], PASS):
+            z = dict(forced_logits(models, [text for i in block for text in texts[i]], vectors))
+            for i in block:
+                likes, dislikes = (_per_token(by_pair[i], side[i], z) for side in answers)
+                margins[i] = likes - dislikes
+            bar.update(len(block))
+    found = pairs[["pair_id", "user_id"]].loc[pairs.index.repeat(len(arms))]
+    found = found.assign(model=[*arms["arm_id"]] * len(pairs), margin=margins.ravel())
+    return check_table("preference", found.reset_index(drop=True))
 
 
-def _answers(
-    models: BranchModels, pairs: pd.DataFrame, arms: pd.DataFrame, by_pair: Sequence[Sequence[Request]]
-) -> list[tuple[TokenIds, TokenIds]]:
-    """Token ids of both sides of each pair, checked before anything is read."""
-    styles = arms["style"].unique()
-    if len(styles) != 1:
-        raise ValueError(f"arms must be of one style, not of {', '.join(styles)}")
-    placed = []
-    for pair, requests in zip(pairs.to_dict("records"), by_pair, strict=True):
-        likes = answer_ids(models[""], pair["preferred"], style=styles[0])
-        dislikes = answer_ids(models[""], pair["dispreferred"], style=styles[0])
-        for side, ids in (("preferred", likes), ("dispreferred", dislikes)):
-            if not ids:
-                raise ValueError(f"pair {pair['pair_id']}: the {side} answer has no tokens")
-        longest = max(len(likes), len(dislikes))
-        for stream in {one for request in requests for one in request.branches.values()}:
-            check_length(models[stream.model], stream.ids, longest, what=f"pair {pair['pair_id']}")
-        placed.append((likes, dislikes))
-    return placed
+def read_streams(request: Request) -> dict[str, Stream]:
+    """What the rule of a request reads, by branch; a vector beside a logit rule steers its base too."""
+    streams = dict(request.branches)
+    return streams | {"base": streams["steered"]} if "steered" in streams else streams
 
 
-def _readings(
-    models: BranchModels,
-    requests: Sequence[Request],
-    answers: tuple[TokenIds, TokenIds],
-    vectors: Mapping[VectorKey, Vectors],
-    batch_tokens: int,
-) -> Iterator[tuple[Request, Read]]:
-    """Each arm with the logits of the streams that its rule reads.
-
-    Arms that read the same streams follow each other, and what the next one reads too is kept: memory holds the base
-    and the branches of one rule.
-    """
-    read: dict[Stream, Sequence[Tensor]] = {}
-    for request in sorted(requests, key=lambda one: str(_streams(one))):
-        base, wanted = request.branches["base"], _streams(request)
-        read = {stream: found for stream, found in read.items() if stream == base or stream in wanted}
-        for stream in wanted:
-            if stream not in read:
-                read[stream] = _read(models, stream, answers, vectors, batch_tokens)
-        yield request, read
+def _texts(
+    models: Mapping[str, FrozenModel], pair: str, requests: Sequence[Request], answers: Sequence[TokenIds]
+) -> list[Forced]:
+    """Every branch with either answer, lengths checked."""
+    streams = dict.fromkeys(one for request in requests for one in read_streams(request).values())
+    if not all(answers):
+        raise ValueError(f"pair {pair}: an answer has no tokens")
+    for stream in streams:
+        check_length(models[stream.model], stream.ids, max(map(len, answers)), what=f"pair {pair}")
+    return [(stream, answer) for stream in streams for answer in answers]
 
 
-def _streams(request: Request) -> list[Stream]:
-    """Streams that the rule of a request reads; the base's own only where the rule does."""
-    beside = "steered" in request.branches
-    return [stream for name, stream in request.branches.items() if name != "base" or not beside]
-
-
-def _read(
-    models: BranchModels,
-    stream: Stream,
-    answers: tuple[TokenIds, TokenIds],
-    vectors: Mapping[VectorKey, Vectors],
-    batch_tokens: int,
-) -> list[Tensor]:
-    """Logits `(n_tokens, vocab)` that predict each side's tokens in one stream."""
-    frozen = models[stream.model]
-    steering = (
-        add_to_residual(frozen.model, vectors[stream.vector], alpha=stream.alpha, positions=stream.positions)
-        if stream.vector
-        else nullcontext()
-    )
-    with steering:
-        return [
-            z["x"]
-            for _, z in sorted(forced_logits(frozen, {"x": stream.ids}, answers, batch_tokens=batch_tokens))
-        ]
-
-
-def _logprob(request: Request, read: Read, side: int, ids: TokenIds) -> float:
-    """log p of one side in nats, by the request's rule."""
-    z = {name: read[stream][side] for name, stream in request.branches.items() if stream in read}
-    z["base"] = z["steered"] if "steered" in z else z["base"]
-    tokens = torch.tensor(ids, device=z["base"].device)[:, None]
-    total = 0.0
-    for start in range(0, len(ids), POSITIONS):
-        part = slice(start, start + POSITIONS)
-        high = {name: x[part] if x.device.type == "mps" else x[part].double() for name, x in z.items()}
-        alpha = torch.full(
-            (len(high["base"]),), request.alpha, dtype=high["base"].dtype, device=tokens.device
-        )
-        combined = RULES[request.method].steer(high, alpha)
-        total += float((combined.gather(-1, tokens[part])[:, 0] - combined.logsumexp(-1)).sum())
-    return total
-
-
-COLUMNS = ["prompt_id", "place", "token_id", "token", "js", "lp_base", "lp_instructed"]
+def _per_token(requests: Sequence[Request], answer: TokenIds, z: Mapping[Forced, Tensor]) -> np.ndarray:
+    """Mean log-probability of the answer's tokens under each request; a line serves all its alphas."""
+    lines: dict[tuple, tuple[Tensor, Tensor]] = {}
+    found = []
+    for request in requests:
+        streams = read_streams(request)
+        key = (request.method, *streams.values())
+        if key not in lines:
+            lines[key] = RULES[request.method].line({name: z[one, answer] for name, one in streams.items()})
+        intercept, slope = lines[key]
+        found.append(sum(log_probability(intercept + request.alpha * slope, answer)) / len(answer))
+    return np.array(found)
 
 
 def token_divergence(
@@ -272,13 +298,10 @@ def token_divergence(
     style: str = "chat",
     contexts: Contexts | None = None,
     branch: str = "instructed",
-    batch_tokens: int = 1024,
 ) -> pd.DataFrame:
-    """Jensen-Shannon divergence of two branches at every token of given answers.
+    """Jensen-Shannon divergence of two branches at every token of given answers: what SDA's temperature reads.
 
         JS_t = KL(P1 || M)/2 + KL(P2 || M)/2,   P1 = P(. | Q, y_<t),  P2 = P(. | Q, I, y_<t),  M = (P1 + P2)/2
-
-    It is what SDA's temperature reads while it decodes, here read off a text that is already there.
 
     Args:
         frozen: the model.
@@ -287,59 +310,34 @@ def token_divergence(
         style: "chat" or "continuation".
         contexts: by category; None for the style's defaults.
         branch: the second branch, "instructed", "expert" or "anti"; the first is always the plain one.
-        batch_tokens: answer tokens in one forward pass; bounds memory.
 
     Returns:
-        One row a token: prompt_id, place (from 0), token_id, token (its text), js in nats (0 to ln 2), and the
-        token's own log-probability under each branch, lp_base and lp_instructed (the second branch), in nats.
+        One row a token: prompt_id, place (from 0), token_id, token (its text), js in nats (0 to ln 2), and the token's
+        own log-probability under each branch in nats, lp_base and lp_instructed (the second branch).
 
     Raises:
         ValueError: an answer to no prompt, contexts that lack the branch, or a text longer than the model's context.
 
     Source: SDA, eq. 6.
     """
-    texts = default_contexts(style) if contexts is None else contexts
-    placed = _placed(frozen, prompts, answers, style, texts, branch)
-    rows: list[tuple] = []
-    with progress_bar(len(placed), unit="answer", what="divergence") as bar:
-        for prompt_id, (branches, ids) in placed.items():
-            ((_, z),) = forced_logits(frozen, branches, [ids], batch_tokens=batch_tokens)
-            words = frozen.tokenizer.batch_decode([[one] for one in ids])
-            columns = (range(len(ids)), ids, words, *_divergence(z, ids, branch))
-            rows += [(prompt_id, *row) for row in zip(*columns, strict=True)]
-            bar.update()
-    return pd.DataFrame(rows, columns=COLUMNS)
-
-
-def _placed(
-    frozen: FrozenModel,
-    prompts: pd.DataFrame,
-    answers: pd.Series,
-    style: str,
-    contexts: Contexts,
-    branch: str,
-) -> dict[str, tuple[dict[str, TokenIds], TokenIds]]:
-    """By prompt, the ids that both branches read and those of the answer."""
     strange = answers.index.difference(prompts["prompt_id"])
     if len(strange):
         raise ValueError(f"answer to {strange[0]!r}: there is no such prompt")
-    placed = {}
+    given = {"style": style, "contexts": default_contexts(style) if contexts is None else contexts}
+    columns = ["prompt_id", "place", "token_id", "token", "js", "lp_base", "lp_instructed"]
+    rows: list[tuple] = []
     for row in prompts[prompts["prompt_id"].isin(answers.index)].itertuples():
         ids = answer_ids(frozen, answers[row.prompt_id], style=style)
-        branches = {
-            name: branch_ids(frozen, row.prompt, name, category=row.category, style=style, contexts=contexts)
-            for name in ("base", branch)
-        }
-        for name, context in branches.items():
-            check_length(frozen, context, len(ids), what=f"prompt {row.prompt_id}, branch {name}")
-        if ids:
-            placed[row.prompt_id] = (branches, ids)
-    return placed
-
-
-def _divergence(z: dict[str, Tensor], ids: TokenIds, branch: str) -> Iterator[list[float]]:
-    tokens = torch.tensor(ids, device=z["base"].device)[:, None]
-    yield js_divergence(z["base"], z[branch]).tolist()
-    for name in ("base", branch):
-        high = z[name] if z[name].device.type == "mps" else z[name].double()
-        yield high.log_softmax(-1).gather(-1, tokens)[:, 0].tolist()
+        both = [
+            Stream(branch_ids(frozen, row.prompt, b, category=row.category, **given))
+            for b in ("base", branch)
+        ]
+        for stream in both:
+            check_length(frozen, stream.ids, len(ids), what=f"prompt {row.prompt_id}")
+        z = dict(forced_logits({"": frozen}, [(stream, ids) for stream in both])) if ids else {}
+        if z:
+            tokens = frozen.tokenizer.batch_decode([[one] for one in ids])
+            one, two = (z[stream, ids] for stream in both)
+            each = (js_divergence(one, two).tolist(), log_probability(one, ids), log_probability(two, ids))
+            rows += [(row.prompt_id, *at) for at in zip(range(len(ids)), ids, tokens, *each, strict=True)]
+    return pd.DataFrame(rows, columns=columns)

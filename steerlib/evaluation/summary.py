@@ -22,8 +22,7 @@ from steerlib.evaluation.intervals import (
     sign_test,
 )
 from steerlib.evaluation.metrics import effective_number, top_share
-from steerlib.evaluation.multiple_choice import brier, calibration_gaps
-from steerlib.evaluation.questions import LETTERS
+from steerlib.evaluation.multiple_choice import LETTERS, brier, calibration_gaps
 from steerlib.profiles.sources import DEMOGRAPHICS
 from steerlib.tables import SCHEMA
 
