@@ -1,15 +1,216 @@
-"""Likelihood of given answers: against one answer read by itself, and against what the engine says of its own."""
+"""Given texts: trees of texts against texts read alone, margins of pairs, divergence, likelihood by another model."""
+
+import math
 
 import pandas as pd
 import pytest
 import torch
+from reference import FORMULAS
 from tiny import tiny_model
-from transformers import GPT2Config
+from transformers import Gemma3TextConfig, GPT2Config, GPTNeoXConfig, MistralConfig, Qwen3Config
 
-from steerlib.decoding import Sampling, decode, make_arms
-from steerlib.evaluation import answer_likelihood
-from steerlib.reading import prompt_ids
+from steerlib.decoding import Sampling, VectorFamily, decode, make_arms
+from steerlib.decoding.contexts import branch_ids, default_contexts
+from steerlib.decoding.requests import Stream
+from steerlib.evaluation import answer_likelihood, likelihood_margins, token_divergence
+from steerlib.evaluation.likelihood import forced_logits
+from steerlib.reading import answer_ids, prompt_ids
+from steerlib.rules import RULES, Rule
 from steerlib.tables import check_table
+from steerlib.vectors import add_to_residual
+
+LLAMA = {"vocab_size": 98, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
+LLAMA |= {"num_hidden_layers": 4, "num_key_value_heads": 2, "max_position_embeddings": 512}
+CONFIGS = {
+    "qwen3": Qwen3Config(**LLAMA, head_dim=8),
+    "gpt2": GPT2Config(vocab_size=98, n_embd=32, n_layer=4, n_head=2),
+    "neox": GPTNeoXConfig(**{k: v for k, v in LLAMA.items() if k != "num_key_value_heads"}),
+    "a short sliding window": MistralConfig(**LLAMA, sliding_window=8),
+    "a long sliding window": Gemma3TextConfig(**LLAMA, head_dim=8, sliding_window=64),
+}
+SHORT = Sampling(max_new_tokens=4)
+
+
+def families(tiny):
+    draw = torch.Generator().manual_seed(3)
+
+    def one(*layers):
+        return {la: torch.randn(tiny.d_model, generator=draw, dtype=torch.float64) for la in layers}
+
+    own = VectorFamily("composed", {"u": one(3), "v": one(2, 3)}, "own")
+    return [VectorFamily("population", {"": one(1, 2)}), own]
+
+
+def read_alone(frozen, stream, answer, vectors):
+    """Logits that predict the answer's tokens, of one plain forward pass."""
+    key, length = stream.vector or ("", ""), torch.tensor([len(stream.ids)])
+    vector = next((f.vectors[key[1]] for f in vectors if f.digest == key[0]), {})
+    steering = {"alpha": stream.alpha, "positions": stream.positions, "prompt_lengths": length}
+    with add_to_residual(frozen.model, vector, **steering), torch.inference_mode():
+        return frozen.model(torch.tensor([stream.ids + answer[:-1]])).logits[0, len(stream.ids) - 1 :]
+
+
+@pytest.mark.parametrize("name", ["llama", *CONFIGS])
+def test_texts_in_a_tree_have_the_logits_of_each_alone(tiny, name, monkeypatch):
+    frozen = tiny if name == "llama" else tiny_model(CONFIGS[name])
+    vectors = families(frozen)
+    population, own = (family.digest for family in vectors)
+    steering = [
+        (),
+        ((population, ""), 0.5, "all"),
+        ((population, ""), -1.0, "generation"),
+        ((own, "u"), 2.0, "first_k:2"),
+        ((own, "v"), 1.0, "prompt+from:6"),
+    ]
+    texts = [
+        (Stream(context, *one), answer)
+        for context in ((5, 6, 7, 8), (5, 6, 7, 8, 9), (5, 6, 7), (10, 11, 12))
+        for answer in ((8, 9, 10), (8, 11), tuple(range(8, 30)))
+        for one in (steering if context[0] == 5 else steering[:2])
+    ]
+    for most in (256, 40):
+        monkeypatch.setattr("steerlib.evaluation.likelihood.TREE", most)
+        found = dict(forced_logits({"": frozen}, texts, vectors))
+        assert found.keys() == set(texts)
+        for (stream, answer), z in found.items():
+            alone = read_alone(frozen, stream, answer, vectors)
+            torch.testing.assert_close(z, alone, rtol=0, atol=1e-10)
+
+
+def test_what_texts_have_in_common_is_read_once_and_blocks_below_a_vector_too(tiny):
+    vectors, read = families(tiny), []
+    family = vectors[0].digest  # steers block 1 and later
+    texts = [(Stream((5, 6, 7, 8)), answer) for answer in ((20, 21, 22), (20, 21, 23), (30, 31, 32))]
+    texts += [(Stream(one.ids, (family, ""), a), answer) for a in (0.5, 1.0) for one, answer in texts]
+    handles = [
+        block.self_attn.register_forward_pre_hook(
+            lambda module, args, kwargs: read.append(tuple(kwargs["hidden_states"].shape[:2])),  # noqa: ARG005
+            with_kwargs=True,
+        )
+        for block in tiny.blocks
+    ]
+    list(forced_logits({"": tiny}, texts, vectors))
+    for handle in handles:
+        handle.remove()
+    assert read == [(1, 8), (1, 8), (3, 8), (3, 8)]
+
+
+PAIRS = pd.DataFrame(
+    {
+        "pair_id": ["p0", "p1", "p2"],
+        "user_id": ["u", "v", "u"],
+        "prompt": ["Tell me", "The weather in October is", "Tell me"],
+        "preferred": ["a tale.", " never\nbad", "x"],
+        "dispreferred": ["no", ".", " so it is"],
+        "category": ["insult", "threat", "insult"],
+        "shuffled_category": ["threat", "insult", "threat"],
+    },
+    index=[7, 3, 5],
+)
+
+
+def plain_logp(tiny, arm, pair, text, vectors):
+    """Log-probability per token, one token at a time, every branch by itself from the beginning."""
+    category = {"own": pair.category, "shuffled": pair.shuffled_category}.get(arm.profile, arm.category)
+    texts = default_contexts(arm.style).get(category, {})
+    joined = f" {text}" if arm.style == "continuation" and text[:1].isalnum() else text
+    tokens = tiny.tokenizer(joined, add_special_tokens=False).input_ids
+    before = {
+        b: list(prompt_ids(tiny, pair.prompt, style=arm.style, context=texts.get(b, "")))
+        for b in ("base", *RULES[arm.method].branches)
+    }
+    length = {b: torch.tensor([len(ids)]) for b, ids in before.items()}
+    vector = next((f.of(pair.user_id) for f in vectors if f.digest == arm.vector), None)
+    alpha = arm.alpha if arm.method == "caa" else arm.vector_alpha
+    total = 0.0
+    for token in tokens:
+        z = {}
+        for b, ids in before.items():
+            steering = {"alpha": alpha, "positions": arm.positions, "prompt_lengths": length[b]}
+            if vector and not (arm.method == "caa" and b == "base"):
+                with add_to_residual(tiny.model, vector, **steering):
+                    z[b] = tiny.model(torch.tensor([ids])).logits[:, -1]
+            else:
+                z[b] = tiny.model(torch.tensor([ids])).logits[:, -1]
+            ids.append(token)
+        total += float(FORMULAS[arm.method](z, arm.alpha).log_softmax(-1)[0, token])
+    return total / len(tokens)
+
+
+def all_arms(style, vectors):
+    population, composed = vectors
+    given = {"style": style, "sampling": SHORT}
+    made = [
+        make_arms("base", **given),
+        make_arms("prompt_only", profile="own", **given),
+        make_arms("anti_expert", [0.5, 2.0], profile="own", **given),
+        make_arms("anti_expert", [2.0], profile="shuffled", **given),
+        make_arms("expert_anti_expert", [0.0, 1.5], profile="population", category="insult", **given),
+        make_arms("caa", [0.7, -0.4], family=population, positions="generation", **given),
+        make_arms("caa", [0.0, 1.1], family=composed, profile="own", **given),
+        make_arms("expert_anti_expert", [1.0], profile="own", family=population, vector_alpha=0.6, **given),
+    ]
+    return pd.concat(made, ignore_index=True)
+
+
+@pytest.mark.parametrize(("style", "kept"), [("chat", 2048), ("continuation", 2048), ("continuation", 1)])
+def test_the_margin_of_every_arm_is_that_of_a_plain_loop(tiny, style, kept, monkeypatch):
+    monkeypatch.setattr("steerlib.evaluation.likelihood.PASS", kept)
+    vectors = families(tiny)
+    arms = all_arms(style, vectors)
+    found = likelihood_margins(tiny, PAIRS, arms, vectors=vectors)
+    assert found["model"].tolist() == arms["arm_id"].tolist() * len(PAIRS)
+    margins = found.set_index(["model", "pair_id"])
+    for arm in arms.itertuples():
+        for pair in PAIRS.itertuples():
+            likes, dislikes = (
+                plain_logp(tiny, arm, pair, t, vectors) for t in (pair.preferred, pair.dispreferred)
+            )
+            row = margins.loc[arm.arm_id, pair.pair_id]
+            assert row["margin"] == pytest.approx(likes - dislikes, abs=1e-8), arm.arm_id
+            assert row["user_id"] == pair.user_id
+
+
+def test_a_branch_is_read_once_for_all_alphas_of_a_rule_and_all_pairs(tiny, monkeypatch):
+    given = {"style": "chat", "sampling": SHORT}
+    alphas = [0.1 * i for i in range(1, 30)]
+    arms = pd.concat([make_arms("base", **given), make_arms("anti_expert", alphas, profile="own", **given)])
+    reads, forward = [], tiny.model.forward
+    monkeypatch.setattr("steerlib.evaluation.likelihood.TREE", 2048)
+    monkeypatch.setattr(tiny.model, "forward", lambda *a, **k: reads.append(1) or forward(*a, **k))
+    likelihood_margins(tiny, PAIRS, arms)
+    assert len(reads) == 1
+
+
+def test_a_rule_of_ones_own_has_margins_without_another_change(tiny, monkeypatch):
+    """Towards the expert and past it, half as much away from the anti-expert."""
+    formula = lambda z, a: z["expert"] + a * (z["expert"] - z["base"] / 2 - z["anti"] / 2)  # noqa: E731
+    steer = lambda z, alpha: formula(z, alpha[:, None])  # noqa: E731
+    monkeypatch.setitem(RULES, "past", Rule("past", ("expert", "anti"), steer, "Past", "#123456"))
+    monkeypatch.setitem(FORMULAS, "past", formula)
+    arms = make_arms("past", [0.5, 2.0], profile="own", style="chat", sampling=SHORT)
+    found = likelihood_margins(tiny, PAIRS.head(1), arms)["margin"].tolist()
+    pair = next(PAIRS.itertuples())
+    sides = (
+        (plain_logp(tiny, arm, pair, t, []) for t in (pair.preferred, pair.dispreferred))
+        for arm in arms.itertuples()
+    )
+    assert found == pytest.approx([likes - dislikes for likes, dislikes in sides], abs=1e-9)
+
+
+def test_a_cut_nucleus_an_empty_answer_one_too_long_and_two_styles_are_refused(tiny):
+    given = {"style": "chat", "sampling": SHORT}
+    cut = make_arms("anti_expert", [1.0], profile="own", base_top_p=0.9, **given)
+    with pytest.raises(ValueError, match=cut["arm_id"].item()):
+        likelihood_margins(tiny, PAIRS, cut)
+    base = make_arms("base", **given)
+    with pytest.raises(ValueError, match="pair p1"):
+        likelihood_margins(tiny, PAIRS.assign(dispreferred=["a", "", "b"]), base)
+    with pytest.raises(ValueError, match="pair p0"):
+        likelihood_margins(tiny, PAIRS.assign(preferred="x" * 600), base)
+    with pytest.raises(ValueError, match="chat, continuation"):
+        likelihood_margins(tiny, PAIRS, pd.concat([base, make_arms("base", sampling=SHORT)]))
+
 
 PROMPTS = pd.DataFrame({"prompt_id": ["p0", "p1"], "prompt": ["Tell me", "The weather in October is"]})
 TEXTS = [" a story.", "", " never\nas bad as it was in the spring of that year", "x", " a story."]
@@ -23,61 +224,84 @@ GENERATIONS = pd.DataFrame(
 )
 
 
-def plain_nll(frozen, prompt, text, style):
-    """One answer, one token at a time."""
-    before = list(prompt_ids(frozen, prompt, style=style))
-    total = 0.0
-    for token in frozen.tokenizer(text, add_special_tokens=False).input_ids:
-        total -= float(frozen.model(torch.tensor([before])).logits[0, -1].log_softmax(-1)[token])
-        before.append(token)
-    return total
-
-
 @pytest.mark.parametrize("style", ["chat", "continuation"])
-@pytest.mark.parametrize("batch_tokens", [1, 64, 4096])
-def test_batched_likelihood_equals_one_token_at_a_time(tiny, style, batch_tokens):
-    found = answer_likelihood(tiny, PROMPTS, GENERATIONS, style=style, batch_tokens=batch_tokens)
-    check_table("fluency", found)
+def test_the_likelihood_of_an_answer_is_that_of_one_token_at_a_time(tiny, style):
+    found = check_table("fluency", answer_likelihood(tiny, PROMPTS, GENERATIONS, style=style))
     prompts = PROMPTS.set_index("prompt_id")["prompt"]
     for row, given in zip(found.itertuples(), GENERATIONS.itertuples(), strict=True):
-        expected = plain_nll(tiny, prompts[given.prompt_id], given.text, style)
+        before, expected = list(prompt_ids(tiny, prompts[given.prompt_id], style=style)), 0.0
+        for token in tiny.tokenizer(given.text, add_special_tokens=False).input_ids:
+            expected -= float(tiny.model(torch.tensor([before])).logits[0, -1].log_softmax(-1)[token])
+            before.append(token)
         assert row.nll == pytest.approx(expected, abs=1e-9)
         assert row.n_tokens == len(given.text)
-    assert found["scorer_model"].unique().tolist() == ["tiny llama"]
     assert (found["arm_id"] == GENERATIONS["arm_id"]).all()
 
 
 def test_the_model_that_wrote_an_answer_finds_the_likelihood_that_decoding_recorded(tiny):
-    prompts = PROMPTS.assign(category="insult")
-    arms = pd.concat(
-        [
-            make_arms("base", sampling=Sampling(max_new_tokens=12)),
-            make_arms("anti_expert", [1.5], profile="own", sampling=Sampling(max_new_tokens=12)),
-        ]
-    )
-    generations = decode(tiny, prompts, arms, seeds=(0, 1))
-    found = answer_likelihood(tiny, prompts, generations, style="continuation")
+    sampling = Sampling(max_new_tokens=12)
+    arms = [
+        make_arms("base", sampling=sampling),
+        make_arms("anti_expert", [1.5], profile="own", sampling=sampling),
+    ]
+    generations = decode(tiny, PROMPTS.assign(category="insult"), pd.concat(arms), seeds=(0, 1))
+    found = answer_likelihood(tiny, PROMPTS, generations, style="continuation")
     again = [
         list(ids) == tiny.tokenizer(text, add_special_tokens=False).input_ids
         for ids, text in zip(generations["token_ids"], generations["text"], strict=True)
     ]
     assert sum(again) >= 4
     assert found["nll"][again].tolist() == pytest.approx(generations["nll_base"][again].tolist(), abs=1e-9)
-    assert found["n_tokens"][again].tolist() == generations["n_tokens"][again].tolist()
 
 
 def test_another_model_judges_differently_and_is_named(tiny):
-    other = tiny_model(GPT2Config(vocab_size=98, n_embd=32, n_layer=2, n_head=2, n_positions=128))
+    other = tiny_model(CONFIGS["gpt2"])
     found = answer_likelihood(other, PROMPTS, GENERATIONS, style="continuation")
     own = answer_likelihood(tiny, PROMPTS, GENERATIONS, style="continuation")
     assert set(found["scorer_model"]) == {"tiny gpt2"}
     assert abs(found["nll"] - own["nll"]).iloc[0] > 0.1
-    check_table("fluency", pd.concat([found, own]))
 
 
 def test_an_unknown_prompt_or_an_answer_too_long_is_refused(tiny):
-    with pytest.raises(ValueError, match="prompt 'p1' of the generations is not in the prompts"):
+    with pytest.raises(ValueError, match="'p1'"):
         answer_likelihood(tiny, PROMPTS.head(1), GENERATIONS, style="continuation")
-    long = GENERATIONS.assign(text="x" * 600)
-    with pytest.raises(ValueError, match="answer to prompt p0: 7 context tokens and 600 new ones"):
-        answer_likelihood(tiny, PROMPTS, long, style="continuation")
+    with pytest.raises(ValueError, match="prompt p0"):
+        answer_likelihood(tiny, PROMPTS, GENERATIONS.assign(text="x" * 600), style="continuation")
+
+
+HONEST = {"honesty": {"instructed": "Be honest.", "expert": ""}}
+ASKED = pd.DataFrame(
+    {"prompt_id": ["p", "q", "r"], "prompt": ["Is it?", "Was it so?", "?!"], "category": "honesty"}
+)
+ANSWERS = pd.Series({"q": "No.", "p": "Yes, it is.", "r": ""})
+
+
+def test_each_token_has_the_divergence_of_both_branches_read_alone(tiny):
+    found = token_divergence(tiny, ASKED, ANSWERS, contexts=HONEST)
+    assert found.js.between(0, math.log(2)).all()
+    assert found.groupby("prompt_id").token.agg("".join).to_dict() == {"p": "Yes, it is.", "q": "No."}
+    for prompt_id, rows in found.groupby("prompt_id"):
+        prompt = ASKED.set_index("prompt_id").prompt[prompt_id]
+        ids = answer_ids(tiny, ANSWERS[prompt_id], style="chat")
+        p = []
+        for branch in ("base", "instructed"):
+            context = branch_ids(tiny, prompt, branch, category="honesty", style="chat", contexts=HONEST)
+            z = tiny.model(input_ids=torch.tensor([context + ids])).logits[0, len(context) - 1 : -1]
+            p.append(z.softmax(-1))
+        js = sum((one * (one / ((p[0] + p[1]) / 2)).log()).sum(-1) for one in p) / 2
+        assert rows.js.tolist() == pytest.approx(js.tolist(), abs=1e-10)
+        own = p[1][range(len(ids)), list(ids)].log()
+        assert rows.lp_instructed.tolist() == pytest.approx(own.tolist(), abs=1e-10)
+
+
+def test_equal_branches_do_not_diverge(tiny):
+    same = token_divergence(tiny, ASKED, ANSWERS, contexts=HONEST, branch="expert")
+    assert same.js.max() < 1e-9
+    assert (same.lp_base - same.lp_instructed).abs().max() < 1e-9
+
+
+def test_an_answer_to_no_prompt_and_a_missing_context_are_refused(tiny):
+    with pytest.raises(ValueError, match="'z'"):
+        token_divergence(tiny, ASKED, pd.Series({"z": "Yes"}), contexts=HONEST)
+    with pytest.raises(ValueError, match="'anti'"):
+        token_divergence(tiny, ASKED, ANSWERS, contexts=HONEST, branch="anti")

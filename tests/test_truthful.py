@@ -50,7 +50,7 @@ def slow_sum(frozen, question, k, answer, style):
 
 @pytest.mark.parametrize("style", ["chat", "continuation"])
 def test_every_k_is_the_plain_sum_of_each_answer_alone(tiny, style):
-    table = answer_logprobs(tiny, candidates(), ks=[0, 0.7, 3], style=style, batch_tokens=40)
+    table = answer_logprobs(tiny, candidates(), ks=[0, 0.7, 3], style=style)
     assert len(table) == 2 * 5 * (3 + 2)
     asked = {"q0": "Is it 0?", "q1": "Is it 1?"}
     strength = {"base": None, "instructed": 0.0}

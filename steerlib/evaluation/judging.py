@@ -8,12 +8,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from steerlib.evaluation.intervals import Interval, cluster_interval
-from steerlib.judges import ComparingJudge, verdicts
+from steerlib.evaluation.intervals import Interval, cluster_interval, share_interval
+from steerlib.judges import Judge, verdicts
 from steerlib.rules import RULES
 from steerlib.tables import SCHEMA
 
-COUNTED = ("win", "even", "lose")
 SCORES = ["score", "other_score", "score_second", "other_score_first"]
 
 
@@ -75,7 +74,7 @@ def compared_answers(
     return pd.concat(parts[1:] or parts, ignore_index=True)
 
 
-def judge_compared(judge: ComparingJudge, compared: pd.DataFrame, folder: Path) -> pd.DataFrame:
+def judge_compared(judge: Judge, compared: pd.DataFrame, folder: Path) -> pd.DataFrame:
     """Verdicts on each pair, on the dimension of its prompt, in both orders.
 
     Args:
@@ -85,7 +84,7 @@ def judge_compared(judge: ComparingJudge, compared: pd.DataFrame, folder: Path) 
 
     Returns:
         The rows of `compared` with score and other_score (text shown first), score_second and other_score_first (the
-        other shown first), for `order_averaged` and `place_bias`.
+        other shown first), for `margins_by` and `place_bias`.
     """
     parts = [
         rows.join(verdicts(judge, rows, str(dimension), folder).drop(columns="dimension"))
@@ -94,23 +93,12 @@ def judge_compared(judge: ComparingJudge, compared: pd.DataFrame, folder: Path) 
     return pd.concat(parts).sort_index()
 
 
-def order_averaged(shown: pd.DataFrame) -> pd.DataFrame:
-    """Scores of both answers averaged over the two orders in which the judge saw them.
-
-    Args:
-        shown: what `judge_compared` returned.
-
-    Returns:
-        The same rows with score and other_score averaged (NaN where either order lacks a score), and `first_bonus`: by
-        how many points an answer gains from standing first.
-    """
-    ahead, behind = shown["score"] - shown["score_second"], shown["other_score_first"] - shown["other_score"]
-    averaged = shown.assign(
-        score=(shown["score"] + shown["score_second"]) / 2,
-        other_score=(shown["other_score"] + shown["other_score_first"]) / 2,
-        first_bonus=(ahead + behind) / 2,
+def _averaged(shown: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
+    """Scores of both answers averaged over the two orders; NaN where either order lacks a score."""
+    return (
+        (shown["score"] + shown["score_second"]) / 2,
+        (shown["other_score"] + shown["other_score_first"]) / 2,
     )
-    return averaged.drop(columns=["score_second", "other_score_first"])
 
 
 class PlaceBias(NamedTuple):
@@ -132,7 +120,8 @@ def place_bias(shown: pd.DataFrame) -> PlaceBias:
     rows = shown.dropna(subset=SCORES)
     if rows.empty:
         raise ValueError(f"none of {len(shown)} pairs was scored in both orders")
-    bonus = cluster_interval(order_averaged(rows)["first_bonus"], rows["cluster"])
+    ahead, behind = rows["score"] - rows["score_second"], rows["other_score_first"] - rows["other_score"]
+    bonus = cluster_interval((ahead + behind) / 2, rows["cluster"])
     first = np.sign(rows["score"] - rows["other_score"])
     second = np.sign(rows["score_second"] - rows["other_score_first"])
     return PlaceBias(bonus, float((first * second < 0).mean()))
@@ -152,59 +141,52 @@ class Margin(NamedTuple):
     how: str
 
 
-def net_margin(
-    scores: ArrayLike, other_scores: ArrayLike, clusters: ArrayLike | None = None, *, tolerance: float = 0.0
-) -> Margin:
+def net_margin(scores: ArrayLike, other_scores: ArrayLike, clusters: ArrayLike | None = None) -> Margin:
     """By how much more often an answer is judged better than the other than worse.
 
-        omega = (win - lose) / (win + even + lose),   even where |score - other score| <= tolerance
+        omega = (win - lose) / (win + even + lose)
 
     The paper calls it win rate; 0 is no difference, and a win rate of one half.
 
     Args:
-        scores, other_scores: of both answers to each prompt, `(n,)`; both orders averaged, see `order_averaged`. A pair
-            with a missing score is counted and left out.
+        scores, other_scores: of both answers to each prompt, `(n,)`; a pair with a missing score is counted and left
+            out.
         clusters: user of each pair, `(n,)`; None where each user has one pair.
-        tolerance: difference that is no difference, in points of the judge's scale; the authors also log 3.
 
     Returns:
-        The margin with its cluster-t interval within [-1, 1]; exact bounds where all clusters agree.
+        The margin with its interval by user within [-1, 1], see `share_bounds`; exact where all clusters agree.
 
     Raises:
-        ValueError: shapes differ, no pair has both scores, or the tolerance is negative.
+        ValueError: shapes differ, or no pair has both scores.
 
     Source: SDA, eq. 9. They print no interval.
     """
     own, other = np.asarray(scores, dtype=float), np.asarray(other_scores, dtype=float)
     if own.shape != other.shape or own.ndim != 1:
         raise ValueError(f"scores must be (n,) both, not {own.shape} and {other.shape}")
-    if tolerance < 0:
-        raise ValueError(f"the tolerance must be 0 or more, not {tolerance}")
     difference = own - other
     known = ~np.isnan(difference)
     if not known.any():
         raise ValueError(f"none of {len(own)} pairs has both scores")
-    outcome = np.where(np.abs(difference) <= tolerance, 0.0, np.sign(difference))[known]
+    outcome = np.sign(difference[known])
     labels = None if clusters is None else np.asarray(clusters)[known]
-    found = cluster_interval(outcome, labels, within=(-1, 1))
+    found = share_interval(outcome, labels, within=(-1, 1))
     counts = (int((outcome == sign).sum()) for sign in (1, 0, -1))
     return Margin(*found[:3], *counts, int((~known).sum()), found.n_clusters, found.how)
 
 
-def margins_by(judged: pd.DataFrame, *, tolerance: float = 0.0) -> pd.DataFrame:
-    """Net margins of each dimension against each comparator.
+def margins_by(shown: pd.DataFrame) -> pd.DataFrame:
+    """Net margins of each dimension against each comparator, scores averaged over both orders.
 
     Args:
-        judged: dimension, comparator, score, other_score, cluster; see `order_averaged`.
-        tolerance: see `net_margin`.
+        shown: what `judge_compared` returned.
 
     Returns:
         dimension, comparator, value, low, high, win, even, lose, missing, n_clusters, how.
     """
     by = ["dimension", "comparator"]
     rows = [
-        [*key, *net_margin(part["score"], part["other_score"], part["cluster"], tolerance=tolerance)]
-        for key, part in judged.groupby(by, sort=False)
+        [*key, *net_margin(*_averaged(part), part["cluster"])] for key, part in shown.groupby(by, sort=False)
     ]
     return pd.DataFrame(rows, columns=[*by, *Margin._fields])
 
@@ -212,7 +194,7 @@ def margins_by(judged: pd.DataFrame, *, tolerance: float = 0.0) -> pd.DataFrame:
 def margin_metrics(
     margins: pd.DataFrame, *, arm: str, comparators: Mapping[str, str], judge: str
 ) -> pd.DataFrame:
-    """Net margins as rows of the metrics table: net_margin, and the counts net_margin_win, _even and _lose.
+    """Net margins as rows of the metrics table: net_margin, n being the pairs with both scores.
 
     Args:
         margins: what `margins_by` returned.
@@ -220,38 +202,25 @@ def margin_metrics(
         comparators: arm_id by the name in column `comparator`.
         judge: id of the judge; it stands in column `scorer`.
     """
-    rows = []
-    for row in margins.to_dict("records"):
-        n = sum(row[kind] for kind in COUNTED)
-        head = [arm, comparators[row["comparator"]], "test", f"dimension={row['dimension']}", judge]
-        rows.append([*head, "net_margin", row["value"], row["low"], row["high"], n, row["n_clusters"]])
-        rows += [
-            [*head, f"net_margin_{kind}", row[kind], np.nan, np.nan, n, row["n_clusters"]] for kind in COUNTED
-        ]
-    numbers = dict.fromkeys(("value", "low", "high"), float)
-    return pd.DataFrame(rows, columns=list(SCHEMA["metrics"].columns)).astype(numbers)
+    rows = margins.assign(
+        arm_id=arm,
+        comparator=margins["comparator"].map(comparators),
+        split="test",
+        subgroup="dimension=" + margins["dimension"],
+        scorer=judge,
+        metric="net_margin",
+        n=margins[["win", "even", "lose"]].sum(axis=1),
+    )
+    return rows[list(SCHEMA["metrics"].columns)]
 
 
 def read_margins(metrics: pd.DataFrame, arms: pd.DataFrame) -> pd.DataFrame:
-    """Net margins back from the metrics table, as `plot_margins` takes them.
-
-    Args:
-        metrics: the metrics table.
-        arms: the arms table, for the comparators' names.
-
-    Returns:
-        judge, dimension, comparator, value, low, high, win, even, lose, n; empty where the run has none.
-    """
-    rows = metrics[metrics["metric"].str.startswith("net_margin")]
-    key = ["arm_id", "comparator", "subgroup", "scorer"]
-    found = rows[rows["metric"] == "net_margin"].set_index(key)[["value", "low", "high", "n"]]
-    for kind in COUNTED:
-        found[kind] = rows[rows["metric"] == f"net_margin_{kind}"].set_index(key)["value"].astype(int)
+    """Net margins back from the metrics table: judge, dimension, comparator (its name), value, low, high, n."""
+    rows = metrics[metrics["metric"] == "net_margin"].rename(columns={"scorer": "judge"})
     names = {arm: name for name, arm in sda_comparators(arms).items()}
-    found = found.reset_index().rename(columns={"scorer": "judge"})
-    found["dimension"] = found["subgroup"].str.removeprefix("dimension=")
-    found["comparator"] = found["comparator"].map(names)
-    return found.drop(columns=["subgroup", "arm_id"])
+    dimension = rows["subgroup"].str.removeprefix("dimension=")
+    rows = rows.assign(dimension=dimension, comparator=rows["comparator"].map(names))
+    return rows[["judge", "dimension", "comparator", "value", "low", "high", "n"]].reset_index(drop=True)
 
 
 def circularity(scoring_judge: str, evaluating_judge: str) -> str:

@@ -209,10 +209,11 @@ def ask_questions(
     left_out |= arms["method"].map(lambda method: RULES[method].acts_on == "text")
     arms = arms[~left_out].assign(style="continuation", max_new_tokens=1, temperature=0.0)
     given = {"contexts": contexts, "vectors": vectors, "branch_models": branch_models}
-    personal = arms["profile"].eq("own") & [
+    reads = [
         bool({*RULES[method].context_branches} - {*branch_names(trained)})
         for method, trained in zip(arms["method"], arms["branches"], strict=True)
     ]
+    personal = (arms["profile"] == "own") & np.array(reads, dtype=bool)
     asked: list[tuple[str, str, list[Request]]] = []
     for category in ("", *categories):  # one call for many arms tokenises each text once
         part = arms[personal == bool(category)]

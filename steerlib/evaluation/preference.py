@@ -43,7 +43,7 @@ def compare_preferences(preference: pd.DataFrame, *, reference: str, tie: float 
     bad = preference[~np.isfinite(preference["margin"])]
     if len(bad):
         raise ValueError(
-            f"model {bad['model'].iloc[0]!r}, pair {bad['pair_id'].iloc[0]!r}: the margin is not finite"
+            f"model {bad['model'].iloc[0]!r}, pair {bad['pair_id'].iloc[0]}: the margin is not finite"
         )
     models = {str(name): rows.set_index("pair_id") for name, rows in preference.groupby("model", sort=False)}
     if reference not in models:

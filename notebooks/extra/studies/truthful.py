@@ -11,9 +11,10 @@ from matplotlib.figure import Figure
 from scipy.special import logsumexp
 
 from steerlib.decoding.contexts import branch_ids, default_contexts
+from steerlib.decoding.requests import Stream
 from steerlib.evaluation.intervals import paired_interval
-from steerlib.evaluation.multiple_choice import forced_logits
-from steerlib.evaluation.questions import sample_questions
+from steerlib.evaluation.likelihood import forced_logits, log_probability
+from steerlib.evaluation.multiple_choice import sample_questions
 from steerlib.figures.style import half_widths, label, new_figure
 from steerlib.models import FrozenModel
 from steerlib.profiles.sources import find_file, hub_file, read_rows
@@ -114,7 +115,6 @@ def answer_logprobs(
     *,
     ks: Sequence[float],
     style: str = "chat",
-    batch_tokens: int = 1024,
 ) -> pd.DataFrame:
     """Log-probability of every candidate answer under SDA with a = 1 at every k, without temperature.
 
@@ -127,10 +127,9 @@ def answer_logprobs(
         candidates: question_id, question, answer; see `read_truthful`.
         ks: strengths.
         style: "chat" or "continuation"; the instruction is the style's own for honesty.
-        batch_tokens: answer tokens in one forward pass; bounds memory.
 
     Returns:
-        question_id, method, alpha, answer, logprob in nats, summed in float64. method is "sda" (alpha is k), or "base"
+        question_id, method, alpha, answer, logprob in nats. method is "sda" (alpha is k), or "base"
         or "instructed", the branches by themselves (alpha 0).
 
     Raises:
@@ -143,16 +142,22 @@ def answer_logprobs(
             text, answers = asked["question"].iloc[0], asked["answer"].tolist()
             ids = [answer_ids(frozen, answer, style=style) for answer in answers]
             branches = {
-                name: branch_ids(frozen, text, name, category="honesty", style=style, contexts=contexts)
+                name: Stream(
+                    branch_ids(frozen, text, name, category="honesty", style=style, contexts=contexts)
+                )
                 for name in REFERENCES
             }
             if not all(ids):
                 raise ValueError(f"question {question}: an answer has no tokens")
             for name, branch in branches.items():
-                check_length(frozen, branch, max(map(len, ids)), what=f"question {question}, branch {name}")
-            for place, z in forced_logits(frozen, branches, ids, batch_tokens=batch_tokens):
-                for arm, value in _logprobs(z, ids[place], ks).items():
-                    rows.append((question, *arm, answers[place], value))
+                check_length(
+                    frozen, branch.ids, max(map(len, ids)), what=f"question {question}, branch {name}"
+                )
+            texts = [(branch, one) for branch in branches.values() for one in ids]
+            z = dict(forced_logits({"": frozen}, texts))
+            for answer, one in zip(answers, ids, strict=True):
+                own = {name: z[branch, one] for name, branch in branches.items()}
+                rows += [(question, *arm, answer, value) for arm, value in _logprobs(own, one, ks).items()]
             bar.update()
     return pd.DataFrame(rows, columns=["question_id", "method", "alpha", "answer", "logprob"])
 
@@ -161,15 +166,14 @@ def _logprobs(
     z: Mapping[str, torch.Tensor], ids: TokenIds, ks: Sequence[float]
 ) -> dict[tuple[str, float], float]:
     """Log-probability of the tokens by method and k."""
-    base, instructed = (z[name] if z[name].device.type == "mps" else z[name].double() for name in REFERENCES)
+    base, instructed = (z[name] for name in REFERENCES)
     slope = sda(base, instructed, 1.0, 1.0) - instructed
     arms = {("base", 0.0): base, ("instructed", 0.0): instructed}
-    tokens = torch.tensor(ids, device=base.device)[:, None]
-    found = {}
-    for arm in [*arms, *(("sda", float(k)) for k in ks)]:
-        logits = arms[arm] if arm in arms else instructed + arm[1] * slope
-        found[arm] = float((logits.gather(-1, tokens)[:, 0] - logits.logsumexp(-1)).sum())
-    return found
+    strengths = [*arms, *(("sda", float(k)) for k in ks)]
+    return {
+        arm: sum(log_probability(arms[arm] if arm in arms else instructed + arm[1] * slope, ids))
+        for arm in strengths
+    }
 
 
 def truthful_scores(candidates: pd.DataFrame, logprobs: pd.DataFrame) -> pd.DataFrame:

@@ -1,0 +1,178 @@
+"""SDA beside what it has to beat: which arms and answers, net margins in both orders, the judge's own habits."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from steerlib.decoding import Factor, Sampling, make_arms
+from steerlib.evaluation import (
+    circularity,
+    compared_answers,
+    first_temperature,
+    judge_compared,
+    margin_metrics,
+    margins_by,
+    net_margin,
+    place_bias,
+    read_margins,
+    sda_comparators,
+    share_interval,
+)
+from steerlib.tables import check_table
+
+PLAIN, STEEP = Sampling(temperature=0.7), Sampling(temperature=0.7, js_sigma=0.25)
+SIGMOID = Factor("sigmoid", {"p": 0.5, "q": 0.5, "d": 0.5})
+ARMS = pd.concat(
+    [
+        make_arms("base", sampling=PLAIN),
+        make_arms("sda", [2.0], profile="own", factor=SIGMOID, sampling=STEEP),
+        make_arms("sda", [2.0], profile="shuffled", factor=SIGMOID, sampling=STEEP),
+        make_arms("instructed", profile="own", sampling=STEEP, ablation=True),
+        make_arms("instructed", profile="own", sampling=PLAIN),
+        make_arms("sda", [2.0], profile="own", factor=1.0, sampling=PLAIN),
+        make_arms("sda", [2.0], profile="own", factor=SIGMOID, sampling=PLAIN, ablation=True),
+    ],
+    ignore_index=True,
+)
+BASE, SDA, _, _, INSTRUCTED, _, STEERING = ARMS.arm_id
+PROMPTS = pd.DataFrame(
+    {"prompt_id": ["p", "q", "d"], "prompt": ["Why?", "How?", "When?"], "user_id": ["u", "v", "w"]}
+).assign(split=["test", "test", "dev"])
+ANSWERS = pd.DataFrame(
+    [(arm, prompt, 0, f"{prompt}{number}") for number, arm in enumerate(ARMS.arm_id) for prompt in "pqd"],
+    columns=["arm_id", "prompt_id", "seed", "text"],
+)
+ASKED = {"arm": SDA, "dimension": {"p": "harmlessness", "q": "empathy", "d": "empathy"}}
+
+
+class Longer:
+    """Prefers the answers whose number is larger."""
+
+    id = "test:larger"
+
+    def rate(self, items, dimension):  # noqa: ARG002
+        return [50.0 for _ in items]
+
+    def compare(self, items, dimension):  # noqa: ARG002
+        return [(10.0 * int(a[1]) + 1, 10.0 * int(b[1]) + 1) for _, a, b in items]
+
+
+def test_sda_is_held_against_base_bare_instruction_and_steering_alone():
+    assert sda_comparators(ARMS) == {"base": BASE, "instructed": INSTRUCTED, "steering_only": STEERING}
+    assert sda_comparators(ARMS[ARMS.arm_id.isin([BASE])]) == {"base": BASE}
+
+
+def test_each_test_answer_stands_beside_the_comparators_answer_to_the_same_prompt():
+    found = compared_answers(ANSWERS, PROMPTS, comparators={"base": BASE, "instructed": INSTRUCTED}, **ASKED)
+    assert found[["comparator", "prompt_id", "text", "other", "cluster"]].to_numpy().tolist() == [
+        ["base", "p", "p1", "p0", "u"],
+        ["base", "q", "q1", "q0", "v"],
+        ["instructed", "p", "p1", "p4", "u"],
+        ["instructed", "q", "q1", "q4", "v"],
+    ]
+    part = ANSWERS[(ANSWERS.arm_id != BASE) | (ANSWERS.prompt_id != "q")]
+    with pytest.raises(ValueError, match=BASE):
+        compared_answers(part, PROMPTS, comparators={"base": BASE}, **ASKED)
+
+
+def test_margins_of_each_dimension_and_comparator_are_rows_of_the_metrics_table(tmp_path):
+    comparators = sda_comparators(ARMS)
+    seen = judge_compared(
+        Longer(), compared_answers(ANSWERS, PROMPTS, comparators=comparators, **ASKED), tmp_path
+    )
+    margins = margins_by(seen)
+    assert margins.groupby("comparator").value.agg(list).to_dict() == {
+        "base": [1, 1],
+        "instructed": [-1, -1],
+        "steering_only": [-1, -1],
+    }
+    metrics = check_table(
+        "metrics", margin_metrics(margins, arm=SDA, comparators=comparators, judge=Longer.id)
+    )
+    back, columns = read_margins(metrics, ARMS), ["dimension", "comparator", "value", "low", "high"]
+    pd.testing.assert_frame_equal(back[columns], margins[columns])
+    assert (back["n"] == 1).all()
+    assert read_margins(metrics.head(0), ARMS).empty
+
+
+def test_the_first_bases_temperature_is_the_studys():
+    greedy = pd.concat([ARMS, make_arms("base", sampling=Sampling(temperature=0.0))], ignore_index=True)
+    assert first_temperature(greedy).arm_id.tolist() == ARMS.arm_id.tolist()
+
+
+def test_the_margin_by_hand_and_turned_round():
+    # better, better, worse, equal: (2 - 1) / 4
+    scores, other = [80, 70, 20, 50], [60, 69, 40, 50]
+    found, turned = net_margin(scores, other), net_margin(other, scores)
+    assert found.value == 0.25
+    assert (found.win, found.even, found.lose, found.missing) == (2, 1, 1, 0)
+    assert (turned.value, turned.low, turned.high) == pytest.approx((-found.value, -found.high, -found.low))
+
+
+def test_pairs_without_a_score_are_counted_and_left_out():
+    found = net_margin([80, np.nan, 20], [60, 50, np.nan])
+    assert (found.value, found.missing, found.n_clusters) == (1, 2, 1)
+    with pytest.raises(ValueError, match="none of 2"):
+        net_margin([np.nan, 1], [1, np.nan])
+    with pytest.raises(ValueError, match=r"\(2,\) and \(3,\)"):
+        net_margin([1, 2], [1, 2, 3])
+
+
+def test_the_interval_is_that_of_shares_within_one():
+    scores, other, clusters = [9, 9, 9, 1, 5, 9], [1, 1, 1, 9, 5, 1], ["a", "a", "a", "b", "c", "d"]
+    found = net_margin(scores, other, clusters)
+    expected = share_interval([1, 1, 1, -1, 0, 1], clusters, within=(-1, 1))
+    assert (found.low, found.high, found.n_clusters) == (expected.low, expected.high, 4)
+    assert found.how == expected.how
+    nearly = net_margin([9] * 9 + [1], [5] * 10)
+    assert 0.8 < nearly.high < 1
+    assert -1 <= nearly.low < nearly.value == 0.8
+
+
+def test_where_all_agree_the_bounds_are_exact():
+    won, even = net_margin([9] * 10, [1] * 10), net_margin([5] * 10, [5] * 10)
+    least = 0.025**0.1  # the share p of wins for which ten of ten has probability 0.025
+    assert (won.low, won.high) == pytest.approx((2 * least - 1, 1))
+    assert (even.low, even.high) == pytest.approx((least - 1, 1 - least))
+
+
+def shown() -> pd.DataFrame:
+    """A judge that gives the first place ten points: text 60 against 55, then 40 against 50, both plus place."""
+    true = np.array([[60.0, 55.0], [40.0, 50.0]])
+    scores = {"score": true[:, 0] + 10, "other_score": true[:, 1]}
+    scores |= {"score_second": true[:, 0], "other_score_first": true[:, 1] + 10}
+    return pd.DataFrame(scores).assign(dimension="honesty", comparator="base", cluster=["u", "v"])
+
+
+def test_both_orders_averaged_cancel_a_bonus_of_the_first_place():
+    found = margins_by(shown()).iloc[0]
+    assert (found.win, found.lose) == (1, 1)
+    bias = place_bias(shown())
+    assert bias.bonus.value == 10
+    # 70:55 then 60:65 turns; 50:50 then 40:60 does not, for the first was even
+    assert bias.turned == 0.5
+
+
+def test_a_pair_with_one_order_missing_has_no_average_and_no_bias():
+    table = shown()
+    table.loc[0, "other_score_first"] = np.nan
+    assert margins_by(table)[["lose", "missing"]].iloc[0].tolist() == [1, 1]
+    assert place_bias(table).bonus.n == 1
+    with pytest.raises(ValueError, match="none of 2"):
+        place_bias(table.assign(score=np.nan))
+
+
+@pytest.mark.parametrize(
+    ("scoring", "evaluating", "warning"),
+    [
+        ("endpoint:gpt@a.org:1234abcd", "endpoint:gpt@a.org:1234abcd", "by its own scores"),
+        ("endpoint:gpt@a.org:1234abcd", "endpoint:gpt@b.org:99999999", "one model under two prompts"),
+        ("local:Llama 3:8b:1234abcd", "local:Llama 3:70b:1234abcd", ""),
+        ("scorer:one", "scorer:two", ""),
+        ("endpoint:gpt@a.org:1234abcd", "scorer:one", ""),
+    ],
+)
+def test_a_judge_of_its_own_scores_is_warned_of(scoring, evaluating, warning):
+    found = circularity(scoring, evaluating)
+    assert warning in found
+    assert bool(found) == bool(warning)

@@ -1,0 +1,311 @@
+"""Multiple choice: sources, the text of a question, option probabilities under every arm, accuracy and calibration."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from reference import FORMULAS
+from tiny import tiny_model
+from transformers import GPT2Config
+
+from steerlib.decoding import RULES, Factor, VectorFamily, expert_anti_expert, make_arms
+from steerlib.evaluation import (
+    ask_questions,
+    brier,
+    letter_ids,
+    option_probabilities,
+    question_prompt,
+    read_questions,
+    sample_questions,
+    summarise_choices,
+)
+from steerlib.evaluation.multiple_choice import DEMO, calibration_gaps
+from steerlib.reading import prompt_ids
+from steerlib.rules import Rule
+from steerlib.tables import check_table
+from steerlib.toxicity import ATTRIBUTES
+from steerlib.vectors import add_to_residual
+
+
+def test_the_demo_set_is_balanced_our_own_and_not_called_mmlu():
+    questions, dev = read_questions(), read_questions(split="dev")
+    assert questions["answer"].value_counts().to_dict() == dict.fromkeys("ABCD", 15)
+    assert questions["subject"].value_counts().tolist() == [10] * 6
+    assert sorted(dev["subject"]) == sorted(questions["subject"].unique())
+    assert questions["question_id"].is_unique
+    assert all("not MMLU" in line for line in DEMO.read_text().splitlines())
+
+
+def test_both_layouts_of_mmlus_folder_and_the_hubs_give_the_same_questions(tmp_path, monkeypatch):
+    lines = {
+        "hendrycks": 'What is "None"?,None,NA,"a, b",4,B\n',
+        "named": 'question,choice0,choice1,choice2,choice3,answer\nWhat is "None"?,None,NA,"a, b",4,1\n',
+    }
+    found = []
+    for name, text in lines.items():
+        folder = tmp_path / name / "test"
+        folder.mkdir(parents=True)
+        (folder / "formal_logic_test.csv").write_text(text)
+        found.append(read_questions(str(tmp_path / name)))
+    hub = {
+        "question": ['What is "None"?'],
+        "subject": ["formal_logic"],
+        "choices": [["None", "NA", "a, b", "4"]],
+    }
+    pd.DataFrame(hub | {"answer": [1]}).to_parquet(tmp_path / "hub.parquet")
+    monkeypatch.setattr(
+        "steerlib.evaluation.multiple_choice.hub_file", lambda *_, **__: tmp_path / "hub.parquet"
+    )
+    found.append(read_questions("cais/mmlu"))
+    for other in found[1:]:
+        pd.testing.assert_frame_equal(found[0], other)
+    assert found[0].loc[0, ["question_id", "A", "B", "answer"]].tolist() == [
+        "formal_logic/test/0",
+        "None",
+        "NA",
+        "B",
+    ]
+
+
+def test_the_real_folder_of_mmlu_is_read_whole(real_data):
+    folder = real_data("mmlu/dev").parent
+    dev, test = read_questions(str(folder), split="dev"), read_questions(str(folder))
+    assert dev["subject"].nunique() == test["subject"].nunique() == 57
+    assert (len(dev), len(test)) == (285, 14042)
+    assert (test["question"].str.strip() != "").all()
+    assert sample_questions(test, 1000)["subject"].value_counts().between(17, 18).all()
+
+
+def test_bad_sources_and_rows_are_refused_naming_them(tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        read_questions(str(tmp_path / "nowhere"))
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test" / "x_test.csv").write_text("q,a,b,c,d,A\nq,a,b,c,d,E\n")
+    with pytest.raises(ValueError, match=r"x, row 2.*'E'"):
+        read_questions(str(tmp_path))
+    with pytest.raises(ValueError, match="'train'"):
+        read_questions(split="train")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="cais/mmlu"):
+        read_questions("cais/mmlu")
+
+
+def test_a_sample_is_even_over_subjects_and_does_not_depend_on_the_order_of_rows():
+    questions = read_questions()
+    drawn = sample_questions(questions, 20, seed=4)
+    assert sorted(drawn["subject"].value_counts()) == [3, 3, 3, 3, 4, 4]
+    pd.testing.assert_frame_equal(drawn, sample_questions(questions[::-1], 20, seed=4))
+    assert not drawn.equals(sample_questions(questions, 20, seed=5))
+    assert len(sample_questions(questions, 1000)) == 60
+
+
+def test_the_prompt_has_the_reference_layout():
+    row = {"subject": "high_school_x", "question": " Why? ", "A": "w", "B": "x", "C": "y", "D": "z"}
+    assert question_prompt(row, [row | {"question": "How?", "answer": "C"}]) == (
+        "The following are multiple choice questions (with answers) about high school x.\n\n"
+        "How?\nA. w\nB. x\nC. y\nD. z\nAnswer: C\n\n"
+        "Why?\nA. w\nB. x\nC. y\nD. z\nAnswer:"
+    )
+
+
+def test_a_letter_that_is_not_one_token_is_refused(tiny):
+    with pytest.raises(ValueError, match="' A'"):
+        letter_ids(tiny)  # its tokens are characters, so that the space is a token of its own
+
+
+def test_every_alpha_from_the_letters_equals_the_rule_on_all_logits():
+    torch.manual_seed(0)
+    z = {name: torch.randn(5, 50, dtype=torch.float64) for name in ("base", "expert", "anti")}
+    letters = [7, 3, 9, 11]
+    for alpha in (0.0, 0.5, 2.2):
+        p = option_probabilities({k: v[:, letters] for k, v in z.items()}, "expert_anti_expert", alpha)
+        steered = expert_anti_expert(z["base"], z["expert"], z["anti"], alpha)[:, letters].softmax(-1)
+        assert p == pytest.approx(steered.numpy(), abs=1e-12)
+
+
+def test_calibration_and_brier_by_hand():
+    p = [[0.85, 0.05, 0.05, 0.05], [0.85, 0.05, 0.05, 0.05], [0.25, 0.25, 0.25, 0.25]]
+    answers = ["A", "B", "A"]
+    error = np.abs(calibration_gaps(p, answers).mean(axis=0)).sum()
+    assert error == pytest.approx((2 * abs(0.85 - 0.5) + abs(0.25 - 1)) / 3)
+    assert brier(p, answers)[[0, 2]] == pytest.approx([0.15**2 + 3 * 0.05**2, 0.75])
+
+
+def some_choices(questions):
+    right = np.eye(4)[questions["answer"].map(dict(zip("ABCD", range(4), strict=True)))]
+    half = right.copy()
+    half[::2] = np.roll(half[::2], 1, axis=1)
+    rows = []
+    for p, arm, category in ((right, "base", ""), (half, "arm", "insult"), (half, "arm", "threat")):
+        part = pd.DataFrame(p, columns=["p_A", "p_B", "p_C", "p_D"]).assign(arm_id=arm, category=category)
+        rows.append(
+            part.assign(question_id=questions["question_id"].to_numpy(), correct=(p == right).all(axis=1))
+        )
+    return pd.concat(rows, ignore_index=True)
+
+
+def test_accuracy_is_summarised_with_intervals_by_question():
+    questions = read_questions()
+    found = summarise_choices(some_choices(questions), questions, base_arm="base", source="demo")
+    one = found[found["subgroup"] == "all"].set_index(["arm_id", "metric"])
+    exact = 100 * 0.025 ** (1 / 60)
+    assert one.loc[("base", "accuracy"), ["value", "low", "high"]].tolist() == pytest.approx(
+        [100, exact, 100]
+    )
+    assert one.loc[("base", "calibration_error"), "value"] == 0
+    change = one.loc[("arm", "accuracy_change")]
+    assert (change["value"], change["n"], change["n_clusters"]) == (-50, 120, 60)
+    assert -64 < change["low"] < -62
+    assert set(found["subgroup"]) == {"all", "category=insult", "category=threat"}
+
+
+def test_accuracy_is_the_macro_average_over_contexts():
+    questions = read_questions()
+    questions = questions[(questions["subject"] != "numbers") | questions["question_id"].str.endswith("/0")]
+    choices = some_choices(questions)
+    wrong = choices["question_id"].str.startswith("numbers") & (choices["category"] != "threat")
+    found = summarise_choices(choices.assign(correct=~wrong), questions, base_arm="base", source="demo")
+    one = found[(found["arm_id"] == "arm")].set_index(["subgroup", "metric"])["value"]
+    assert one["all", "accuracy"] == pytest.approx(100 * (51 - 0.5) / 51)
+    contexts = [one[f"category={c}", "accuracy"] for c in ("insult", "threat")]
+    assert one["all", "accuracy"] == pytest.approx(np.mean(contexts))
+
+
+def test_an_arm_that_answered_other_questions_is_refused():
+    questions = read_questions()
+    with pytest.raises(ValueError, match="'arm'"):
+        summarise_choices(some_choices(questions).iloc[1:], questions, base_arm="base", source="demo")
+
+
+CONTEXTS = {
+    c: {"expert": f"Be kind, no {c}.", "anti": f"Be vile, {c}!", "instructed": f"No {c}, please."}
+    for c in ATTRIBUTES
+}
+OWN = {"profile": "own", "contexts": CONTEXTS}
+DRAW = torch.Generator().manual_seed(2)
+V = VectorFamily("v", {"": {layer: torch.randn(32, generator=DRAW) for layer in (2, 3)}})
+W = VectorFamily("w", {"": {1: torch.randn(32, generator=DRAW)}})
+QUESTIONS = pd.concat(
+    [read_questions().head(3), sample_questions(read_questions()[10:], 3)], ignore_index=True
+)
+
+
+@pytest.fixture
+def letters(tiny, monkeypatch):
+    """Ids of the letters: tokens of the tiny model are characters, so the letter follows "Answer:" and a space."""
+    ids = [tiny.tokenizer.encode(letter)[0] for letter in "ABCD"]
+    monkeypatch.setattr("steerlib.evaluation.multiple_choice.letter_ids", lambda frozen: ids)  # noqa: ARG005
+    return ids
+
+
+def read_alone(tiny, text, arm, branch, category):
+    """Logits of one branch of one arm, read by itself."""
+    context = CONTEXTS[category][branch] if branch in CONTEXTS.get(category, {}) else ""
+    ids = torch.tensor([prompt_ids(tiny, text, style="continuation", context=context)])
+    alpha = arm.alpha if arm.method == "caa" else arm.vector_alpha
+    if not arm.vector or (arm.method, branch) == ("caa", "base"):
+        return tiny.model(ids).logits[:, -1]
+    vector = {"v": V, "w": W}[arm.family].of("")
+    with add_to_residual(tiny.model, vector, alpha=alpha, positions=arm.positions):
+        return tiny.model(ids).logits[:, -1]
+
+
+def test_arms_of_all_kinds_answer_as_each_alone(tiny, letters, monkeypatch):
+    formula = lambda z, a: z["expert"] - a * z["instructed"] / 3  # noqa: E731
+    steer = lambda z, alpha: formula(z, alpha[:, None])  # noqa: E731
+    monkeypatch.setitem(
+        RULES, "made_up", Rule("made_up", ("expert", "instructed"), steer, "Made up", "#123456")
+    )
+    monkeypatch.setitem(FORMULAS, "made_up", formula)
+    arms = [
+        make_arms("base"),
+        make_arms("caa", [-1.0, 0.0, 2.0], family=V),
+        make_arms("caa", [1.0], family=W, positions="generation"),
+        make_arms("caa", [1.0], family=V, positions="from:30"),
+        make_arms("expert_anti_expert", [0.5, 1.5], family=V, vector_alpha=0.7, **OWN),
+        make_arms("anti_expert", [0.5], family=W, vector_alpha=-1, positions="prompt", **OWN),
+        make_arms("anti_expert", [1.0], profile="population", category="threat", contexts=CONTEXTS),
+        make_arms("anti_expert", [1.0], profile="shuffled", contexts=CONTEXTS),
+        make_arms("prompt_only", **OWN),
+        make_arms("sda", [2.0], factor=0.4, **OWN),
+        make_arms("made_up", [0.7], **OWN),
+    ]
+    arms = pd.concat(arms, ignore_index=True)
+    dev = read_questions(split="dev")
+    given = {"contexts": CONTEXTS, "vectors": [V, W], "dev": dev, "shots": 1}
+    found = check_table("choices", ask_questions(tiny, QUESTIONS, arms, **given))
+    asked = found.groupby("arm_id", sort=False)["category"].agg(lambda one: sorted(set(one)))
+    expected = [
+        [c] if c or p == "none" else sorted(ATTRIBUTES) for c, p in arms[["category", "profile"]].to_numpy()
+    ]
+    kept = arms["profile"] != "shuffled"
+    # A vector for everybody has no profile; a method without a context is asked under none.
+    assert asked.index.tolist() == arms["arm_id"][kept].tolist()
+    assert asked.tolist() == [one for one, stays in zip(expected, kept, strict=True) if stays]
+    by_id, by_question = arms.set_index("arm_id", drop=False), QUESTIONS.set_index("question_id", drop=False)
+    for row in found.sample(60, random_state=1).itertuples():
+        arm, question = by_id.loc[row.arm_id], by_question.loc[row.question_id]
+        text = question_prompt(question, dev[dev["subject"] == question["subject"]].to_dict("records"))
+        z = {b: read_alone(tiny, text, arm, b, row.category) for b in ("base", *RULES[arm.method].branches)}
+        p = FORMULAS[arm.method](z, arm.alpha * float(arm.factor or 1))[0, letters].softmax(-1).tolist()
+        assert [row.p_A, row.p_B, row.p_C, row.p_D] == pytest.approx(p, abs=1e-9), arm
+        assert row.correct == ("ABCD"[int(np.argmax(p))] == question["answer"])
+
+
+@pytest.mark.usefixtures("letters")
+def test_arms_that_a_question_does_not_settle_are_left_out(tiny):
+    own = VectorFamily("dislike_weighted", {"u1": V.of("")}, "own")
+    other = VectorFamily("dislike_weighted", {"u1": V.of("")}, "shuffled")
+    arms = [
+        make_arms("base"),
+        make_arms("caa", [1.0], family=own, profile="own"),
+        make_arms("caa", [1.0], family=other, profile="shuffled"),
+        make_arms("sda", [2.0], factor=Factor("sigmoid", {"p": 0.3}), **OWN),
+        make_arms("caa", [1.0], family=V, factor=Factor("gate", {"p": 1.0})),
+    ]
+    found = ask_questions(tiny, QUESTIONS, pd.concat(arms), contexts=CONTEXTS, vectors=[V, own, other])
+    assert found.arm_id.unique().tolist() == arms[0].arm_id.tolist()
+
+
+@pytest.mark.usefixtures("letters")
+def test_in_an_sda_run_questions_are_asked_under_the_dimensions_of_its_prompts(tiny):
+    contexts = {"honesty": {"instructed": "Say what is so."}, "empathy": {"instructed": "Comfort."}}
+    arms = make_arms("instructed", profile="own", contexts=contexts)
+    found = ask_questions(tiny, QUESTIONS, arms, contexts=contexts, categories=["empathy", "honesty"])
+    assert found.category.unique().tolist() == ["empathy", "honesty"]
+
+
+def test_a_trained_branch_reads_the_question_without_context_in_its_own_model(tiny, letters):
+    other = tiny_model(GPT2Config(vocab_size=tiny.model.config.vocab_size, n_embd=32, n_layer=2, n_head=2))
+    trained = {"anti": other.name}
+    arms = [
+        make_arms("anti_expert", [1.5], branches=trained),
+        make_arms("expert_anti_expert", [1.5], branches=trained, **OWN),
+    ]
+    found = ask_questions(tiny, QUESTIONS, pd.concat(arms), contexts=CONTEXTS, branch_models={"anti": other})
+    assert found["arm_id"].value_counts().tolist() == [36, 6]
+    rows = found[found["arm_id"] == arms[0]["arm_id"].item()]
+    for question, row in zip(QUESTIONS.to_dict("records"), rows.itertuples(), strict=True):
+        ids = torch.tensor([prompt_ids(tiny, question_prompt(question), style="continuation")])
+        base, anti = (model.model(ids).logits[0, -1] for model in (tiny, other))
+        expected = (base + 1.5 * (base - anti))[letters].softmax(-1).tolist()
+        assert [row.p_A, row.p_B, row.p_C, row.p_D] == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.usefixtures("letters")
+def test_what_is_missing_or_too_long_is_refused_naming_it(tiny):
+    base = make_arms("base")
+    with pytest.raises(ValueError, match=V.digest):
+        ask_questions(tiny, QUESTIONS, make_arms("caa", [1.0], family=V), contexts=CONTEXTS)
+    with pytest.raises(ValueError, match=QUESTIONS.question_id[0]):
+        ask_questions(tiny, QUESTIONS.assign(question="why " * 200), base, contexts=CONTEXTS)
+    with pytest.raises(ValueError, match=f"2 shots.*{QUESTIONS.subject[0]}"):
+        ask_questions(tiny, QUESTIONS, base, contexts=CONTEXTS, dev=read_questions(split="dev"), shots=2)
+    with pytest.raises(ValueError, match=r"'instructed'.*'severe_toxicity'"):
+        ask_questions(
+            tiny,
+            QUESTIONS,
+            make_arms("instructed", **OWN),
+            contexts=CONTEXTS | {"severe_toxicity": {"expert": "x"}},
+        )
