@@ -45,16 +45,13 @@ ANSWERS = pd.DataFrame(
 ASKED = {"arm": SDA, "dimension": {"p": "harmlessness", "q": "empathy", "d": "empathy"}}
 
 
-class Longer:
+class Larger:
     """Prefers the answers whose number is larger."""
 
     id = "test:larger"
 
     def rate(self, items, dimension):  # noqa: ARG002
-        return [50.0 for _ in items]
-
-    def compare(self, items, dimension):  # noqa: ARG002
-        return [(10.0 * int(a[1]) + 1, 10.0 * int(b[1]) + 1) for _, a, b in items]
+        return [tuple(10.0 * int(answer[1]) + 1 for answer in answers) for _, *answers in items]
 
 
 def test_sda_is_held_against_base_bare_instruction_and_steering_alone():
@@ -78,7 +75,7 @@ def test_each_test_answer_stands_beside_the_comparators_answer_to_the_same_promp
 def test_margins_of_each_dimension_and_comparator_are_rows_of_the_metrics_table(tmp_path):
     comparators = sda_comparators(ARMS)
     seen = judge_compared(
-        Longer(), compared_answers(ANSWERS, PROMPTS, comparators=comparators, **ASKED), tmp_path
+        Larger(), compared_answers(ANSWERS, PROMPTS, comparators=comparators, **ASKED), tmp_path
     )
     margins = margins_by(seen)
     assert margins.groupby("comparator").value.agg(list).to_dict() == {
@@ -87,7 +84,7 @@ def test_margins_of_each_dimension_and_comparator_are_rows_of_the_metrics_table(
         "steering_only": [-1, -1],
     }
     metrics = check_table(
-        "metrics", margin_metrics(margins, arm=SDA, comparators=comparators, judge=Longer.id)
+        "metrics", margin_metrics(margins, arm=SDA, comparators=comparators, judge=Larger.id)
     )
     back, columns = read_margins(metrics, ARMS), ["dimension", "comparator", "value", "low", "high"]
     pd.testing.assert_frame_equal(back[columns], margins[columns])

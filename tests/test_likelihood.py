@@ -60,7 +60,7 @@ def test_texts_in_a_tree_have_the_logits_of_each_alone(tiny, name, monkeypatch):
         ((population, ""), 0.5, "all"),
         ((population, ""), -1.0, "generation"),
         ((own, "u"), 2.0, "first_k:2"),
-        ((own, "v"), 1.0, "prompt+from:6"),
+        ((own, "v"), 1.0, "from:4"),
     ]
     texts = [
         (Stream(context, *one), answer)
