@@ -6,7 +6,7 @@ from torch import Tensor
 
 from benchmarks.rules import OURS
 from benchmarks.setting import Setting, stated
-from benchmarks.timing import Answers, Decoder, compared, race, write
+from benchmarks.timing import Answers, Decoder, compared, measured, write
 from steerlib.decoding import expert_anti_expert, make_arms
 from steerlib.decoding.contexts import default_contexts
 from steerlib.evaluation import ask_questions, letter_ids, question_prompt, read_questions, sample_questions
@@ -22,11 +22,11 @@ def run(setting: Setting) -> pd.DataFrame:
     """Time questions x alphas x contexts of Expert-Anti-Expert, 0-shot; keep the table."""
     about, size = stated(setting), setting.size
     questions = asked(setting.questions, size.questions)
-    timed = race(setting.models, _decoders(setting, questions), repeats=size.repeats)
-    grid = f"{len(questions)} {_kind(setting)} questions x {len(size.alphas)} alphas x {len(ATTRIBUTES)} contexts"
-    rows = compared(timed, setting=f"multiple choice, EAE, {grid}", unit="answer")
     name = "choices" if setting.questions == "demo" else "choices_mmlu"
-    return write(name, rows, about=about, folder=setting.folder)
+    grid = f"{len(questions)} {_kind(setting)} questions x {len(size.alphas)} alphas x {len(ATTRIBUTES)} contexts"
+    what = f"multiple choice, EAE, {grid}"
+    timed = measured(name, {what: _decoders(setting, questions)}, setting=setting, about=about)
+    return write(name, compared(timed[what], setting=what, unit="answer"), about=about, folder=setting.folder)
 
 
 def asked(source: str, n: int) -> pd.DataFrame:
@@ -65,7 +65,7 @@ def _decoders(setting: Setting, questions: pd.DataFrame) -> list[Decoder]:
     few = questions.iloc[:: max(1, len(questions) // size.peer_questions)].head(size.peer_questions)
     fewest = few.head(max(1, len(few) // 4))
     return [
-        Decoder(OURS, "4,096 tokens", ours),
+        Decoder(OURS, "trees of 256 tokens", ours),
         Decoder("(b) three forwards an answer", "1 question", lambda: _plain(setting, fewest, 1)),
         Decoder("(b) the same, questions batched", f"{BATCH} questions", lambda: _plain(setting, few, BATCH)),
     ]

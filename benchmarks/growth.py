@@ -1,6 +1,6 @@
 """What a grid costs as alphas, prompts and tokens grow, in processor time and in decoded rows."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.rules import by_arm
 from benchmarks.setting import Setting, stated
-from benchmarks.timing import Decoder, race, write
+from benchmarks.timing import Decoder, measured, write
 from steerlib.decoding import Sampling, decode, make_arms
 from steerlib.figures.style import new_figure, save, use_style
 
@@ -18,58 +18,48 @@ LARGEST_ALPHA = 2.2
 COLOURS = {"greedy": "#0072b2", "sampled": "#e69f00"}
 
 
-@dataclass(frozen=True)
-class Axis:
-    """What grows, and the sizes it takes while the two others keep theirs."""
-
-    name: str
-    sizes: tuple[int, ...]
-
-
-AXES = (
-    Axis("alphas", (1, 3, 5, 9, 17, 33)),
-    Axis("prompts", (1, 2, 4, 8)),
-    Axis("tokens", (6, 12, 24, 48)),
-)
+AXES = {"alphas": (1, 3, 5, 9, 17, 33), "prompts": (1, 2, 4, 8), "tokens": (6, 12, 24, 48)}
+"""What grows, and the sizes it takes while the two others keep theirs."""
 KEPT = {"alphas": 9, "prompts": 2, "tokens": 24}
-SMALL_AXES = (Axis("alphas", (1, 2, 4)), Axis("prompts", (1, 2)), Axis("tokens", (2, 4)))
+SMALL_AXES = {"alphas": (1, 2, 4), "prompts": (1, 2), "tokens": (2, 4)}
 SMALL_KEPT = {"alphas": 2, "prompts": 2, "tokens": 4}
 
 
-def run(setting: Setting, *, small: bool = False) -> pd.DataFrame:
+def run(setting: Setting) -> pd.DataFrame:
     """Time grids that differ in one size; keep table and figure."""
-    about = stated(setting)
-    axes, kept = (SMALL_AXES, SMALL_KEPT) if small else (AXES, KEPT)
+    axes, kept = (SMALL_AXES, SMALL_KEPT) if setting.small else (AXES, KEPT)
+    about = stated(setting) | kept
+    lines = [
+        {"grows": axis, "manner": manner, **kept, axis: size}
+        for manner in COLOURS
+        for axis, sizes in axes.items()
+        for size in sizes
+    ]
+    groups = {_name(line): [_decoder(setting, line)] for line in lines}
+    timed = measured("growth", groups, setting=setting, about=about)
     rows = []
-    for manner in COLOURS:
-        known: dict[tuple, dict] = {}
-        for axis in axes:
-            for size in axis.sizes:
-                sizes = kept | {axis.name: size}
-                key = tuple(sizes.values())
-                known[key] = known.get(key) or _cost(setting, manner, **sizes)
-                rows.append({"grows": axis.name, "manner": manner, **sizes, **known[key]})
-    table = write("growth", rows, about=about | kept, folder=setting.folder)
+    for line in lines:
+        (found,) = timed[_name(line)]
+        steps = sum(min(len(ids), line["tokens"] - 1) for ids in found.answers.values())
+        cost = {"processor seconds": round(found.processor_seconds, 3), "rows decoded": found.row_steps}
+        rows.append({**line, **cost, "rows not merged": 3 * steps})
+    table = write("growth", rows, about=about, folder=setting.folder)
     use_style()
     save(growth_figure(table, kept), "growth", setting.folder, data=table)
     return table
 
 
-def _cost(setting: Setting, manner: str, *, alphas: int, prompts: int, tokens: int) -> dict:
-    """Processor time of a grid, and the rows its steps decoded beside those of a grid that merges none."""
-    choice = {"temperature": 0.0} if manner == "greedy" else {"temperature": 0.7, "top_p": 0.9}
-    sampling = Sampling(**choice, repetition_penalty=1.0, max_new_tokens=tokens)
-    grid = np.linspace(LARGEST_ALPHA / alphas, LARGEST_ALPHA, alphas)
+def _name(line: Mapping) -> str:
+    return f"{line['manner']}, {line['alphas']} alphas, {line['prompts']} prompts, {line['tokens']} tokens"
+
+
+def _decoder(setting: Setting, line: Mapping) -> Decoder:
+    choice = {"temperature": 0.0} if line["manner"] == "greedy" else {"temperature": 0.7, "top_p": 0.9}
+    sampling = Sampling(**choice, repetition_penalty=1.0, max_new_tokens=line["tokens"])
+    grid = np.linspace(LARGEST_ALPHA / line["alphas"], LARGEST_ALPHA, line["alphas"])
     arms = make_arms(METHOD, grid.tolist(), profile="own", sampling=sampling)
-    texts = setting.prompts(prompts)
-    ours = Decoder("ours", "all", lambda: by_arm(decode(setting.frozen, texts, arms)))
-    (timed,) = race(setting.models, [ours], repeats=setting.size.repeats)
-    steps = sum(min(len(ids), tokens - 1) for ids in timed.answers.values())
-    return {
-        "processor seconds": round(timed.processor_seconds, 3),
-        "rows decoded": timed.row_steps,
-        "rows not merged": 3 * steps,
-    }
+    texts = setting.prompts(line["prompts"])
+    return Decoder("ours", "all", lambda: by_arm(decode(setting.frozen, texts, arms)))
 
 
 def growth_figure(table: pd.DataFrame, kept: dict[str, int]) -> Figure:

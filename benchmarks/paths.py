@@ -3,13 +3,17 @@
 from collections.abc import Sequence
 
 import pandas as pd
+import torch
+from torch import Tensor
 
-from benchmarks.batches import UnmergedBatch, decode_as
 from benchmarks.setting import Setting, stated
-from benchmarks.timing import Answers, Decoder, Timed, race, write
+from benchmarks.timing import Answers, Decoder, Timed, measured, write
 from steerlib.decoding import Sampling, alpha_path, decode, make_arms
+from steerlib.decoding.batch import Batch
 from steerlib.decoding.decode import default_capacity
-from steerlib.decoding.requests import make_requests
+from steerlib.decoding.requests import Request, make_requests
+from steerlib.models import FrozenModel
+from steerlib.residual import ResidualDose
 
 METHOD = "expert_anti_expert"
 MANNERS = {
@@ -22,12 +26,41 @@ MANNERS = {
 
 def run(setting: Setting) -> pd.DataFrame:
     """Time the path over [0, the largest alpha] beside the grid with and without merged rows; keep the table."""
-    about, size, rows = stated(setting), setting.size, []
+    about, size = stated(setting), setting.size
+    groups = {}
     for manner, choice in MANNERS.items():
         settings = {"top_p": 1.0, "repetition_penalty": 1.0, "max_new_tokens": size.tokens} | choice
-        timed = race(setting.models, _decoders(setting, Sampling(**settings)), repeats=size.repeats)
-        rows += _rows(timed, setting=f"EAE, {manner}, {size.path_prompts} prompts x {size.tokens} tokens")
+        name = f"EAE, {manner}, {size.path_prompts} prompts x {size.tokens} tokens"
+        groups[name] = _decoders(setting, Sampling(**settings))
+    timed = measured("path", groups, setting=setting, about=about)
+    rows = [row for name, found in timed.items() for row in _rows(found, setting=name)]
     return write("path", rows, about=about, folder=setting.folder)
+
+
+class UnmergedBatch(Batch):
+    """Every answer has rows of its own from its first token on; contexts are still read once for all answers."""
+
+    def _continue(self, tokens: Tensor) -> Tensor:
+        slots = self.slots[self.live]
+        used = slots >= 0
+        slot, z = self.streams.advance(slots[used], tokens[:, None].expand_as(slots)[used])
+        slots[used] = slot
+        self.slots[self.live] = slots
+        self.layout = self._layout()
+        return z
+
+
+def decode_as(
+    kind: type[Batch], frozen: FrozenModel, requests: Sequence[Request], *, capacity: int
+) -> list[dict]:
+    """Rows of the generations table for logit rules, in batches of at most `capacity` rows."""
+    together = max(1, capacity // max(len(r.branches) for r in requests))
+    found = []
+    for first in range(0, len(requests), together):
+        batch = requests[first : first + together]
+        with torch.inference_mode():
+            found += kind({"": frozen}, batch, [], ResidualDose()).run(lambda n: None)  # noqa: ARG005
+    return found
 
 
 def _decoders(setting: Setting, sampling: Sampling) -> list[Decoder]:

@@ -4,16 +4,16 @@ Expert-Anti-Expert, greedy. Behind the first token that differs two answers have
 beside the share of equal answers stands how far apart the distributions are behind one and the same text.
 """
 
-import time
 from collections.abc import Hashable, Sequence
-from pathlib import Path
+from dataclasses import replace
 
 import pandas as pd
 import torch
 from torch import Tensor
 
-from benchmarks.setting import RESULTS, Setting, Size, stated
-from benchmarks.timing import write
+from benchmarks.rules import by_arm
+from benchmarks.setting import Setting, Size, stated
+from benchmarks.timing import Answers, Decoder, measured, write
 from steerlib.decoding import RULES, Sampling, decode, make_arms
 from steerlib.decoding.requests import Request, make_requests
 from steerlib.evaluation import paired_interval
@@ -23,69 +23,49 @@ from steerlib.toxicity import load_scorer
 METHOD = "expert_anti_expert"
 FULL = Size(prompts=8, alphas=(0.0, 0.5, 1.0, 1.5, 2.0), tokens=24)
 SMALL = Size(prompts=2, alphas=(0.0, 2.0), tokens=4)
-STATED = ("model", "hardware", "cores", "threads", "load_at_start", "torch", "prompts", "tokens")
 
 
-def run(*, small: bool = False, folder: Path = RESULTS) -> pd.DataFrame:
-    """Decode a grid of the embedded model in float32 and bfloat16, compare, keep the table.
-
-    Args:
-        small: seconds instead of minutes; the numbers mean nothing.
-        folder: where the table is written.
-    """
-    exact, rounded = (load_model(device="cpu", dtype=dtype) for dtype in ("float32", "bfloat16"))
-    setting = Setting(exact, SMALL if small else FULL, folder=folder)
+def run(setting: Setting) -> pd.DataFrame:
+    """Decode a grid in float32 and bfloat16, compare, keep the table."""
+    exact, rounded = setting.frozen, load_model(device="cpu", dtype="bfloat16")
+    setting = replace(setting, size=replace(SMALL if setting.small else FULL, repeats=setting.size.repeats))
     sampling = Sampling(temperature=0, repetition_penalty=1.0, max_new_tokens=setting.size.tokens)
-    arms = make_arms(METHOD, setting.size.alphas, profile="own", sampling=sampling)
-    tables, speeds = _race((exact, rounded), setting, arms)
-    about = {key: value for key, value in stated(setting).items() if key in STATED}
-    about |= {
-        "float32, tokens a second": round(speeds[0], 1),
-        "bfloat16, tokens a second": round(speeds[1], 1),
-        "bfloat16 is faster by": round(speeds[1] / speeds[0], 2),
-    }
-    answers = _paired(tables, exact, rounded, make_requests(exact, setting.prompts(), arms, seeds=[0]))
-    return write(
-        "precision",
-        [_row(alpha, group) for alpha, group in answers.groupby("alpha")],
-        about=about,
-        folder=folder,
+    arms, prompts = (
+        make_arms(METHOD, setting.size.alphas, profile="own", sampling=sampling),
+        setting.prompts(),
     )
-
-
-def _race(
-    models: Sequence[FrozenModel], setting: Setting, arms: pd.DataFrame
-) -> tuple[list[pd.DataFrame], list[float]]:
-    """Answers of each model, and its tokens a second of processor time at best; in turn, after a warm-up."""
-    tables, seconds = [pd.DataFrame()] * len(models), [float("inf")] * len(models)
-    for model in models:
-        decode(model, setting.prompts(1), arms.head(1))
-    for _ in range(setting.size.repeats):
-        for i, model in enumerate(models):
-            started = time.process_time()
-            tables[i] = decode(model, setting.prompts(), arms)
-            seconds[i] = min(seconds[i], time.process_time() - started)
-    speeds = [table["n_tokens"].sum() / spent for table, spent in zip(tables, seconds, strict=True)]
-    return tables, speeds
+    about = stated(setting)
+    decoders = [
+        Decoder(name, "all", lambda model=model: by_arm(decode(model, prompts, arms)))
+        for name, model in (("float32", exact), ("bfloat16", rounded))
+    ]
+    both = measured("precision", {"EAE, greedy": decoders}, setting=setting, about=about)["EAE, greedy"]
+    speeds = [found.tokens / found.processor_seconds for found in both]
+    about |= {f"{one.name}, tokens per second": round(s, 1) for one, s in zip(decoders, speeds, strict=True)}
+    about |= {"bfloat16 is faster by": round(speeds[1] / speeds[0], 2)}
+    requests = make_requests(exact, prompts, arms, seeds=[0])
+    answers = _paired([found.answers for found in both], exact, rounded, requests)
+    rows = [_row(alpha, group) for alpha, group in answers.groupby("alpha")]
+    return write("precision", rows, about=about, folder=setting.folder)
 
 
 def _paired(
-    tables: Sequence[pd.DataFrame], exact: FrozenModel, rounded: FrozenModel, requests: Sequence[Request]
+    written: Sequence[Answers], exact: FrozenModel, rounded: FrozenModel, requests: Sequence[Request]
 ) -> pd.DataFrame:
     """Both answers to each request side by side, with what is compared of them."""
-    scored = [table.assign(toxicity=load_scorer()(table["text"])["toxicity"].to_numpy()) for table in tables]
-    both = [table.set_index(["arm_id", "prompt_id"]) for table in scored]
-    rows = []
+    rows, scorer = [], load_scorer()
     for request in requests:
-        one, other = (table.loc[(request.arm_id, request.prompt_id)] for table in both)
+        one, other = (answers[request.arm_id, request.prompt_id] for answers in written)
+        texts = [exact.tokenizer.decode(ids, skip_special_tokens=True) for ids in (one, other)]
+        toxicity, in_bfloat16 = scorer(texts)["toxicity"]
         rows.append(
             {
                 "alpha": request.alpha,
-                "same": one["token_ids"] == other["token_ids"],
-                "agree": common(one["token_ids"], other["token_ids"]),
-                "kl": divergence(exact, rounded, request, one["token_ids"]),
-                "toxicity": one["toxicity"],
-                "rounded": other["toxicity"],
+                "same": one == other,
+                "agree": common(one, other),
+                "kl": divergence(exact, rounded, request, one),
+                "toxicity": toxicity,
+                "rounded": in_bfloat16,
             }
         )
     return pd.DataFrame(rows)
@@ -121,16 +101,7 @@ def _row(alpha: Hashable, answers: pd.DataFrame) -> dict:
         "answers": len(answers),
         "same answers": f"{answers['same'].sum()}/{len(answers)}",
         "tokens before they part": round(answers["agree"].mean(), 1),
-        "KL, nats a token": float(f"{answers['kl'].mean():.2g}"),
+        "KL, nats per token": float(f"{answers['kl'].mean():.2g}"),
         "toxicity in float32": round(answers["toxicity"].mean(), 3),
         "change in bfloat16": f"{change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}]",
     }
-
-
-def main() -> None:
-    """`python -m benchmarks.precision`."""
-    run()
-
-
-if __name__ == "__main__":
-    main()

@@ -17,7 +17,7 @@ from benchmarks.plain import (
     nucleus_draw,
 )
 from benchmarks.setting import Setting, stated
-from benchmarks.timing import Answers, Decoder, compared, race, write
+from benchmarks.timing import Answers, Decoder, compared, measured, write
 from steerlib.decoding import RULES, Sampling, decode, make_arms
 from steerlib.decoding.requests import Request, make_requests
 
@@ -31,15 +31,13 @@ def run(setting: Setting) -> pd.DataFrame:
     greedy = Sampling(temperature=0, repetition_penalty=1.0, max_new_tokens=size.tokens)
     sampled = Sampling(temperature=0.7, top_p=0.9, repetition_penalty=1.0, max_new_tokens=size.tokens)
     grid = f"{size.prompts} prompts x {len(size.alphas)} alphas x {size.tokens} tokens"
-    rows = []
-    for method, sampling, manner in (
-        ("expert_anti_expert", greedy, "greedy"),
-        ("expert_anti_expert", sampled, "sampled"),
-        ("anti_expert", greedy, "greedy"),
-    ):
-        decoders = _decoders(setting, method, sampling)
-        timed = race(setting.models, decoders, repeats=size.repeats)
-        rows += compared(timed, setting=f"{method.replace('_', '-')}, {manner}, {grid}")
+    kinds = [("expert_anti_expert", greedy, "greedy"), ("expert_anti_expert", sampled, "sampled")]
+    groups = {
+        f"{method.replace('_', '-')}, {manner}, {grid}": _decoders(setting, method, sampling)
+        for method, sampling, manner in [*kinds, ("anti_expert", greedy, "greedy")]
+    }
+    timed = measured("rules", groups, setting=setting, about=about)
+    rows = [row for name, found in timed.items() for row in compared(found, setting=name)]
     return write("rules", rows, about=about, folder=setting.folder)
 
 

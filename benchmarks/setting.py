@@ -3,6 +3,7 @@
 import os
 import platform
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
@@ -70,6 +71,7 @@ class Setting:
         questions: "demo" or a folder with MMLU.
         folder: where tables and figures are written.
         plain: the same model as its own library loads it, for the peers; None for the one above.
+        small: seconds instead of minutes, in parts that have sizes of their own.
     """
 
     frozen: FrozenModel
@@ -77,6 +79,7 @@ class Setting:
     questions: str = "demo"
     folder: Path = RESULTS
     plain: FrozenModel | None = None
+    small: bool = False
 
     @property
     def peer(self) -> FrozenModel:
@@ -107,6 +110,7 @@ def stated(setting: Setting) -> dict:
     """Hardware, threads, versions and sizes of a run."""
     frozen = setting.frozen
     return {
+        "version": version("steerlib"),
         "model": frozen.name,
         "hardware": frozen.hardware if frozen.device.type == "cuda" else f"{processor()}, {frozen.hardware}",
         "cores": os.cpu_count(),

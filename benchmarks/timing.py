@@ -1,6 +1,8 @@
 """Timing decoders in turn, comparing what they wrote, and putting the result down as a table."""
 
+import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -11,8 +13,9 @@ import pandas as pd
 import torch
 from torch import nn
 
+from benchmarks.setting import Setting
 from steerlib.models import FrozenModel
-from steerlib.tables import atomic_path
+from steerlib.tables import ROOT, atomic_path
 
 Answers = Mapping[Hashable, Sequence[int]]
 """Token ids by what was asked for."""
@@ -59,28 +62,85 @@ class Timed:
         return sum(map(len, self.answers.values()))
 
 
-def race(
-    models: Sequence[FrozenModel], decoders: Sequence[Decoder], *, repeats: int, counted: bool = True
-) -> list[Timed]:
-    """Run the decoders of some models in turn, all of them `repeats` times, and keep each one's shortest time.
+def measured(
+    part: str, groups: Mapping[str, Sequence[Decoder]], *, setting: Setting, about: Mapping
+) -> dict[str, list[Timed]]:
+    """Run all decoders in turn, `repeats` times, and keep each one's shortest time.
+
+    Every finished run is printed and kept on disk until the part's table is written: a benchmark that is stopped goes
+    on where it was, unless settings or code have changed since.
 
     Args:
-        models: those that the decoders use, the first one's device being waited for.
-        decoders: what is run.
-        repeats: times.
-        counted: count rows by a hook; a compiled model would be compiled anew at each of its calls.
+        part: name of the table.
+        groups: decoders by what they do, names unique within.
+        setting: models, repeats and folder; the first model's device is waited for.
+        about: what the numbers are measured on, see `stated`.
     """
-    device = models[0].device
-    best: dict[str, Timed] = {}
-    for _ in range(repeats):
-        for decoder in decoders:
-            with row_counter(*(models if counted else ())) as rows:
-                started, started_processor = clock(device), time.process_time()
-                answers = decoder.run()
-                seconds, processor = clock(device) - started, time.process_time() - started_processor
-            if decoder.name not in best or seconds < best[decoder.name].seconds:
-                best[decoder.name] = Timed(decoder, answers, seconds, processor, rows["steps"])
-    return [best[decoder.name] for decoder in decoders]
+    file = unfinished(setting.folder, part)
+    runs = [
+        (repeat, name, decoder)
+        for repeat in range(setting.size.repeats)
+        for name, decoders in groups.items()
+        for decoder in decoders
+    ]
+    known = _kept(file, {**about, "load_at_start": None, "code": _code()})
+    found: dict[tuple[str, str], Timed] = {}
+    for number, (repeat, name, decoder) in enumerate(runs):
+        line = known.get((repeat, name, decoder.name)) or _timed(decoder, setting)
+        if (repeat, name, decoder.name) not in known:
+            _append(file, {"repeat": repeat, "setting": name, "decoder": decoder.name, **line})
+            to_go = f"{len(runs) - number - 1} rows to go"
+            print(f"{part}: {name}, {decoder.name}: {line['seconds']:.1f} s, {to_go}", flush=True)
+        answers = {tuple(key) if isinstance(key, list) else key: ids for key, ids in line["answers"]}
+        numbers = line["seconds"], line["processor_seconds"], line["row_steps"]
+        best = found.get((name, decoder.name))
+        if best is None or line["seconds"] < best.seconds:
+            found[name, decoder.name] = Timed(decoder, answers, *numbers)
+    return {name: [found[name, one.name] for one in decoders] for name, decoders in groups.items()}
+
+
+def unfinished(folder: Path, part: str) -> Path:
+    """File of the finished runs of a part whose table is not written yet."""
+    return folder / f"{part}.partial.jsonl"
+
+
+def _timed(decoder: Decoder, setting: Setting) -> dict:
+    device = setting.frozen.device
+    with row_counter(*setting.models) as rows:
+        started, started_processor = clock(device), time.process_time()
+        answers = decoder.run()
+        seconds, processor = clock(device) - started, time.process_time() - started_processor
+    listed = [[key, list(ids)] for key, ids in answers.items()]
+    return {
+        "seconds": seconds,
+        "processor_seconds": processor,
+        "row_steps": rows["steps"],
+        "answers": listed,
+    }
+
+
+def _kept(file: Path, about: Mapping) -> dict[tuple[int, str, str], dict]:
+    """Finished runs of an earlier call under the same settings; the file is begun anew where there is none."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    first, *lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else [""]
+    whole = [line for line in lines if line.endswith("}")] if first == json.dumps(about) else []
+    with atomic_path(file) as partial:  # without a line that a kill has torn
+        partial.write_text("\n".join([json.dumps(about), *whole, ""]), encoding="utf-8")
+    rows = [json.loads(line) for line in whole]
+    return {(row["repeat"], row["setting"], row["decoder"]): row for row in rows}
+
+
+def _append(file: Path, row: Mapping) -> None:
+    with file.open("a", encoding="utf-8") as lines:
+        lines.write(json.dumps(row) + "\n")
+        lines.flush()
+        os.fsync(lines.fileno())
+
+
+def _code() -> str:
+    """Hash of the library's and the benchmark's source."""
+    files = sorted(path for name in ("steerlib", "benchmarks") for path in (ROOT / name).rglob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
 
 
 def clock(device: torch.device) -> float:
@@ -128,7 +188,7 @@ def compared(timed: Sequence[Timed], *, setting: str, unit: str = "token") -> li
                 "answers timed": len(found.answers),
                 "of": len(ours.answers),
                 "seconds": round(found.seconds, 2),
-                f"ms a {unit}": round(1000 * per_token, 2),
+                f"ms per {unit}": round(1000 * per_token, 2),
                 "whole grid, s": round(per_token * ours.tokens, 1),
                 "rows decoded": found.row_steps or None,
                 "ours is faster by": round(per_token / (ours.seconds / ours.tokens), 2),
@@ -150,6 +210,7 @@ def write(name: str, rows: Sequence[dict], *, about: Mapping, folder: Path) -> p
     }
     with atomic_path(folder / f"{name}.json") as partial:
         partial.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
+    unfinished(folder, name).unlink(missing_ok=True)
     with pd.option_context("display.width", 250, "display.max_columns", 30, "display.max_colwidth", 60):
         print(f"\n== {name}", *(f"{key}: {value}" for key, value in about.items()), sep="\n   ")
         print("\n" + table.to_string(index=False, na_rep=""), flush=True)

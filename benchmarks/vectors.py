@@ -14,7 +14,7 @@ from torch import Tensor
 from benchmarks.plain import generated
 from benchmarks.rules import OURS, by_arm, spread
 from benchmarks.setting import Setting, stated
-from benchmarks.timing import Answers, Decoder, compared, race, write
+from benchmarks.timing import Answers, Decoder, compared, measured, write
 from steerlib.decoding import Sampling, VectorFamily, decode, make_arms
 from steerlib.models import FrozenModel
 from steerlib.reading import prompt_ids
@@ -50,11 +50,10 @@ def run(setting: Setting) -> pd.DataFrame:
                 ),
             )
         )
-    timed = race(setting.models, decoders, repeats=size.repeats)
-    layers = f"layers {min(vector)}-{max(vector)}"
     grid = f"{size.prompts} prompts x {len(size.alphas)} coefficients x {size.tokens} tokens"
-    rows = compared(timed, setting=f"vector at {layers}, greedy, {grid}")
-    return write("vectors", rows, about=about, folder=setting.folder)
+    name = f"vector at layers {min(vector)}-{max(vector)}, greedy, {grid}"
+    timed = measured("vectors", {name: decoders}, setting=setting, about=about)
+    return write("vectors", compared(timed[name], setting=name), about=about, folder=setting.folder)
 
 
 def random_vector(frozen: FrozenModel) -> dict[int, Tensor]:

@@ -1,28 +1,30 @@
 """The benchmark measures what it says: peers write what ours writes, samples and ratios are computed right."""
 
 import json
-import re
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+from tiny import tiny_llama
+from torch.nn.functional import kl_div
 
-from benchmarks.__main__ import PARTS, main
-from benchmarks.batches import UnmergedBatch, decode_as
+from benchmarks import tables
+from benchmarks.__main__ import main
 from benchmarks.choices import asked
 from benchmarks.growth import growth_figure
-from benchmarks.paths import _shared
+from benchmarks.paths import UnmergedBatch, _shared, decode_as
 from benchmarks.plain import cached_batch, cached_loop, full_prefix_loop, library_guidance, nucleus_draw
+from benchmarks.precision import common, divergence
 from benchmarks.rules import by_arm, spread
 from benchmarks.setting import RESULTS, SMALL, Setting
-from benchmarks.timing import Decoder, Timed, compared, race, row_counter, write
+from benchmarks.timing import Decoder, Timed, compared, measured, row_counter, unfinished, write
 from benchmarks.vectors import _sweep, peers, random_vector
 from steerlib.decoding import Sampling, VectorFamily, decode, make_arms
 from steerlib.decoding.requests import make_requests
 from steerlib.models import FrozenModel
 from steerlib.reading import last_logits, prompt_ids
-from steerlib.tables import ROOT
 
 ALPHAS = (0.5, 2.0)
 GREEDY = Sampling(temperature=0, repetition_penalty=1.0, max_new_tokens=6)
@@ -95,17 +97,41 @@ def test_a_sample_is_compared_by_time_per_token_and_stands_for_the_whole_grid() 
     ours = Timed(Decoder("ours", "all", dict), {"a": [1, 2], "b": [3, 4], "c": [5, 6]}, 3.0, 1.5, 12)
     peer = Timed(Decoder("peer", "1", dict), {"b": [3, 5]}, 4.0, 4.0, 0)
     first, second = compared([ours, peer], setting="x")
-    assert (first["ms a token"], first["whole grid, s"], first["same answers"]) == (500, 3, "3/3")
-    assert (second["ms a token"], second["whole grid, s"], second["same answers"]) == (2000, 12, "0/1")
+    assert (first["ms per token"], first["whole grid, s"], first["same answers"]) == (500, 3, "3/3")
+    assert (second["ms per token"], second["whole grid, s"], second["same answers"]) == (2000, 12, "0/1")
     assert (second["ours is faster by"], second["by processor time"]) == (4, 8)
     assert (second["answers timed"], second["of"]) == (1, 3)
 
 
-def test_the_shortest_of_several_runs_counts(tiny: FrozenModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    times = iter([0.0, 5.0, 5.0, 6.0, 6.0, 8.0])
+def test_the_shortest_of_several_runs_counts_and_a_stopped_benchmark_goes_on_where_it_was(
+    tiny: FrozenModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    ran, setting = [], Setting(tiny, replace(SMALL, repeats=2), folder=tmp_path)
+
+    def decoder(name: str) -> Decoder:
+        return Decoder(name, "all", lambda: ran.append(name) or {("p", 0.5): [len(ran)]})
+
+    times = iter([0.0, 5.0, 5.0, 6.0, 6.0, 9.0])
     monkeypatch.setattr("benchmarks.timing.clock", lambda device: next(times))  # noqa: ARG005
-    (timed,) = race([tiny], [Decoder("x", "all", dict)], repeats=3)
-    assert timed.seconds == 1
+    groups = {"grid": [decoder("ours"), decoder("peer")]}
+    with pytest.raises(StopIteration):
+        measured("x", groups, setting=setting, about={"load_at_start": 1})
+    assert ran == ["ours", "peer", "ours"]
+    assert "x: grid, peer: 1.0 s, 2 rows to go" in capsys.readouterr().out
+    with unfinished(tmp_path, "x").open("a") as torn:
+        torn.write('{"repeat": 1, "sett')
+    times = iter([0.0, 0.5])
+    ours, peer = measured("x", groups, setting=setting, about={"load_at_start": 7})["grid"]
+    assert ran[3:] == ["peer"]
+    assert (ours.seconds, peer.seconds) == (3.0, 0.5)
+    assert (ours.answers, peer.answers) == ({("p", 0.5): [3]}, {("p", 0.5): [4]})
+    times = iter(range(8))
+    measured("x", groups, setting=setting, about={"load_at_start": 7, "threads": 3})
+    assert len(ran) == 8  # another setting: nothing of the old one counts
+    write("x", [{"seconds": 1.5}], about={"threads": 2}, folder=tmp_path)
+    kept = json.loads((tmp_path / "x.json").read_text())
+    assert (kept["measured_on"], kept["rows"]) == ({"threads": 2}, [{"seconds": 1.5}])
+    assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
 
 
 def test_a_sample_is_spread_from_the_first_to_the_last() -> None:
@@ -136,14 +162,6 @@ def test_an_unknown_part_is_refused_before_anything_is_timed(capsys: pytest.Capt
     assert "speed" in capsys.readouterr().err
 
 
-def test_a_table_is_kept_with_what_it_was_measured_on(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    write("x", [{"seconds": 1.5, "same answers": ""}], about={"threads": 2}, folder=tmp_path)
-    kept = json.loads((tmp_path / "x.json").read_text())
-    assert kept["measured_on"] == {"threads": 2}
-    assert kept["rows"] == [{"seconds": 1.5, "same answers": ""}]
-    assert "threads: 2" in capsys.readouterr().out
-
-
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
 def test_every_kept_table_states_the_machine_and_how_busy_it_was(path: Path) -> None:
     kept = json.loads(path.read_text())
@@ -164,18 +182,31 @@ def test_the_figure_shows_every_size_of_what_grows() -> None:
     assert list(figure.axes[0].lines[0].get_xdata()) == [1, 2, 4]
 
 
-def test_the_peers_are_pinned_exactly() -> None:
-    pins = re.findall(r"^[^#\n]+$", (ROOT / "benchmarks" / "peers.txt").read_text(), flags=re.MULTILINE)
-    assert len(pins) == 2
-    assert all(re.fullmatch(r"[\w-]+==[\d.]+", pin) for pin in pins)
+def test_the_documents_tables_are_those_of_the_kept_results() -> None:
+    text = tables.DOCUMENT.read_text(encoding="utf-8")
+    assert text.split(tables.START)[1].split(tables.END)[0] == tables.tables()
+    rows = [line.split(" | ") for line in tables.tables().splitlines() if line.startswith("| expert")]
+    fair = ["batched" in row[2] for row in rows]
+    assert fair == sorted(fair, reverse=True)
 
 
-def test_the_parts_are_those_of_the_help_text() -> None:
-    assert PARTS == ("rules", "vectors", "path", "choices", "growth", "precision")
+PROMPTS = pd.DataFrame({"prompt_id": ["p"], "prompt": ["Once"], "category": ["insult"]})
+ANSWER = [5, 9, 7]
 
 
-def test_peers_decode_the_model_as_its_own_library_loads_it(tiny: FrozenModel) -> None:
-    other = FrozenModel(tiny.model, tiny.tokenizer, "plainly loaded")
-    assert Setting(tiny).peer is tiny
-    assert Setting(tiny, plain=other).peer is other
-    assert Setting(tiny, plain=other).models == [tiny, other]
+def test_divergence_in_bfloat16_is_the_mean_kl_over_the_steps_of_the_answer(tiny: FrozenModel) -> None:
+    rounded = tiny_llama()
+    rounded.model.bfloat16().double()
+    sampling = Sampling(temperature=0, max_new_tokens=3)
+    base, rule = (
+        make_requests(tiny, PROMPTS, make_arms(method, profile=profile, sampling=sampling), seeds=[0])[0]
+        for method, profile in (("base", "none"), ("expert_anti_expert", "own"))
+    )
+    ids = torch.tensor([[*base.branches["base"].ids, *ANSWER]])
+    p, q = (frozen.model(ids).logits[0, -4:].log_softmax(-1) for frozen in (tiny, rounded))
+    expected = float(kl_div(q, p, log_target=True, reduction="none").sum() / 4)
+    assert expected > 1e-7
+    assert divergence(tiny, rounded, base, ANSWER) == pytest.approx(expected, rel=1e-9)
+    assert divergence(tiny, rounded, rule, ANSWER) == pytest.approx(expected, rel=1e-9)  # alpha is 0
+    assert divergence(tiny, tiny, rule, ANSWER) == pytest.approx(0, abs=1e-12)
+    assert [common([1, 2, 3], [1, 2, 4]), common([1, 2], [1, 2, 4]), common([], [1])] == [2, 2, 0]
