@@ -90,12 +90,7 @@ def _draw_beside(axis: Axes, points: pd.DataFrame) -> None:
     names = []
     for index, row in rows.iterrows():
         rule = RULES[row["method"]]
-        look = {
-            "color": rule.colour,
-            "marker": "o",
-            "markerfacecolor": "white" if row["control"] else rule.colour,
-        }
-        axis.errorbar(index, row["value"], yerr=style.half_widths(rows.loc[[index]]), **look)
+        axis.errorbar(index, row["value"], yerr=style.half_widths(rows.loc[[index]]), **style.mark(row))
         name = "".join(word[0] for word in rule.label.split("-")) if "-" in rule.label else rule.label
         names.append(f"{name} {row['alpha']:g}" if rule.has_alpha else name)
     axis.set_xticks(range(len(rows)), names, rotation=50, ha="right", rotation_mode="anchor")
@@ -161,7 +156,9 @@ def plot_tradeoff(difference: pd.DataFrame, ratio: pd.DataFrame, answers: Mappin
     columns = ["arm_id", "value", "low", "high"]
     both = clipped(difference).merge(clipped(ratio)[columns], on="arm_id", suffixes=("", "_x"))
     fig = go.Figure()
-    for (method, control), rows in both.groupby(["method", both["control"] != ""], sort=False):
+    both["open"] = both["control"] != ""
+    for _, rows in both.groupby(["method", "open"], sort=False):
+        method, control = rows[["method", "open"]].iloc[0]
         down, up = style.half_widths(rows)
         symbol = "circle-open" if control else "circle"
         fig.add_scatter(

@@ -46,7 +46,10 @@ def write_report(folder: Path, *, figures: Sequence[str], examples: HTML) -> Pat
         FileNotFoundError: a figure was not saved, or the run has no verdict.
     """
     manifest, verdict = read_manifest(folder), read_table(folder, "verdict")
-    params = {key: value for record in manifest.values() for key, value in record["params"].items()}
+    records = reversed(
+        manifest.values()
+    )  # where two notebooks say the same, the earlier one says what was run
+    params = {key: value for record in records for key, value in record["params"].items()}
     tables = {"verdict": verdict_shown(verdict), "published": published()}
     for name, table in tables.items():
         (folder / "report").mkdir(exist_ok=True)
@@ -76,8 +79,10 @@ def write_report(folder: Path, *, figures: Sequence[str], examples: HTML) -> Pat
 
 def _html(frame: pd.DataFrame) -> Markup:
     with pd.option_context("display.max_colwidth", None):
-        form = {"na_rep": "\u2013", "float_format": "{:.4g}".format}
-        return Markup(frame.to_html(index=False, escape=True, border=0, **form))
+        text = frame.to_html(
+            index=False, escape=True, border=0, na_rep="\u2013", float_format="{:.4g}".format
+        )
+    return Markup(text)
 
 
 def _picture(path: Path) -> tuple[str, str]:
@@ -95,7 +100,9 @@ def _settings(folder: Path, manifest: Mapping[str, Mapping]) -> Iterator[pd.Data
         rows = [(key, str(value)) for key, value in record["params"].items()]
         yield pd.DataFrame(rows, columns=[stage, "value"])
     arms = read_table(folder, "arms").drop(columns="arm_id")
-    values = [", ".join(dict.fromkeys(map(str, arms[column]))) for column in arms]
+    values = [
+        ", ".join(dict.fromkeys(str(value) for value in arms[column] if value != "")) for column in arms
+    ]
     yield pd.DataFrame({"setting of the arms": arms.columns, "values": values})
 
 
@@ -107,7 +114,7 @@ def _data(folder: Path) -> Iterator[pd.DataFrame]:
     yield pd.DataFrame({"table": names, "rows": [len(read_table(folder, name)) for name in names]})
 
 
-def _users(folder: Path, verdict: pd.DataFrame) -> Iterator[tuple[str, str, Markup]]:
+def _users(folder: Path, verdict: pd.DataFrame) -> Iterator[tuple[object, str, Markup]]:
     """Each test user, the user's profile in words, and the answers under the own and a shuffled profile."""
     personal = verdict[verdict["own_minus_shuffled"].notna()]
     if personal.empty:

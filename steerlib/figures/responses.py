@@ -167,9 +167,7 @@ def plot_forest(points: pd.DataFrame, *, what: str, null: float = 0.0) -> Figure
     axis = axes[0, 0]
     axis.axvline(null, color=style.GREY, **style.LEVEL)
     for line, row in rows.iterrows():
-        colour = RULES[row["method"]].colour
-        look = {"color": colour, "marker": "o", "markerfacecolor": "white" if row["control"] else colour}
-        axis.errorbar(row["value"], line, xerr=style.half_widths(rows.loc[[line]]), **look)
+        axis.errorbar(row["value"], line, xerr=style.half_widths(rows.loc[[line]]), **style.mark(row))
     axis.set_yticks(range(len(rows)), names)
     axis.set(xlabel=f"{metric.name} ({metric.unit}; 95 % interval)", ylim=(len(rows) - 0.5, -0.5))
     axis.grid(axis="y", visible=False)

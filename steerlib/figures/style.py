@@ -51,8 +51,8 @@ def new_figure(
         height, width: of the whole figure, in inches.
         settings: of `matplotlib.pyplot.subplots`.
     """
-    size = {"figsize": (width, height), "layout": "constrained", "squeeze": False}
-    fig, axes = plt.subplots(n_rows, n_columns, **size, **settings)
+    settings |= {"figsize": (width, height), "layout": "constrained", "squeeze": False}
+    fig, axes = plt.subplots(n_rows, n_columns, **settings)
     plt.close(fig)
     return fig, axes
 
@@ -140,6 +140,12 @@ def half_widths(rows: pd.DataFrame) -> np.ndarray:
     return np.clip(np.nan_to_num(np.array([value - low, high - value])), 0, None)
 
 
+def mark(row: pd.Series) -> dict[str, Any]:
+    """Look of one arm's mark: in its method's colour, open where it is a control."""
+    colour = RULES[row["method"]].colour
+    return {"color": colour, "marker": "o", "markerfacecolor": "white" if row["control"] else colour}
+
+
 def draw_curve(axis: Axes, rows: pd.DataFrame, colour: str, *, control: bool) -> None:
     """A curve against alpha with its 95 % interval: a band, or a bar where there is one alpha; controls are hollow.
 
@@ -150,12 +156,12 @@ def draw_curve(axis: Axes, rows: pd.DataFrame, colour: str, *, control: bool) ->
         control: whether it is one: thin, dashed and with open marks.
     """
     rows = rows.sort_values("alpha")
-    look = {"color": colour, "marker": "o", "linewidth": 1.0 if control else 1.9}
+    look: dict[str, Any] = {"color": colour, "marker": "o", "linewidth": 1.0 if control else 1.9}
     look |= {"linestyle": (0, (3, 2)), "markerfacecolor": "white"} if control else {}
     if len(rows) > 1:
         axis.plot(rows["alpha"], rows["value"], **look)
-        shade = {"color": colour, "alpha": 0.08 if control else 0.18, "linewidth": 0}
-        axis.fill_between(rows["alpha"], rows["low"], rows["high"], **shade)
+        opacity = 0.08 if control else 0.18
+        axis.fill_between(rows["alpha"], rows["low"], rows["high"], color=colour, alpha=opacity, linewidth=0)
     else:
         axis.errorbar(rows["alpha"], rows["value"], yerr=half_widths(rows), **look)
 
@@ -171,7 +177,7 @@ def direct_labels(axis: Axes, labels: Sequence[tuple[float, str, str]]) -> None:
     points = axis.transData.transform([(0.0, height) for height, _, _ in labels])
     wanted = axis.transAxes.inverted().transform(points)[:, 1]
     order = np.argsort(wanted, kind="stable")
-    inches = axis.get_position().height * axis.figure.get_figheight()
+    inches = axis.get_window_extent().height / axis.figure.dpi
     needs = np.array([0.135 * (texts[one].count("\n") + 1.1) / inches for one in order])
     centres = np.cumsum(needs) - needs / 2
     from scipy.optimize import isotonic_regression  # late: it is slow to import
@@ -180,8 +186,8 @@ def direct_labels(axis: Axes, labels: Sequence[tuple[float, str, str]]) -> None:
     place = isotonic_regression(wanted[order] - centres).x + centres
     place -= max(0.0, place[-1] + needs[-1] / 2 - 1.1)
     for one, y in zip(order, place, strict=True):
-        look = {"va": "center", "fontsize": 7.5, "color": labels[one][2], "annotation_clip": False}
-        axis.annotate(texts[one], (1.02, y), xycoords="axes fraction", **look)
+        look: dict[str, Any] = {"va": "center", "fontsize": 7.5, "color": labels[one][2]}
+        axis.annotate(texts[one], (1.02, y), xycoords="axes fraction", annotation_clip=False, **look)
 
 
 def log_scale(axis: Axes) -> None:
