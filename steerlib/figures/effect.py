@@ -143,13 +143,16 @@ def plot_ranges(verdict: pd.DataFrame, arms: pd.DataFrame) -> Figure:
     )
 
 
-def plot_tradeoff(difference: pd.DataFrame, ratio: pd.DataFrame, answers: Mapping[str, str]) -> "go.Figure":
+def plot_tradeoff(
+    difference: pd.DataFrame, ratio: pd.DataFrame, answers: Mapping[str, str], *, what: str = ""
+) -> "go.Figure":
     """Difference in toxicity from the base against perplexity ratio, a mark an arm, to point at; controls are open.
 
     Args:
         difference: points of `toxicity_difference` against the base.
         ratio: points of `perplexity_ratio` against the base.
         answers: an answer of each arm by arm_id, shown on hovering; a model's words, escaped here.
+        what: the title's second line: model, n and run.
     """
     import plotly.graph_objects as go
 
@@ -173,9 +176,11 @@ def plot_tradeoff(difference: pd.DataFrame, ratio: pd.DataFrame, answers: Mappin
         )
     fig.add_hline(y=0, line={"color": style.GREY, "dash": "dash", "width": 1})
     fig.add_vline(x=1, line={"color": style.GREY, "dash": "dash", "width": 1})
-    fig.update_xaxes(type="log", title_text="perplexity over the base's (ratio, log axis)")
+    name = "perplexity ratio to the base (log axis)"
+    fig.update_xaxes(type="log", title_text=name, tickvals=[0.5, 1, 2, 5, 10, 20, 50, 100])
     fig.update_yaxes(title_text="difference in mean toxicity from the base<br>(probability; 95 % interval)")
-    title = {"text": "Toxicity against fluency, every arm, test prompts", "font": {"size": 15}}
+    title = f"Toxicity against fluency, every arm, test prompts<br>{escape(what)}"
+    title = {"text": title, "font": {"size": 14}}
     return fig.update_layout(template="simple_white", width=900, height=520, title=title)
 
 

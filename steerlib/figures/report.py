@@ -46,9 +46,8 @@ def write_report(folder: Path, *, figures: Sequence[str], examples: HTML) -> Pat
         FileNotFoundError: a figure was not saved, or the run has no verdict.
     """
     manifest, verdict = read_manifest(folder), read_table(folder, "verdict")
-    records = reversed(
-        manifest.values()
-    )  # where two notebooks say the same, the earlier one says what was run
+    # Where two notebooks say the same, the earlier one says what was run.
+    records = reversed(manifest.values())
     params = {key: value for record in records for key, value in record["params"].items()}
     tables = {"verdict": verdict_shown(verdict), "published": published()}
     for name, table in tables.items():
@@ -100,9 +99,7 @@ def _settings(folder: Path, manifest: Mapping[str, Mapping]) -> Iterator[pd.Data
         rows = [(key, str(value)) for key, value in record["params"].items()]
         yield pd.DataFrame(rows, columns=[stage, "value"])
     arms = read_table(folder, "arms").drop(columns="arm_id")
-    values = [
-        ", ".join(dict.fromkeys(str(value) for value in arms[column] if value != "")) for column in arms
-    ]
+    values = [", ".join(str(value) for value in arms[column].unique() if value != "") for column in arms]
     yield pd.DataFrame({"setting of the arms": arms.columns, "values": values})
 
 

@@ -152,7 +152,7 @@ def number(row: pd.Series) -> str:
     return f"{row['value']:.2g}{interval}"
 
 
-def plot_forest(points: pd.DataFrame, *, what: str, null: float = 0.0) -> Figure:
+def plot_forest(points: pd.DataFrame, *, what: str, null: float = 0.0, hollow: str = "controls") -> Figure:
     """Values with their 95 % intervals, one a line, for instance the chosen arms, each method's controls next to it.
 
     Args:
@@ -160,6 +160,7 @@ def plot_forest(points: pd.DataFrame, *, what: str, null: float = 0.0) -> Figure
             each line (by default the arm's).
         what: what is compared, for the title.
         null: the value that says that there is no effect.
+        hollow: what the rows with a control are, for the caption.
     """
     rows, metric = clipped(points.reset_index(drop=True)), METRICS[points["metric"].iloc[0]]
     names = list(rows["name"]) if "name" in rows else [style.arm_at(row) for _, row in rows.iterrows()]
@@ -173,5 +174,5 @@ def plot_forest(points: pd.DataFrame, *, what: str, null: float = 0.0) -> Figure
     axis.grid(axis="y", visible=False)
     apart = rows[((rows["low"] > null) | (rows["high"] < null)) & (rows["control"] == "")]
     told = "; ".join(f"{names[line]} {number(row)}" for line, row in apart.iterrows()) or "none"
-    caption = f"Intervals that exclude {null:g}: {told}. Open marks are controls."
+    caption = f"Intervals that exclude {null:g}: {told}. Open marks: {hollow}."
     return style.say(fig, f"{metric.name[0].upper()}{metric.name[1:]}, {what}", caption)
