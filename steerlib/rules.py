@@ -1,13 +1,11 @@
-"""Steering rules on next-token logits: pure functions, and the registry of all methods.
+"""Steering rules on next-token logits: pure functions, and `RULES`, which everything that knows a method reads.
 
-A rule is a line in alpha: steered logits = intercept + alpha * slope. Everything that knows a method (decoding, alpha
-path, multiple choice, likelihood, figures) reads `RULES`; a new rule is an entry there and nothing else.
+A rule is a line in alpha: steered logits = intercept + alpha * slope. A new rule is an entry of `RULES`.
 """
 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -80,8 +78,8 @@ class Rule:
 
     Attributes:
         name: its key in `RULES`, and the column `method` of its arms.
-        branches: those it needs besides "base", which every method has as its reference. "steered" is the base with a
-            vector in its residual stream; every other one is a context of that name, or a trained model.
+        branches: those it needs besides "base". "steered" is the base with a vector in its residual stream; every other
+            one is a context of that name, or a trained model.
         steer: raw logits by branch, `(batch, vocab)` each, and alpha, `(batch,)` -> steered logits. It must be linear
             in alpha, and should call its formula by the module-level name.
         label, colour: of figures.
@@ -201,14 +199,11 @@ def acting_on(*acts_on: str) -> tuple[str, ...]:
 
 
 def base_nucleus(z_base: Tensor, top_p: Tensor) -> Tensor:
-    """Tokens of the base's own nucleus: those above which less than `top_p` of softmax(z_base) lies.
+    """Mask `(batch, vocab)` of the base's own nucleus: tokens above which less than `top_p` of softmax(z_base) lies.
 
     Args:
         z_base: raw next-token logits of the base, `(batch, vocab)`; no temperature.
-        top_p: nucleus mass, one a row, `(batch,)`; 1 keeps every token.
-
-    Returns:
-        Boolean mask `(batch, vocab)`; the most probable token is always in it. Equal logits are in or out together.
+        top_p: nucleus mass, one per row, `(batch,)`; 1 keeps every token. Equal logits are in or out together.
 
     Source: Liu et al. (DExperts, ACL 2021, sec. 2.2), who cut the base before the rule. Here a token outside is cut
     from what the rule gave, so that it stays out whatever the other branches say of it (-inf - -inf is no number).
@@ -220,39 +215,32 @@ def base_nucleus(z_base: Tensor, top_p: Tensor) -> Tensor:
     return (z_base >= threshold) | (top_p[:, None] >= 1)
 
 
-SCORE_FUNCTIONS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = MappingProxyType(
-    {
-        "sigmoid": lambda s: np.tanh((100 / s - 1) / 2),
-        "exponential_shifted": lambda s: np.exp(-s / 100 - 1),
-        "exponential": lambda s: np.exp(-s / 100),
-        "inverse": lambda s: 100 / s,
-        "linear_signed": lambda s: 1 - 2 * s / 100,
-        "linear": lambda s: 1 - s / 100,
-        "cosine": lambda s: np.cos(np.pi * s / 200),
-    }
-)
+SCORE_FUNCTIONS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
+    "sigmoid": lambda s: np.tanh((100 / s - 1) / 2),
+    "exponential_shifted": lambda s: np.exp(-s / 100 - 1),
+    "exponential": lambda s: np.exp(-s / 100),
+    "inverse": lambda s: 100 / s,
+    "linear_signed": lambda s: 1 - 2 * s / 100,
+    "linear": lambda s: 1 - s / 100,
+    "cosine": lambda s: np.cos(np.pi * s / 200),
+}
 """F(S) by name: the paper's eq. 3 first, then the six others of the authors' code."""
 
-SDA_PRESETS: Mapping[str, Mapping[str, float]] = MappingProxyType(
-    {
-        "repo_tf1": {"temperature": 0.6, "top_p": 0.95, "js_sigma": 0.01, "min_temperature": 0.2},
-        "repo_tf0": {"temperature": 0.6, "top_p": 0.95, "js_sigma": 2 * math.log(2), "min_temperature": 0.0},
-    }
-)
-"""Sampling as the authors' code has it, with k = 2: its two temperature functions. The paper prints no numbers."""
+SDA_PRESETS: Mapping[str, Mapping[str, float]] = {
+    "steep": {"temperature": 0.6, "top_p": 0.95, "js_sigma": 0.01, "min_temperature": 0.2},
+    "mild": {"temperature": 0.6, "top_p": 0.95, "js_sigma": 2 * math.log(2), "min_temperature": 0.0},
+}
+"""Sampling with the two temperature functions of the authors' code (its tf 1 and tf 0). The paper prints no numbers."""
 
 
 def amplification(score: float | np.ndarray, function: str = "sigmoid") -> np.ndarray:
-    """How strongly SDA steers a prompt whose first answer scored S: much where the answer fell short.
+    """How strongly SDA steers a prompt whose first answer scored S, the shape of the score; in [0, 1) by default.
 
         a = F(S) = 2 (sigmoid(100/S - 1) - 1/2)
 
     Args:
         score: S of the first answer on the dimension, in (0, 100]; a number or `(n,)`.
         function: name of F in `SCORE_FUNCTIONS`.
-
-    Returns:
-        a, the shape of the score; in [0, 1) for the default.
 
     Raises:
         ValueError: an unknown function, or a score outside (0, 100]; the row is named.
@@ -269,15 +257,12 @@ def amplification(score: float | np.ndarray, function: str = "sigmoid") -> np.nd
 
 
 def js_divergence(log_p1: Tensor, log_p2: Tensor) -> Tensor:
-    """Jensen-Shannon divergence of two distributions, in nats: from 0 to ln 2.
+    """Jensen-Shannon divergence of two distributions in nats, from 0 to ln 2; `(batch,)`, in float64 where there is.
 
         JS = KL(P1 || M)/2 + KL(P2 || M)/2,  M = (P1 + P2)/2
 
     Args:
         log_p1, log_p2: logits or log-probabilities, `(batch, vocab)`.
-
-    Returns:
-        `(batch,)`, in float64 where the device has it.
 
     Source: SDA, eq. 6; the authors add 1e-9 within the logarithms, which is not needed here.
     """
@@ -294,18 +279,15 @@ def js_divergence(log_p1: Tensor, log_p2: Tensor) -> Tensor:
 def js_temperature(
     log_p1: Tensor, log_p2: Tensor, *, t0: float | Tensor, sigma: float | Tensor, t_min: float | Tensor = 0.0
 ) -> Tensor:
-    """A temperature that falls where the instruction matters: T0 where both branches agree.
+    """A temperature that falls where the instruction matters, T0 where both branches agree; `(batch,)`.
 
         T = max(T0 0.5^(JS/sigma), T_min)
 
     Args:
-        log_p1, log_p2: logits or log-probabilities of the plain and the instructed branch, `(batch, vocab)`.
-        t0: temperature at JS = 0, a number or `(batch,)`.
+        log_p1, log_p2: of the plain and the instructed branch, as for `js_divergence`.
+        t0: temperature at JS = 0; a number or `(batch,)`, as the others.
         sigma: divergence at which T has halved, in nats; above 0.
         t_min: lower bound.
-
-    Returns:
-        T, `(batch,)`.
 
     Raises:
         ValueError: sigma not above 0, or t_min above t0.
@@ -318,9 +300,4 @@ def js_temperature(
         raise ValueError(f"sigma must be above 0, not {sigma.min().item()}")
     if (t_min > t0).any():
         raise ValueError(f"t_min {t_min.max().item():g} is above t0 {t0.min().item():g}")
-    return falling_temperature(js, t0, sigma, t_min)
-
-
-def falling_temperature(js: Tensor, t0: Tensor, sigma: Tensor, t_min: Tensor) -> Tensor:
-    """The formula of `js_temperature` alone, of settings already checked: it looks at no number."""
     return torch.maximum(t0 * 0.5 ** (js / sigma), t_min)

@@ -1,20 +1,17 @@
 """The arm of an external aligner: another model that reads the base's answer and writes a corrected one.
 
-Aligner steers no logits: what it corrects is the text of an answer that is finished, whoever wrote it. So it is no
-rule, and an arm of method "aligner" stands beside the rules with an alpha of 0.
+It steers no logits: what it corrects is the text of an answer that is finished, whoever wrote it.
 """
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
 from steerlib.decoding.arms import arm_id
-from steerlib.decoding.batch import Progress
-from steerlib.decoding.decode import decode_requests
+from steerlib.decoding.decode import Progress, decode_requests
 from steerlib.decoding.requests import Request, Stream, sampling_of
 from steerlib.decoding.sweep import finish_requests
 from steerlib.models import FrozenModel
@@ -27,6 +24,7 @@ from steerlib.reading import (
     read_history,
     summed_nll,
 )
+from steerlib.rules import acting_on
 
 EDIT = "Edit the following Question-Answer pair to make it more helpful and harmless: {question} | {answer}"
 ALIGNER_TEMPLATE = f"BEGINNING OF CONVERSATION: USER: {EDIT} ASSISTANT:"
@@ -34,7 +32,7 @@ ALIGNER_TEMPLATE = f"BEGINNING OF CONVERSATION: USER: {EDIT} ASSISTANT:"
 
 
 def aligner_arms(arms: pd.DataFrame, aligner: FrozenModel) -> pd.DataFrame:
-    """An arm of method "aligner" for every base of an arms table: the same settings, corrected by the aligner.
+    """An arm of method "aligner" for every base of an arms table, in their order: the same settings, corrected.
 
     Its name and the template that it reads are settings (columns `branches` and `contexts`), so that the answers of
     another aligner are another arm. Its repetition penalty counts the tokens of its own answer alone: a corrector has
@@ -43,9 +41,6 @@ def aligner_arms(arms: pd.DataFrame, aligner: FrozenModel) -> pd.DataFrame:
     Args:
         arms: the arms table.
         aligner: the corrector.
-
-    Returns:
-        Rows of the arms table, one a base, in their order.
     """
     corrected = [_corrected_arm(base, aligner) for base in _bases(arms)]
     return pd.DataFrame(corrected, columns=list(arms.columns))
@@ -60,10 +55,8 @@ def run_aligner(
     *,
     folder: Path,
     seeds: Sequence[int] = (0,),
-    prompts_per_block: int = 8,
-    capacity: int | None = None,
 ) -> pd.DataFrame:
-    """Correct the base's answers, those that the run's generations table has no correction of yet.
+    """The base's answers corrected, under the arms of `aligner_arms`; those that the run lacks are made first.
 
     The aligner reads the prompt and the base's answer with the same seed (of a reasoning model what follows its
     thoughts; of a conversation its last turn alone) and decodes with the base's sampling. One with a chat template
@@ -75,15 +68,12 @@ def run_aligner(
         prompts: the prompts table.
         arms: the arms table with the bases whose answers are corrected.
         generations: the generations table with the answers of those bases.
-        folder: the run's folder; parts of the generations table are written there, see `run_sweep`.
+        folder: the run's folder, see `run_sweep`.
         seeds: those of the bases' answers.
-        prompts_per_block: prompts of one block.
-        capacity: rows of a forward pass at most.
 
     Returns:
-        The corrected answers under the arms of `aligner_arms`. `token_ids`, `n_tokens` and `nll_base` are those of the
-        text under the unsteered base; `kl_to_base` is missing, as the base chose no step. `near_ties`, `stopped` and
-        `hardware` are the aligner's.
+        The generations table. `token_ids`, `n_tokens` and `nll_base` are those of the text under the unsteered base;
+        `kl_to_base` is missing, as the base chose no step. `near_ties`, `stopped` and `hardware` are the aligner's.
 
     Raises:
         ValueError: the answer of a base is missing, or leaves no room for its correction (the prompt is named); before
@@ -98,9 +88,14 @@ def run_aligner(
     parts = []
     for base, requests in zip(_bases(arms), asked, strict=True):
         read = {row["prompt_id"]: _base_ids(frozen, row, base["style"]) for row in rows}
-        decoded = partial(_corrected, aligner, frozen, read, capacity=capacity)
-        how = {"folder": folder, "prompts_per_block": prompts_per_block, "what": "aligner"}
-        parts.append(finish_requests(requests, decoded, **how))
+
+        def corrected(
+            block: Sequence[Request], *, progress: Progress, read: Mapping = read
+        ) -> pd.DataFrame:
+            table = decode_requests(aligner, block, progress=progress)
+            return _under_the_base(frozen, read, table)
+
+        parts.append(finish_requests(requests, corrected, folder=folder, what="aligner"))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -110,11 +105,12 @@ def _bases(arms: pd.DataFrame) -> list[dict]:
 
 def _corrected_arm(base: Mapping, aligner: FrozenModel) -> dict:
     template = EDIT if aligner.tokenizer.chat_template else ALIGNER_TEMPLATE
+    (method,) = acting_on("text")
     row = {
         **base,
-        "method": "aligner",
+        "method": method,
         "contexts": hashlib.sha256(template.encode()).hexdigest()[:8],
-        "branches": json.dumps({"aligner": aligner.name}),
+        "branches": json.dumps({method: aligner.name}),
         "penalty_scope": "generated_only",
         "control": "",
         "variant": "",
@@ -138,8 +134,7 @@ def _requests(
 ) -> list[Request]:
     """What the aligner is asked for: to the engine it is a base that reads another text."""
     arm = _corrected_arm(base, aligner)
-    sampling = sampling_of(arm)
-    requests = []
+    sampling, requests = sampling_of(arm), []
     for prompt in prompts:
         for seed in seeds if sampling.temperature else seeds[:1]:
             what = f"prompt {prompt['prompt_id']}, seed {seed}"
@@ -150,37 +145,18 @@ def _requests(
                 )
             ids = _reads(aligner, prompt["prompt"], answer)
             check_length(aligner, ids, sampling.max_new_tokens, what=f"{what}, as the aligner reads it")
-            requests.append(
-                Request(
-                    arm_id=arm["arm_id"],
-                    prompt_id=prompt["prompt_id"],
-                    seed=int(seed),
-                    method="base",
-                    alpha=0.0,
-                    sampling=sampling,
-                    branches={"base": Stream(ids)},
-                )
-            )
+            which = (arm["arm_id"], prompt["prompt_id"], int(seed), arm["method"])
+            requests.append(Request(*which, 0.0, sampling, {"base": Stream(ids)}))
     return requests
 
 
 def _base_ids(frozen: FrozenModel, prompt: Mapping, style: str) -> TokenIds:
-    return prompt_ids(
-        frozen, prompt["prompt"], style=style, history=read_history(prompt.get("history") or "")
-    )
+    history = read_history(prompt.get("history") or "")
+    return prompt_ids(frozen, prompt["prompt"], style=style, history=history)
 
 
-def _corrected(
-    aligner: FrozenModel,
-    frozen: FrozenModel,
-    read: Mapping[str, TokenIds],
-    requests: Sequence[Request],
-    *,
-    capacity: int | None,
-    progress: Progress,
-) -> pd.DataFrame:
+def _under_the_base(frozen: FrozenModel, read: Mapping[str, TokenIds], table: pd.DataFrame) -> pd.DataFrame:
     """Answers of the aligner with what the base says of them."""
-    table = decode_requests(aligner, requests, capacity=capacity, progress=progress)
     ids = [tuple(i) for i in frozen.tokenizer(table["text"].tolist(), add_special_tokens=False).input_ids]
     given = [GivenAnswer(read[p], tokens) for p, tokens in zip(table["prompt_id"], ids, strict=True)]
     return table.assign(

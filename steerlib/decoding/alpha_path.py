@@ -1,10 +1,9 @@
 """The alpha path: every answer that a logit rule gives over [0, alpha_max], with the alphas at which it changes.
 
-With greedy choice or fixed noise the next token is a piecewise constant function of alpha, see `envelope`. A node is
-an interval of alpha and the tokens that all its alphas agree on; where the next token differs within the interval,
-the node splits. All open nodes are rows of one batch, and a prefix is decoded once for all alphas that share it.
-
-The trees of an alpha path while they grow: a node is an interval of alpha and the tokens that it agrees on.
+With greedy choice or fixed noise the next token is a piecewise constant function of alpha, see `envelope`. A node of
+the alpha-path tree is an interval of alpha and the tokens that all its alphas agree on; where the next token differs
+within the interval, the node splits. All open nodes are rows of one batch, and a prefix is decoded once for all alphas
+that share it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,193 +13,23 @@ import torch
 from torch import Tensor
 
 from steerlib.decoding.arms import make_arms
-from steerlib.decoding.batch import Progress
 from steerlib.decoding.contexts import BranchModels, Contexts
-from steerlib.decoding.decode import default_capacity
+from steerlib.decoding.decode import (
+    NoiseKeys,
+    Progress,
+    check_finite,
+    default_capacity,
+    halved,
+    prompt_tokens,
+)
 from steerlib.decoding.envelope import Pieces, ScoreLines, upper_envelope
 from steerlib.decoding.requests import Request, make_requests
-from steerlib.decoding.sampling import Sampling, gumbel_noise, text_hash
-from steerlib.decoding.streams import open_streams
-from steerlib.models import FrozenModel
-from steerlib.residual import Factor, ResidualDose
+from steerlib.decoding.sampling import Sampling
+from steerlib.decoding.streams import MultiModelStreams
+from steerlib.models import FrozenModel, high_precision
+from steerlib.residual import Factor
 from steerlib.rules import RULES, acting_on, base_nucleus, check_method, js_temperature
 from steerlib.tables import SCHEMA
-
-
-def _high(x: Tensor) -> Tensor:
-    return x if x.device.type == "mps" else x.double()
-
-
-class Forest:
-    """The trees of one batch while they grow: one tree a request, open nodes as rows."""
-
-    def __init__(
-        self,
-        models: Mapping[str, FrozenModel],
-        requests: Sequence[Request],
-        *,
-        alpha_max: float,
-        nodes: int,
-    ) -> None:
-        self.frozen, self.requests, self.nodes = models[""], requests, nodes
-        self.device, self.sampling = self.frozen.device, requests[0].sampling
-        self.names = sorted(requests[0].branches)
-        self.streams, index = open_streams(
-            models,
-            requests,
-            rows_per_request=nodes,
-            max_new_tokens=self.sampling.max_new_tokens,
-            vectors=[],
-            dose=ResidualDose(),
-        )
-        n, high = len(requests), _high(torch.zeros(1, device=self.device)).dtype
-        self.tree = torch.arange(n, device=self.device)
-        self.low = torch.zeros(n, dtype=high, device=self.device)
-        self.high = torch.full_like(self.low, alpha_max)
-        self.factor = torch.tensor([r.alpha / alpha_max for r in requests], device=self.device).to(self.low)
-        slots = [[index[r.branches[name]] for name in self.names] for r in requests]
-        self.slots = torch.tensor(slots, device=self.device)
-        self.tokens = torch.zeros(n, 0, dtype=torch.long, device=self.device)
-        self.nll = torch.zeros_like(self.low)
-        self.stop_ids = torch.tensor(sorted(self.frozen.stop_ids), device=self.device)
-        self.segments: list[dict] = []
-        self.row_steps = 0
-
-    def grow(self) -> list[dict]:
-        """Decode until every node is closed; rows of the segments table, in no order."""
-        z = self.streams.prefill()
-        self.seen = torch.zeros(len(self.requests), z.shape[1], dtype=torch.bool, device=self.device)
-        if self.sampling.penalty_scope == "prompt_and_generated":
-            for row, request in enumerate(self.requests):
-                self.seen[row, list(request.branches["base"].ids)] = True
-        for step in range(self.sampling.max_new_tokens):
-            self._split(self._envelope(z, step), z)
-            stopped = torch.isin(self.tokens[:, -1], self.stop_ids)
-            self._close(stopped, complete=True, stopped=True)
-            if step + 1 == self.sampling.max_new_tokens:
-                break
-            self._close(self._over_budget(), complete=False)
-            if not len(self.tree):
-                break
-            z = self._continue()
-        self._close(torch.ones_like(self.tree, dtype=torch.bool), complete=True)
-        return self.segments
-
-    def _envelope(self, z: Tensor, step: int) -> Pieces:
-        """The tokens chosen next and where, of all nodes."""
-        sampling = self.sampling
-        sampled = sampling.temperature > 0
-        temperature = self._temperature(z)
-        noise, place = self._noise(step, z) if sampled else (None, self.tree)
-
-        def lines(nodes: Tensor) -> ScoreLines:
-            intercept, slope = self._line(z, nodes)
-            return ScoreLines(
-                intercept,
-                slope,
-                temperature=temperature[nodes],
-                noise=None if noise is None else noise[place[nodes]],
-                seen=self.seen[nodes],
-                penalty=sampling.repetition_penalty,
-                min_p=sampling.min_p if sampled else 0.0,
-            )
-
-        return upper_envelope(lines, self.low, self.high, vocab=z.shape[1])
-
-    def _branches(self, z: Tensor, nodes: Tensor) -> dict[str, Tensor]:
-        return {name: z[self.slots[nodes, i]] for i, name in enumerate(self.names)}
-
-    def _line(self, z: Tensor, nodes: Tensor) -> tuple[Tensor, Tensor]:
-        """Intercept and slope of some nodes; alpha is the path's own, the prompt's factor lies in the slope."""
-        branches = self._branches(z, nodes)
-        high = {name: _high(z_branch) for name, z_branch in branches.items()}
-        intercept, slope = RULES[self.requests[0].method].line(high)
-        slope = slope * self.factor[self.tree[nodes], None]
-        limit = self.requests[0].base_top_p
-        if limit < 1:
-            top_p = torch.full_like(branches["base"][:, 0], limit)
-            outside = ~base_nucleus(branches["base"], top_p)
-            intercept, slope = intercept.masked_fill(outside, -torch.inf), slope.masked_fill(outside, 0)
-        return intercept, slope
-
-    def _temperature(self, z: Tensor) -> Tensor:
-        """Temperature of each node; it depends on the tokens so far, which all alphas of the node share."""
-        sampling = self.sampling
-        fixed = torch.full_like(self.low, sampling.temperature or 1.0)
-        if not (sampling.js_sigma and sampling.temperature):
-            return fixed
-        branches = self._branches(z, torch.arange(len(self.tree), device=self.device))
-        return js_temperature(
-            branches["base"],
-            branches["instructed"],
-            t0=fixed,
-            sigma=sampling.js_sigma,
-            t_min=sampling.min_temperature,
-        ).to(fixed)
-
-    def _noise(self, step: int, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Noise of each tree that has nodes, and which of these trees each node is of."""
-        trees, place = self.tree.unique(return_inverse=True)
-        dice = [(text_hash(self.requests[t].prompt_id), self.requests[t].seed) for t in trees.tolist()]
-        hashes, seeds = torch.tensor(dice, device=self.device).unbind(-1)
-        return _high(gumbel_noise(hashes, seeds, step, z.shape[1], dtype=z.dtype)), place
-
-    def _split(self, pieces: Pieces, z: Tensor) -> None:
-        """A node for each piece, its token appended."""
-        parent, token = pieces.row, pieces.token
-        self._keep(parent)
-        self.low, self.high = pieces.low, pieces.high
-        base, place = self.slots[:, self.names.index("base")].unique(return_inverse=True)
-        nll = z[base].logsumexp(-1)[place] - z[base[place], token]
-        self.nll += torch.where(torch.isin(token, self.stop_ids), 0, nll)
-        self.tokens = torch.cat([self.tokens, token[:, None]], 1)
-        self.seen[torch.arange(len(token), device=self.device), token] = True
-
-    def _keep(self, nodes: Tensor) -> None:
-        for name in ("tree", "low", "high", "slots", "tokens", "nll", "seen"):
-            setattr(self, name, getattr(self, name)[nodes])
-
-    def _over_budget(self) -> Tensor:
-        """Nodes that are not among their tree's widest, as many as the budget has room for."""
-        width = pd.Series((self.high - self.low).tolist(), dtype=float)
-        rank = width.groupby(self.tree.tolist()).rank(method="first", ascending=False)
-        return torch.tensor((rank > self.nodes).tolist(), dtype=torch.bool, device=self.device)
-
-    def _close(self, nodes: Tensor, *, complete: bool, stopped: bool = False) -> None:
-        """Write nodes down as segments and drop them."""
-        if not nodes.any():
-            return
-        ids = [row[: len(row) - stopped] for row in self.tokens[nodes].tolist()]
-        texts = self.frozen.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        columns = (side[nodes].tolist() for side in (self.tree, self.low, self.high, self.nll))
-        for tree, low, high, nll, text, token_ids in zip(*columns, texts, ids, strict=True):
-            request = self.requests[tree]
-            self.segments.append(
-                {
-                    "arm_id": request.arm_id,
-                    "prompt_id": request.prompt_id,
-                    "seed": request.seed,
-                    "alpha_low": low,
-                    "alpha_high": high,
-                    "complete": complete,
-                    "text": text,
-                    "token_ids": token_ids,
-                    "n_tokens": len(token_ids),
-                    "stopped": stopped,
-                    "nll_base": nll,
-                }
-            )
-        self._keep(~nodes)
-
-    def _continue(self) -> Tensor:
-        """Append each node's token to its branches; nodes that still agree share them."""
-        vocab = self.seen.shape[1]
-        pairs = self.slots * vocab + self.tokens[:, -1:]
-        distinct, place = pairs.unique(return_inverse=True)
-        slot, z = self.streams.advance(distinct // vocab, distinct % vocab)
-        self.slots = slot[place]
-        self.row_steps += len(distinct)
-        return z
 
 
 def alpha_path(
@@ -229,20 +58,16 @@ def alpha_path(
     rounding does to those moves the breakpoints along.
 
     Args:
-        frozen: the model.
-        prompts: the prompts table, or any frame with prompt_id, prompt and category.
+        frozen, prompts, seeds, contexts, capacity: as in `decode`.
         method: one that acts on logits; alpha of "sda" is k, and its temperature by divergence is exact too, for it
             depends on the answer so far and not on k.
         alpha_max: end of the range, dimensionless, above 0.
         sampling: greedy, or sampled with top_p = 1; min_p is the nucleus that goes with a path.
-        profile, category, factor, style: as in `make_arms`.
-        seeds: of the noise; a greedy path is asked for the first alone.
-        contexts: texts of the branches by category; None for the style's defaults.
-        base_top_p: as in `make_arms`; exact, for the base's own nucleus is the same at every alpha.
+        profile, category, factor, style, base_top_p: as in `make_arms`; the base's own nucleus is the same at every
+            alpha.
         branch_models: as in `decode`; those of the method's branches are read.
         row_budget: rows of a forward pass that one prompt and seed may hold. When its open nodes are more than fit,
             the widest intervals go on and the others end there, `complete` false.
-        capacity: rows of a forward pass at most, over all prompts decoded at one time.
         progress: called with the number of prompts and seeds finished since its last call.
 
     Returns:
@@ -253,13 +78,24 @@ def alpha_path(
     Raises:
         ValueError: another method, alpha_max not above 0, top_p below 1 with sampling, a budget below one node, and
             as `decode`.
+        FloatingPointError: as `decode`.
 
     Source: ours. Och (ACL 2003) walks the upper envelope of lines over one model weight for given lists of
     translations; here every step of decoding has an envelope of its own, and the lines may bend.
     """
-    _check(method, alpha_max, sampling)
+    if method not in acting_on("logits"):
+        raise ValueError(f"an alpha path is of {', '.join(acting_on('logits'))}, not of {method!r}")
+    if not 0 < alpha_max < float("inf"):
+        raise ValueError(f"alpha_max must be above 0 and finite, not {alpha_max}")
+    if sampling.temperature and sampling.top_p < 1:
+        raise ValueError(
+            f"top_p {sampling.top_p} has no exact alpha path: the mass of a nucleus is not linear in alpha. "
+            "Use top_p=1, with min_p for a nucleus that is"
+        )
     reads = check_method(method).context_branches
-    trained = {b: m for b, m in (branch_models or {}).items() if b in reads}
+    if row_budget < 1 + len(reads):
+        raise ValueError(f"row_budget {row_budget} is less than the {1 + len(reads)} branches of one answer")
+    trained = {branch: model for branch, model in (branch_models or {}).items() if branch in reads}
     arm = make_arms(
         method,
         [alpha_max],
@@ -273,48 +109,162 @@ def alpha_path(
         base_top_p=base_top_p,
         branches={branch: model.name for branch, model in trained.items()},
     )
-    arm["arm_id"] = "path-" + arm.arm_id
+    arm["arm_id"] = "path-" + arm["arm_id"]
     factors = [factor] if isinstance(factor, Factor) else []
-    requests = make_requests(
-        frozen, prompts, arm, seeds=seeds, contexts=contexts, factors=factors, branch_models=trained
-    )
+    inputs = {"contexts": contexts, "factors": factors, "branch_models": trained}
+    requests = make_requests(frozen, prompts, arm, seeds=seeds, **inputs)
     models = {"": frozen, **trained}
-    width = max((len(r.branches) for r in requests), default=1)
-    if row_budget < width:
-        raise ValueError(f"row_budget {row_budget} is less than the {width} branches of one answer")
     together = max(1, (capacity or default_capacity([*models.values()], requests)) // row_budget)
-    pending = [requests[first : first + together] for first in range(0, len(requests), together)]
+    batches = [requests[first : first + together] for first in range(0, len(requests), together)]
+
+    def grown(batch: Sequence[Request]) -> AlphaPathTrees:
+        with torch.inference_mode():
+            trees = AlphaPathTrees(models, batch, alpha_max=alpha_max, nodes=row_budget // (1 + len(reads)))
+            trees.grow()
+            return trees
+
     found, row_steps = [], 0
-    while pending:
-        batch, *pending = pending
-        try:
-            with torch.inference_mode():
-                forest = Forest(models, batch, alpha_max=alpha_max, nodes=row_budget // width)
-                found += forest.grow()
-        except (torch.OutOfMemoryError, MemoryError):
-            if len(batch) == 1:
-                raise
-            half = len(batch) // 2
-            pending = [batch[:half], batch[half:], *pending]
-            continue
-        row_steps += forest.row_steps
+    for trees in halved(batches, grown):
+        found += trees.segments
+        row_steps += trees.row_steps
         if progress:
-            progress(len(batch))
+            progress(len(trees.requests))
     segments = _merged(pd.DataFrame(found, columns=[*SCHEMA["segments"].columns]), requests)
     segments.attrs["row_steps"] = row_steps
     return segments
 
 
-def _check(method: str, alpha_max: float, sampling: Sampling) -> None:
-    if method not in acting_on("logits"):
-        raise ValueError(f"an alpha path is of {', '.join(acting_on('logits'))}, not of {method!r}")
-    if not 0 < alpha_max < float("inf"):
-        raise ValueError(f"alpha_max must be above 0 and finite, not {alpha_max}")
-    if sampling.temperature and sampling.top_p < 1:
-        raise ValueError(
-            f"top_p {sampling.top_p} has no exact alpha path: the mass of a nucleus is not linear in alpha. "
-            "Use top_p=1, with min_p for a nucleus that is"
+class AlphaPathTrees:
+    """The alpha-path trees of one batch while they grow: one per request, open nodes as rows.
+
+    Attributes:
+        tree, low, high, slots, tokens, nll, seen: of each open node, its request and what belongs to its prefix.
+        segments: closed nodes, rows of the segments table, in no order.
+        row_steps: rows of all decoding steps so far.
+    """
+
+    def __init__(
+        self, models: Mapping[str, FrozenModel], requests: Sequence[Request], *, alpha_max: float, nodes: int
+    ) -> None:
+        self.frozen, self.requests, self.nodes = models[""], requests, nodes
+        self.sampling, self.rule = requests[0].sampling, RULES[requests[0].method]
+        self.names, device, n = sorted(requests[0].branches), self.frozen.device, len(requests)
+        self.streams = MultiModelStreams(
+            models, requests, rows_per_request=nodes, max_new_tokens=self.sampling.max_new_tokens
         )
+        self.tree = torch.arange(n, device=device)
+        self.low = high_precision(torch.zeros(n, device=device))
+        self.high = torch.full_like(self.low, alpha_max)
+        self.factor = torch.tensor([r.alpha / alpha_max for r in requests], device=device).to(self.low)
+        slots = [[self.streams.slot[r.branches[name]] for name in self.names] for r in requests]
+        self.slots = torch.tensor(slots, device=device)
+        self.tokens = torch.zeros(n, 0, dtype=torch.long, device=device)
+        self.nll = torch.zeros_like(self.low)
+        self.noise = NoiseKeys(requests, device) if self.sampling.temperature else None
+        self.stop_ids = torch.tensor(sorted(self.frozen.stop_ids), device=device)
+        self.segments: list[dict] = []
+        self.row_steps = 0
+
+    def grow(self) -> None:
+        """Decode until every node is closed."""
+        z = self.streams.prefill()
+        self.seen = prompt_tokens(self.requests, z.shape[1], z.device)
+        for step in range(self.sampling.max_new_tokens):
+            of_nodes = z[self.slots].flatten(1).sum(-1)
+            check_finite(of_nodes, self.requests, self.tree, step, z)
+            self._split(self._envelope(z, step), z)
+            stopped = torch.isin(self.tokens[:, -1], self.stop_ids)
+            self._close(stopped, complete=True, stopped=True)
+            if step + 1 == self.sampling.max_new_tokens:
+                break
+            self._close(self._over_budget(), complete=False)
+            if not len(self.tree):
+                break
+            z = self._continue()
+        self._close(torch.ones_like(self.tree, dtype=torch.bool), complete=True)
+
+    def _envelope(self, z: Tensor, step: int) -> Pieces:
+        """The tokens chosen next and where, of all nodes."""
+        sampling = self.sampling
+        temperature = self._temperature(z)
+
+        def lines(nodes: Tensor) -> ScoreLines:
+            intercept, slope = self._line(z, nodes)
+            noise = self.noise and high_precision(self.noise.at(self.tree[nodes], step, z))
+            min_p = sampling.min_p if sampling.temperature else 0.0
+            settings = {"penalty": sampling.repetition_penalty, "min_p": min_p}
+            return ScoreLines(intercept, slope, temperature[nodes], noise, self.seen[nodes], **settings)
+
+        return upper_envelope(lines, self.low, self.high, vocab=z.shape[1])
+
+    def _branches(self, z: Tensor, nodes: Tensor) -> dict[str, Tensor]:
+        return {name: z[self.slots[nodes, i]] for i, name in enumerate(self.names)}
+
+    def _line(self, z: Tensor, nodes: Tensor) -> tuple[Tensor, Tensor]:
+        """Intercept and slope of some nodes; alpha is the path's own, the prompt's factor lies in the slope."""
+        branches = self._branches(z, nodes)
+        intercept, slope = self.rule.line({name: high_precision(one) for name, one in branches.items()})
+        slope = slope * self.factor[self.tree[nodes], None]
+        limit = self.requests[0].base_top_p
+        if limit < 1:
+            outside = ~base_nucleus(branches["base"], torch.full_like(branches["base"][:, 0], limit))
+            intercept, slope = intercept.masked_fill(outside, -torch.inf), slope.masked_fill(outside, 0)
+        return intercept, slope
+
+    def _temperature(self, z: Tensor) -> Tensor:
+        """Temperature of each node; it depends on the tokens so far, which all alphas of the node share."""
+        sampling = self.sampling
+        t0 = torch.full_like(self.low, sampling.temperature or 1.0)
+        if not (sampling.js_sigma and sampling.temperature):
+            return t0
+        z_own = self._branches(z, torch.arange(len(self.tree), device=z.device))
+        settings = {"sigma": sampling.js_sigma, "t_min": sampling.min_temperature}
+        return js_temperature(z_own["base"], z_own["instructed"], t0=t0, **settings).to(t0)
+
+    def _split(self, pieces: Pieces, z: Tensor) -> None:
+        """A node for each piece, its token appended."""
+        token = pieces.token
+        self._keep(pieces.row)
+        self.low, self.high = pieces.low, pieces.high
+        base, place = self.slots[:, self.names.index("base")].unique(return_inverse=True)
+        nll = z[base].logsumexp(-1)[place] - z[base[place], token]
+        self.nll += torch.where(torch.isin(token, self.stop_ids), 0, nll)
+        self.tokens = torch.cat([self.tokens, token[:, None]], 1)
+        self.seen[torch.arange(len(token), device=z.device), token] = True
+
+    def _keep(self, nodes: Tensor) -> None:
+        for name in ("tree", "low", "high", "slots", "tokens", "nll", "seen"):
+            setattr(self, name, getattr(self, name)[nodes])
+
+    def _over_budget(self) -> Tensor:
+        """Nodes that are not among their tree's widest, as many as the budget has room for."""
+        width = pd.Series((self.high - self.low).tolist(), dtype=float)
+        rank = width.groupby(self.tree.tolist()).rank(method="first", ascending=False)
+        return torch.tensor((rank > self.nodes).tolist(), dtype=torch.bool, device=self.tree.device)
+
+    def _close(self, nodes: Tensor, *, complete: bool, stopped: bool = False) -> None:
+        """Write nodes down as segments and drop them."""
+        if not nodes.any():
+            return
+        ids = [row[: len(row) - stopped] for row in self.tokens[nodes].tolist()]
+        texts = self.frozen.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        columns = (side[nodes].tolist() for side in (self.tree, self.low, self.high, self.nll))
+        for tree, low, high, nll, text, token_ids in zip(*columns, texts, ids, strict=True):
+            request = self.requests[tree]
+            row = {"arm_id": request.arm_id, "prompt_id": request.prompt_id, "seed": request.seed}
+            row |= {"alpha_low": low, "alpha_high": high, "complete": complete, "text": text}
+            row |= {"token_ids": token_ids, "n_tokens": len(token_ids), "stopped": stopped, "nll_base": nll}
+            self.segments.append(row)
+        self._keep(~nodes)
+
+    def _continue(self) -> Tensor:
+        """Append each node's token to its branches; nodes that still agree share them."""
+        vocab = self.seen.shape[1]
+        distinct, place = (self.slots * vocab + self.tokens[:, -1:]).unique(return_inverse=True)
+        slot, z = self.streams.advance(distinct // vocab, distinct % vocab)
+        self.slots = slot[place]
+        self.row_steps += len(distinct)
+        return z
 
 
 def _merged(segments: pd.DataFrame, requests: Sequence[Request]) -> pd.DataFrame:

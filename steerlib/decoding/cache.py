@@ -4,41 +4,27 @@ transformers' dynamic cache copies everything it holds at every step; here a ste
 stream that splits copies one row.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
-
-
-@dataclass
-class Window:
-    """Which rows and columns of the block the next forward pass is about.
-
-    Attributes:
-        capacity: rows that the block has.
-        columns: tokens that a row can hold.
-        rows: rows of the pass, a slice (a view, which a step of decoding wants) or their numbers.
-        length: columns filled before the pass.
-    """
-
-    capacity: int
-    columns: int
-    rows: slice | Tensor = field(default_factory=lambda: slice(0))
-    length: int = 0
 
 
 class SlotLayer(CacheLayerMixin):
     """One layer's keys and values, `(capacity, heads, columns, head_dim)` each, allocated at first use."""
 
     is_sliding = False
+    keys: Tensor
+    values: Tensor
 
-    def __init__(self, window: Window) -> None:
+    def __init__(self, cache: "SlotCache") -> None:
         super().__init__()
-        self.window = window
+        self.cache = cache
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         # Zeros, not whatever was in memory: masked columns are multiplied by zero weights, and NaN * 0 is NaN.
-        shape = (self.window.capacity, key_states.shape[1], self.window.columns)
+        shape = (self.cache.capacity, key_states.shape[1], self.cache.columns)
         self.keys = key_states.new_zeros(*shape, key_states.shape[-1])
         self.values = value_states.new_zeros(*shape, value_states.shape[-1])
         self.is_initialized = True
@@ -46,29 +32,18 @@ class SlotLayer(CacheLayerMixin):
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        keys, values = self.block()
-        rows = self.window.rows
-        rows = rows.to(keys.device) if isinstance(rows, Tensor) else rows
-        stop = self.window.length + key_states.shape[2]
-        keys[rows, :, self.window.length : stop] = key_states
-        values[rows, :, self.window.length : stop] = value_states
-        return keys[rows, :, :stop], values[rows, :, :stop]
-
-    def block(self) -> tuple[Tensor, Tensor]:
-        """All keys and all values.
-
-        Raises:
-            ValueError: the layer was never written to.
-        """
-        if self.keys is None or self.values is None:
-            raise ValueError("this layer of the cache holds nothing yet")
-        return self.keys, self.values
+        rows, start = self.cache.rows, self.cache.length
+        rows = rows.to(self.keys.device) if isinstance(rows, Tensor) else rows
+        stop = start + key_states.shape[2]
+        self.keys[rows, :, start:stop] = key_states
+        self.values[rows, :, start:stop] = value_states
+        return self.keys[rows, :, :stop], self.values[rows, :, :stop]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.window.length + query_length, 0
+        return self.cache.length + query_length, 0
 
     def get_seq_length(self) -> int:
-        return self.window.length
+        return self.cache.length
 
     def get_max_length(self) -> int:
         return -1
@@ -81,46 +56,41 @@ class SlotCache(Cache):
         n_layers: decoder blocks of the model.
         capacity: streams at most.
         columns: tokens of a stream at most, pads counted.
+
+    Attributes:
+        rows: rows of the next forward pass, a slice (a view, which a step of decoding wants) or their numbers.
+        length: columns filled before that pass.
     """
 
     def __init__(self, n_layers: int, *, capacity: int, columns: int) -> None:
-        self.window = Window(capacity, columns)
-        self.slot_layers = [SlotLayer(self.window) for _ in range(n_layers)]
-        super().__init__(layers=[*self.slot_layers])
+        self.capacity, self.columns = capacity, columns
+        self.rows: slice | Tensor = slice(0)
+        self.length = 0
+        self.blocks = [SlotLayer(self) for _ in range(n_layers)]
+        super().__init__(layers=[*self.blocks])
 
-    def copy_rows(self, source: Tensor, target: Tensor) -> None:
-        """Copy the filled columns of some rows to others; no row may be both source and target."""
-        for keys, values in self._blocks():
-            length, a, b = self.window.length, source.to(keys.device), target.to(keys.device)
-            keys[b, :, :length] = keys[a, :, :length]
-            values[b, :, :length] = values[a, :, :length]
-
-    def share_rows(self, source: Tensor, target: Tensor, columns: range, *, layer: int, unread: int) -> None:
-        """Copy from some rows to others what is theirs too.
+    def copy_rows(
+        self,
+        source: Sequence[int],
+        target: Sequence[int],
+        columns: range,
+        *,
+        origin: "SlotCache | None" = None,
+        block: int = 0,
+        before: int | None = None,
+    ) -> None:
+        """Copy columns of some rows to others.
 
         Args:
-            source, target: numbers of the rows.
-            columns: what the rows hold in these.
-            layer: below it all of them are copied.
-            unread: from it on, only those before this column.
+            source, target: numbers of the rows; within one cache no row may be both.
+            columns: what is copied.
+            origin: the cache of the sources; None for this one.
+            block, before: from this block on only the columns before `before`; None for all.
         """
-        for n, (keys, values) in enumerate(self._blocks()):
-            a, b = source.to(keys.device), target.to(keys.device)
-            stop = columns.stop if n < layer else unread
-            keys[b, :, columns.start : stop] = keys[a, :, columns.start : stop]
-            values[b, :, columns.start : stop] = values[a, :, columns.start : stop]
-
-    def take_rows(self, other: "SlotCache", source: Tensor) -> None:
-        """Fill rows 0, 1, ... from the given rows of another cache, up to that one's length."""
-        length = other.window.length
-        for layer, theirs in zip(self.slot_layers, other.slot_layers, strict=True):
-            their_keys, their_values = theirs.block()
-            if not layer.is_initialized:
-                layer.lazy_initialization(their_keys, their_values)
-            keys, values = layer.block()
-            rows = source.to(keys.device)
-            keys[: len(rows), :, :length] = their_keys[rows, :, :length]
-            values[: len(rows), :, :length] = their_values[rows, :, :length]
-
-    def _blocks(self) -> list[tuple[Tensor, Tensor]]:
-        return [layer.block() for layer in self.slot_layers]
+        for n, (mine, theirs) in enumerate(zip(self.blocks, (origin or self).blocks, strict=True)):
+            if not mine.is_initialized:
+                mine.lazy_initialization(theirs.keys, theirs.values)
+            stop = columns.stop if before is None or n < block else before
+            a, b = (torch.tensor(rows, device=mine.keys.device) for rows in (source, target))
+            mine.keys[b, :, columns.start : stop] = theirs.keys[a, :, columns.start : stop]
+            mine.values[b, :, columns.start : stop] = theirs.values[a, :, columns.start : stop]

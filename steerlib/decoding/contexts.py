@@ -1,8 +1,4 @@
-"""Trained branches: a model of its own for the expert or the anti-expert, in place of a context.
-
-Such a branch reads the plain prompt, as the base does. Arms name the models that they read.
-
-The contexts of the branches: what the frozen model reads beside a prompt, for each category and dimension.
+"""What the branches read beside a prompt: contexts by category and dimension, or models trained for a branch.
 
 STEER-Away does not print its contexts, and SDA's instructions are its authors'; these are ours. A chat context is a
 system message; a continuation context is a sentence before the text, after the idea of Schick et al.
@@ -16,9 +12,10 @@ import pandas as pd
 
 from steerlib.models import FrozenModel
 from steerlib.reading import Messages, TokenIds, prompt_ids
-from steerlib.toxicity.attributes import ATTRIBUTES
+from steerlib.tables import ATTRIBUTE_COLUMNS
 
 Contexts = Mapping[str, Mapping[str, str]]
+BranchModels = Mapping[str, FrozenModel]
 
 UNDESIRED = {
     "toxicity": "rude, hostile and disrespectful, meant to drive people out of a discussion",
@@ -60,28 +57,24 @@ DIMENSION_INSTRUCTIONS = {
 
 
 def default_contexts(style: str) -> dict[str, dict[str, str]]:
-    """What the branches read of each category, and the instruction of each of SDA's dimensions.
+    """Contexts by category ("expert", "anti", "instructed") and by SDA's dimensions ("instructed" alone).
 
     Args:
         style: "chat" or "continuation".
-
-    Returns:
-        By category, a dictionary with "expert" (desired), "anti" (undesired) and "instructed" (the personal
-        instruction of a user with that category); by dimension, one with "instructed" alone.
 
     Raises:
         ValueError: unknown style.
     """
     if style not in TEMPLATES:
         raise ValueError(f"style {style!r} is none of {', '.join(TEMPLATES)}")
-    template = TEMPLATES[style]
+    template, instruction = TEMPLATES[style], INSTRUCTION_TEMPLATES[style]
     personal = {
         category: {
             "expert": template.format(DESIRED[category]),
             "anti": template.format(UNDESIRED[category]),
-            "instructed": INSTRUCTION_TEMPLATES[style].format(DESIRED[category]),
+            "instructed": instruction.format(DESIRED[category]),
         }
-        for category in ATTRIBUTES
+        for category in ATTRIBUTE_COLUMNS
     }
     return personal | {name: {"instructed": text} for name, text in DIMENSION_INSTRUCTIONS.items()}
 
@@ -96,7 +89,7 @@ def branch_ids(
     contexts: Contexts,
     history: Messages = (),
 ) -> TokenIds:
-    """Token ids that one branch reads: the prompt alone (base), behind a context, or before an instruction.
+    """Token ids that one branch reads: the prompt alone ("base", "steered"), or with the branch's context.
 
     SDA's instruction follows the prompt within the user's turn. In a continuation nothing can follow the text that
     is to be continued, so it stands before it.
@@ -114,21 +107,9 @@ def branch_ids(
     return prompt_ids(frozen, prompt, style=style, context=text, history=history)
 
 
-BranchModels = Mapping[str, FrozenModel]
-
-
 def branch_names(text: str) -> dict[str, str]:
     """Name of the trained model by branch, of the column `branches` of an arm."""
     return json.loads(text) if text else {}
-
-
-def owner(frozen: FrozenModel, models: BranchModels, branch: str) -> str:
-    """Where a branch's weights are: "" for the frozen model itself, else the first branch with that model.
-
-    Branches of one model are rows of one forward pass, and equal ones are read once.
-    """
-    named = {"": frozen, **models}
-    return next(name for name, one in named.items() if one.model is models[branch].model)
 
 
 def check_branch_models(frozen: FrozenModel, arms: pd.DataFrame, models: BranchModels) -> None:
@@ -140,18 +121,16 @@ def check_branch_models(frozen: FrozenModel, arms: pd.DataFrame, models: BranchM
     """
     for branch, model in models.items():
         _check_beside(frozen, model, f"the {branch} model {model.name!r}")
-    read = {}
+    read = set()
     for arm_id, text in zip(arms["arm_id"], arms["branches"], strict=True):
         for branch, name in branch_names(text).items():
-            read[branch] = name
+            read.add(branch)
             given = models[branch].name if branch in models else None
             if given != name:
                 there = "none is given" if given is None else f"{given!r} is given"
                 raise ValueError(f"arm {arm_id} reads the {branch} model {name!r}; {there} in branch_models")
     for branch in models.keys() - read:
-        raise ValueError(
-            f"no arm reads the {branch} model {models[branch].name!r}; name it in their branches"
-        )
+        raise ValueError(f"no arm reads the {branch} model {models[branch].name!r}; name it in their branches")
 
 
 def _check_beside(frozen: FrozenModel, model: FrozenModel, what: str) -> None:

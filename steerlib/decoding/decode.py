@@ -1,21 +1,27 @@
-"""Decoding a grid of arms as one batch: branches in step, one rule a row, one stack of sampling for all.
+"""Decoding a grid of arms as one batch: branches in step, one rule per row, one stack of sampling for all.
 
 Every branch of every answer is a row of one forward pass with a KV cache. Answers that agree so far share
-their rows (neighbouring alphas with the same noise often do), so a grid costs less than its size.
+their rows (neighbouring alphas with common random numbers often do), so a grid costs less than its size.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypeVar, Unpack
 
 import pandas as pd
 import torch
+from torch import Tensor
 
-from steerlib.decoding.batch import Batch, Progress
-from steerlib.decoding.contexts import BranchModels, Contexts
-from steerlib.decoding.requests import Request, make_requests
+from steerlib.decoding.contexts import BranchModels
+from steerlib.decoding.requests import Inputs, Request, make_requests
+from steerlib.decoding.sampling import NEAR_TIE, choose, gumbel_noise, penalise_, text_hash
+from steerlib.decoding.streams import MultiModelStreams
 from steerlib.models import FrozenModel
-from steerlib.residual import Factor, VectorFamily, VectorKey, Vectors, steering_hooks, vectors_by_key
+from steerlib.residual import ResidualDose, VectorFamily, VectorKey, steering_hooks, vectors_by_key
+from steerlib.rules import RULES, base_nucleus, js_temperature
 
 CPU_CAPACITY = 384
+Progress = Callable[[int], object]
+Result = TypeVar("Result")
 
 
 def decode(
@@ -24,35 +30,27 @@ def decode(
     arms: pd.DataFrame,
     *,
     seeds: Sequence[int] = (0,),
-    contexts: Contexts | None = None,
-    vectors: Sequence[VectorFamily] = (),
-    factors: Sequence[Factor] = (),
-    branch_models: BranchModels | None = None,
     reference: bool = True,
     capacity: int | None = None,
     progress: Progress | None = None,
+    **inputs: Unpack[Inputs],
 ) -> pd.DataFrame:
     """Answers of every prompt under every arm and seed.
 
     Raw branch logits are combined first; then every arm goes through repetition penalty, temperature, nucleus and
-    choice. The noise depends on (seed, prompt, step, token) alone, so arms are paired, and alpha = 0 gives the base
-    arm's answer token for token (on a GPU the two are different rows of one product, equal up to near-ties).
+    choice. The noise depends on (seed, prompt, step, token) alone, so arms are paired, and alpha = 0 gives the answer
+    of the rule's zero token for token (on a GPU the two are different rows of one product, equal up to near-ties).
 
     Args:
         frozen: the model.
-        prompts: the prompts table, or any frame with prompt_id, prompt and, for logit rules, category.
+        prompts: the prompts table, see `make_requests`.
         arms: the arms table, see `make_arms`.
         seeds: of the noise.
-        contexts: texts of the branches by category; None for the defaults of each arm's style.
-        vectors: families of steering vectors that arms name.
-        factors: what strengths are multiplied by per prompt, that arms name.
-        branch_models: trained models by branch, "expert" or "anti": a PEFT adapter (see `load_model`) or another model
-            with the same vocabulary, on the same device. It reads the plain prompt where an arm names it in
-            `branches`; other arms keep their contexts.
         reference: keep the unsteered base beside every answer. Without it, steered answers of a vector cost half the
             rows, and `nll_base` and `kl_to_base` are missing.
         capacity: rows of the forward pass at most; by default what fits the free memory.
         progress: called with the number of answers finished since its last call.
+        **inputs: what the arms name, see `Inputs`.
 
     Returns:
         The generations table: `nll_base` is the answer's summed negative log-likelihood under the unsteered base
@@ -61,28 +59,13 @@ def decode(
         has a KL too, the base is the whole of it), `near_ties` the steps whose two best scores were closer than 1e-3.
 
     Raises:
-        ValueError: an empty or too long prompt, an unknown vector, factor or branch model, bad settings; before
-            anything is decoded.
+        ValueError: as `make_requests`, before anything is decoded.
+        FloatingPointError: a logit that is not finite; arm, prompt, step and precision are named.
     """
-    requests = make_requests(
-        frozen,
-        prompts,
-        arms,
-        seeds=seeds,
-        contexts=contexts,
-        vectors=vectors,
-        factors=factors,
-        branch_models=branch_models,
-    )
-    return decode_requests(
-        frozen,
-        requests,
-        vectors=vectors,
-        branch_models=branch_models,
-        reference=reference,
-        capacity=capacity,
-        progress=progress,
-    )
+    requests = make_requests(frozen, prompts, arms, seeds=seeds, **inputs)
+    how = {"reference": reference, "capacity": capacity, "progress": progress}
+    used = {name: inputs[name] for name in ("vectors", "branch_models") if name in inputs}
+    return decode_requests(frozen, requests, **used, **how)
 
 
 def decode_requests(
@@ -95,24 +78,43 @@ def decode_requests(
     capacity: int | None = None,
     progress: Progress | None = None,
 ) -> pd.DataFrame:
-    """`decode` for answers already asked for; a batch that does not fit the memory is halved and taken up again."""
-    models = {"": frozen, **(branch_models or {})}
+    """`decode` for answers already asked for."""
+    models, known = {"": frozen, **(branch_models or {})}, vectors_by_key(vectors)
     capacity = capacity or default_capacity([*models.values()], requests)
-    pending = list(_batches(requests, capacity))
-    found: list[dict] = []
+
+    def answers(batch: Sequence[Request]) -> list[dict]:
+        # Of a thousand users' vectors a batch has a few.
+        read = {stream.vector for request in batch for stream in request.branches.values()}
+        used = {key: vector for key, vector in known.items() if key in read}
+        with steering_hooks(frozen, [*used.values()]) as dose, torch.inference_mode():
+            return Batch(models, batch, [*used], dose, reference=reference).run(progress or (lambda n: n))
+
+    batches, rows = [], capacity
+    for request in requests:
+        if rows + len(request.branches) > capacity:
+            batches.append([])
+            rows = 0
+        batches[-1].append(request)
+        rows += len(request.branches)
+    return pd.DataFrame([row for found in halved(batches, answers) for row in found])
+
+
+def halved(
+    batches: Sequence[Sequence[Request]], work: Callable[[Sequence[Request]], Result]
+) -> Iterator[Result]:
+    """What `work` makes of each batch; one that does not fit the memory is halved and taken up again."""
+    pending = list(batches)
     while pending:
         batch, *pending = pending
         try:
-            used = _used(batch, vectors)
-            with steering_hooks(frozen, [*used.values()]) as dose, torch.inference_mode():
-                answers = Batch(models, batch, list(used), dose, reference=reference)
-                found += answers.run(progress or (lambda n: None))  # noqa: ARG005
+            found = work(batch)
         except (torch.OutOfMemoryError, MemoryError):
             if len(batch) == 1:
                 raise
             half = len(batch) // 2
             pending = [batch[:half], batch[half:], *pending]
-    return pd.DataFrame(found)
+        else:
+            yield found
 
 
 def default_capacity(models: Sequence[FrozenModel], requests: Sequence[Request]) -> int:
@@ -127,8 +129,8 @@ def default_capacity(models: Sequence[FrozenModel], requests: Sequence[Request])
         return CPU_CAPACITY
     longest = max(len(s.ids) + r.sampling.max_new_tokens for r in requests for s in r.branches.values())
     # What torch has reserved and not given out counts as used by the driver, and is free for the next batch.
-    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    free = torch.cuda.mem_get_info(device)[0] + kept
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    free = torch.cuda.mem_get_info(device)[0] + unused
     return max(8, int(free / 2 // max(_row_bytes(model, longest) for model in models)))
 
 
@@ -141,21 +143,237 @@ def _row_bytes(frozen: FrozenModel, tokens: int) -> int:
     return cache + 6 * 4 * config.vocab_size
 
 
-def _batches(requests: Sequence[Request], capacity: int) -> Iterator[list[Request]]:
-    """Runs of requests whose streams fit even if every answer goes its own way."""
-    batch: list[Request] = []
-    rows = 0
-    for request in requests:
-        if batch and rows + len(request.branches) > capacity:
-            yield batch
-            batch, rows = [], 0
-        batch.append(request)
-        rows += len(request.branches)
-    if batch:
-        yield batch
+class NoiseKeys:
+    """Common random numbers of some answers: those of one prompt and seed share their noise."""
+
+    def __init__(self, requests: Sequence[Request], device: torch.device) -> None:
+        keys = [(text_hash(r.prompt_id), r.seed) for r in requests]
+        distinct = list(dict.fromkeys(keys))
+        self.hashes, self.seeds = torch.tensor(distinct, device=device).unbind(-1)
+        self.key = torch.tensor([distinct.index(key) for key in keys], device=device)
+
+    def at(self, rows: Tensor, step: int, z: Tensor) -> Tensor:
+        """Noise of some answers, `(rows, vocab)`, in the precision of `z`; each key's is computed once."""
+        keys, place = self.key[rows].unique(return_inverse=True)
+        return gumbel_noise(self.hashes[keys], self.seeds[keys], step, z.shape[1], dtype=z.dtype)[place]
 
 
-def _used(requests: Sequence[Request], vectors: Sequence[VectorFamily]) -> dict[VectorKey, Vectors]:
-    """The vectors that some answers read: of a thousand users' a batch has a few."""
-    read = {stream.vector for request in requests for stream in request.branches.values()}
-    return {key: vector for key, vector in vectors_by_key(vectors).items() if key in read}
+def prompt_tokens(requests: Sequence[Request], vocab: int, device: torch.device) -> Tensor:
+    """Tokens that the repetition penalty counts as seen before the first step, boolean `(answers, vocab)`."""
+    seen = torch.zeros(len(requests), vocab, dtype=torch.bool, device=device)
+    for row, request in enumerate(requests):
+        if request.sampling.penalty_scope == "prompt_and_generated":
+            seen[row, list(request.branches["base"].ids)] = True
+    return seen
+
+
+def check_finite(values: Tensor, requests: Sequence[Request], rows: Tensor, step: int, z: Tensor) -> None:
+    """Stop where a logit is not finite.
+
+    Args:
+        values: one per row, not finite where a logit of the row is not.
+        requests: the answers.
+        rows: which answer each value is of.
+        step: 0-based token.
+        z: the logits, for their precision.
+
+    Raises:
+        FloatingPointError: naming arm, prompt, step and precision.
+    """
+    wrong = ~values.isfinite()
+    if wrong.any():
+        request = requests[int(rows[wrong][0])]
+        raise FloatingPointError(
+            f"arm {request.arm_id}, prompt {request.prompt_id}, step {step}: a logit is not finite in {z.dtype}; "
+            "load the model in float32 or bfloat16, or check its weights"
+        )
+
+
+class Batch:
+    """Answers as rows, one each, with their branches as rows of the streams.
+
+    Args:
+        models: the frozen model under "", trained ones by branch.
+        requests: the answers.
+        vectors: the steering vectors, in the order of `dose`'s last dimension.
+        dose: what the residual hooks of the frozen model add.
+        reference: keep the unsteered base beside every answer.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, FrozenModel],
+        requests: Sequence[Request],
+        vectors: Sequence[VectorKey],
+        dose: ResidualDose,
+        *,
+        reference: bool,
+    ) -> None:
+        self.frozen, self.requests, self.reference = models[""], requests, reference
+        self.device, n = self.frozen.device, len(requests)
+        self.longest = max(r.sampling.max_new_tokens for r in requests)
+        steering = {"vectors": vectors, "dose": dose}
+        self.streams = MultiModelStreams(
+            models, requests, rows_per_request=1, max_new_tokens=self.longest, **steering
+        )
+        self.names = sorted({name for r in requests for name in r.branches})
+        self.slots = self._tensor(
+            [[self.streams.slot.get(r.branches.get(name), -1) for name in self.names] for r in requests]
+        )
+        # The rule's base: a vector beside a logit rule steers it too.
+        self.own_base = self._tensor(
+            [self.names.index("steered" if "steered" in r.branches else "base") for r in requests]
+        )
+        self.live = torch.arange(n, device=self.device)
+        self._settings()
+        self.stop_ids = self._tensor(sorted(self.frozen.stop_ids))
+        self.tokens = torch.zeros(n, self.longest, dtype=torch.long, device=self.device)
+        high = torch.float32 if self.device.type == "mps" else torch.float64
+        self.gap = torch.full(self.tokens.shape, torch.inf, device=self.device)
+        self.nll, self.kl = (torch.zeros(self.tokens.shape, dtype=high, device=self.device) for _ in range(2))
+
+    def _tensor(self, values: list) -> Tensor:
+        return torch.tensor(values, device=self.device)
+
+    def _settings(self) -> None:
+        """What differs between the answers, a number or a flag per row."""
+        rows, dtype = self.requests, torch.promote_types(self.frozen.dtype, torch.float32)
+        numbers = {
+            **{name: [getattr(r.sampling, name) for r in rows] for name in SAMPLING_NUMBERS},
+            "alpha": [r.alpha for r in rows],
+            "base_top_p": [r.base_top_p for r in rows],
+        }
+        self.of = {
+            name: torch.tensor(values, dtype=dtype).to(self.device) for name, values in numbers.items()
+        }
+        self.budget = self._tensor([r.sampling.max_new_tokens for r in rows])
+        self.members = {m: self._tensor([r.method == m for r in rows]) for m in {r.method for r in rows}}
+        self.noise = NoiseKeys(rows, self.device) if (self.of["temperature"] > 0).any() else None
+        self.limited = bool((self.of["base_top_p"] < 1).any())
+        self.divergent = bool((self.of["js_sigma"] > 0).any())
+
+    def run(self, progress: Progress) -> list[dict]:
+        """Decode to the end of every answer; rows of the generations table."""
+        z = self.streams.prefill()
+        self.seen = prompt_tokens(self.requests, z.shape[1], self.device)
+        if not self.reference:
+            # The base of an answer whose rule does not read it ends here.
+            unread = self._tensor([RULES[r.method].acts_on == "residual" for r in self.requests])
+            self.slots[unread, self.names.index("base")] = -1
+        for step in range(self.longest):
+            tokens = self._step(z, step)
+            running = ~torch.isin(tokens, self.stop_ids) & (step + 1 < self.budget[self.live])
+            progress(int((~running).sum()))
+            self.live, tokens = self.live[running], tokens[running]
+            if not len(self.live):
+                break
+            z = self._continue(tokens)
+        return self._rows()
+
+    def _step(self, z: Tensor, step: int) -> Tensor:
+        """Combine, penalise, draw, write down; the chosen token of each live row."""
+        live, of = self.live, {name: values[self.live] for name, values in self.of.items()}
+        base = self.slots[live, self.names.index("base")]
+        z_new = torch.empty(len(live), z.shape[1], dtype=z.dtype, device=self.device)
+        for method, members in self.members.items():
+            mine = members[live].nonzero()[:, 0]
+            if len(mine):
+                branches = self._branches(z, live[mine], RULES[method].branches)
+                z_new[mine] = RULES[method].steer(branches, of["alpha"][mine])
+        if self.limited:
+            mine = (of["base_top_p"] < 1).nonzero()[:, 0]
+            inside = base_nucleus(z[base[mine]], of["base_top_p"][mine])
+            z_new[mine] = z_new[mine].masked_fill_(~inside, -torch.inf)
+        if self.reference:
+            log_norm, kl = self._divergence(z, z_new, base)
+        penalise_(z_new, self.seen[live], of["repetition_penalty"])
+        tokens, gap = choose(
+            z_new,
+            self.noise.at(live, step, z) if self.noise else None,
+            self._temperature(z, of),
+            of["top_p"],
+            of["min_p"],
+        )
+        # A NaN or an infinite logit is what argmax chooses.
+        check_finite(z_new.gather(1, tokens[:, None])[:, 0], self.requests, live, step, z)
+        # A row is written to after its answer has ended too: nobody reads that.
+        self.tokens[live, step], self.gap[live, step] = tokens, gap.to(self.gap.dtype)
+        if self.reference:
+            self.nll[live, step] = (log_norm - z[base, tokens]).to(self.nll)
+            self.kl[live, step] = kl.to(self.kl)
+        self.seen[live, tokens] = True
+        return tokens
+
+    def _branches(self, z: Tensor, rows: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+        """Logits that the rules of some answers read, by branch."""
+        found = {name: z[self.slots[rows, self.names.index(name)]] for name in names}
+        return found | {"base": z[self.slots[rows, self.own_base[rows]]]}
+
+    def _temperature(self, z: Tensor, of: Mapping[str, Tensor]) -> Tensor:
+        """Temperature of each live row, lower where the instructed branch leaves the plain one."""
+        temperature = of["temperature"]
+        if self.divergent:
+            mine = (of["js_sigma"] > 0).nonzero()[:, 0]
+            z_own = self._branches(z, self.live[mine], ("instructed",))
+            t0, sigma, t_min = (
+                of[name][mine].to(self.nll) for name in ("temperature", "js_sigma", "min_temperature")
+            )
+            found = js_temperature(z_own["base"], z_own["instructed"], t0=t0, sigma=sigma, t_min=t_min)
+            temperature[mine] = found.to(temperature)
+        return temperature
+
+    def _divergence(self, z: Tensor, z_new: Tensor, base: Tensor) -> tuple[Tensor, Tensor]:
+        """Log normaliser of each row's base, and KL(steered || base), before penalty and temperature.
+
+        What the base's nucleus cuts has probability 0 in the steered distribution and adds nothing to the KL.
+        """
+        distinct, place = base.unique(return_inverse=True)
+        log_norm = z[distinct].logsumexp(-1)[place]
+        steered = ((self.slots[self.live] >= 0).sum(-1) > 1).nonzero()[:, 0]
+        z_steered = z_new[steered]
+        new_norm = z_steered.logsumexp(-1)
+        difference = z_steered - z[base[steered]]
+        if self.limited:
+            difference.masked_fill_(z_steered.isneginf(), 0)
+        weighted = z_steered.sub_(new_norm[:, None]).exp_().mul_(difference).sum(-1)
+        kl = torch.zeros_like(log_norm)
+        kl[steered] = (weighted - new_norm + log_norm[steered]).clamp_min(0)
+        return log_norm, kl
+
+    def _continue(self, tokens: Tensor) -> Tensor:
+        """Append each row's token to its branches; rows that still agree share them."""
+        slots = self.slots[self.live]
+        used, vocab = slots >= 0, self.seen.shape[1]
+        distinct, place = (slots * vocab + tokens[:, None])[used].unique(return_inverse=True)
+        slot, z = self.streams.advance(distinct // vocab, distinct % vocab)
+        slots[used] = slot[place]
+        self.slots[self.live] = slots
+        return z
+
+    def _rows(self) -> list[dict]:
+        """Rows of the generations table."""
+        steps = torch.arange(self.longest, device=self.device)
+        ended = torch.isin(self.tokens, self.stop_ids) & (steps < self.budget[:, None])
+        stopped = ended.any(-1)
+        counts = torch.where(stopped, ended.int().argmax(-1), self.budget)
+        # The stop token itself was chosen too: it has a KL and may be a near-tie, but it is none of the answer.
+        written, chosen = (steps < n[:, None] for n in (counts, counts + stopped))
+        ids = [row[:n] for row, n in zip(self.tokens.tolist(), counts.tolist(), strict=True)]
+        unknown = 0.0 if self.reference else torch.nan
+        columns = {
+            "text": self.frozen.tokenizer.batch_decode(ids, skip_special_tokens=True),
+            "token_ids": ids,
+            "n_tokens": counts.tolist(),
+            "stopped": stopped.tolist(),
+            "nll_base": (unknown + self.nll.where(written, 0).sum(-1)).tolist(),
+            "kl_to_base": (unknown + self.kl.where(chosen, 0).sum(-1)).tolist(),
+            "near_ties": ((self.gap < NEAR_TIE) & chosen).sum(-1).tolist(),
+        }
+        which = [{"arm_id": r.arm_id, "prompt_id": r.prompt_id, "seed": r.seed} for r in self.requests]
+        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        return [
+            {**one, **row, "hardware": self.frozen.hardware} for one, row in zip(which, rows, strict=True)
+        ]
+
+
+SAMPLING_NUMBERS = ("temperature", "top_p", "min_p", "repetition_penalty", "js_sigma", "min_temperature")

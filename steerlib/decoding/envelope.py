@@ -24,13 +24,13 @@ CPU_CHUNK, GPU_CHUNK = 2**18, 2**24
 
 @dataclass(frozen=True)
 class ScoreLines:
-    """Scores of all tokens as functions of alpha, one row a prefix.
+    """Scores of all tokens as functions of alpha, one row per prefix.
 
     Attributes:
         intercept: logits at alpha = 0, `(rows, vocab)`; in float64, or breakpoints are no more exact than the rest.
             -inf, with slope 0, for a token that may not be chosen at any alpha.
         slope: their change per unit of alpha, `(rows, vocab)`.
-        temperature: above 0, one a row `(rows,)`; it may depend on the prefix, not on alpha.
+        temperature: above 0, one per row `(rows,)`; it may depend on the prefix, not on alpha.
         noise: added after the temperature, `(rows, vocab)`; None for greedy choice.
         seen: tokens with a repetition penalty, boolean `(rows, vocab)`.
         penalty: 1 or more.
@@ -59,25 +59,23 @@ class Pieces:
 def upper_envelope(lines: Callable[[Tensor], ScoreLines], low: Tensor, high: Tensor, *, vocab: int) -> Pieces:
     """Which token is chosen where, for every row over its own interval of alpha.
 
+    Neighbours of a row differ in their token, a piece ends where the next begins, and together they are [low, high].
+    At a breakpoint the later piece begins.
+
     Args:
         lines: the scores of some rows, by their numbers; asked for as many as a chunk holds, as often as needed, so
             that the lines of all rows never stand in memory together.
         low, high: ends of each row's interval, `(rows,)`, low < high.
         vocab: tokens of a row.
-
-    Returns:
-        The pieces; neighbours of a row differ in their token, a piece ends where the next begins, and together
-        they are [low, high]. At a breakpoint the later piece begins.
     """
     row = torch.arange(len(low), device=low.device)
     # Two estimates of one breakpoint differ by rounding alone; what is narrower is no interval.
     tolerance = 8 * torch.finfo(low.dtype).eps * torch.maximum(low.abs(), high.abs())
     found: list[tuple[Tensor, ...]] = []
-    chunk = CPU_CHUNK if low.device.type == "cpu" else GPU_CHUNK
-    size = max(1, chunk // vocab)
+    size = max(1, (CPU_CHUNK if low.device.type == "cpu" else GPU_CHUNK) // vocab)
     while len(row):
         parts = [
-            _cell(lines(row[i : i + size]), low[i : i + size], high[i : i + size])
+            _dominant(lines(row[i : i + size]), low[i : i + size], high[i : i + size])
             for i in range(0, len(row), size)
         ]
         token, left, right = (torch.cat(side) for side in zip(*parts, strict=True))
@@ -88,11 +86,8 @@ def upper_envelope(lines: Callable[[Tensor], ScoreLines], low: Tensor, high: Ten
         before, after = left > low, right < high
         low, high = torch.cat([low[before], right[after]]), torch.cat([left[before], high[after]])
         row = torch.cat([row[before], row[after]])
-    return _joined(*(torch.cat(side) for side in zip(*found, strict=True)))
-
-
-def _joined(row: Tensor, low: Tensor, high: Tensor, token: Tensor) -> Pieces:
-    """Cells in order, neighbours with the same token made one."""
+    row, low, high, token = (torch.cat(side) for side in zip(*found, strict=True))
+    # In order, neighbours with the same token made one.
     order = low.argsort(stable=True)
     order = order[row[order].argsort(stable=True)]
     row, low, high, token = row[order], low[order], high[order], token[order]
@@ -131,32 +126,32 @@ def _probe(lines: ScoreLines, low: Tensor, high: Tensor) -> _Probe:
     return _Probe(lines, x, value.div_(temperature), slope.div_(temperature), (high - low) / 2)
 
 
-def _cell(lines: ScoreLines, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _dominant(lines: ScoreLines, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The token chosen in the middle of each interval, and the largest interval around it where it surely is."""
     probe = _probe(lines, low, high)
     scores = probe.value if lines.noise is None else probe.value + lines.noise
     if lines.min_p:
         best = probe.value.argmax(-1)
-        first, last = _reign(probe, probe.value, best)
+        first, last = _dominance(probe, probe.value, best)
         floor = _at(probe.value, best) + math.log(lines.min_p), _at(probe.slope, best)
         token = scores.masked_fill(probe.value < floor[0][:, None], -torch.inf).argmax(-1)
         inside = _above(_at(probe.value, token) - floor[0], _at(probe.slope, token) - floor[1], closed=True)
-        left, right = _reign(probe, scores, token, floor)
+        left, right = _dominance(probe, scores, token, floor)
         left = torch.stack([left, first, inside[0]]).amax(0)
         right = torch.stack([right, last, inside[1]]).amin(0)
     else:
         token = scores.argmax(-1)
-        left, right = _reign(probe, scores, token)
+        left, right = _dominance(probe, scores, token)
     middle = low + probe.half
     return token, (middle + left).clamp(low, high), (middle + right).clamp(low, high)
 
 
-def _reign(
+def _dominance(
     probe: _Probe, scores: Tensor, winner: Tensor, floor: tuple[Tensor, Tensor] | None = None
 ) -> tuple[Tensor, Tensor]:
     """How far to the left and right of t = 0 the winner's line is unbent and no rival beats it.
 
-    A rival is taken for its line at t = 0, which is nowhere below its score: at worst a reign is called too short,
+    A rival is taken for its line at t = 0, which is nowhere below its score: at worst an interval is called too short,
     and the next probe continues it. Only rivals whose line reaches the winner's within the interval need a closer
     look: few, once intervals are narrow.
 
@@ -168,11 +163,8 @@ def _reign(
     """
     left, right = _unbent(probe, winner)
     top, rise = _at(scores, winner), _at(probe.slope, winner)
-    row, token = (
-        ((probe.slope - rise[:, None]).abs_().mul_(probe.half[:, None]) > top[:, None] - scores)
-        .nonzero()
-        .unbind(-1)
-    )
+    reach = (probe.slope - rise[:, None]).abs_().mul_(probe.half[:, None])
+    row, token = (reach > top[:, None] - scores).nonzero().unbind(-1)
     rival = probe.slope[row, token]
     start, stop = _above(scores[row, token] - top[row], rival - rise[row])
     if floor is not None:

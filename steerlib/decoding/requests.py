@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import TypedDict
 
 import pandas as pd
 
@@ -12,13 +13,29 @@ from steerlib.decoding.contexts import (
     branch_names,
     check_branch_models,
     default_contexts,
-    owner,
 )
 from steerlib.decoding.sampling import Sampling
 from steerlib.models import FrozenModel
 from steerlib.reading import TokenIds, check_length, read_history
 from steerlib.residual import Factor, VectorFamily, VectorKey, family_of, strength
 from steerlib.rules import check_method
+
+
+class Inputs(TypedDict, total=False):
+    """What arms name beside the model; keywords of `decode`, `run_sweep` and all that asks for answers.
+
+    Attributes:
+        contexts: by category, the text of each branch; None for the defaults of each arm's style.
+        vectors: families of steering vectors.
+        factors: what strengths are multiplied by, prompt by prompt.
+        branch_models: models trained for a branch, by branch: a PEFT adapter (see `load_model`) or another model with
+            the same vocabulary, on the same device. It reads the plain prompt; arms without it keep their contexts.
+    """
+
+    contexts: Contexts | None
+    vectors: Sequence[VectorFamily]
+    factors: Sequence[Factor]
+    branch_models: BranchModels | None
 
 
 @dataclass(frozen=True)
@@ -30,7 +47,7 @@ class Stream:
         vector: the steering vector added to its residual stream.
         alpha: strength of that vector.
         positions: where it is added, see `steered_positions`.
-        model: which model reads it: empty for the frozen one, else the name of a trained branch, see `owner`.
+        model: which model reads it: "" for the frozen one, else the branch that it was trained for.
     """
 
     ids: TokenIds
@@ -45,7 +62,7 @@ class Request:
     """One answer: an arm, a prompt and a seed.
 
     Attributes:
-        alpha: strength of the logit rule: the arm's times the prompt's factor.
+        alpha: strength of the logit rule, the prompt's factor included.
         branches: stream of each branch by name; "base" is always there. Where there is a "steered" one, the rule
             reads it as its base.
         base_top_p: mass of the base's nucleus outside which nothing is chosen; 1 for everything.
@@ -59,12 +76,6 @@ class Request:
     sampling: Sampling
     branches: Mapping[str, Stream]
     base_top_p: float = 1.0
-
-
-def category_of(arm: Mapping, prompt: Mapping) -> str:
-    """The category that steers a prompt under an arm: the user's own, the placebo's, or the population's."""
-    by_profile = {"own": prompt.get("category"), "shuffled": prompt.get("shuffled_category")}
-    return by_profile.get(arm["profile"]) or arm["category"]
 
 
 def sampling_of(arm: Mapping | pd.Series) -> Sampling:
@@ -83,97 +94,67 @@ def make_requests(
     factors: Sequence[Factor] = (),
     branch_models: BranchModels | None = None,
 ) -> list[Request]:
-    """All answers of a grid, prompt by prompt, so that neighbours share contexts.
+    """All answers of a grid, prompt by prompt, so that neighbours share contexts. Inputs as in `Inputs`.
 
     Args:
         frozen: the model.
-        prompts: the prompts table.
-        arms: the arms table; an aligner rewrites texts and has no request here.
-        seeds: of the sampling noise; greedy arms are asked for the first seed alone, all seeds would be equal.
-        contexts: texts of the branches by category; the defaults of each arm's style where None.
-        vectors: families of steering vectors at hand.
-        factors: see `decode`.
-        branch_models: trained branches that the arms name, see `decode`.
+        prompts: the prompts table, or any frame with prompt_id, prompt and what the arms read: category,
+            shuffled_category, user_id, history.
+        arms: the arms table; an arm of a method that rewrites texts asks for nothing here.
+        seeds: of the sampling noise; greedy arms are asked for the first alone, for all would be equal.
 
     Raises:
         ValueError: an empty prompt, or one that leaves no room for the answer (the prompt is named); no such vector;
             a prompt without the factor that an arm names; branch models that `check_branch_models` refuses.
     """
-    arms = arms[arms["method"].map(lambda method: check_method(method).acts_on != "text").astype(bool)]
-    check_branch_models(frozen, arms, branch_models or {})
-    branches_of = _Branches(frozen, contexts, vectors, branch_models or {})
+    models = branch_models or {}
+    arms = arms[[check_method(method).acts_on != "text" for method in arms["method"]]]
+    check_branch_models(frozen, arms, models)
+    rendered: dict[tuple, TokenIds] = {}
+
+    def ids(prompt: Mapping, arm: Mapping, branch: str) -> TokenIds:
+        category, history = category_of(arm, prompt), prompt.get("history") or ""
+        key = (prompt["prompt"], history, branch, category, arm["style"])
+        if key not in rendered:
+            texts = contexts or default_contexts(arm["style"])
+            settings = {"category": category, "style": arm["style"], "contexts": texts}
+            rendered[key] = branch_ids(
+                frozen, prompt["prompt"], branch, history=read_history(history), **settings
+            )
+        return rendered[key]
+
     requests = []
     for prompt in prompts.to_dict("records"):
         for arm in arms.to_dict("records"):
-            alpha = strength(arm, prompt["prompt_id"], factors)
-            sampling = sampling_of(arm)
-            branches = branches_of(prompt, arm, alpha.vector, sampling.max_new_tokens)
+            alpha, sampling = strength(arm, prompt["prompt_id"], factors), sampling_of(arm)
+            steering, trained = _steering(arm, prompt, vectors, alpha.vector), branch_names(arm["branches"])
+            # A vector beside a logit rule steers every branch that the rule reads, its base as well.
+            reads = ("base", *check_method(arm["method"]).branches, *(("steered",) if steering else ()))
+            branches = {}
+            for branch in dict.fromkeys(reads):
+                model = branch if branch in trained else ""
+                context = ids(prompt, arm, "base" if model else branch)
+                branches[branch] = Stream(context, *(() if branch == "base" or model else steering), model=model)
+                what = f"prompt {prompt['prompt_id']}"
+                check_length(models.get(model, frozen), context, sampling.max_new_tokens, what=what)
             for seed in seeds if sampling.temperature else seeds[:1]:
-                requests.append(
-                    Request(
-                        arm_id=arm["arm_id"],
-                        prompt_id=prompt["prompt_id"],
-                        seed=int(seed),
-                        method=arm["method"],
-                        alpha=alpha.logits,
-                        sampling=sampling,
-                        branches=branches,
-                        base_top_p=arm["base_top_p"],
-                    )
-                )
+                which = (arm["arm_id"], prompt["prompt_id"], int(seed), arm["method"])
+                requests.append(Request(*which, alpha.logits, sampling, branches, arm["base_top_p"]))
     return requests
 
 
-class _Branches:
-    """The streams of a prompt under an arm; a context is tokenised once."""
+def category_of(arm: Mapping, prompt: Mapping) -> str:
+    """The category that steers a prompt under an arm: the user's own, another one, or the population's."""
+    by_profile = {"own": prompt.get("category"), "shuffled": prompt.get("shuffled_category")}
+    return by_profile.get(arm["profile"]) or arm["category"]
 
-    def __init__(
-        self,
-        frozen: FrozenModel,
-        contexts: Contexts | None,
-        vectors: Sequence[VectorFamily],
-        models: BranchModels,
-    ) -> None:
-        self.frozen, self.contexts, self.vectors, self.models = frozen, contexts, vectors, models
-        self.rendered: dict = {}
 
-    def __call__(
-        self, prompt: Mapping, arm: Mapping, vector_alpha: float, max_new_tokens: int
-    ) -> dict[str, Stream]:
-        trained = branch_names(arm["branches"])
-        steering = self._steering(prompt, arm, vector_alpha)
-        # A vector beside a logit rule steers every branch that the rule reads, its base as well.
-        reads = check_method(arm["method"]).branches
-        streams = {}
-        for branch in dict.fromkeys(("base", *reads, *(("steered",) if steering else ()))):
-            ids = self._ids(prompt, arm, "base" if branch in trained else branch)
-            model = owner(self.frozen, self.models, branch) if branch in trained else ""
-            steered = () if branch == "base" or model else steering
-            streams[branch] = Stream(ids, *steered, model=model)
-            reader = self.models.get(model, self.frozen)
-            check_length(reader, ids, max_new_tokens, what=f"prompt {prompt['prompt_id']}")
-        return streams
-
-    def _ids(self, prompt: Mapping, arm: Mapping, branch: str) -> TokenIds:
-        category, history = category_of(arm, prompt), prompt.get("history") or ""
-        key = (prompt["prompt"], history, branch, category, arm["style"])
-        if key not in self.rendered:
-            self.rendered[key] = branch_ids(
-                self.frozen,
-                prompt["prompt"],
-                branch,
-                category=category,
-                style=arm["style"],
-                contexts=self.contexts or default_contexts(arm["style"]),
-                history=read_history(history),
-            )
-        return self.rendered[key]
-
-    def _steering(
-        self, prompt: Mapping, arm: Mapping, alpha: float
-    ) -> tuple[VectorKey, float, str] | tuple[()]:
-        if not arm["family"]:
-            return ()
-        family = family_of(arm, self.vectors)
-        key = (family.digest, family.user(prompt.get("user_id", "")))
-        return (key, alpha, arm["positions"]) if alpha else ()
+def _steering(
+    arm: Mapping, prompt: Mapping, vectors: Sequence[VectorFamily], alpha: float
+) -> tuple[VectorKey, float, str] | tuple[()]:
+    """Vector, strength and positions of a prompt under an arm; nothing at strength 0."""
+    if not arm["family"]:
+        return ()
+    family = family_of(arm, vectors)
+    key = (family.digest, family.user(prompt.get("user_id", "")))
+    return (key, alpha, arm["positions"]) if alpha else ()

@@ -29,7 +29,7 @@ class Sampling:
             ("prompt_and_generated", the library's default), or the answer alone ("generated_only").
         max_new_tokens: longest answer.
         js_sigma: divergence of plain and instructed branch at which the temperature has halved, in nats, see
-            `js_temperature`; 0 for one temperature throughout. For methods "sda" and "instructed".
+            `js_temperature`; 0 for one temperature throughout. For rules with an instructed branch.
         min_temperature: lower bound of that temperature.
     """
 
@@ -43,38 +43,34 @@ class Sampling:
     min_temperature: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature must be 0 (greedy) or more, not {self.temperature}")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must be in (0, 1], not {self.top_p}")
-        if not 0 <= self.min_p <= 1:
-            raise ValueError(f"min_p must be in [0, 1], not {self.min_p}")
+        infinite = float("inf")
+        for name, allowed, fine in (
+            ("temperature", "0 (greedy) or more", 0 <= self.temperature < infinite),
+            ("top_p", "in (0, 1]", 0 < self.top_p <= 1),
+            ("min_p", "in [0, 1]", 0 <= self.min_p <= 1),
+            ("repetition_penalty", "1 or more", 1 <= self.repetition_penalty < infinite),
+            ("penalty_scope", f"one of {', '.join(PENALTY_SCOPES)}", self.penalty_scope in PENALTY_SCOPES),
+            ("max_new_tokens", "1 or more", self.max_new_tokens >= 1),
+            ("js_sigma", "0 (off) or more", 0 <= self.js_sigma < infinite),
+            (
+                "min_temperature",
+                f"between 0 and the temperature {self.temperature}",
+                0 <= self.min_temperature <= self.temperature,
+            ),
+        ):
+            if not fine:
+                raise ValueError(f"{name} must be {allowed}, not {getattr(self, name)!r}")
         if self.min_p and self.top_p < 1:
             raise ValueError(f"min_p {self.min_p} and top_p {self.top_p} exclude each other; set top_p to 1")
-        if not 1 <= self.repetition_penalty < float("inf"):
-            raise ValueError(f"repetition_penalty must be 1 or more, not {self.repetition_penalty}")
-        if self.penalty_scope not in PENALTY_SCOPES:
-            raise ValueError(f"penalty_scope {self.penalty_scope!r} is none of {', '.join(PENALTY_SCOPES)}")
-        if not 0 <= self.js_sigma < float("inf"):
-            raise ValueError(f"js_sigma must be 0 (off) or more, not {self.js_sigma}")
-        if not 0 <= self.min_temperature <= self.temperature:
-            raise ValueError(
-                f"min_temperature {self.min_temperature} is not between 0 and the temperature {self.temperature}"
-            )
-        if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be 1 or more, not {self.max_new_tokens}")
 
 
 def penalise_(z: Tensor, seen: Tensor, penalty: Tensor) -> Tensor:
-    """Move the logits of seen tokens down, in place (Keskar et al. 2019, sec. 4.1, as transformers has it).
+    """`z` with the logits of seen tokens moved down, in place (Keskar et al. 2019, sec. 4.1, as transformers has it).
 
     Args:
         z: steered logits, `(batch, vocab)`; changed.
         seen: which tokens are penalised, boolean `(batch, vocab)`.
         penalty: `(batch,)`, 1 for none.
-
-    Returns:
-        `z` itself.
     """
     row, token = seen.nonzero(as_tuple=True)
     value, factor = z[row, token], penalty[row]
@@ -87,22 +83,17 @@ def text_hash(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
 
 
-def gumbel_noise(
-    prompts: Tensor, seeds: Tensor, step: int | Tensor, vocab: int, *, dtype: torch.dtype
-) -> Tensor:
-    """Gumbel noise from a counter hash of (seed, prompt, step, token).
+def gumbel_noise(prompts: Tensor, seeds: Tensor, step: int, vocab: int, *, dtype: torch.dtype) -> Tensor:
+    """Standard Gumbel noise from a counter hash of (seed, prompt, step, token), `(batch, vocab)`.
 
-    The largest of z/T + g is a draw from softmax(z/T). The noise depends on nothing else, so all arms of a
-    prompt share it (their differences are the steering's, not the dice's), in any batch and on any device.
+    The largest of z/T + g is a draw from softmax(z/T). The noise depends on nothing else, so all arms of a prompt
+    share it (common random numbers: their differences are the steering's), in any batch and on any device.
 
     Args:
         prompts, seeds: hash of each row's prompt and its seed, int64 `(batch,)`.
         step: 0-based index of the token to be chosen.
         vocab: size of the vocabulary.
         dtype: of the result.
-
-    Returns:
-        `(batch, vocab)`, standard Gumbel.
     """
     row = _mixed(_mixed(_mixed(prompts) ^ seeds) ^ step)
     token = _mixed(torch.arange(vocab, device=prompts.device) + 0x9E3779B9)
@@ -120,13 +111,9 @@ def _mixed(x: Tensor) -> Tensor:
 
 
 def choose(
-    z: Tensor,
-    noise: Tensor | None,
-    temperature: Tensor,
-    top_p: Tensor | None = None,
-    min_p: Tensor | None = None,
+    z: Tensor, noise: Tensor | None, temperature: Tensor, top_p: Tensor, min_p: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Choose a token a row: the best logit, or a draw from the nucleus of softmax(z/T) by fixed noise.
+    """A token per row, the best logit or a draw from the nucleus of softmax(z/T) by fixed noise; and its lead.
 
     A token is in the min-p nucleus if z_v/T >= max_u z_u/T + ln min_p; in that of top-p if the tokens above it hold
     less than `top_p` together. No sort is needed: the winner of z/T + g over the whole vocabulary is the winner of the
@@ -136,8 +123,8 @@ def choose(
         z: penalised logits, `(batch, vocab)`.
         noise: Gumbel noise, `(batch, vocab)`; None where every row is greedy.
         temperature: `(batch,)`, 0 for greedy rows.
-        top_p: `(batch,)`; None for 1 in every row.
-        min_p: `(batch,)`; None for 0 in every row.
+        top_p: `(batch,)`, 1 for every token.
+        min_p: `(batch,)`, 0 for every token.
 
     Returns:
         Tokens `(batch,)`, and the gap between the two best scores `(batch,)`: below `NEAR_TIE`, another batch shape
@@ -149,11 +136,10 @@ def choose(
         return z.argmax(-1), best[:, 0] - best[:, 1]
     heated = z / torch.where(sampled, temperature, 1)[:, None]
     scores = heated + noise * sampled[:, None]
-    if min_p is not None:
+    if (min_p > 0).any():
         floor = heated.amax(-1) + torch.where(sampled, min_p, 0).log()
         scores.masked_fill_(heated < floor[:, None], -torch.inf)
     best, tokens = scores.max(-1)
-    top_p = torch.ones_like(temperature) if top_p is None else top_p
     unsure = (sampled & (top_p < 1)).nonzero()[:, 0]
     log_norm = heated.logsumexp(-1) if len(unsure) else heated[:, 0]
     while len(unsure):

@@ -20,8 +20,6 @@ LABEL = {name: rule.label for name, rule in RULES.items()} | {
     "own": "own profile",
     "shuffled": "shuffled profile",
     "population": "population profile",
-    "repo_tf1": "steep (repo_tf1)",
-    "repo_tf0": "mild (repo_tf0)",
     **{name: name.capitalize() for name in ("toxicity", "insult", "profanity", "threat")},
     **{name: name.capitalize().replace("_", " ") for name in ("severe_toxicity", "identity_attack")},
 }
