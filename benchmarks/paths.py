@@ -75,8 +75,8 @@ def _decoders(setting: Setting, sampling: Sampling) -> list[Decoder]:
         return {(row["prompt_id"], alpha_of[row["arm_id"]]): row["token_ids"] for row in rows}
 
     def path() -> Answers:
-        end = max(size.alphas)
-        segments = alpha_path(frozen, prompts, method=METHOD, alpha_max=end, sampling=sampling)
+        arm = make_arms(METHOD, [max(size.alphas)], profile="own", sampling=sampling)
+        segments = alpha_path(frozen, prompts, arm)
         return {
             (s.prompt_id, s.alpha_low, s.alpha_high, s.complete): s.token_ids for s in segments.itertuples()
         }

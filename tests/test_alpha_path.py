@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from steerlib.decoding import Factor, Sampling, alpha_path, decode, make_arms
-from steerlib.decoding.alpha_path import Forest
+from steerlib.decoding.alpha_path import AlphaPathTrees
 from steerlib.tables import append_part, read_table
 
 PROMPTS = pd.DataFrame(
@@ -26,8 +26,10 @@ def factor(method: str) -> Factor | None:
 
 
 def path(tiny, method: str, sampling: Sampling, **settings) -> pd.DataFrame:
-    settings = {"alpha_max": 2.2, "seeds": [0, 1], "factor": factor(method), **settings}
-    return alpha_path(tiny, PROMPTS, method=method, sampling=sampling, **settings)
+    alpha_max, of = settings.pop("alpha_max", 2.2), settings.pop("factor", factor(method))
+    arm = make_arms(method, [alpha_max], profile="own", sampling=sampling, factor=of)
+    settings = {"seeds": [0, 1], "factors": [of] if of else [], **settings}
+    return alpha_path(tiny, PROMPTS, arm, **settings)
 
 
 def trees(segments: pd.DataFrame) -> list[pd.DataFrame]:
@@ -86,15 +88,15 @@ def test_a_prompt_without_amplification_has_one_answer_on_the_path(tiny):
 
 def test_a_batch_that_does_not_fit_the_memory_is_halved(tiny, monkeypatch):
     expected = path(tiny, "anti_expert", GREEDY)
-    grow, sizes = Forest.grow, []
+    grow, sizes = AlphaPathTrees.grow, []
 
-    def scarce(forest: Forest) -> list[dict]:
+    def scarce(forest: AlphaPathTrees) -> None:
         sizes.append(len(forest.requests))
         if len(forest.requests) > 1:
             raise torch.OutOfMemoryError
         return grow(forest)
 
-    monkeypatch.setattr(Forest, "grow", scarce)
+    monkeypatch.setattr(AlphaPathTrees, "grow", scarce)
     assert path(tiny, "anti_expert", GREEDY).token_ids.tolist() == expected.token_ids.tolist()
     assert sizes == [2, 1, 1]
 
@@ -130,7 +132,6 @@ def test_neighbouring_segments_have_different_answers(tiny):
 def test_a_row_budget_leaves_the_narrowest_intervals_unfinished_and_covers_the_range(tiny):
     full, cut = (path(tiny, "expert_anti_expert", GREEDY, row_budget=rows) for rows in (96, 9))
     assert not cut.complete.all()
-    assert cut.attrs["row_steps"] < full.attrs["row_steps"]
     for tree, whole in zip(trees(cut), trees(full), strict=True):
         assert_covers(tree)
         assert 1 <= tree.complete.sum() <= 3
@@ -146,12 +147,6 @@ def test_the_answer_does_not_depend_on_what_is_decoded_together(tiny):
     assert together.alpha_low.tolist() == pytest.approx(apart.alpha_low.tolist(), abs=1e-9)
 
 
-def test_a_path_costs_fewer_rows_than_the_grid_of_its_answers(tiny):
-    segments = path(tiny, "expert_anti_expert", GREEDY)
-    alone = 3 * (segments.n_tokens - 1).sum()
-    assert 0 < segments.attrs["row_steps"] < alone
-
-
 def test_segments_are_a_table_of_the_run(tiny, tmp_path):
     segments = path(tiny, "anti_expert", GREEDY)
     append_part(tmp_path, "segments", segments, part="all")
@@ -161,9 +156,9 @@ def test_segments_are_a_table_of_the_run(tiny, tmp_path):
 def test_what_has_no_exact_path_is_refused_with_the_reason(tiny):
     with pytest.raises(ValueError, match=r"top_p 0.9 has no exact alpha path: .* not linear in alpha"):
         path(tiny, "anti_expert", Sampling())
-    with pytest.raises(ValueError, match="not of 'caa'"):
-        path(tiny, "caa", GREEDY)
-    with pytest.raises(ValueError, match="alpha_max must be above 0 and finite, not 0"):
+    with pytest.raises(ValueError, match="not of 'instructed'"):
+        path(tiny, "instructed", GREEDY)
+    with pytest.raises(ValueError, match="alpha must be above 0, the end of the path, not 0"):
         path(tiny, "anti_expert", GREEDY, alpha_max=0)
     with pytest.raises(ValueError, match="row_budget 2 is less than the 3 branches"):
         path(tiny, "expert_anti_expert", GREEDY, row_budget=2)

@@ -70,7 +70,7 @@ def test_what_is_decoded_together_does_not_matter_with_trained_branches(tiny, ot
 def test_a_sweep_takes_trained_branches(tiny, others, tmp_path):
     arms = trained_grid()
     settings = {**SIGNALS, "branch_models": others}
-    swept = run_sweep(tiny, PROMPTS, arms, folder=tmp_path, prompts_per_block=2, **settings)
+    swept = run_sweep(tiny, PROMPTS, arms, folder=tmp_path, **settings)
     assert answers(swept) == answers(decode(tiny, PROMPTS, arms, **settings))
 
 
@@ -106,18 +106,9 @@ def test_a_trained_branch_steers_otherwise_than_a_context(tiny, others):
 def test_the_alpha_path_reads_trained_branches(tiny, others, method, base_top_p):
     names = {b: BOTH[b] for b in BOTH if b == "anti" or method == "expert_anti_expert"}
     given = {branch: others[branch] for branch in names}
-    segments = alpha_path(
-        tiny,
-        PROMPTS,
-        method=method,
-        alpha_max=2.0,
-        sampling=GREEDY,
-        profile="none",
-        base_top_p=base_top_p,
-        branch_models=others,
-    )
-    alphas = [0.0, 0.13, 0.77, 1.31, 1.93]
     settings = {"sampling": GREEDY, "branches": names, "base_top_p": base_top_p}
+    segments = alpha_path(tiny, PROMPTS, make_arms(method, [2.0], **settings), branch_models=given)
+    alphas = [0.0, 0.13, 0.77, 1.31, 1.93]
     arms = make_arms(method, alphas, **settings)
     plain = decode(tiny, PROMPTS, arms, branch_models=given).merge(arms[["arm_id", "alpha"]])
     for row in plain.itertuples():

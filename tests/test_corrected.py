@@ -39,6 +39,11 @@ from steerlib.tables import check_table, read_table
 BASE = make_arms("base", style="chat", sampling=SAMPLED)
 
 
+@pytest.fixture(autouse=True)
+def blocks_of_two_prompts(monkeypatch):
+    monkeypatch.setattr("steerlib.decoding.sweep.PROMPTS_PER_BLOCK", 2)
+
+
 def plain_corrector() -> FrozenModel:
     """A model that has no chat template, as Aligner-7B."""
     aligner = tiny_model(
@@ -65,7 +70,7 @@ def base_answers(arms=BASE, seeds=(0, 1), text=None):
 
 def corrected(folder, frozen, aligner, *, arms=BASE, given=None, seeds=(0, 1), prompts=PROMPTS):
     given = base_answers(arms, seeds) if given is None else given
-    return run_aligner(aligner, frozen, prompts, arms, given, folder=folder, seeds=seeds, prompts_per_block=2)
+    return run_aligner(aligner, frozen, prompts, arms, given, folder=folder, seeds=seeds)
 
 
 def asked(monkeypatch, *args, **settings):

@@ -10,7 +10,7 @@ from transformers import GemmaConfig, GPT2Config, GPTNeoXConfig, MistralConfig, 
 from steerlib.decoding import Factor, Sampling, VectorFamily, decode, make_arms
 from steerlib.decoding.prefill import shared_prefixes
 from steerlib.decoding.requests import make_requests
-from steerlib.decoding.streams import JoinedStreams
+from steerlib.decoding.streams import MultiModelStreams
 
 PROMPTS = pd.DataFrame(
     [
@@ -189,13 +189,13 @@ def test_without_the_reference_the_answers_are_the_same_and_vectors_cost_fewer_r
     found = decode(tiny, PROMPTS, arms, reference=False, **SIGNALS)
     assert answers(found) == answers(expected)
     assert found[["nll_base", "kl_to_base"]].isna().all(axis=None)
-    rows, advance = [], JoinedStreams.advance
+    rows, advance = [], MultiModelStreams.advance
 
     def counted(streams, parents, tokens):
         rows.append(len(parents))
         return advance(streams, parents, tokens)
 
-    monkeypatch.setattr(JoinedStreams, "advance", counted)
+    monkeypatch.setattr(MultiModelStreams, "advance", counted)
     totals = []
     for reference in (True, False):
         rows.clear()

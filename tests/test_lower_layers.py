@@ -8,7 +8,15 @@ from torch import nn
 from torch.testing import assert_close
 from transformers import GemmaConfig, GPT2Config, GPTNeoXConfig, LlamaConfig, MistralConfig, Qwen2Config
 
-from steerlib.decoding.prefill import Reading, Share, part, passes, recorded_outputs, shares, standing_in
+from steerlib.decoding.prefill import (
+    Shared,
+    Span,
+    block_inputs,
+    part,
+    passes,
+    shared_activations,
+    skipped_blocks,
+)
 from steerlib.decoding.requests import Stream
 from steerlib.decoding.streams import Streams, first_steered
 from steerlib.residual import VectorFamily, steering_hooks
@@ -160,11 +168,11 @@ def test_a_shared_opening_is_read_once_below_and_once_a_strength_above(tiny):
 
 def test_the_highest_first_block_leads_and_gives_what_both_have_in_common():
     ids = (1, 2, 3, 4)
-    upper, lower, late = Reading(ids, 0, 3, 0), Reading(ids, 0, 1, 0), Reading(ids, 1, 0, 2)
-    assert shares([lower, upper]) == {0: Share(1, 1, 4)}
-    assert shares([Reading(ids, 1, 4, 4), late]) == {1: Share(0, 0, 2)}
-    assert shares([Reading(ids, 0, 0, 0), Reading(ids, 0, 0, 0)]) == {}
-    assert shares([upper, Reading((1, 2, 3), 0, 1, 0)]) == {}
+    upper, lower, late = Span(ids, 0, 3, 0), Span(ids, 0, 1, 0), Span(ids, 1, 0, 2)
+    assert shared_activations([lower, upper]) == {0: Shared(1, 1, 4)}
+    assert shared_activations([Span(ids, 1, 4, 4), late]) == {1: Shared(0, 0, 2)}
+    assert shared_activations([Span(ids, 0, 0, 0), Span(ids, 0, 0, 0)]) == {}
+    assert shared_activations([upper, Span((1, 2, 3), 0, 1, 0)]) == {}
 
 
 def test_the_first_steered_position_is_that_of_the_words_for_positions():
@@ -210,7 +218,7 @@ def test_all_blocks_are_as_they_were_after_an_exception(tiny):
 def test_a_block_whose_loader_gave_it_a_forward_keeps_it():
     block = nn.Linear(2, 2)
     own = block.forward = lambda x: x + 1
-    with standing_in([block], torch.zeros(1)):
+    with skipped_blocks([block], torch.zeros(1)):
         assert block(torch.ones(1)).tolist() == [0]
     assert block.forward is own
     assert block(torch.ones(1)).tolist() == [2]
@@ -223,10 +231,10 @@ def test_a_block_that_returns_a_tuple_is_stood_in_for_by_a_tuple():
 
     blocks = nn.ModuleList([Block(), Block()])
     x = torch.arange(12.0).reshape(2, 3, 2)
-    with recorded_outputs(blocks, [0, 2]) as outputs:
+    with block_inputs(blocks, [0, 2]) as outputs:
         blocks[1](x)
     assert list(outputs) == [2]
-    with standing_in(blocks, part(outputs[2], [1, 1], 2)):
+    with skipped_blocks(blocks, part(outputs[2], [1, 1], 2)):
         residual, more = blocks[0](None)
     assert_close(residual, x[[1, 1], -2:])
     assert more == "more"

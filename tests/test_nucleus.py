@@ -91,7 +91,8 @@ def test_kl_within_the_nucleus_is_that_of_the_filtered_distribution(tiny):
 def test_the_alpha_path_keeps_to_the_bases_nucleus(tiny, method):
     sampling = dataclasses.replace(SAMPLED, top_p=1.0, min_p=0.05)
     settings = {"sampling": sampling, "base_top_p": 0.7}
-    segments = alpha_path(tiny, PROMPTS, method=method, alpha_max=2.2, seeds=[0, 1], **settings)
+    arm = make_arms(method, [2.2], profile="own", **settings)
+    segments = alpha_path(tiny, PROMPTS, arm, seeds=[0, 1])
     arms = make_arms(method, [0, 0.21, 0.5, 0.93, 1.4, 1.81, 2.19], profile="own", **settings)
     plain = decode(tiny, PROMPTS, arms, seeds=[0, 1]).merge(arms[["arm_id", "alpha"]])
     for row in plain.itertuples():

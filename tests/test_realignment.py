@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from steerlib.decoding import SCORE_FUNCTIONS, amplification, js_divergence, js_temperature, sda
+from steerlib.rules import SCORE_FUNCTIONS, amplification, js_divergence, js_temperature, sda
 
 PLAIN = torch.tensor([[1.0, 0.0, -1.0]])
 INSTRUCTED = torch.tensor([[0.0, 2.0, 1.0]])

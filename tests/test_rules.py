@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from steerlib.decoding import anti_expert, base_nucleus, check_method, expert_anti_expert
+from steerlib.rules import anti_expert, base_nucleus, check_method, expert_anti_expert
 
 Z_BASE = torch.tensor([[1.0, 0.0, -1.0]])
 Z_EXPERT = torch.tensor([[0.0, 2.0, 1.0]])

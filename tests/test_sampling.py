@@ -22,7 +22,7 @@ def test_the_penalty_is_the_librarys():
 
 def test_greedy_rows_take_the_best_logit_whatever_the_noise():
     z = torch.tensor([[0.0, 3.0, 1.0], [5.0, 4.0, 1.0]], dtype=torch.float64)
-    tokens, gap = choose(z, noise(2, 3), torch.zeros(2), torch.ones(2))
+    tokens, gap = choose(z, noise(2, 3), torch.zeros(2), torch.ones(2), torch.zeros(2))
     assert tokens.tolist() == [1, 0]
     assert_close(gap, torch.tensor([2.0, 1.0], dtype=torch.float64))
 
@@ -30,10 +30,10 @@ def test_greedy_rows_take_the_best_logit_whatever_the_noise():
 def test_the_choice_is_that_of_a_sorted_nucleus_with_the_same_noise():
     generator = torch.Generator().manual_seed(0)
     z = torch.randn(400, 60, generator=generator, dtype=torch.float64) * 3
-    g = noise(400, 60)
+    g, temperature = noise(400, 60), torch.full((400,), 0.7, dtype=torch.float64)
     for top_p in (0.05, 0.5, 0.9, 1.0):
         warped = TopPLogitsWarper(top_p)(None, z / 0.7) if top_p < 1 else z / 0.7
-        tokens, _ = choose(z, g, torch.full((400,), 0.7, dtype=torch.float64), torch.full((400,), top_p))
+        tokens, _ = choose(z, g, temperature, torch.full((400,), top_p), torch.zeros(400))
         assert tokens.tolist() == (warped + g).argmax(-1).tolist()
 
 
@@ -97,7 +97,7 @@ def test_the_hash_of_a_prompt_is_the_same_on_every_machine():
         ({"top_p": 1.0, "min_p": -0.1}, r"min_p must be in \[0, 1\], not -0.1"),
         ({"min_p": 0.1}, "min_p 0.1 and top_p 0.9 exclude each other"),
         ({"repetition_penalty": 0.9}, "repetition_penalty must be 1 or more, not 0.9"),
-        ({"penalty_scope": "prompt"}, "penalty_scope 'prompt' is none of"),
+        ({"penalty_scope": "prompt"}, "penalty_scope must be one of .*, not 'prompt'"),
         ({"max_new_tokens": 0}, "max_new_tokens must be 1 or more, not 0"),
     ],
 )

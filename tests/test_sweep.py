@@ -1,20 +1,27 @@
 import multiprocessing
 import os
+import re
 import signal
 import time
 
 import pandas as pd
 import pytest
+from filelock import FileLock
 from test_decoding import PROMPTS, SAMPLED, SIGNALS, answers, grid
 from tiny import tiny_llama
 
 from steerlib.decoding import decode, make_arms, run_sweep
 from steerlib.decoding import sweep as sweep_module
-from steerlib.tables import read_table
+from steerlib.tables import has_table, read_table
+
+
+@pytest.fixture(autouse=True)
+def blocks_of_two_prompts(monkeypatch):
+    monkeypatch.setattr(sweep_module, "PROMPTS_PER_BLOCK", 2)
 
 
 def run(folder, frozen, arms, **settings):
-    return run_sweep(frozen, PROMPTS, arms, folder=folder, **SIGNALS, prompts_per_block=2, **settings)
+    return run_sweep(frozen, PROMPTS, arms, folder=folder, **SIGNALS, **settings)
 
 
 def count_decoded(monkeypatch, module=sweep_module):
@@ -66,6 +73,7 @@ def test_a_sweep_that_fails_half_way_keeps_its_finished_blocks(tiny, tmp_path, m
 
 
 def sweep_in_a_process(folder, n_seeds):
+    sweep_module.PROMPTS_PER_BLOCK = 2
     run(folder, tiny_llama(), grid(), seeds=range(n_seeds))
 
 
@@ -78,7 +86,7 @@ def started(folder, n_seeds):
 
 def wait_for_a_lock(folder):
     end = time.monotonic() + 60
-    while not list(folder.glob("locks/*.lock")):
+    while not (folder / "sweep.lock").exists():
         assert time.monotonic() < end, "the sweep did not begin"
         time.sleep(0.05)
 
@@ -94,10 +102,15 @@ def test_a_sweep_killed_at_any_moment_goes_on_where_it_stopped(tiny, tmp_path, m
     assert answers(table) == answers(decode(tiny, PROMPTS, grid(), seeds=range(2), **SIGNALS))
 
 
-def test_two_processes_share_a_sweep_and_decode_each_answer_once(tmp_path):
-    both = [started(tmp_path, 1) for _ in range(2)]
-    for process in both:
-        process.join(120)
-        assert process.exitcode == 0
-    # read_table refuses a key that stands in two parts.
-    assert len(read_table(tmp_path, "generations")) == 3 * len(grid())
+def test_a_second_sweep_of_one_folder_is_refused_naming_the_folder(tiny, tmp_path):
+    with FileLock(tmp_path / "sweep.lock"), pytest.raises(RuntimeError, match=re.escape(str(tmp_path))):
+        run(tmp_path, tiny, grid())
+    assert not has_table(tmp_path, "generations")
+
+
+def test_finishing_a_block_does_not_read_the_table_again(tiny, tmp_path, monkeypatch):
+    reads = []
+    monkeypatch.setattr(sweep_module, "read_table", lambda *given: reads.append(given) or read_table(*given))
+    run(tmp_path, tiny, grid())
+    run(tmp_path, tiny, grid(), seeds=[0, 1, 2])
+    assert len(reads) == 1

@@ -89,9 +89,7 @@ def run_aligner(
     for base, requests in zip(_bases(arms), asked, strict=True):
         read = {row["prompt_id"]: _base_ids(frozen, row, base["style"]) for row in rows}
 
-        def corrected(
-            block: Sequence[Request], *, progress: Progress, read: Mapping = read
-        ) -> pd.DataFrame:
+        def corrected(block: Sequence[Request], *, progress: Progress, read: Mapping = read) -> pd.DataFrame:
             table = decode_requests(aligner, block, progress=progress)
             return _under_the_base(frozen, read, table)
 

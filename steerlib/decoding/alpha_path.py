@@ -7,13 +7,12 @@ that share it.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Unpack
 
 import pandas as pd
 import torch
 from torch import Tensor
 
-from steerlib.decoding.arms import make_arms
-from steerlib.decoding.contexts import BranchModels, Contexts
 from steerlib.decoding.decode import (
     NoiseKeys,
     Progress,
@@ -23,11 +22,9 @@ from steerlib.decoding.decode import (
     prompt_tokens,
 )
 from steerlib.decoding.envelope import Pieces, ScoreLines, upper_envelope
-from steerlib.decoding.requests import Request, make_requests
-from steerlib.decoding.sampling import Sampling
+from steerlib.decoding.requests import Inputs, Request, make_requests
 from steerlib.decoding.streams import MultiModelStreams
 from steerlib.models import FrozenModel, high_precision
-from steerlib.residual import Factor
 from steerlib.rules import RULES, acting_on, base_nucleus, check_method, js_temperature
 from steerlib.tables import SCHEMA
 
@@ -35,37 +32,25 @@ from steerlib.tables import SCHEMA
 def alpha_path(
     frozen: FrozenModel,
     prompts: pd.DataFrame,
+    arm: pd.DataFrame,
     *,
-    method: str,
-    alpha_max: float,
-    sampling: Sampling,
-    profile: str = "own",
-    category: str = "",
-    factor: Factor | float | None = None,
-    style: str = "continuation",
     seeds: Sequence[int] = (0,),
-    contexts: Contexts | None = None,
-    base_top_p: float = 1.0,
-    branch_models: BranchModels | None = None,
     row_budget: int = 96,
     capacity: int | None = None,
     progress: Progress | None = None,
+    **inputs: Unpack[Inputs],
 ) -> pd.DataFrame:
-    """Every distinct answer over [0, alpha_max] with exact breakpoints.
+    """Every distinct answer from alpha 0 to an arm's own alpha, with exact breakpoints.
 
     At any alpha strictly inside a segment, `decode` at that alpha gives the segment's answer (the model in float64;
     in float32 another batch shape may part at a near-tie). The breakpoints are exact for the logits at hand; what
     rounding does to those moves the breakpoints along.
 
     Args:
-        frozen, prompts, seeds, contexts, capacity: as in `decode`.
-        method: one that acts on logits; alpha of "sda" is k, and its temperature by divergence is exact too, for it
-            depends on the answer so far and not on k.
-        alpha_max: end of the range, dimensionless, above 0.
-        sampling: greedy, or sampled with top_p = 1; min_p is the nucleus that goes with a path.
-        profile, category, factor, style, base_top_p: as in `make_arms`; the base's own nucleus is the same at every
-            alpha.
-        branch_models: as in `decode`; those of the method's branches are read.
+        frozen, prompts, seeds, capacity, inputs: as in `decode`.
+        arm: one row of the arms table, of a method that acts on logits, greedy or sampled with top_p = 1 (min_p is the
+            nucleus that goes with a path). Its alpha, above 0, is the end of the range. A temperature by divergence
+            and the base's own nucleus are exact too: they do not depend on alpha.
         row_budget: rows of a forward pass that one prompt and seed may hold. When its open nodes are more than fit,
             the widest intervals go on and the others end there, `complete` false.
         progress: called with the number of prompts and seeds finished since its last call.
@@ -73,65 +58,48 @@ def alpha_path(
     Returns:
         The segments table, ordered by alpha within prompt and seed: `[alpha_low, alpha_high)`, the last closed;
         without gap or overlap; neighbours differ. `complete` is false where `text` is only what the segment's alphas
-        have in common so far. `nll_base` as in `decode`. `attrs["row_steps"]`: rows of all decoding steps together.
+        have in common so far. `nll_base` as in `decode`.
 
     Raises:
-        ValueError: another method, alpha_max not above 0, top_p below 1 with sampling, a budget below one node, and
-            as `decode`.
+        ValueError: several arms, or one of another method, an alpha not above 0, top_p below 1 with sampling, a budget
+            below one node, and as `decode`.
         FloatingPointError: as `decode`.
 
     Source: ours. Och (ACL 2003) walks the upper envelope of lines over one model weight for given lists of
     translations; here every step of decoding has an envelope of its own, and the lines may bend.
     """
-    if method not in acting_on("logits"):
-        raise ValueError(f"an alpha path is of {', '.join(acting_on('logits'))}, not of {method!r}")
-    if not 0 < alpha_max < float("inf"):
-        raise ValueError(f"alpha_max must be above 0 and finite, not {alpha_max}")
-    if sampling.temperature and sampling.top_p < 1:
+    (row,) = arm.to_dict("records")
+    method, alpha_max, width = row["method"], row["alpha"], 1 + len(check_method(row["method"]).branches)
+    if method not in acting_on("logits") or row["family"]:
         raise ValueError(
-            f"top_p {sampling.top_p} has no exact alpha path: the mass of a nucleus is not linear in alpha. "
+            f"an alpha path is of {', '.join(acting_on('logits'))} without vectors, not of {method!r}"
+        )
+    if alpha_max <= 0:
+        raise ValueError(f"alpha must be above 0, the end of the path, not {alpha_max}")
+    if row["temperature"] and row["top_p"] < 1:
+        raise ValueError(
+            f"top_p {row['top_p']} has no exact alpha path: the mass of a nucleus is not linear in alpha. "
             "Use top_p=1, with min_p for a nucleus that is"
         )
-    reads = check_method(method).context_branches
-    if row_budget < 1 + len(reads):
-        raise ValueError(f"row_budget {row_budget} is less than the {1 + len(reads)} branches of one answer")
-    trained = {branch: model for branch, model in (branch_models or {}).items() if branch in reads}
-    arm = make_arms(
-        method,
-        [alpha_max],
-        model=frozen.name,
-        contexts=contexts,
-        profile=profile,
-        category=category,
-        style=style,
-        factor=factor,
-        sampling=sampling,
-        base_top_p=base_top_p,
-        branches={branch: model.name for branch, model in trained.items()},
-    )
-    arm["arm_id"] = "path-" + arm["arm_id"]
-    factors = [factor] if isinstance(factor, Factor) else []
-    inputs = {"contexts": contexts, "factors": factors, "branch_models": trained}
+    if row_budget < width:
+        raise ValueError(f"row_budget {row_budget} is less than the {width} branches of one answer")
     requests = make_requests(frozen, prompts, arm, seeds=seeds, **inputs)
-    models = {"": frozen, **trained}
+    models = {"": frozen, **(inputs.get("branch_models") or {})}
     together = max(1, (capacity or default_capacity([*models.values()], requests)) // row_budget)
     batches = [requests[first : first + together] for first in range(0, len(requests), together)]
 
     def grown(batch: Sequence[Request]) -> AlphaPathTrees:
         with torch.inference_mode():
-            trees = AlphaPathTrees(models, batch, alpha_max=alpha_max, nodes=row_budget // (1 + len(reads)))
+            trees = AlphaPathTrees(models, batch, alpha_max=alpha_max, nodes=row_budget // width)
             trees.grow()
-            return trees
+        return trees
 
-    found, row_steps = [], 0
+    found = []
     for trees in halved(batches, grown):
         found += trees.segments
-        row_steps += trees.row_steps
         if progress:
             progress(len(trees.requests))
-    segments = _merged(pd.DataFrame(found, columns=[*SCHEMA["segments"].columns]), requests)
-    segments.attrs["row_steps"] = row_steps
-    return segments
+    return _merged(pd.DataFrame(found, columns=[*SCHEMA["segments"].columns]), requests)
 
 
 class AlphaPathTrees:
@@ -140,7 +108,6 @@ class AlphaPathTrees:
     Attributes:
         tree, low, high, slots, tokens, nll, seen: of each open node, its request and what belongs to its prefix.
         segments: closed nodes, rows of the segments table, in no order.
-        row_steps: rows of all decoding steps so far.
     """
 
     def __init__(
@@ -163,15 +130,13 @@ class AlphaPathTrees:
         self.noise = NoiseKeys(requests, device) if self.sampling.temperature else None
         self.stop_ids = torch.tensor(sorted(self.frozen.stop_ids), device=device)
         self.segments: list[dict] = []
-        self.row_steps = 0
 
     def grow(self) -> None:
         """Decode until every node is closed."""
         z = self.streams.prefill()
         self.seen = prompt_tokens(self.requests, z.shape[1], z.device)
         for step in range(self.sampling.max_new_tokens):
-            of_nodes = z[self.slots].flatten(1).sum(-1)
-            check_finite(of_nodes, self.requests, self.tree, step, z)
+            check_finite(z.sum(-1)[self.slots].sum(-1), self.requests, self.tree, step, z)
             self._split(self._envelope(z, step), z)
             stopped = torch.isin(self.tokens[:, -1], self.stop_ids)
             self._close(stopped, complete=True, stopped=True)
@@ -187,13 +152,18 @@ class AlphaPathTrees:
         """The tokens chosen next and where, of all nodes."""
         sampling = self.sampling
         temperature = self._temperature(z)
+        trees, place = self.tree.unique(return_inverse=True)
+        noise = high_precision(self.noise.at(trees, step, z)) if self.noise else None
 
         def lines(nodes: Tensor) -> ScoreLines:
-            intercept, slope = self._line(z, nodes)
-            noise = self.noise and high_precision(self.noise.at(self.tree[nodes], step, z))
-            min_p = sampling.min_p if sampling.temperature else 0.0
-            settings = {"penalty": sampling.repetition_penalty, "min_p": min_p}
-            return ScoreLines(intercept, slope, temperature[nodes], noise, self.seen[nodes], **settings)
+            return ScoreLines(
+                *self._line(z, nodes),
+                temperature=temperature[nodes],
+                noise=None if noise is None else noise[place[nodes]],
+                seen=self.seen[nodes],
+                penalty=sampling.repetition_penalty,
+                min_p=sampling.min_p if sampling.temperature else 0.0,
+            )
 
         return upper_envelope(lines, self.low, self.high, vocab=z.shape[1])
 
@@ -263,7 +233,6 @@ class AlphaPathTrees:
         distinct, place = (self.slots * vocab + self.tokens[:, -1:]).unique(return_inverse=True)
         slot, z = self.streams.advance(distinct // vocab, distinct % vocab)
         self.slots = slot[place]
-        self.row_steps += len(distinct)
         return z
 
 

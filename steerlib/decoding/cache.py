@@ -15,29 +15,30 @@ class SlotLayer(CacheLayerMixin):
     """One layer's keys and values, `(capacity, heads, columns, head_dim)` each, allocated at first use."""
 
     is_sliding = False
-    keys: Tensor
-    values: Tensor
 
     def __init__(self, cache: "SlotCache") -> None:
         super().__init__()
         self.cache = cache
+        self.stored: tuple[Tensor, ...] = ()
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         # Zeros, not whatever was in memory: masked columns are multiplied by zero weights, and NaN * 0 is NaN.
-        shape = (self.cache.capacity, key_states.shape[1], self.cache.columns)
-        self.keys = key_states.new_zeros(*shape, key_states.shape[-1])
-        self.values = value_states.new_zeros(*shape, value_states.shape[-1])
+        self.stored = tuple(
+            like.new_zeros(self.cache.capacity, like.shape[1], self.cache.columns, like.shape[-1])
+            for like in (key_states, value_states)
+        )
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:  # noqa: ARG002
-        if not self.is_initialized:
+        if not self.stored:
             self.lazy_initialization(key_states, value_states)
         rows, start = self.cache.rows, self.cache.length
-        rows = rows.to(self.keys.device) if isinstance(rows, Tensor) else rows
+        rows = rows.to(key_states.device) if isinstance(rows, Tensor) else rows
         stop = start + key_states.shape[2]
-        self.keys[rows, :, start:stop] = key_states
-        self.values[rows, :, start:stop] = value_states
-        return self.keys[rows, :, :stop], self.values[rows, :, :stop]
+        for block, new in zip(self.stored, (key_states, value_states), strict=True):
+            block[rows, :, start:stop] = new
+        keys, values = (block[rows, :, :stop] for block in self.stored)
+        return keys, values
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.cache.length + query_length, 0
@@ -88,9 +89,9 @@ class SlotCache(Cache):
             block, before: from this block on only the columns before `before`; None for all.
         """
         for n, (mine, theirs) in enumerate(zip(self.blocks, (origin or self).blocks, strict=True)):
-            if not mine.is_initialized:
-                mine.lazy_initialization(theirs.keys, theirs.values)
+            if not mine.stored:
+                mine.lazy_initialization(*theirs.stored)
             stop = columns.stop if before is None or n < block else before
-            a, b = (torch.tensor(rows, device=mine.keys.device) for rows in (source, target))
-            mine.keys[b, :, columns.start : stop] = theirs.keys[a, :, columns.start : stop]
-            mine.values[b, :, columns.start : stop] = theirs.values[a, :, columns.start : stop]
+            for new, old in zip(mine.stored, theirs.stored, strict=True):
+                a, b = (torch.tensor(rows, device=old.device) for rows in (source, target))
+                new[b, :, columns.start : stop] = old[a, :, columns.start : stop]

@@ -130,7 +130,9 @@ def check_branch_models(frozen: FrozenModel, arms: pd.DataFrame, models: BranchM
                 there = "none is given" if given is None else f"{given!r} is given"
                 raise ValueError(f"arm {arm_id} reads the {branch} model {name!r}; {there} in branch_models")
     for branch in models.keys() - read:
-        raise ValueError(f"no arm reads the {branch} model {models[branch].name!r}; name it in their branches")
+        raise ValueError(
+            f"no arm reads the {branch} model {models[branch].name!r}; name it in their branches"
+        )
 
 
 def _check_beside(frozen: FrozenModel, model: FrozenModel, what: str) -> None:

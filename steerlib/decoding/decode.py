@@ -11,12 +11,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from steerlib.decoding.contexts import BranchModels
 from steerlib.decoding.requests import Inputs, Request, make_requests
 from steerlib.decoding.sampling import NEAR_TIE, choose, gumbel_noise, penalise_, text_hash
 from steerlib.decoding.streams import MultiModelStreams
 from steerlib.models import FrozenModel
-from steerlib.residual import ResidualDose, VectorFamily, VectorKey, steering_hooks, vectors_by_key
+from steerlib.residual import ResidualDose, VectorKey, steering_hooks, vectors_by_key
 from steerlib.rules import RULES, base_nucleus, js_temperature
 
 CPU_CAPACITY = 384
@@ -63,23 +62,23 @@ def decode(
         FloatingPointError: a logit that is not finite; arm, prompt, step and precision are named.
     """
     requests = make_requests(frozen, prompts, arms, seeds=seeds, **inputs)
-    how = {"reference": reference, "capacity": capacity, "progress": progress}
-    used = {name: inputs[name] for name in ("vectors", "branch_models") if name in inputs}
-    return decode_requests(frozen, requests, **used, **how)
+    return decode_requests(
+        frozen, requests, reference=reference, capacity=capacity, progress=progress, **inputs
+    )
 
 
 def decode_requests(
     frozen: FrozenModel,
     requests: Sequence[Request],
     *,
-    vectors: Sequence[VectorFamily] = (),
-    branch_models: BranchModels | None = None,
     reference: bool = True,
     capacity: int | None = None,
     progress: Progress | None = None,
+    **inputs: Unpack[Inputs],
 ) -> pd.DataFrame:
-    """`decode` for answers already asked for."""
-    models, known = {"": frozen, **(branch_models or {})}, vectors_by_key(vectors)
+    """`decode` for answers already asked for with these inputs."""
+    models = {"": frozen, **(inputs.get("branch_models") or {})}
+    known = vectors_by_key(inputs.get("vectors", ()))
     capacity = capacity or default_capacity([*models.values()], requests)
 
     def answers(batch: Sequence[Request]) -> list[dict]:

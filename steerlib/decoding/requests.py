@@ -134,7 +134,9 @@ def make_requests(
             for branch in dict.fromkeys(reads):
                 model = branch if branch in trained else ""
                 context = ids(prompt, arm, "base" if model else branch)
-                branches[branch] = Stream(context, *(() if branch == "base" or model else steering), model=model)
+                branches[branch] = Stream(
+                    context, *(() if branch == "base" or model else steering), model=model
+                )
                 what = f"prompt {prompt['prompt_id']}"
                 check_length(models.get(model, frozen), context, sampling.max_new_tokens, what=what)
             for seed in seeds if sampling.temperature else seeds[:1]:

@@ -148,18 +148,17 @@ def alpha_path(
         repetition_penalty=repetition_penalty,
         max_new_tokens=max_new_tokens,
     )
-    segments = path_of(
-        model,
-        _frame(prompt),
-        method=method,
-        alpha_max=alpha_max,
-        sampling=sampling,
+    arm = make_arms(
+        method,
+        [alpha_max],
+        contexts=contexts,
         profile="population",
         category=GIVEN,
         style=style,
-        seeds=[seed],
-        contexts=contexts,
-    ).rename(columns={"prompt_id": "prompt"})
+        sampling=sampling,
+    )
+    segments = path_of(model, _frame(prompt), arm, seeds=[seed], contexts=contexts)
+    segments = segments.rename(columns={"prompt_id": "prompt"})
     segments["perplexity"] = np.exp(segments.nll_base / segments.n_tokens)
     columns = ["alpha_low", "alpha_high", "text", "perplexity", "complete"]
     return segments[columns if isinstance(prompt, str) else ["prompt", *columns]]

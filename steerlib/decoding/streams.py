@@ -113,7 +113,9 @@ class Streams:
         has_prefix = torch.tensor([[bool(ids)] for ids, _ in keys], device=self.frozen.device)
         self.mask[: len(keys), : self.head] = mask[source] * has_prefix
 
-    def _run(self, spans: Sequence[Span], slots: Tensor, cache: SlotCache, mask: Tensor, first: int) -> Tensor:
+    def _run(
+        self, spans: Sequence[Span], slots: Tensor, cache: SlotCache, mask: Tensor, first: int
+    ) -> Tensor:
         """Run spans into columns `first` and later of a cache, row by row what is steered as some slots are."""
         stop, slots = mask.shape[1], slots.to(mask.device)
 
@@ -215,9 +217,15 @@ class MultiModelStreams:
             # Alike lengths lie side by side, so that prefill pads little.
             ordered = sorted(set(mine), key=lambda s: (len(s.ids), s.ids, s.vector, s.alpha, s.positions))
             self.slot |= {stream: len(self.slot) + i for i, stream in enumerate(ordered)}
-            settings = {"capacity": len(mine) * rows_per_request, "max_new_tokens": max_new_tokens}
-            settings |= {"vectors": () if name else vectors, "dose": ResidualDose() if name or not dose else dose}
-            self.parts.append(Streams(models[name], ordered, **settings))
+            one = Streams(
+                models[name],
+                ordered,
+                capacity=len(mine) * rows_per_request,
+                max_new_tokens=max_new_tokens,
+                vectors=() if name else vectors,
+                dose=ResidualDose() if name or dose is None else dose,
+            )
+            self.parts.append(one)
 
     def prefill(self) -> Tensor:
         """Read all contexts; raw next-token logits `(n_streams, vocab)`, see `Streams.prefill`."""

@@ -44,8 +44,8 @@ def run_sweep(
         RuntimeError: another process sweeps this folder.
     """
     requests = make_requests(frozen, prompts, arms, seeds=seeds, **inputs)
-    used = {name: inputs[name] for name in ("vectors", "branch_models") if name in inputs}
-    return finish_requests(requests, partial(decode_requests, frozen, **used), folder=folder, what="sweep")
+    decoded = partial(decode_requests, frozen, **inputs)
+    return finish_requests(requests, decoded, folder=folder, what="sweep")
 
 
 def finish_requests(

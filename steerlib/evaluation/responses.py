@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from steerlib.decoding import Contexts, alpha_path
+from steerlib.decoding import Contexts, alpha_path, make_arms
 from steerlib.decoding.requests import sampling_of
 from steerlib.evaluation.intervals import Interval, cluster_interval, sign_flip_test
 from steerlib.evaluation.metrics import Floats
@@ -176,6 +176,14 @@ def arm_path(
     """
     own = sampling_of(arm)
     own = replace(own, top_p=1.0, min_p=min_p if own.temperature else 0.0, max_new_tokens=max_new_tokens)
-    given = {name: arm[name] for name in ("method", "profile", "category", "style")}
-    given |= {"alpha_max": float(arm["alpha"]), "base_top_p": float(arm["base_top_p"])}
-    return alpha_path(frozen, prompts, sampling=own, contexts=contexts, seeds=seeds, **given)
+    kept = {name: str(arm[name]) for name in ("profile", "category", "style")}
+    arms = make_arms(
+        arm["method"],
+        [float(arm["alpha"])],
+        model=frozen.name,
+        contexts=contexts,
+        sampling=own,
+        base_top_p=float(arm["base_top_p"]),
+        **kept,
+    )
+    return alpha_path(frozen, prompts, arms, seeds=seeds, contexts=contexts)
