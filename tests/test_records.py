@@ -6,7 +6,7 @@ import torch
 from test_decoding import GREEDY, PROMPTS
 
 from steerlib.decoding import make_arms
-from steerlib.decoding.batch import Records
+from steerlib.decoding.decode import Records
 from steerlib.decoding.requests import make_requests
 
 STOP = 0
