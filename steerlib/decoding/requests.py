@@ -108,7 +108,7 @@ def make_requests(
             a prompt without the factor that an arm names; branch models that `check_branch_models` refuses.
     """
     models = branch_models or {}
-    arms = arms[[check_method(method).acts_on != "text" for method in arms["method"]]]
+    arms = arms[arms["method"].map(lambda method: check_method(method).acts_on != "text").astype(bool)]
     check_branch_models(frozen, arms, models)
     rendered: dict[tuple, TokenIds] = {}
 

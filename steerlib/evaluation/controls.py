@@ -111,7 +111,8 @@ def match_controls(arms: pd.DataFrame, kl: pd.Series | None = None) -> pd.DataFr
     found = [both[both["alpha"] == both["alpha_control"]].assign(matched="alpha")]
     if kl is not None:
         with np.errstate(all="ignore"):
-            apart = np.abs(np.log(both["control_arm"].map(kl) / both["arm_id"].map(kl)))
+            kls = [both[name].map(kl).astype(float) for name in ("control_arm", "arm_id")]
+            apart = np.abs(np.log(kls[0] / kls[1]))
         near = both.assign(apart=apart, matched="kl")[apart <= np.log(EQUAL_KL)].sort_values(
             "apart", kind="stable"
         )

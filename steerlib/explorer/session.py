@@ -207,17 +207,9 @@ class Explorer:
         return self._kept[key]
 
     def _path(self, question: Question, method: str, category: str) -> pd.DataFrame:
-        segments = alpha_path(
-            self.frozen,
-            question.frame,
-            method=method,
-            alpha_max=self.alpha_max,
-            sampling=question.sampling,
-            profile="population",
-            category=category,
-            style=self.style,
-            seeds=[question.seed],
-        )
+        how = {"profile": "population", "category": category, "style": self.style}
+        arm = make_arms(method, [self.alpha_max], sampling=question.sampling, **how)
+        segments = alpha_path(self.frozen, question.frame, arm, seeds=[question.seed])
         return segments.assign(method=method, kl_to_base=np.nan)
 
     def _decoded(self, question: Question, method: str, **how: Any) -> pd.DataFrame:
