@@ -9,8 +9,7 @@ from torch import Tensor
 from benchmarks.setting import Setting, stated
 from benchmarks.timing import Answers, Decoder, Timed, measured, write
 from steerlib.decoding import Sampling, alpha_path, decode, make_arms
-from steerlib.decoding.batch import Batch
-from steerlib.decoding.decode import default_capacity
+from steerlib.decoding.decode import Batch, default_capacity
 from steerlib.decoding.requests import Request, make_requests
 from steerlib.models import FrozenModel
 from steerlib.residual import ResidualDose
@@ -46,7 +45,6 @@ class UnmergedBatch(Batch):
         slot, z = self.streams.advance(slots[used], tokens[:, None].expand_as(slots)[used])
         slots[used] = slot
         self.slots[self.live] = slots
-        self.layout = self._layout()
         return z
 
 
@@ -59,7 +57,7 @@ def decode_as(
     for first in range(0, len(requests), together):
         batch = requests[first : first + together]
         with torch.inference_mode():
-            found += kind({"": frozen}, batch, [], ResidualDose()).run(lambda n: None)  # noqa: ARG005
+            found += kind({"": frozen}, batch, [], ResidualDose(), reference=True).run(lambda n: n)
     return found
 
 

@@ -176,7 +176,7 @@ def arm_path(
     """
     own = sampling_of(arm)
     own = replace(own, top_p=1.0, min_p=min_p if own.temperature else 0.0, max_new_tokens=max_new_tokens)
-    kept = {name: str(arm[name]) for name in ("profile", "category", "style")}
+    kept: dict[str, Any] = {name: arm[name] for name in ("profile", "category", "style")}
     arms = make_arms(
         arm["method"],
         [float(arm["alpha"])],

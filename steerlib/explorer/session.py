@@ -207,7 +207,7 @@ class Explorer:
         return self._kept[key]
 
     def _path(self, question: Question, method: str, category: str) -> pd.DataFrame:
-        how = {"profile": "population", "category": category, "style": self.style}
+        how: dict[str, Any] = {"profile": "population", "category": category, "style": self.style}
         arm = make_arms(method, [self.alpha_max], sampling=question.sampling, **how)
         segments = alpha_path(self.frozen, question.frame, arm, seeds=[question.seed])
         return segments.assign(method=method, kl_to_base=np.nan)
