@@ -7,9 +7,8 @@ import pytest
 from steerlib.decoding import Factor, Sampling, make_arms
 from steerlib.evaluation import (
     circularity,
-    compared_answers,
     first_temperature,
-    judge_compared,
+    judge_pairs,
     margin_metrics,
     margins_by,
     net_margin,
@@ -59,24 +58,25 @@ def test_sda_is_held_against_base_bare_instruction_and_steering_alone():
     assert sda_comparators(ARMS[ARMS.arm_id.isin([BASE])]) == {"base": BASE}
 
 
-def test_each_test_answer_stands_beside_the_comparators_answer_to_the_same_prompt():
-    found = compared_answers(ANSWERS, PROMPTS, comparators={"base": BASE, "instructed": INSTRUCTED}, **ASKED)
-    assert found[["comparator", "prompt_id", "text", "other", "cluster"]].to_numpy().tolist() == [
-        ["base", "p", "p1", "p0", "u"],
-        ["base", "q", "q1", "q0", "v"],
-        ["instructed", "p", "p1", "p4", "u"],
-        ["instructed", "q", "q1", "q4", "v"],
+def test_each_test_answer_stands_beside_the_comparators_answer_to_the_same_prompt(tmp_path):
+    found = judge_pairs(
+        Larger(), ANSWERS, PROMPTS, tmp_path, comparators={"base": BASE, "instructed": INSTRUCTED}, **ASKED
+    )
+    columns = ["comparator", "prompt_id", "text", "other", "cluster", "score", "other_score"]
+    assert found[columns].sort_values(columns[:2]).to_numpy().tolist() == [
+        ["base", "p", "p1", "p0", "u", 11, 1],
+        ["base", "q", "q1", "q0", "v", 11, 1],
+        ["instructed", "p", "p1", "p4", "u", 11, 41],
+        ["instructed", "q", "q1", "q4", "v", 11, 41],
     ]
     part = ANSWERS[(ANSWERS.arm_id != BASE) | (ANSWERS.prompt_id != "q")]
     with pytest.raises(ValueError, match=BASE):
-        compared_answers(part, PROMPTS, comparators={"base": BASE}, **ASKED)
+        judge_pairs(Larger(), part, PROMPTS, tmp_path, comparators={"base": BASE}, **ASKED)
 
 
 def test_margins_of_each_dimension_and_comparator_are_rows_of_the_metrics_table(tmp_path):
     comparators = sda_comparators(ARMS)
-    seen = judge_compared(
-        Larger(), compared_answers(ANSWERS, PROMPTS, comparators=comparators, **ASKED), tmp_path
-    )
+    seen = judge_pairs(Larger(), ANSWERS, PROMPTS, tmp_path, comparators=comparators, **ASKED)
     margins = margins_by(seen)
     assert margins.groupby("comparator").value.agg(list).to_dict() == {
         "base": [1, 1],
@@ -111,8 +111,6 @@ def test_pairs_without_a_score_are_counted_and_left_out():
     assert (found.value, found.missing, found.n_clusters) == (1, 2, 1)
     with pytest.raises(ValueError, match="none of 2"):
         net_margin([np.nan, 1], [1, np.nan])
-    with pytest.raises(ValueError, match=r"\(2,\) and \(3,\)"):
-        net_margin([1, 2], [1, 2, 3])
 
 
 def test_the_interval_is_that_of_shares_within_one():

@@ -269,7 +269,7 @@ def test_an_unknown_prompt_or_an_answer_too_long_is_refused(tiny):
         answer_likelihood(tiny, PROMPTS, GENERATIONS.assign(text="x" * 600), style="continuation")
 
 
-HONEST = {"honesty": {"instructed": "Be honest.", "expert": ""}}
+HONEST = {"honesty": {"instructed": "Be honest."}}
 ASKED = pd.DataFrame(
     {"prompt_id": ["p", "q", "r"], "prompt": ["Is it?", "Was it so?", "?!"], "category": "honesty"}
 )
@@ -295,7 +295,8 @@ def test_each_token_has_the_divergence_of_both_branches_read_alone(tiny):
 
 
 def test_equal_branches_do_not_diverge(tiny):
-    same = token_divergence(tiny, ASKED, ANSWERS, contexts=HONEST, branch="expert")
+    empty = {"honesty": {"instructed": ""}}
+    same = token_divergence(tiny, ASKED, ANSWERS, contexts=empty, style="continuation")
     assert same.js.max() < 1e-9
     assert (same.lp_base - same.lp_instructed).abs().max() < 1e-9
 
@@ -303,5 +304,5 @@ def test_equal_branches_do_not_diverge(tiny):
 def test_an_answer_to_no_prompt_and_a_missing_context_are_refused(tiny):
     with pytest.raises(ValueError, match="'z'"):
         token_divergence(tiny, ASKED, pd.Series({"z": "Yes"}), contexts=HONEST)
-    with pytest.raises(ValueError, match="'anti'"):
-        token_divergence(tiny, ASKED, ANSWERS, contexts=HONEST, branch="anti")
+    with pytest.raises(ValueError, match="'instructed'"):
+        token_divergence(tiny, ASKED, ANSWERS, contexts={"honesty": {"expert": "x"}})

@@ -35,62 +35,48 @@ def sda_comparators(arms: pd.DataFrame) -> dict[str, str]:
     return {name: rows["arm_id"].iloc[0] for name, rows in found.items() if len(rows)}
 
 
-def compared_answers(
+def judge_pairs(
+    judge: Judge,
     generations: pd.DataFrame,
     prompts: pd.DataFrame,
+    folder: Path,
     *,
     arm: str,
     comparators: Mapping[str, str],
     dimension: Mapping[str, str],
 ) -> pd.DataFrame:
-    """Each answer of an arm to a test prompt beside the comparators' answers to it with the same seed.
+    """Verdicts on each answer of an arm to a test prompt beside the comparators' with the same seed, in both orders.
 
     Args:
-        generations: the generations table.
-        prompts: prompt_id, prompt, user_id, split.
+        judge: see `load_judge`.
+        generations, prompts: the tables.
+        folder: the run's folder; its table `verdicts` is the cache.
         arm: arm_id.
-        comparators: arm_id by name.
+        comparators: arm_id by name, see `sda_comparators`.
         dimension: of each prompt_id, what is judged; prompts without one are left out.
 
     Returns:
-        comparator (the name), dimension, prompt_id, seed, prompt, text, other, cluster (the user).
+        comparator (the name), dimension, prompt_id, seed, prompt, text, other, cluster (the user), and four scores:
+        score and other_score with the text shown first, score_second and other_score_first with the other shown first.
 
     Raises:
         ValueError: a comparator lacks some of the arm's answers.
     """
-    asked = prompts.loc[prompts["split"] == "test", ["prompt_id", "prompt", "user_id"]]
-    asked = asked.rename(columns={"user_id": "cluster"})
+    asked = prompts[prompts["split"] == "test"].rename(columns={"user_id": "cluster"})
     asked = asked.assign(dimension=asked["prompt_id"].map(dimension)).dropna(subset="dimension")
-    answers = generations[["arm_id", "prompt_id", "seed", "text"]]
-    own = answers[answers["arm_id"] == arm].drop(columns="arm_id").merge(asked, on="prompt_id")
-    columns = ["comparator", "dimension", "prompt_id", "seed", "prompt", "text", "other", "cluster"]
-    parts = [pd.DataFrame(columns=columns)]
+    answers = {name: own[["prompt_id", "seed", "text"]] for name, own in generations.groupby("arm_id")}
+    own = answers[arm].merge(asked[["prompt_id", "prompt", "cluster", "dimension"]], on="prompt_id")
+    parts = []
     for name, other in comparators.items():
-        theirs = answers[answers["arm_id"] == other].drop(columns="arm_id").rename(columns={"text": "other"})
+        theirs = answers[other].rename(columns={"text": "other"})
         both = own.merge(theirs, on=["prompt_id", "seed"], how="left", validate="one_to_one")
         if both["other"].isna().any():
             raise ValueError(f"{name} ({other}) lacks {both['other'].isna().sum()} of {len(both)} answers")
-        parts.append(both.assign(comparator=name)[columns])
-    return pd.concat(parts[1:] or parts, ignore_index=True)
-
-
-def judge_compared(judge: Judge, compared: pd.DataFrame, folder: Path) -> pd.DataFrame:
-    """Verdicts on each pair, on the dimension of its prompt, in both orders.
-
-    Args:
-        judge: a judge of `load_judge` that compares.
-        compared: what `compared_answers` returned.
-        folder: the run's folder; its table `verdicts` is the cache.
-
-    Returns:
-        The rows of `compared` with score and other_score (text shown first), score_second and other_score_first (the
-        other shown first), for `margins_by` and `place_bias`.
-    """
-    parts = [
-        rows.join(verdicts(judge, rows, str(dimension), folder).drop(columns="dimension"))
-        for dimension, rows in compared.groupby("dimension", sort=False)
-    ]
-    return pd.concat(parts).sort_index()
+        parts += [
+            rows.join(verdicts(judge, rows, str(what), folder)[SCORES]).assign(comparator=name)
+            for what, rows in both.groupby("dimension", sort=False)
+        ]
+    return pd.concat(parts, ignore_index=True)
 
 
 def _averaged(shown: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
@@ -112,7 +98,7 @@ def place_bias(shown: pd.DataFrame) -> PlaceBias:
     """How much a judge favours the answer that it reads first; pairs that lack a score are left out.
 
     Args:
-        shown: what `judge_compared` returned.
+        shown: what `judge_pairs` returned.
 
     Raises:
         ValueError: no pair has all four scores.
@@ -157,17 +143,14 @@ def net_margin(scores: ArrayLike, other_scores: ArrayLike, clusters: ArrayLike |
         The margin with its interval by user within [-1, 1], see `share_bounds`; exact where all clusters agree.
 
     Raises:
-        ValueError: shapes differ, or no pair has both scores.
+        ValueError: no pair has both scores.
 
     Source: SDA, eq. 9. They print no interval.
     """
-    own, other = np.asarray(scores, dtype=float), np.asarray(other_scores, dtype=float)
-    if own.shape != other.shape or own.ndim != 1:
-        raise ValueError(f"scores must be (n,) both, not {own.shape} and {other.shape}")
-    difference = own - other
+    difference = np.asarray(scores, dtype=float) - np.asarray(other_scores, dtype=float)
     known = ~np.isnan(difference)
     if not known.any():
-        raise ValueError(f"none of {len(own)} pairs has both scores")
+        raise ValueError(f"none of {len(known)} pairs has both scores")
     outcome = np.sign(difference[known])
     labels = None if clusters is None else np.asarray(clusters)[known]
     found = share_interval(outcome, labels, within=(-1, 1))
@@ -179,14 +162,15 @@ def margins_by(shown: pd.DataFrame) -> pd.DataFrame:
     """Net margins of each dimension against each comparator, scores averaged over both orders.
 
     Args:
-        shown: what `judge_compared` returned.
+        shown: what `judge_pairs` returned.
 
     Returns:
         dimension, comparator, value, low, high, win, even, lose, missing, n_clusters, how.
     """
     by = ["dimension", "comparator"]
     rows = [
-        [*key, *net_margin(*_averaged(part), part["cluster"])] for key, part in shown.groupby(by, sort=False)
+        [*part[by].iloc[0], *net_margin(*_averaged(part), part["cluster"])]
+        for _, part in shown.groupby(by, sort=False)
     ]
     return pd.DataFrame(rows, columns=[*by, *Margin._fields])
 

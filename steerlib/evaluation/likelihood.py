@@ -7,6 +7,7 @@ Readings that differ in a steering vector alone share all blocks up to the first
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ from steerlib.decoding.contexts import BranchModels, Contexts, branch_ids, defau
 from steerlib.decoding.requests import Request, Stream, VectorKey, make_requests
 from steerlib.models import FrozenModel
 from steerlib.reading import TokenIds, answer_ids, batches_by_length, check_length, prompt_ids, read_history
-from steerlib.residual import VectorFamily, Vectors, steered_positions, steering_hooks
+from steerlib.residual import VectorFamily, Vectors, steered_positions, steering_hooks, vectors_by_key
 from steerlib.rules import RULES, js_divergence
 from steerlib.tables import SCHEMA, check_table, progress_bar
 
@@ -55,7 +56,7 @@ def forced_logits(
     Yields:
         A text and its logits `(n_tokens, vocab)`, float32 or the model's own precision where that is higher.
     """
-    vectors = {(family.digest, user): v for family in families for user, v in family.vectors.items()}
+    vectors = vectors_by_key(families)
     readings: dict[tuple, list[Stream]] = defaultdict(list)
     for stream, answer in dict.fromkeys(texts):
         readings[stream.model, stream.ids, answer].append(stream)
@@ -237,8 +238,8 @@ def likelihood_margins(
         pairs.rename(columns={"pair_id": "prompt_id"}),
         arms.assign(max_new_tokens=1, temperature=0.0),
     )
-    given = {"vectors": vectors, "contexts": contexts, "branch_models": branch_models}
-    requests = make_requests(frozen, asked, shortest, seeds=[0], **given)
+    ask = partial(make_requests, contexts=contexts, vectors=vectors, branch_models=branch_models)
+    requests = ask(frozen, asked, shortest, seeds=[0])
     by_pair = [requests[i : i + len(arms)] for i in range(0, len(requests), len(arms))]
     answers = [[answer_ids(frozen, text, style=styles[0]) for text in pairs[side]] for side in sides]
     texts = [
@@ -297,9 +298,8 @@ def token_divergence(
     *,
     style: str = "chat",
     contexts: Contexts | None = None,
-    branch: str = "instructed",
 ) -> pd.DataFrame:
-    """Jensen-Shannon divergence of two branches at every token of given answers: what SDA's temperature reads.
+    """Jensen-Shannon divergence of SDA's two branches at every token of given answers: what its temperature reads.
 
         JS_t = KL(P1 || M)/2 + KL(P2 || M)/2,   P1 = P(. | Q, y_<t),  P2 = P(. | Q, I, y_<t),  M = (P1 + P2)/2
 
@@ -309,35 +309,33 @@ def token_divergence(
         answers: text by prompt_id; prompts without one are left out, as are empty texts.
         style: "chat" or "continuation".
         contexts: by category; None for the style's defaults.
-        branch: the second branch, "instructed", "expert" or "anti"; the first is always the plain one.
 
     Returns:
         One row a token: prompt_id, place (from 0), token_id, token (its text), js in nats (0 to ln 2), and the token's
-        own log-probability under each branch in nats, lp_base and lp_instructed (the second branch).
+        own log-probability without and with the instruction in nats, lp_base and lp_instructed.
 
     Raises:
-        ValueError: an answer to no prompt, contexts that lack the branch, or a text longer than the model's context.
+        ValueError: an answer to no prompt, contexts without instruction, or a text longer than the model's context.
 
     Source: SDA, eq. 6.
     """
     strange = answers.index.difference(prompts["prompt_id"])
     if len(strange):
         raise ValueError(f"answer to {strange[0]!r}: there is no such prompt")
-    given = {"style": style, "contexts": default_contexts(style) if contexts is None else contexts}
+    contexts = default_contexts(style) if contexts is None else contexts
     columns = ["prompt_id", "place", "token_id", "token", "js", "lp_base", "lp_instructed"]
     rows: list[tuple] = []
-    for row in prompts[prompts["prompt_id"].isin(answers.index)].itertuples():
-        ids = answer_ids(frozen, answers[row.prompt_id], style=style)
-        both = [
-            Stream(branch_ids(frozen, row.prompt, b, category=row.category, **given))
-            for b in ("base", branch)
-        ]
-        for stream in both:
-            check_length(frozen, stream.ids, len(ids), what=f"prompt {row.prompt_id}")
-        z = dict(forced_logits({"": frozen}, [(stream, ids) for stream in both])) if ids else {}
+    for prompt in prompts[prompts["prompt_id"].isin(answers.index)].to_dict("records"):
+        ids = answer_ids(frozen, answers[prompt["prompt_id"]], style=style)
+        read = partial(branch_ids, category=prompt["category"], style=style, contexts=contexts)
+        both = [Stream(read(frozen, prompt["prompt"], branch)) for branch in ("base", "instructed")]
+        check_length(frozen, both[1].ids, len(ids), what=f"prompt {prompt['prompt_id']}")
+        z = dict(forced_logits({"": frozen}, [(stream, ids) for stream in both] if ids else []))
         if z:
             tokens = frozen.tokenizer.batch_decode([[one] for one in ids])
             one, two = (z[stream, ids] for stream in both)
             each = (js_divergence(one, two).tolist(), log_probability(one, ids), log_probability(two, ids))
-            rows += [(row.prompt_id, *at) for at in zip(range(len(ids)), ids, tokens, *each, strict=True)]
+            rows += [
+                (prompt["prompt_id"], *at) for at in zip(range(len(ids)), ids, tokens, *each, strict=True)
+            ]
     return pd.DataFrame(rows, columns=columns)

@@ -5,6 +5,7 @@ The embedded set was written for this project and is not MMLU; a result on it is
 
 import csv
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -208,7 +209,7 @@ def ask_questions(
     left_out = (arms["profile"] == "shuffled") | (arms["vector_user"] != "") | of_prompts
     left_out |= arms["method"].map(lambda method: RULES[method].acts_on == "text")
     arms = arms[~left_out].assign(style="continuation", max_new_tokens=1, temperature=0.0)
-    given = {"contexts": contexts, "vectors": vectors, "branch_models": branch_models}
+    ask = partial(make_requests, contexts=contexts, vectors=vectors, branch_models=branch_models)
     reads = [
         bool({*RULES[method].context_branches} - {*branch_names(trained)})
         for method, trained in zip(arms["method"], arms["branches"], strict=True)
@@ -217,7 +218,7 @@ def ask_questions(
     asked: list[tuple[str, str, list[Request]]] = []
     for category in ("", *categories):  # one call for many arms tokenises each text once
         part = arms[personal == bool(category)]
-        requests = make_requests(frozen, prompts.assign(category=category), part, seeds=[0], **given)
+        requests = ask(frozen, prompts.assign(category=category), part, seeds=[0])
         for i, (arm_id, own) in enumerate(zip(part["arm_id"], part["category"], strict=True)):
             asked.append((arm_id, category or own, requests[i :: len(part)]))
     letters, read = letter_ids(frozen), {}
