@@ -105,7 +105,8 @@ def _ends(points: pd.DataFrame) -> str:
         form = "{1:.2g} at alpha {0:g} (perplexity ratio {2:.2g})".format
         ends = [form(at, row["toxicity"], row["perplexity_ratio"]) for at, row in wide.iterrows()]
         told.append(f"{name}: toxicity {' and '.join(ends)}")
-    return "; ".join(told)
+    base = points[(points["method"] == "base") & (points["metric"] == "toxicity")]["value"]
+    return "; ".join([*(f"Base: toxicity {value:.2g}" for value in base.head(1)), *told])
 
 
 def plot_ranges(verdict: pd.DataFrame, arms: pd.DataFrame) -> Figure:
