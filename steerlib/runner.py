@@ -25,7 +25,7 @@ from jupyter_core.paths import jupyter_runtime_dir
 from traitlets.config import Config
 
 from steerlib.params import BadInput, check_params, flat, handed, notebook_parameters, read_params, resolved
-from steerlib.tables import PROGRESS_FILE, ROOT, atomic_path, results_folder
+from steerlib.tables import COMMAND, PROGRESS_FILE, ROOT, atomic_path, results_folder
 
 NOTEBOOKS = ROOT / "notebooks"
 WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf"}
@@ -228,7 +228,8 @@ def execute(notebook: Path, copy: Path, parameters: Mapping[str, Any]) -> tuple[
         seen.append((execute_reply["content"]["status"] == "ok", _kernels_gb()))
 
     try:
-        with patch.dict(os.environ, {"PLOTLY_RENDERER": "plotly_mimetype", PROGRESS_FILE: _terminal()}):
+        told = {COMMAND: " ".join(["python -m steerlib", *sys.argv[1:]]), PROGRESS_FILE: _terminal()}
+        with patch.dict(os.environ, {"PLOTLY_RENDERER": "plotly_mimetype", **told}):
             executed: Any = papermill.execute_notebook(
                 notebook,
                 partial,

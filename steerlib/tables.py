@@ -10,12 +10,15 @@ import json
 import os
 import platform
 import re
+import shutil
 import socket
+import subprocess
 import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
@@ -309,8 +312,12 @@ class atomic_path:
 PACKAGES = ("torch", "transformers", "pandas", "numpy", "pyarrow", "papermill")
 
 
+COMMAND = "STEER_COMMAND"
+"""Environment variable in which the runner tells its kernels how it was started."""
+
+
 def write_manifest(folder: Path, stage: str, params: Mapping[str, object], *, seconds: float) -> None:
-    """Record in the run's `manifest.json` how a stage came about: parameters, versions, machine, seconds.
+    """Record in the run's `manifest.json` how a stage came about: parameters, versions, date, commit, seconds.
 
     Args:
         folder: the run's folder.
@@ -318,9 +325,15 @@ def write_manifest(folder: Path, stage: str, params: Mapping[str, object], *, se
         params: parameters of the stage; plain values only, never a secret.
         seconds: wall time of the stage.
     """
-    manifest = read_manifest(folder)
+    manifest, git = read_manifest(folder), ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    commit = (
+        subprocess.run(git, capture_output=True, text=True, check=False).stdout if shutil.which("git") else ""
+    )
     manifest[stage] = {
         "params": dict(params),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": commit.strip(),
+        "command": os.environ.get(COMMAND, "by hand"),
         "versions": {package: version(package) for package in PACKAGES} | {"python": sys.version.split()[0]},
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "seconds": round(seconds, 1),

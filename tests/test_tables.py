@@ -127,6 +127,7 @@ def test_the_manifest_holds_one_record_a_stage(tmp_path):
     manifest = read_manifest(tmp_path)
     assert [manifest["01"]["params"], manifest["02"]["params"]] == [{"seed": 3}, {"seed": 2}]
     assert manifest["01"]["versions"]["torch"]
+    assert {"date", "commit", "command", "machine"} <= manifest["01"].keys()
     assert json.loads((tmp_path / "manifest.json").read_text()) == manifest
 
 
