@@ -1,12 +1,14 @@
 """What every committed notebook and params file keeps to, so that none can drift from the others."""
 
 import ast
+from itertools import pairwise
 from pathlib import Path
 
 import nbformat
 import pytest
 from stored import KERNEL, machine_paths
 
+from steerlib import params
 from steerlib.params import Parameter, flat, notebook_parameters, read_params
 from steerlib.runner import numbered, plan
 from steerlib.tables import ROOT
@@ -16,8 +18,9 @@ ALL = [*NOTEBOOKS, *sorted((ROOT / "notebooks" / "extra").glob("*.ipynb"))]
 PARAMS = sorted((ROOT / "params").glob("*.yaml"))
 AT_THE_CALL = {"run", "data_folder"}
 LONGEST_CELL = 15
-LONGEST_IMPORTS = 22
-LONGEST_PARAMETERS = 36
+MOST_PARAMETERS = 20
+MOST_CELLS = 30
+CODE_LINES = range(40, 131)
 
 numbered_notebook = pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 every_notebook = pytest.mark.parametrize("notebook", ALL, ids=lambda path: path.stem)
@@ -49,12 +52,35 @@ def test_a_notebook_defines_no_function_and_no_class(notebook: Path) -> None:
 
 @every_notebook
 def test_cells_are_short_but_for_the_lists_of_imports_and_parameters(notebook: Path) -> None:
-    long = [c for c in code_cells(notebook) if c.source.count("\n") >= LONGEST_CELL]
-    for cell in long:
+    for cell in code_cells(notebook):
         kinds = {type(node) for node in ast.parse(cell.source).body}
-        limit = LONGEST_PARAMETERS if kinds == {ast.AnnAssign} else LONGEST_IMPORTS
-        assert kinds <= {ast.AnnAssign} or kinds <= {ast.Import, ast.ImportFrom}, cell.source
-        assert cell.source.count("\n") < limit, cell.source
+        listing = kinds <= {ast.AnnAssign} or kinds <= {ast.Import, ast.ImportFrom}
+        assert listing or cell.source.count("\n") < LONGEST_CELL, cell.source
+
+
+@numbered_notebook
+def test_a_numbered_notebook_can_be_read_in_one_go(notebook: Path) -> None:
+    cells, code = nbformat.read(notebook, as_version=4).cells, code_cells(notebook)
+    lines = [line for cell in code for line in cell.source.splitlines() if line.strip()]
+    importing = [
+        c for c in code if any(line.startswith(("import ", "from ")) for line in c.source.splitlines())
+    ]
+    found = {
+        "cells": len(cells) <= MOST_CELLS,
+        f"{len(lines)} lines of code": len(lines) in CODE_LINES,
+        "one import cell": importing == code[:1],
+        "parameters": len(notebook_parameters(notebook)) <= MOST_PARAMETERS,
+        "opens with its question": "?" in cells[0].source,
+        "says what is in this run": any("In this run:" in cell.source for cell in code[2:6]),
+    }
+    assert [rule for rule, kept in found.items() if not kept] == []
+
+
+def test_numbered_notebooks_link_to_the_one_before_and_the_one_after() -> None:
+    for before, after in pairwise(NOTEBOOKS):
+        for notebook, other in ((before, after), (after, before)):
+            opening = nbformat.read(notebook, as_version=4).cells[0].source
+            assert f"]({other.name})" in opening, f"{notebook.name} has no link to {other.name}"
 
 
 # Notebooks in extra/ may need data that is not at hand, so only the numbered ones are stored with outputs.
@@ -91,12 +117,12 @@ def test_the_quick_params_are_the_notebooks_defaults() -> None:
     assert defaults.get("run", "quick") == "quick"
 
 
-@pytest.mark.parametrize("params", PARAMS, ids=lambda path: path.stem)
-def test_a_params_file_holds_only_what_notebooks_take_and_no_folder_of_a_machine(params: Path) -> None:
-    given = read_params(params)
-    plan(params)
+@pytest.mark.parametrize("file", PARAMS, ids=lambda path: path.stem)
+def test_a_params_file_holds_only_what_notebooks_take_and_no_folder_of_a_machine(file: Path) -> None:
+    given = read_params(file)
+    plan(file)
     assert "data_folder" not in given
-    assert given.get("run", params.stem) == params.stem
+    assert given.get("run", file.stem) == file.stem
     assert [
         value for value in given.values() if isinstance(value, str) and value.startswith(("/", "~"))
     ] == []
@@ -113,3 +139,19 @@ def test_a_folder_with_other_data_leaves_the_demo_ratings_as_they_are(
         exec(source, names)  # the notebook's own cells, with a folder that holds no ratings
         names["data_folder"] = str(tmp_path)
     assert len(names["rated"]) == 1701
+
+
+def test_the_lists_of_the_params_check_name_parameters_that_there_are() -> None:
+    known = {name for notebook in ALL for name in flat(notebook_parameters(notebook))}
+    assert {*params.WORDS, *params.SIGNED, *params.SHARES, *params.POSITIVE, *params.WITHIN_DATA} <= known
+
+
+@pytest.mark.parametrize(
+    "name", ["controls", "estimator", "prompt_labels", "pool", "positions", "style", "ties"]
+)
+def test_the_params_check_knows_the_default_and_refuses_a_misspelt_word(name: str) -> None:
+    parameter = next(flat(notebook_parameters(n))[name] for n in ALL if name in flat(notebook_parameters(n)))
+    params.check_params({name: parameter.default}, {"notebook": {name: parameter}})
+    wrong = ["x" + parameter.default[0]] if isinstance(parameter.default, list) else "x" + parameter.default
+    with pytest.raises(params.BadInput, match=name):
+        params.check_params({name: wrong}, {"notebook": {name: parameter}})
