@@ -18,11 +18,11 @@ WORDS = {
     "composed_scale": "population raw",
     "controls": "prompt_only shuffled random instructed steering_only temperature_only fixed",
     "dtype": "float32 float64 bfloat16 float16",
-    "estimator": "paper exposure_adjusted shrunk",
+    "estimator": "paper exposure_adjusted",
     "more_positions": r"all prompt generation first_k:\d+",
     "pool": "answer_mean last prompt_last",
     "positions": r"all prompt generation first_k:\d+",
-    "prompt_labels": "given prism xstest measured",
+    "prompt_labels": "given measured",
     "split_by": "users conversations",
     "style": "continuation chat",
     "styles": "continuation chat",
@@ -30,8 +30,8 @@ WORDS = {
 }
 """What a parameter, or each entry of its list, may be, as regular expressions; methods stand in `rules.RULES`."""
 
-SIGNED = {"alphas", "caa_alphas", "composed_alphas", "vector_alpha", "layer_shifts"}
-SHARES = {"base_top_p", "dev_share", "explorer_min_p", "path_min_p", "top_p", "train_share"}
+SIGNED = {"alphas", "caa_alphas", "composed_alphas", "direction_alphas", "layer_shifts", "vector_alpha"}
+SHARES = {"base_top_p", "dev_share", "explorer_min_p", "top_p", "train_share"}
 POSITIVE = {
     *("basis_rank", "explorer_alpha_max", "explorer_tokens", "max_new_tokens", "max_pairs", "min_ratings"),
     *("max_perplexity_ratio", "n_questions", "path_tokens", "prompts_per_category", "repetition_penalty"),

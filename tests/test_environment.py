@@ -31,6 +31,8 @@ COMES_WITH = {
     "yaml": "pyyaml",
     "huggingface_hub": "transformers",
     "tokenizers": "transformers",
+    "PIL": "matplotlib",
+    "markupsafe": "jinja2",
     **dict.fromkeys(("jupyter_core", "traitlets", "IPython"), "ipykernel"),
 }
 
