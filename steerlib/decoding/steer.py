@@ -94,15 +94,15 @@ def steer(
     arms = pd.concat([base, steered], ignore_index=True)
     families = [family] if family else []
     rows = decode(model, _frame(prompt), arms, seeds=[seed], contexts=contexts, vectors=families)
-    rows = rows.merge(arms[["arm_id", "method", "alpha"]], on="arm_id")
+    rows = rows.merge(arms[["arm_id", "method", "control", "alpha"]], on="arm_id")
     rows["kl_per_token"] = rows.kl_to_base / rows.n_tokens
     rows["perplexity"] = np.exp(rows.nll_base / rows.n_tokens)
-    of_base = rows[rows.method == "base"].set_index("prompt_id").perplexity
+    of_base = rows[rows.control == "base"].set_index("prompt_id").perplexity
     rows["perplexity_ratio"] = rows.perplexity / rows.prompt_id.map(of_base)
     rows["collapsed"] = ~(rows.perplexity_ratio <= collapse_ratio)
     several = not isinstance(prompt, str)
     wanted = pd.MultiIndex.from_product([prompt if several else [prompt], alphas], names=["prompt", "alpha"])
-    rows = rows[rows.method == method].rename(columns={"prompt_id": "prompt"})
+    rows = rows[rows.control != "base"].rename(columns={"prompt_id": "prompt"})
     table = rows.set_index(["prompt", "alpha"]).loc[wanted].reset_index()
     columns = ["prompt"] * several + ["alpha", "text", "kl_per_token", "perplexity", "perplexity_ratio"]
     if scorer is None:

@@ -69,7 +69,7 @@ def plot_effect(points: pd.DataFrame, *, operating: tuple[float, float] | None =
 
 def _draw_vectors(axis: Axes, points: pd.DataFrame) -> list[tuple[float, str, str]]:
     """Curves of the steering vectors through the base's value at 0; height, text and colour of each label."""
-    base = points[points["method"] == "base"].head(1)
+    base = points[points["control"] == "base"].head(1)
     if base.empty:  # a ratio to the base
         base = points.head(1).assign(value=1.0, low=1.0, high=1.0)
     level = float(base["value"].iloc[0])

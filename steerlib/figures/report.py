@@ -122,7 +122,7 @@ def _users(folder: Path, verdict: pd.DataFrame) -> Iterator[tuple[object, str, M
         "method == @own.method and alpha == @own.alpha and family == @own.family and variant == @own.variant"
     )
     twin = arms.query(f"control == 'shuffled_profile' and {same}")
-    shown = pd.concat([arms[arms["method"] == "base"].head(1), own.to_frame().T, twin.head(1)])
+    shown = pd.concat([arms[arms["control"] == "base"].head(1), own.to_frame().T, twin.head(1)])
     answers = read_table(folder, "generations")
     answers = answers[answers["seed"] == answers["seed"].min()].set_index(["arm_id", "prompt_id"])["text"]
     toxicity = kept_toxicity(folder, answers.loc[list(shown["arm_id"])])

@@ -112,7 +112,7 @@ def plot_against_alpha(points: pd.DataFrame) -> Figure:
         axis.set_visible(False)
     fig.supylabel(f"{metric.name}\n({metric.unit}; 95 % interval)", fontsize=9)
     title = f"{metric.name[0].upper()}{metric.name[1:]} against alpha, test prompts"
-    base = [f"Base {number(row)}" for _, row in points[points["method"] == "base"].iterrows()]
+    base = [f"Base {number(row)}" for _, row in points[points["control"] == "base"].iterrows()]
     return style.say(fig, title, "; ".join([*base, *(_reached(points, method) for method in methods)]) + ".")
 
 

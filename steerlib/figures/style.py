@@ -16,7 +16,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 from steerlib.rules import RULES
 from steerlib.tables import atomic_path, read_manifest
 
-LABEL = {name: rule.label for name, rule in RULES.items()} | {
+LABEL = {
     "own": "own profile",
     "shuffled": "shuffled profile",
     "population": "population profile",
@@ -56,8 +56,8 @@ def new_figure(
 
 
 def label(name: str) -> str:
-    """Readable form of a name: from `LABEL`, else the name without its underscores."""
-    return LABEL.get(name, str(name).replace("_", " "))
+    """Readable form of a name: a rule's label, one of `LABEL`, else the name without its underscores."""
+    return RULES[name].label if name in RULES else LABEL.get(name, str(name).replace("_", " "))
 
 
 def arm_name(arm: pd.Series, *, method: bool = True) -> str:

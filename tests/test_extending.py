@@ -1,0 +1,152 @@
+"""A rule that the library does not know: registered, decoded, drawn as a path and asked, without touching a file."""
+
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from reference import FORMULAS, reference_answer
+
+from steerlib import decoding, rules
+from steerlib.decoding import Sampling, alpha_path, decode, make_arms, study_arms
+from steerlib.decoding.requests import make_requests
+from steerlib.evaluation import ask_questions, likelihood_margins, read_questions, sample_questions
+from steerlib.figures.style import label
+from steerlib.reading import prompt_ids
+from steerlib.rules import RULES, Rule
+from steerlib.tables import ROOT
+
+PROMPTS = pd.DataFrame(
+    {"prompt_id": ["p0", "p1"], "prompt": ["The man shouted: you", "Once upon a time"], "category": "insult"}
+).assign(shuffled_category="threat")
+CONTEXTS = {
+    category: {"formal": f"Formal, no {category}:", "short": f"In short, {category}:"}
+    for category in ("insult", "threat")
+}
+GREEDY = Sampling(temperature=0, repetition_penalty=1.15, max_new_tokens=10)
+SAMPLED = Sampling(temperature=0.7, top_p=1.0, min_p=0.05, max_new_tokens=10)
+
+
+def made_up(z, alpha):
+    """z_B + alpha (3 z_F - z_S - 2 z_B), written out for the reference."""
+    return z["base"] + alpha * (3 * z["formal"] - z["short"] - 2 * z["base"])
+
+
+@pytest.fixture
+def rule(monkeypatch):
+    one = Rule(
+        "made_up",
+        ("formal", "short"),
+        lambda z, a: z["base"] + a[:, None] * (3 * z["formal"] - z["short"] - 2 * z["base"]),
+        "Made up",
+        "#332288",
+        control="shuffled_profile",
+    )
+    monkeypatch.setitem(RULES, "made_up", one)
+    monkeypatch.setitem(FORMULAS, "made_up", made_up)
+    return one
+
+
+def arms_of(alphas, sampling=GREEDY, **settings):
+    settings = {"profile": "own", "contexts": CONTEXTS, **settings}
+    return make_arms("made_up", alphas, sampling=sampling, **settings)
+
+
+@pytest.mark.usefixtures("rule")
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED])
+def test_a_made_up_rule_decodes_as_its_formula_says(tiny, sampling):
+    arms = pd.concat([arms_of([0, 0.4, 1.3], sampling), arms_of([1.3], sampling, profile="shuffled")])
+    table = decode(tiny, PROMPTS, arms, contexts=CONTEXTS).set_index(["arm_id", "prompt_id"])
+    for request in make_requests(tiny, PROMPTS, arms, seeds=[0], contexts=CONTEXTS):
+        expected = reference_answer(tiny, request)
+        assert table.token_ids[request.arm_id, request.prompt_id] == expected, request
+
+
+@pytest.mark.usefixtures("rule")
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED])
+def test_the_alpha_path_of_a_made_up_rule_has_the_answer_of_every_alpha(tiny, sampling):
+    path = alpha_path(tiny, PROMPTS, arms_of([1.5], sampling), contexts=CONTEXTS)
+    arms = arms_of(np.random.default_rng(0).uniform(0, 1.5, 12), sampling)
+    answers = decode(tiny, PROMPTS, arms, contexts=CONTEXTS).merge(arms[["arm_id", "alpha"]])
+    for row in answers.itertuples():
+        tree = path[path.prompt_id == row.prompt_id]
+        inside = tree[(tree.alpha_low <= row.alpha) & (row.alpha < tree.alpha_high)]
+        assert inside.token_ids.item() == row.token_ids, row.alpha
+    assert len(path) > 4
+
+
+@pytest.mark.usefixtures("rule")
+def test_questions_are_answered_by_a_made_up_rule(tiny, monkeypatch):
+    letters = [tiny.tokenizer.encode(letter)[0] for letter in "ABCD"]
+    monkeypatch.setattr("steerlib.evaluation.multiple_choice.letter_ids", lambda frozen: letters)  # noqa: ARG005
+    questions = sample_questions(read_questions(), 2)
+    found = ask_questions(
+        tiny, questions, arms_of([0.4, 1.3]), contexts=CONTEXTS, categories=["insult", "threat"]
+    )
+    assert len(found) == 2 * 2 * 2
+    from steerlib.evaluation import question_prompt
+
+    alpha_of = dict(zip(arms_of([0.4, 1.3]).arm_id, (0.4, 1.3), strict=True))
+    for row in found.itertuples():
+        question = questions[questions.question_id == row.question_id].iloc[0]
+        texts = {"base": "", **CONTEXTS[row.category]}
+        z = {}
+        for branch, context in texts.items():
+            ids = prompt_ids(tiny, question_prompt(question), style="continuation", context=context)
+            z[branch] = tiny.model(torch.tensor([ids])).logits[:, -1]
+        expected = made_up(z, alpha_of[row.arm_id])[0, letters].softmax(-1).tolist()
+        assert [row.p_A, row.p_B, row.p_C, row.p_D] == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.usefixtures("rule")
+def test_likelihood_grid_and_figures_take_a_made_up_rule(tiny):
+    pairs = pd.DataFrame({"pair_id": ["a"], "user_id": ["u"], "prompt": ["Why?"], "category": ["insult"]})
+    pairs = pairs.assign(shuffled_category="threat", preferred="so", dispreferred="no way")
+    margins = likelihood_margins(tiny, pairs, arms_of([0.0, 1.0]), contexts=CONTEXTS)["margin"]
+    base = likelihood_margins(tiny, pairs, make_arms("base", sampling=GREEDY))["margin"]
+    assert margins[0] == pytest.approx(base[0], abs=1e-9) != margins[1]
+    study = study_arms(
+        ["made_up"],
+        ["shuffled"],
+        strengths=decoding.Strengths(alphas=[0.5]),
+        vectors=[],
+        model="m",
+        contexts=CONTEXTS,
+        positions="all",
+        style="continuation",
+        sampling=GREEDY,
+    )
+    assert study[["method", "control"]].to_numpy().tolist() == [
+        ["base", "base"],
+        ["made_up", ""],
+        ["made_up", "shuffled_profile"],
+    ]
+    assert label("made_up") == "Made up"
+
+
+@pytest.mark.parametrize("name", ["expert_anti_expert", "anti_expert", "sda"])
+def test_the_published_function_is_what_the_decoder_combines_with(tiny, monkeypatch, name):
+    profile = {"profile": "own", "sampling": Sampling(temperature=0, max_new_tokens=6)}
+    arms = make_arms(name, [1.0], **profile)
+    before = decode(tiny, PROMPTS, arms).token_ids.tolist()
+    right = getattr(rules, name)
+    monkeypatch.setattr(rules, name, lambda *z, **k: -right(*z, **k))
+    assert decode(tiny, PROMPTS, arms).token_ids.tolist() != before
+    path = alpha_path(tiny, PROMPTS, arms)
+    wrong = decode(tiny, PROMPTS, make_arms(name, [0.999999], **profile))
+    assert path.groupby("prompt_id").token_ids.last().tolist() == wrong.token_ids.tolist()
+
+
+def test_the_page_on_extending_does_what_it_says(monkeypatch):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "extending.md").read_text(), flags=re.S)
+    monkeypatch.setattr(rules, "RULES", RULES)
+    names: dict = {}
+    try:
+        for block in blocks:
+            exec(compile(block, "docs/extending.md", "exec"), names)
+    finally:
+        RULES.pop("two_voices", None)
+    path = names["path"]
+    assert path.alpha_low.iloc[0] == 0 and path.alpha_high.iloc[-1] == 1.5
+    assert len(names["answers"]) == 1
