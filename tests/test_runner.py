@@ -372,7 +372,6 @@ def test_check_lists_the_inputs_and_status_the_finished_notebooks(toy: Path, cap
     assert first.startswith("01_first") and first.endswith("changed since: rows") and "not finished" in second
 
 
-@pytest.mark.skipif("verdict" not in SCHEMA, reason="the table of verdicts is not there yet")
 @pytest.mark.usefixtures("toy")
 def test_compare_shows_the_verdicts_of_both_runs(capsys) -> None:
     for run, alpha in (("one", 0.5), ("two", 1.5)):
