@@ -18,9 +18,9 @@ from steerlib.profiles.demo.make_demo import (
     DISLIKED,
     DISLIKED_MOST,
     NOISE_SD,
-    lines,
 )
 from steerlib.profiles.sensitivities import ESTIMATORS, estimate, percentiles, primary_category
+from steerlib.profiles.sources import DEMO, read_rows
 from steerlib.tables import ATTRIBUTE_COLUMNS
 
 SIX = list(ATTRIBUTE_COLUMNS)
@@ -51,8 +51,8 @@ def demo_texts(scorer: Callable[[list[str]], pd.DataFrame]) -> DemoTexts:
     Args:
         scorer: texts -> six attributes in [0, 1], row by row.
     """
-    civil = [text for opening in lines("openings.jsonl") for text in opening["civil"]]
-    unkind = lines("unkind.jsonl")
+    civil = [text for pair in read_rows(DEMO / "openings.jsonl")["civil"] for text in pair]
+    unkind = read_rows(DEMO / "unkind.jsonl").to_dict("records")
     alone = [row["text"] for row in unkind]
     joined = [f"{first} {second}" for first in civil for second in alone]
     scores = scorer(civil + alone + joined)[SIX].to_numpy(dtype=np.float64)
