@@ -57,7 +57,11 @@ def decode_as(
     for first in range(0, len(requests), together):
         batch = requests[first : first + together]
         with torch.inference_mode():
-            found += kind({"": frozen}, batch, [], ResidualDose(), reference=True).run(lambda n: n)
+            found += (
+                kind({"": frozen}, batch, [], ResidualDose(), reference=True)
+                .run(lambda n: n)
+                .to_dict("records")
+            )
     return found
 
 

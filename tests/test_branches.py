@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 from reference import reference_answer
-from test_decoding import GREEDY, OTHER, POPULATION, PROMPTS, SAMPLED, SIGNALS, VECTORS, answers
+from test_decoding import GREEDY, POPULATION, PROMPTS, SAMPLED, SIGNALS, VECTORS, answers
 from tiny import ALPHABET, tiny_model
 from transformers import GPT2Config
 
@@ -151,26 +151,6 @@ def test_a_prompt_too_long_for_a_trained_branch_is_refused_naming_its_model(tiny
     arms = make_arms("anti_expert", [1.0], branches={"anti": short.name}, sampling=SAMPLED)
     with pytest.raises(ValueError, match=r"prompt p0: .* more than the 30 of tiny gpt2"):
         decode(tiny, PROMPTS, arms, branch_models={"anti": short})
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"method": "anti_expert", "branches": {"expert": "x"}}, "has no branch 'expert' to be a trained"),
-        ({"method": "caa", "family": OTHER, "branches": {"steered": "x"}}, "has no branch 'steered'"),
-        (
-            {"method": "anti_expert", "profile": "own", "branches": {"anti": "x"}},
-            "does not go with profile 'own'",
-        ),
-        (
-            {"method": "expert_anti_expert", "branches": {"anti": "x"}},
-            "does not go with profile 'none'",
-        ),
-    ],
-)
-def test_arms_whose_trained_branches_make_no_sense_are_refused(settings, message):
-    with pytest.raises(ValueError, match=message):
-        make_arms(**settings)
 
 
 def test_names_of_branches_survive_the_column_even_with_commas():

@@ -1,13 +1,14 @@
 import dataclasses
+import sys
 
 import pandas as pd
 import pytest
 import torch
 from reference import reference_answer
-from tiny import ALPHABET, tiny_model
+from tiny import ALPHABET, tiny_llama, tiny_model
 from transformers import GemmaConfig, GPT2Config, GPTNeoXConfig, MistralConfig, Qwen2Config
 
-from steerlib.decoding import Factor, Sampling, VectorFamily, decode, make_arms
+from steerlib.decoding import Factor, Sampling, VectorFamily, alpha_path, decode, make_arms
 from steerlib.decoding.prefill import shared_prefixes
 from steerlib.decoding.requests import make_requests
 from steerlib.decoding.streams import MultiModelStreams
@@ -23,11 +24,12 @@ PROMPTS = pd.DataFrame(
 SAMPLED = Sampling(temperature=0.7, top_p=0.9, repetition_penalty=1.15, max_new_tokens=12)
 GREEDY = Sampling(temperature=0, repetition_penalty=1.15, max_new_tokens=12)
 EVERY_SAMPLING = [
-    SAMPLED,
-    GREEDY,
-    dataclasses.replace(SAMPLED, penalty_scope="generated_only"),
-    dataclasses.replace(SAMPLED, top_p=1.0, min_p=0.1),
+    (SAMPLED, "continuation"),
+    (GREEDY, "chat"),
+    (dataclasses.replace(SAMPLED, penalty_scope="generated_only"), "chat"),
+    (dataclasses.replace(SAMPLED, top_p=1.0, min_p=0.1), "continuation"),
 ]
+"""Each setting once, each style with two of them: the pairs add nothing of their own."""
 POPULATION = VectorFamily("population", {"": {1: torch.linspace(-1, 1, 32), 2: torch.linspace(1, -2, 32)}})
 OTHER = VectorFamily("other", {"": {2: torch.ones(32)}})
 OF_USERS = VectorFamily(
@@ -70,8 +72,7 @@ def answers(table: pd.DataFrame) -> dict:
     return dict(zip(keys, map(tuple, table.token_ids), strict=True))
 
 
-@pytest.mark.parametrize("style", ["continuation", "chat"])
-@pytest.mark.parametrize("sampling", EVERY_SAMPLING)
+@pytest.mark.parametrize(("sampling", "style"), EVERY_SAMPLING)
 def test_the_engine_writes_what_the_plain_decoder_writes(tiny, sampling, style):
     arms = grid(sampling, style)
     found = answers(decode(tiny, PROMPTS, arms, seeds=[3], **SIGNALS))
@@ -142,24 +143,47 @@ def test_the_order_of_prompts_and_the_memory_for_rows_do_not_matter(tiny):
     assert answers(decode(tiny, PROMPTS, arms, **SIGNALS, capacity=4)) == answers(table)
 
 
-def test_nll_and_kl_are_those_of_the_written_answer(tiny):
-    arms = make_arms("expert_anti_expert", [1.0], profile="own", sampling=SAMPLED)
-    table = decode(tiny, PROMPTS, arms)
-    for request, row in zip(
-        make_requests(tiny, PROMPTS, arms, seeds=[0], **SIGNALS), table.itertuples(), strict=True
-    ):
-        steps = row.n_tokens + row.stopped
+def test_nll_and_kl_are_those_of_the_written_answer_with_and_without_a_stop(tiny, monkeypatch):
+    monkeypatch.setattr(sys.modules["steerlib.decoding.decode"], "NEAR_TIE", float("inf"))
+    long = dataclasses.replace(SAMPLED, temperature=2.0, max_new_tokens=50)
+    arms = make_arms("expert_anti_expert", [1.0], profile="own", sampling=long)
+    table = decode(tiny, PROMPTS, arms, seeds=[0, 1])
+    assert table.stopped.any() and not table.stopped.all()
+    requests = make_requests(tiny, PROMPTS, arms, seeds=[0, 1], **SIGNALS)
+    for request, row in zip(requests, table.itertuples(), strict=True):
         written = [*row.token_ids, *([0] * row.stopped)]
         logp = {}
         for name, stream in request.branches.items():
             ids = torch.tensor([[*stream.ids, *written]])
             logp[name] = tiny.model(ids).logits[0, len(stream.ids) - 1 : -1]
         base = logp["base"].log_softmax(-1)
-        nll = -base[torch.arange(row.n_tokens), torch.tensor(row.token_ids)].sum()
+        nll = -base[torch.arange(row.n_tokens), torch.tensor(row.token_ids, dtype=torch.long)].sum()
         steered = (logp["base"] + logp["expert"] - logp["anti"]).log_softmax(-1)
-        kl = (steered.exp() * (steered - base)).sum(-1)[:steps].sum()
+        # The stop token has a KL and may be a near-tie, but its likelihood is none of the answer's.
+        kl = (steered.exp() * (steered - base)).sum()
         assert row.nll_base == pytest.approx(float(nll), rel=1e-9)
         assert row.kl_to_base == pytest.approx(float(kl), rel=1e-9)
+        assert row.near_ties == row.n_tokens + row.stopped
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("sampling", [GREEDY, dataclasses.replace(SAMPLED, top_p=1.0, min_p=0.1)])
+def test_a_logit_that_is_not_finite_stops_the_work_naming_arm_prompt_step_and_precision(value, sampling):
+    broken, passes = tiny_llama(), []
+
+    def later(model, inputs, output):  # noqa: ARG001
+        passes.append(1)
+        if len(passes) > 2:
+            output.logits[..., 7] = value
+
+    broken.model.register_forward_hook(later)
+    arms = make_arms("anti_expert", [1.0], profile="own", sampling=sampling)
+    named = rf"arm {arms.arm_id.item()}, prompt p1, step \d: .* torch.float64"
+    for work in (decode, alpha_path):
+        passes.clear()
+        with pytest.raises(FloatingPointError, match=named):
+            work(broken, PROMPTS.iloc[[1]], arms)
+        assert 2 < len(passes) < 6
 
 
 SMALL = {"vocab_size": len(ALPHABET) + 2, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
@@ -174,8 +198,7 @@ CONFIGS = [
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.model_type)
 def test_other_architectures_decode_alike(config):
-    frozen = tiny_model(config)
-    arms = grid()
+    frozen, arms = tiny_model(config), grid()[::2]
     found = answers(decode(frozen, PROMPTS, arms, **SIGNALS))
     for request in make_requests(frozen, PROMPTS, arms, seeds=[0], **SIGNALS):
         expected = reference_answer(frozen, request, VECTORS)
@@ -241,47 +264,36 @@ def test_an_unknown_vector_is_refused_naming_those_there_are(tiny):
         decode(tiny, PROMPTS, arms, **SIGNALS)
 
 
+OWN = {"profile": "own"}
+
+
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("method", "settings", "named"),
     [
-        (
-            {"method": "anti_expert", "alphas": [float("nan")], "profile": "own"},
-            "must be finite, .* not nan",
-        ),
-        (
-            {"method": "anti_expert", "alphas": [-0.5], "profile": "own"},
-            "0 or more for a logit rule, not -0.5",
-        ),
-        ({"method": "anti_expert", "alphas": [1]}, "does not go with profile 'none'"),
-        (
-            {"method": "anti_expert", "profile": "own", "base_top_p": 0.0},
-            r"base_top_p 0.0 of 'anti_expert': in \(0, 1\]",
-        ),
-        (
-            {"method": "base", "base_top_p": 0.9},
-            "base_top_p 0.9 of 'base'",
-        ),
-        ({"method": "caa", "alphas": [1]}, "'caa' with vector ''"),
-        ({"method": "base", "style": "letter"}, "style 'letter' is none of chat, continuation"),
-        ({"method": "base", "factor": 1.0}, "'base' has no alpha for factor 1.0 to multiply"),
-        ({"method": "caa", "alphas": [1], "family": OTHER, "vector_alpha": 1.0}, "that of 'caa' is alpha"),
-        (
-            {"method": "prompt_only", "profile": "own", "family": OTHER},
-            "a vector goes with",
-        ),
-        (
-            {"method": "base", "sampling": Sampling(js_sigma=0.1)},
-            "js_sigma 0.1 needs an instructed branch",
-        ),
-        (
-            {"method": "anti_expert", "profile": "population", "category": "rudeness"},
-            "category 'rudeness' is none of the contexts' toxicity",
-        ),
+        ("anti_expert", {"alphas": [float("nan")], **OWN}, "not nan"),
+        ("anti_expert", {"alphas": [-0.5], **OWN}, "not -0.5"),
+        ("anti_expert", {"alphas": [1]}, "profile 'none'"),
+        ("anti_expert", {"base_top_p": 0.0, **OWN}, "base_top_p 0.0"),
+        ("base", {"base_top_p": 0.9}, "base_top_p 0.9"),
+        ("base", {"style": "letter"}, "style 'letter'"),
+        ("base", {"style": "letter", "contexts": {"a": {}}}, "style 'letter'"),
+        ("base", {"factor": 1.0}, "factor 1.0"),
+        ("base", {"sampling": Sampling(js_sigma=0.1)}, "js_sigma 0.1"),
+        ("caa", {"alphas": [1]}, "'caa': needs a vector"),
+        ("caa", {"alphas": [1], "family": OTHER, "vector_alpha": 1.0}, "vector_alpha 1.0"),
+        ("caa", {"alphas": [1], "family": OF_USERS}, "profile 'none'"),
+        ("prompt_only", {"family": OTHER, **OWN}, "vector 'other'"),
+        ("anti_expert", {"profile": "population", "category": "rudeness"}, "category 'rudeness'"),
+        ("anti_expert", {"branches": {"expert": "x"}}, "'expert'"),
+        ("caa", {"family": OTHER, "branches": {"steered": "x"}}, "'steered'"),
+        ("anti_expert", {"branches": {"anti": "x"}, **OWN}, "profile 'own'"),
+        ("expert_anti_expert", {"branches": {"anti": "x"}}, "profile 'none'"),
+        ("antiexpert", {}, "'antiexpert'"),
     ],
 )
-def test_arms_that_make_no_sense_are_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        make_arms(**arguments)
+def test_arms_that_make_no_sense_are_refused_naming_the_setting(method, settings, named):
+    with pytest.raises(ValueError, match=named):
+        make_arms(method, **settings)
 
 
 def test_an_arm_is_named_by_its_settings_alone():

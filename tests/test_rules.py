@@ -1,8 +1,21 @@
+import math
+
+import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
 
-from steerlib.rules import anti_expert, base_nucleus, check_method, expert_anti_expert
+from steerlib.rules import (
+    RULES,
+    SCORE_FUNCTIONS,
+    amplification,
+    anti_expert,
+    base_nucleus,
+    expert_anti_expert,
+    js_divergence,
+    js_temperature,
+    sda,
+)
 
 Z_BASE = torch.tensor([[1.0, 0.0, -1.0]])
 Z_EXPERT = torch.tensor([[0.0, 2.0, 1.0]])
@@ -59,11 +72,6 @@ def test_an_alpha_that_is_not_finite_is_refused(alpha):
         anti_expert(Z_BASE, Z_ANTI, alpha)
 
 
-def test_an_unknown_method_is_refused_naming_those_there_are():
-    with pytest.raises(ValueError, match="'antiexpert' is none of base, prompt_only, anti_expert"):
-        check_method("antiexpert")
-
-
 def test_the_bases_nucleus_by_hand():
     # probabilities 0.5, 0.2, 0.2, 0.1: above the second pair lie 0.5, above the last 0.9
     z = torch.tensor([[0.2, 0.5, 0.1, 0.2]]).log().double()
@@ -76,3 +84,122 @@ def test_each_row_has_its_own_nucleus_and_a_whole_one_keeps_tokens_of_no_weight(
     z = torch.tensor([[0.0, -1e9, 50.0]]).repeat(2, 1)
     inside = base_nucleus(z, torch.tensor([0.9, 1.0]))
     assert inside.tolist() == [[False, False, True], [True, True, True]]
+
+
+PLAIN = torch.tensor([[1.0, 0.0, -1.0]])
+INSTRUCTED = torch.tensor([[0.0, 2.0, 1.0]])
+
+
+def test_sda_by_hand():
+    # k a = 2 x 0.5 = 1: 0 + (0 - 1) = -1; 2 + (2 - 0) = 4; 1 + (1 + 1) = 3
+    assert_close(sda(PLAIN, INSTRUCTED, 0.5), torch.tensor([[-1.0, 4.0, 3.0]]))
+
+
+def test_without_amplification_sda_is_the_instructed_branch_bit_for_bit():
+    assert torch.equal(sda(PLAIN, INSTRUCTED, 0.0), INSTRUCTED)
+
+
+def test_sda_is_guidance_with_scale_one_plus_k_a_towards_the_instructed_branch():
+    a, k = 0.8, 2.0
+    conditional, plain = INSTRUCTED.log_softmax(-1), PLAIN.log_softmax(-1)
+    guided = plain + (1 + k * a) * (conditional - plain)
+    assert_close(sda(PLAIN, INSTRUCTED, a, k=k).softmax(-1), guided.softmax(-1))
+
+
+def test_each_row_has_its_own_amplification():
+    rows = sda(PLAIN.repeat(2, 1), INSTRUCTED.repeat(2, 1), torch.tensor([0.0, 0.5]))
+    assert_close(rows, torch.cat([INSTRUCTED, torch.tensor([[-1.0, 4.0, 3.0]])]))
+
+
+def test_the_amplification_has_the_papers_values():
+    scores = np.array([100, 95, 90, 80, 70, 60, 50, 40, 30, 20, 10])
+    expected = [0, 0.026, 0.055, 0.124, 0.211, 0.322, 0.462, 0.635, 0.823, 0.964, 0.9998]
+    np.testing.assert_allclose(amplification(scores), expected, atol=5.1e-4)
+    np.testing.assert_allclose(
+        amplification(scores), 2 * (1 / (1 + np.exp(1 - 100 / scores)) - 0.5), atol=1e-12
+    )
+
+
+def test_the_other_score_functions_by_hand_at_fifty():
+    by_hand = {
+        "exponential_shifted": math.exp(-1.5),
+        "exponential": math.exp(-0.5),
+        "inverse": 2,
+        "linear_signed": 0,
+        "linear": 0.5,
+        "cosine": math.sqrt(0.5),
+    }
+    assert by_hand.keys() | {"sigmoid"} == SCORE_FUNCTIONS.keys()
+    for name, expected in by_hand.items():
+        assert amplification(50.0, name) == pytest.approx(expected), name
+
+
+@pytest.mark.parametrize("score", [0.0, -1.0, 100.5, float("nan")])
+def test_a_score_outside_the_range_is_refused_naming_its_row(score):
+    with pytest.raises(ValueError, match=r"score .* in row 2 is not in \(0, 100\]"):
+        amplification(np.array([50, 60, score]))
+
+
+def test_an_unknown_score_function_is_refused_naming_those_there_are():
+    with pytest.raises(ValueError, match="'tanh' is none of sigmoid, exponential_shifted"):
+        amplification(50.0, "tanh")
+
+
+def test_the_divergence_is_nought_for_equal_and_ln_2_for_disjoint_branches():
+    same = js_divergence(PLAIN, PLAIN + 7)
+    apart = js_divergence(torch.tensor([[0.0, -torch.inf]]), torch.tensor([[-torch.inf, 0.0]]))
+    assert_close(torch.cat([same, apart]), torch.tensor([0, math.log(2)], dtype=torch.float64))
+
+
+def test_the_divergence_by_hand():
+    # P1 = (1/2, 1/2), P2 = (1, 0), M = (3/4, 1/4): (ln 2/3 + ln 2)/4 + ln(4/3)/2
+    found = js_divergence(torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[1.0, 0.0]]).log())
+    expected = (math.log(2 / 3) + math.log(2)) / 4 + math.log(4 / 3) / 2
+    assert found.item() == pytest.approx(expected, abs=1e-7)
+
+
+def test_the_temperature_is_t0_where_the_branches_agree_and_half_at_sigma():
+    js = js_divergence(PLAIN, INSTRUCTED).item()
+    same = js_temperature(PLAIN, PLAIN, t0=0.6, sigma=0.01, t_min=0.2)
+    half = js_temperature(PLAIN, INSTRUCTED, t0=0.6, sigma=js)
+    floored = js_temperature(PLAIN, INSTRUCTED, t0=0.6, sigma=0.01, t_min=0.2)
+    assert torch.cat([same, half, floored]).tolist() == pytest.approx([0.6, 0.3, 0.2])
+
+
+def test_the_steep_preset_reaches_its_floor_where_the_formula_says():
+    # 0.6 x 0.5^(JS/0.01) = 0.2 at JS = 0.01 log2 3 = 0.01585 nats
+    preset = {"t0": 0.6, "sigma": 0.01, "t_min": 0.2}
+    for shift, floored in [(0.72, False), (0.74, True)]:
+        apart = torch.tensor([[shift, 0.0]], dtype=torch.float64)
+        level = torch.zeros_like(apart)
+        assert (js_divergence(apart, level).item() > 0.01 * math.log2(3)) == floored
+        assert (js_temperature(apart, level, **preset).item() == 0.2) == floored
+
+
+def test_each_row_has_its_own_temperature():
+    t0 = torch.tensor([0.6, 1.0])
+    found = js_temperature(PLAIN.repeat(2, 1), PLAIN.repeat(2, 1), t0=t0, sigma=torch.tensor([0.01, 1.0]))
+    assert_close(found, t0.double())
+
+
+def test_impossible_temperatures_are_refused():
+    with pytest.raises(ValueError, match="sigma must be above 0, not 0"):
+        js_temperature(PLAIN, PLAIN, t0=0.6, sigma=0.0)
+    with pytest.raises(ValueError, match=r"t_min 0.7 is above t0 0.6"):
+        js_temperature(PLAIN, PLAIN, t0=0.6, sigma=1.0, t_min=0.7)
+
+
+def test_every_rule_is_its_line_at_any_alpha_and_its_zero_at_nought():
+    names = ("base", "expert", "anti", "instructed", "steered")
+    z = dict(
+        zip(names, torch.randn(5, 4, 9, generator=torch.Generator().manual_seed(2)).double(), strict=True)
+    )
+    alpha = torch.tensor([0.0, 0.3, 1.0, 2.2], dtype=torch.float64)
+    for rule in RULES.values():
+        intercept, slope = rule.line(z)
+        assert_close(rule.steer(z, alpha), intercept + alpha[:, None] * slope)
+        if rule.acts_on == "logits":
+            assert torch.equal(intercept, RULES[rule.zero].steer(z, alpha))
+            assert rule.control in ("shuffled_profile", "random_vector")
+        else:
+            assert not slope.any()

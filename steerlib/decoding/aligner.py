@@ -15,15 +15,7 @@ from steerlib.decoding.decode import Progress, decode_requests
 from steerlib.decoding.requests import Request, Stream, sampling_of
 from steerlib.decoding.sweep import finish_requests
 from steerlib.models import FrozenModel
-from steerlib.reading import (
-    GivenAnswer,
-    TokenIds,
-    after_thinking,
-    check_length,
-    prompt_ids,
-    read_history,
-    summed_nll,
-)
+from steerlib.reading import GivenAnswer, after_thinking, check_length, prompt_ids, read_history, summed_nll
 from steerlib.rules import acting_on
 
 EDIT = "Edit the following Question-Answer pair to make it more helpful and harmless: {question} | {answer}"
@@ -87,11 +79,11 @@ def run_aligner(
     asked = [_requests(aligner, base, rows, answers, seeds) for base in _bases(arms)]
     parts = []
     for base, requests in zip(_bases(arms), asked, strict=True):
-        read = {row["prompt_id"]: _base_ids(frozen, row, base["style"]) for row in rows}
 
-        def corrected(block: Sequence[Request], *, progress: Progress, read: Mapping = read) -> pd.DataFrame:
-            table = decode_requests(aligner, block, progress=progress)
-            return _under_the_base(frozen, read, table)
+        def corrected(
+            block: Sequence[Request], *, progress: Progress, style: str = base["style"]
+        ) -> pd.DataFrame:
+            return _under_the_base(frozen, prompts, style, decode_requests(aligner, block, progress=progress))
 
         parts.append(finish_requests(requests, corrected, folder=folder, what="aligner"))
     return pd.concat(parts, ignore_index=True)
@@ -116,13 +108,6 @@ def _corrected_arm(base: Mapping, aligner: FrozenModel) -> dict:
     return {**row, "arm_id": arm_id(row)}
 
 
-def _reads(aligner: FrozenModel, question: str, answer: str) -> TokenIds:
-    given = {"question": question, "answer": after_thinking(answer)}
-    if aligner.tokenizer.chat_template:
-        return prompt_ids(aligner, EDIT.format(**given), style="chat")
-    return prompt_ids(aligner, ALIGNER_TEMPLATE.format(**given), style="continuation")
-
-
 def _requests(
     aligner: FrozenModel,
     base: Mapping,
@@ -141,20 +126,24 @@ def _requests(
                 raise ValueError(
                     f"{what}: the base {base['arm_id']} has no answer to correct; sweep it first"
                 )
-            ids = _reads(aligner, prompt["prompt"], answer)
+            given = {"question": prompt["prompt"], "answer": after_thinking(answer)}
+            chat = bool(aligner.tokenizer.chat_template)
+            text = (EDIT if chat else ALIGNER_TEMPLATE).format(**given)
+            ids = prompt_ids(aligner, text, style="chat" if chat else "continuation")
             check_length(aligner, ids, sampling.max_new_tokens, what=f"{what}, as the aligner reads it")
             which = (arm["arm_id"], prompt["prompt_id"], int(seed), arm["method"])
             requests.append(Request(*which, 0.0, sampling, {"base": Stream(ids)}))
     return requests
 
 
-def _base_ids(frozen: FrozenModel, prompt: Mapping, style: str) -> TokenIds:
-    history = read_history(prompt.get("history") or "")
-    return prompt_ids(frozen, prompt["prompt"], style=style, history=history)
-
-
-def _under_the_base(frozen: FrozenModel, read: Mapping[str, TokenIds], table: pd.DataFrame) -> pd.DataFrame:
+def _under_the_base(
+    frozen: FrozenModel, prompts: pd.DataFrame, style: str, table: pd.DataFrame
+) -> pd.DataFrame:
     """Answers of the aligner with what the base says of them."""
+    read = {}
+    for row in prompts[prompts["prompt_id"].isin(table["prompt_id"])].to_dict("records"):
+        history = read_history(row.get("history") or "")
+        read[row["prompt_id"]] = prompt_ids(frozen, row["prompt"], style=style, history=history)
     ids = [tuple(i) for i in frozen.tokenizer(table["text"].tolist(), add_special_tokens=False).input_ids]
     given = [GivenAnswer(read[p], tokens) for p, tokens in zip(table["prompt_id"], ids, strict=True)]
     return table.assign(

@@ -39,12 +39,12 @@ def make_arms(
 
     Args:
         method: a key of `RULES`.
-        alphas: strengths, dimensionless; what they mean depends on method and vector. That of "sda" is k.
+        alphas: strengths, dimensionless; that of "sda" is k.
         model: name of the frozen model, see `FrozenModel.name`.
         contexts: by category, what the arm's branches read; None for the style's defaults. Their hash is a setting.
         profile: whose category steers: "own" (the user's c*(u)), "shuffled" (another one, the control), "population"
-            (one for all, named by `category`), "none" for an arm without a context. Families of vectors by user are
-            "own" or "shuffled" as their users are.
+            (one for all, named by `category`), "none" for an arm without a context. Vectors by user are "own" or
+            "shuffled" as their family is.
         category: the category of profile "population", a key of the contexts.
         factor: what alpha is multiplied by: a number, or a value for each prompt; None for 1.
         family: steering vectors, of method "caa" or beside a logit rule.
@@ -54,8 +54,8 @@ def make_arms(
         sampling: settings of the choice of tokens.
         base_top_p: logit rules choose within the base's own nucleus of this mass, in (0, 1], see `base_nucleus`; 1 for
             no such limit, as in STEER-Away.
-        branches: names of trained models that stand for a context, by branch, see `branch_models` of `decode`. An arm
-            without a context left has profile "none".
+        branches: names of trained models that stand for a context, by branch. An arm without a context left has
+            profile "none".
         ablation: the arm is a part of a method under study, shown as a control.
 
     Returns:
@@ -67,19 +67,39 @@ def make_arms(
             alpha that is not finite, or negative for a logit rule.
     """
     rule, trained, contexts = check_method(method), dict(branches or {}), contexts or default_contexts(style)
-    sampling = sampling or Sampling()
-    for name, value, known in (("profile", profile, PROFILES), ("style", style, tuple(TEMPLATES))):
-        if value not in known:
-            raise ValueError(f"{name} {value!r} is none of {', '.join(known)}")
-    for branch in trained:
-        if branch not in rule.context_branches:
-            raise ValueError(f"method {method!r} has no branch {branch!r} to be a trained model")
-    if category and category not in contexts:
-        raise ValueError(f"category {category!r} is none of the contexts' {', '.join(contexts)}")
-    if (profile == "population") != bool(category):
-        raise ValueError(f"profile {profile!r}, category {category!r}: only 'population' names a category")
-    reads = {*rule.context_branches} - {*trained}
-    _check_settings(method, sampling, profile, bool(reads), family, vector_alpha, factor, base_top_p)
+    sampling, reads = sampling or Sampling(), {*rule.context_branches} - {*(branches or {})}
+    by_user = family is not None and rule.acts_on == "residual" and family.vector_user
+    beside, vector = (
+        family is not None and rule.acts_on == "logits",
+        f"vector {family.name if family else ''!r}",
+    )
+    for fine, problem in (
+        (style in TEMPLATES, f"style {style!r} is none of {', '.join(TEMPLATES)}"),
+        (profile in PROFILES, f"profile {profile!r} is none of {', '.join(PROFILES)}"),
+        ({*trained} <= {*rule.context_branches}, f"has no branch to be a trained model among {[*trained]}"),
+        (not category or category in contexts, f"category {category!r} is none of {', '.join(contexts)}"),
+        ((profile == "population") == bool(category), f"profile {profile!r} with category {category!r}"),
+        (
+            by_user or bool(reads) == (profile != "none"),
+            f"does not go with profile {profile!r} and its branches",
+        ),
+        (not by_user or profile == by_user, f"profile {profile!r} with {vector} of {by_user!r} users"),
+        (rule.acts_on != "residual" or family, "needs a vector"),
+        (not family or rule.has_alpha, f"with {vector}: a vector goes with 'caa' or a logit rule"),
+        (
+            math.isfinite(vector_alpha) and (vector_alpha != 0) == beside,
+            f"with {vector} and vector_alpha {vector_alpha}: it is the finite strength of a vector beside a logit rule",
+        ),
+        (factor is None or rule.has_alpha, f"has no alpha for factor {factor} to multiply"),
+        (0 < base_top_p <= 1, f"base_top_p {base_top_p} is not in (0, 1]"),
+        (base_top_p == 1 or rule.acts_on == "logits", f"base_top_p {base_top_p} is for logit rules"),
+        (
+            not sampling.js_sigma or rule.instructed,
+            f"js_sigma {sampling.js_sigma} needs an instructed branch",
+        ),
+    ):
+        if not fine:
+            raise ValueError(f"method {method!r}: {problem}")
     by_prompt = isinstance(factor, Factor)
     settings = {
         "model": model,
@@ -102,7 +122,8 @@ def make_arms(
         "base_top_p": float(base_top_p),
         "branches": json.dumps(trained, sort_keys=True) if trained else "",
     }
-    control = "ablation" if ablation else _control(method, profile, family)
+    control = "shuffled_profile" if profile == "shuffled" else family.control if family else ""
+    control = "ablation" if ablation else control or (method if rule.acts_on == "context" else "")
     rows = []
     for alpha in map(float, alphas):
         if not math.isfinite(alpha) or (rule.acts_on == "logits" and alpha < 0):
@@ -113,50 +134,6 @@ def make_arms(
         name = arm_id(row, factor.digest if by_prompt else "")
         rows.append({"arm_id": name, **row, "control": control, "variant": ""})
     return pd.DataFrame(rows)
-
-
-def _check_settings(
-    method: str,
-    sampling: Sampling,
-    profile: str,
-    reads_contexts: bool,
-    family: VectorFamily | None,
-    vector_alpha: float,
-    factor: Factor | float | None,
-    base_top_p: float,
-) -> None:
-    rule = check_method(method)
-    vector = f"vector {family.name if family else ''!r}"
-    if (rule.acts_on == "residual") > (family is not None) or (family and not rule.has_alpha):
-        raise ValueError(
-            f"method {method!r} with {vector}: a vector goes with 'caa', which needs one, or a logit rule"
-        )
-    beside = family is not None and rule.acts_on == "logits"
-    if not math.isfinite(vector_alpha) or (vector_alpha != 0) != beside:
-        raise ValueError(
-            f"method {method!r} with {vector} and vector_alpha {vector_alpha}: vector_alpha is the finite strength of "
-            "a vector beside a logit rule; that of 'caa' is alpha"
-        )
-    by_user = family is not None and rule.acts_on == "residual" and family.vector_user
-    if not by_user and reads_contexts == (profile == "none"):
-        raise ValueError(f"method {method!r} does not go with profile {profile!r} and these branches")
-    if by_user and profile != family.vector_user:
-        raise ValueError(f"profile {profile!r} with {vector}, whose vectors are {family.vector_user!r}")
-    if factor is not None and not rule.has_alpha:
-        raise ValueError(f"method {method!r} has no alpha for factor {factor} to multiply")
-    if not 0 < base_top_p <= 1 or (base_top_p < 1 and rule.acts_on != "logits"):
-        raise ValueError(f"base_top_p {base_top_p} of {method!r}: in (0, 1], below 1 for logit rules alone")
-    if sampling.js_sigma and not rule.instructed:
-        raise ValueError(f"js_sigma {sampling.js_sigma} needs an instructed branch, {method!r} has none")
-
-
-def _control(method: str, profile: str, family: VectorFamily | None) -> str:
-    """What an arm is a control of, empty for one under study."""
-    if profile == "shuffled":
-        return "shuffled_profile"
-    if family and family.control:
-        return family.control
-    return method if check_method(method).acts_on == "context" else ""
 
 
 def _contexts_hash(contexts: Contexts, branches: set[str]) -> str:
@@ -178,20 +155,13 @@ def arm_id(settings: Mapping, more: str = "") -> str:
 
 
 def amplification_factor(scores: pd.DataFrame, function: str = "sigmoid") -> Factor:
-    """SDA's a = F(S) of each prompt.
+    """SDA's a = F(S) of each prompt; prompts without a score have none.
 
     Args:
-        scores: prompt_id, score in (0, 100], see `score_first_answers`; prompts without a score have no factor.
-        function: name of F, see `amplification`.
-
-    Raises:
-        ValueError: a score outside (0, 100], naming its prompt.
+        scores: prompt_id, score in (0, 100], see `score_first_answers`.
+        function: name of F, see `amplification`, which refuses other scores.
     """
     known = scores.dropna(subset="score")
-    wrong = known[~known["score"].between(0, 100, inclusive="right")]
-    if len(wrong):
-        row = wrong.iloc[0]
-        raise ValueError(f"score {row['score']} of prompt {row['prompt_id']} is not in (0, 100]")
     values = amplification(known["score"].to_numpy(), function)
     return Factor(function, dict(zip(known["prompt_id"], map(float, values), strict=True)))
 
@@ -271,18 +241,15 @@ def study_arms(
         strengths: the alphas.
         vectors: all families; controls among them are used where `controls` names them.
         model, contexts, positions, style, sampling, base_top_p: see `make_arms`. A temperature by divergence
-            (`js_sigma`) is that of rules with an instructed branch alone.
+            (`js_sigma`) is that of rules with an instructed branch alone, as is `amplification`, their factor.
         branches: names of trained models by branch; each method takes those of its branches. Where none of its
             branches is left to a context, it has no shuffled control and stands under profile "none".
-        amplification: factor of rules with an instructed branch.
         gate: factor of a second set of arms with the population's vector, conditional steering.
         more_positions: positions of further such sets, steering limited in time.
 
-    Returns:
-        The arms table, base first.
-
     Raises:
-        ValueError: an unknown method or control, or settings that `make_arms` refuses.
+        ValueError: an unknown method or control, no vectors for a method that needs them, or settings that `make_arms`
+            refuses.
     """
     known = {"method": acting_on("logits", "residual"), "control": (*CONTROLS, *ABLATIONS)}
     for what, given in (("method", methods), ("control", controls)):
@@ -309,7 +276,8 @@ def study_arms(
     for method in (name for name in acting_on("residual") if name in methods):
         if not vectors:
             raise ValueError(f"method {method!r} needs steering vectors: run notebook 02 first")
-        for family in _used_families(vectors, controls):
+        wanted = {"": True, "random_vector": "random" in controls, "shuffled_profile": "shuffled" in controls}
+        for family in (one for one in vectors if wanted[one.control]):
             own_grid = strengths.composed_alphas if family.vector_user else ()
             steer = partial(
                 make,
@@ -331,9 +299,8 @@ def _by_profile(
     """A method under the user's own contexts and, as a control, under another user's."""
     reads = check_method(method).context_branches
     trained = {branch: name for branch, name in (branches or {}).items() if branch in reads}
-    if {*reads} == {*trained}:
-        return [make(profile="none", branches=trained)]
     profiles = ["own", "shuffled"] if "shuffled" in controls else ["own"]
+    profiles = profiles if {*reads} - {*trained} else ["none"]
     return [make(profile=profile, branches=trained) for profile in profiles]
 
 
@@ -347,21 +314,14 @@ def _instructed_arms(
     amplification: Factor | float,
 ) -> list[pd.DataFrame]:
     """SDA and what is left of it when a part is taken away."""
-    own, zero = partial(make, method, profile="own"), check_method(method).zero
-    arms = [own(ks, factor=amplification, sampling=sampling)]
-    if "shuffled" in controls:
-        arms += [make(method, ks, profile="shuffled", factor=amplification, sampling=sampling)]
-    if "instructed" in controls:
-        arms += [make(zero, profile="own", sampling=plain)]
-    if "steering_only" in controls and sampling.js_sigma:
-        arms += [own(ks, factor=amplification, sampling=plain, ablation=True)]
-    if "temperature_only" in controls and sampling.js_sigma:
-        arms += [make(zero, profile="own", sampling=sampling, ablation=True)]
-    if "fixed" in controls and amplification != 1:
-        arms += [own(ks, factor=1.0, sampling=sampling, ablation=True)]
-    return arms
-
-
-def _used_families(vectors: Sequence[VectorFamily], controls: Sequence[str]) -> list[VectorFamily]:
-    wanted = {"": True, "random_vector": "random" in controls, "shuffled_profile": "shuffled" in controls}
-    return [family for family in vectors if wanted[family.control]]
+    steer = partial(make, method, ks, profile="own", factor=amplification, sampling=sampling)
+    zero = partial(make, check_method(method).zero, profile="own", sampling=plain)
+    falls = bool(sampling.js_sigma)
+    parts = {
+        "shuffled": (True, partial(steer, profile="shuffled")),
+        "instructed": (True, zero),
+        "steering_only": (falls, partial(steer, sampling=plain, ablation=True)),
+        "temperature_only": (falls, partial(zero, sampling=sampling, ablation=True)),
+        "fixed": (amplification != 1, partial(steer, factor=1.0, ablation=True)),
+    }
+    return [steer(), *(part() for name, (differs, part) in parts.items() if name in controls and differs)]

@@ -14,7 +14,7 @@ from torch import Tensor
 from steerlib.decoding.requests import Inputs, Request, make_requests
 from steerlib.decoding.sampling import NEAR_TIE, choose, gumbel_noise, penalise_, text_hash
 from steerlib.decoding.streams import MultiModelStreams
-from steerlib.models import FrozenModel
+from steerlib.models import FrozenModel, high_precision
 from steerlib.residual import ResidualDose, VectorKey, steering_hooks, vectors_by_key
 from steerlib.rules import RULES, base_nucleus, js_temperature
 
@@ -81,7 +81,7 @@ def decode_requests(
     known = vectors_by_key(inputs.get("vectors", ()))
     capacity = capacity or default_capacity([*models.values()], requests)
 
-    def answers(batch: Sequence[Request]) -> list[dict]:
+    def answers(batch: Sequence[Request]) -> pd.DataFrame:
         # Of a thousand users' vectors a batch has a few.
         read = {stream.vector for request in batch for stream in request.branches.values()}
         used = {key: vector for key, vector in known.items() if key in read}
@@ -95,7 +95,7 @@ def decode_requests(
             rows = 0
         batches[-1].append(request)
         rows += len(request.branches)
-    return pd.DataFrame([row for found in halved(batches, answers) for row in found])
+    return pd.concat(halved(batches, answers), ignore_index=True)
 
 
 def halved(
@@ -117,29 +117,22 @@ def halved(
 
 
 def default_capacity(models: Sequence[FrozenModel], requests: Sequence[Request]) -> int:
-    """Rows of a forward pass that half of the free GPU memory holds, all of the largest model; on a CPU a fixed number.
-
-    Args:
-        models: the frozen model first, then trained branches; all loaded.
-        requests: the answers.
-    """
+    """Rows of a forward pass that half of the free GPU memory holds, in the largest model; on a CPU a fixed number."""
     device = models[0].device
     if device.type != "cuda":
         return CPU_CAPACITY
-    longest = max(len(s.ids) + r.sampling.max_new_tokens for r in requests for s in r.branches.values())
+    tokens = max(len(s.ids) + r.sampling.max_new_tokens for r in requests for s in r.branches.values())
+    sizes = []
+    for frozen in models:
+        # A row: its keys and values, and some copies of its logits.
+        config = frozen.model.config.get_text_config()
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        width = getattr(config, "head_dim", None) or frozen.d_model // config.num_attention_heads
+        cache = 2 * frozen.n_layers * heads * width * tokens * frozen.dtype.itemsize
+        sizes.append(cache + 6 * 4 * config.vocab_size)
     # What torch has reserved and not given out counts as used by the driver, and is free for the next batch.
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    free = torch.cuda.mem_get_info(device)[0] + unused
-    return max(8, int(free / 2 // max(_row_bytes(model, longest) for model in models)))
-
-
-def _row_bytes(frozen: FrozenModel, tokens: int) -> int:
-    """Memory of one row: its keys and values, and some copies of its logits."""
-    config = frozen.model.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or frozen.d_model // config.num_attention_heads
-    cache = 2 * frozen.n_layers * heads * width * tokens * frozen.dtype.itemsize
-    return cache + 6 * 4 * config.vocab_size
+    return max(8, int((torch.cuda.mem_get_info(device)[0] + unused) / 2 // max(sizes)))
 
 
 class NoiseKeys:
@@ -167,14 +160,7 @@ def prompt_tokens(requests: Sequence[Request], vocab: int, device: torch.device)
 
 
 def check_finite(values: Tensor, requests: Sequence[Request], rows: Tensor, step: int, z: Tensor) -> None:
-    """Stop where a logit is not finite.
-
-    Args:
-        values: one per row, not finite where a logit of the row is not.
-        requests: the answers.
-        rows: which answer each value is of.
-        step: 0-based token.
-        z: the logits, for their precision.
+    """Stop where the value of a row, hence a logit of it, is not finite; `rows` says which request each value is of.
 
     Raises:
         FloatingPointError: naming arm, prompt, step and precision.
@@ -209,56 +195,46 @@ class Batch:
         reference: bool,
     ) -> None:
         self.frozen, self.requests, self.reference = models[""], requests, reference
-        self.device, n = self.frozen.device, len(requests)
-        self.longest = max(r.sampling.max_new_tokens for r in requests)
-        steering = {"vectors": vectors, "dose": dose}
-        self.streams = MultiModelStreams(
-            models, requests, rows_per_request=1, max_new_tokens=self.longest, **steering
-        )
-        self.names = sorted({name for r in requests for name in r.branches})
-        self.slots = self._tensor(
-            [[self.streams.slot.get(r.branches.get(name), -1) for name in self.names] for r in requests]
-        )
-        # The rule's base: a vector beside a logit rule steers it too.
-        self.own_base = self._tensor(
-            [self.names.index("steered" if "steered" in r.branches else "base") for r in requests]
-        )
-        self.live = torch.arange(n, device=self.device)
-        self._settings()
-        self.stop_ids = self._tensor(sorted(self.frozen.stop_ids))
-        self.tokens = torch.zeros(n, self.longest, dtype=torch.long, device=self.device)
-        high = torch.float32 if self.device.type == "mps" else torch.float64
-        self.gap = torch.full(self.tokens.shape, torch.inf, device=self.device)
-        self.nll, self.kl = (torch.zeros(self.tokens.shape, dtype=high, device=self.device) for _ in range(2))
-
-    def _tensor(self, values: list) -> Tensor:
-        return torch.tensor(values, device=self.device)
-
-    def _settings(self) -> None:
-        """What differs between the answers, a number or a flag per row."""
-        rows, dtype = self.requests, torch.promote_types(self.frozen.dtype, torch.float32)
-        numbers = {
-            **{name: [getattr(r.sampling, name) for r in rows] for name in SAMPLING_NUMBERS},
-            "alpha": [r.alpha for r in rows],
-            "base_top_p": [r.base_top_p for r in rows],
-        }
-        self.of = {
-            name: torch.tensor(values, dtype=dtype).to(self.device) for name, values in numbers.items()
-        }
-        self.budget = self._tensor([r.sampling.max_new_tokens for r in rows])
-        self.members = {m: self._tensor([r.method == m for r in rows]) for m in {r.method for r in rows}}
-        self.noise = NoiseKeys(rows, self.device) if (self.of["temperature"] > 0).any() else None
+        self.device = device = self.frozen.device
+        settings = [vars(r.sampling) | {"alpha": r.alpha, "base_top_p": r.base_top_p} for r in requests]
+        numbers = pd.DataFrame(settings).drop(columns="penalty_scope").astype(float)
+        dtype = torch.promote_types(self.frozen.dtype, torch.float32)
+        self.of = {name: torch.tensor(numbers[name].to_numpy(), dtype=dtype).to(device) for name in numbers}
+        self.budget = self.of.pop("max_new_tokens").long()
+        self.longest = int(self.budget.max())
         self.limited = bool((self.of["base_top_p"] < 1).any())
         self.divergent = bool((self.of["js_sigma"] > 0).any())
+        self.noise = NoiseKeys(requests, device) if (self.of["temperature"] > 0).any() else None
+        self.streams = MultiModelStreams(
+            models, requests, rows_per_request=1, max_new_tokens=self.longest, vectors=vectors, dose=dose
+        )
+        self.names = sorted({name for r in requests for name in r.branches})
+        slot = self.streams.slot
+        self.slots = torch.tensor(
+            [[slot.get(r.branches.get(name), -1) for name in self.names] for r in requests], device=device
+        )
+        # The rule's base: a vector beside a logit rule steers it too.
+        own_base = [self.names.index("steered" if "steered" in r.branches else "base") for r in requests]
+        self.own_base = torch.tensor(own_base, device=device)
+        self.members = {
+            method: torch.tensor([r.method == method for r in requests], device=device)
+            for method in {r.method for r in requests}
+        }
+        self.live = torch.arange(len(requests), device=device)
+        self.stop_ids = torch.tensor(sorted(self.frozen.stop_ids), device=device)
+        self.tokens = torch.zeros(len(requests), self.longest, dtype=torch.long, device=device)
+        self.gap = torch.full(self.tokens.shape, torch.inf, device=device)
+        self.nll, self.kl = (high_precision(torch.zeros_like(self.gap)) for _ in range(2))
 
-    def run(self, progress: Progress) -> list[dict]:
-        """Decode to the end of every answer; rows of the generations table."""
+    def run(self, progress: Progress) -> pd.DataFrame:
+        """Decode to the end of every answer; the generations table."""
         z = self.streams.prefill()
         self.seen = prompt_tokens(self.requests, z.shape[1], self.device)
         if not self.reference:
             # The base of an answer whose rule does not read it ends here.
-            unread = self._tensor([RULES[r.method].acts_on == "residual" for r in self.requests])
-            self.slots[unread, self.names.index("base")] = -1
+            for method, members in self.members.items():
+                if RULES[method].acts_on == "residual":
+                    self.slots[members, self.names.index("base")] = -1
         for step in range(self.longest):
             tokens = self._step(z, step)
             running = ~torch.isin(tokens, self.stop_ids) & (step + 1 < self.budget[self.live])
@@ -267,7 +243,7 @@ class Batch:
             if not len(self.live):
                 break
             z = self._continue(tokens)
-        return self._rows()
+        return self._table()
 
     def _step(self, z: Tensor, step: int) -> Tensor:
         """Combine, penalise, draw, write down; the chosen token of each live row."""
@@ -349,8 +325,8 @@ class Batch:
         self.slots[self.live] = slots
         return z
 
-    def _rows(self) -> list[dict]:
-        """Rows of the generations table."""
+    def _table(self) -> pd.DataFrame:
+        """The generations table."""
         steps = torch.arange(self.longest, device=self.device)
         ended = torch.isin(self.tokens, self.stop_ids) & (steps < self.budget[:, None])
         stopped = ended.any(-1)
@@ -359,20 +335,19 @@ class Batch:
         written, chosen = (steps < n[:, None] for n in (counts, counts + stopped))
         ids = [row[:n] for row, n in zip(self.tokens.tolist(), counts.tolist(), strict=True)]
         unknown = 0.0 if self.reference else torch.nan
-        columns = {
-            "text": self.frozen.tokenizer.batch_decode(ids, skip_special_tokens=True),
-            "token_ids": ids,
-            "n_tokens": counts.tolist(),
-            "stopped": stopped.tolist(),
-            "nll_base": (unknown + self.nll.where(written, 0).sum(-1)).tolist(),
-            "kl_to_base": (unknown + self.kl.where(chosen, 0).sum(-1)).tolist(),
-            "near_ties": ((self.gap < NEAR_TIE) & chosen).sum(-1).tolist(),
-        }
-        which = [{"arm_id": r.arm_id, "prompt_id": r.prompt_id, "seed": r.seed} for r in self.requests]
-        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-        return [
-            {**one, **row, "hardware": self.frozen.hardware} for one, row in zip(which, rows, strict=True)
-        ]
-
-
-SAMPLING_NUMBERS = ("temperature", "top_p", "min_p", "repetition_penalty", "js_sigma", "min_temperature")
+        return pd.DataFrame(
+            {
+                **{
+                    name: [getattr(r, name) for r in self.requests]
+                    for name in ("arm_id", "prompt_id", "seed")
+                },
+                "text": self.frozen.tokenizer.batch_decode(ids, skip_special_tokens=True),
+                "token_ids": ids,
+                "n_tokens": counts.tolist(),
+                "stopped": stopped.tolist(),
+                "nll_base": (unknown + self.nll.where(written, 0).sum(-1)).tolist(),
+                "kl_to_base": (unknown + self.kl.where(chosen, 0).sum(-1)).tolist(),
+                "near_ties": ((self.gap < NEAR_TIE) & chosen).sum(-1).tolist(),
+                "hardware": self.frozen.hardware,
+            }
+        )

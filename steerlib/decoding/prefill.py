@@ -28,36 +28,28 @@ Output = Tensor | tuple
 def shared_prefixes(sequences: Sequence[TokenIds]) -> list[int]:
     """How many opening tokens of each sequence are worth reading once for several of them; 0 where it shares none.
 
-    Neighbours in lexicographic order that share at least `SHORTEST_SHARED_PREFIX` tokens form a group; its prefix
-    is what all of them share, one token short of the shortest, since every sequence needs a last token of its own.
+    Sequences that open with the same `SHORTEST_SHARED_PREFIX` tokens are a group; its prefix is what all of them share,
+    one token short of the shortest, since every sequence needs a last token of its own.
     """
-    groups: list[list[int]] = []
-    shared: list[int] = []
-    for i in sorted(range(len(sequences)), key=lambda i: sequences[i]):
-        common = _common(sequences[groups[-1][-1]], sequences[i]) if groups else 0
-        together = min(shared[-1] or common, common) if groups else 0
-        if together >= SHORTEST_SHARED_PREFIX:
-            groups[-1].append(i)
-            shared[-1] = together
-        else:
-            groups.append([i])
-            shared.append(0)
-    length_of = {i: length for group, length in zip(groups, shared, strict=True) for i in group}
-    return [length_of[i] for i in range(len(sequences))]
-
-
-def _common(a: TokenIds, b: TokenIds) -> int:
-    longest = min(len(a), len(b)) - 1
-    return next((k for k in range(longest) if a[k] != b[k]), max(longest, 0))
+    groups, lengths = defaultdict(list), [0] * len(sequences)
+    for i, ids in enumerate(sequences):
+        if len(ids) > SHORTEST_SHARED_PREFIX:
+            groups[ids[:SHORTEST_SHARED_PREFIX]].append(i)
+    for members in groups.values():
+        own = sorted(sequences[i] for i in members)
+        longest = min(map(len, own)) - 1
+        # What the first and the last in order share, all share.
+        shared = next((k for k in range(longest) if own[0][k] != own[-1][k]), longest)
+        for i in members if len(members) > 1 else []:
+            lengths[i] = shared
+    return lengths
 
 
 @dataclass(frozen=True)
 class Span:
-    """Tokens of a context that are run into a row of a cache.
+    """Tokens of a context that are run into a row of a cache, behind `start` that it holds already.
 
     Attributes:
-        ids: token ids of the context.
-        start: opening tokens that the cache holds already.
         block: lowest block that is steered; the number of blocks where none is.
         token: first token that is steered; the number of tokens where none is.
     """

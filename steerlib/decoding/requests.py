@@ -40,14 +40,9 @@ class Inputs(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Stream:
-    """One context and what reads it.
+    """Token ids of a context and what reads it: a vector at a strength and positions, see `steered_positions`.
 
-    Attributes:
-        ids: token ids of the context.
-        vector: the steering vector added to its residual stream.
-        alpha: strength of that vector.
-        positions: where it is added, see `steered_positions`.
-        model: which model reads it: "" for the frozen one, else the branch that it was trained for.
+    `model` is "" for the frozen one, else the branch that it was trained for.
     """
 
     ids: TokenIds

@@ -5,6 +5,7 @@ Order: repetition penalty, temperature, nucleus, choice. There is no top-k (tran
 """
 
 import hashlib
+import math
 from dataclasses import dataclass
 
 import torch
@@ -43,20 +44,15 @@ class Sampling:
     min_temperature: float = 0.0
 
     def __post_init__(self) -> None:
-        infinite = float("inf")
         for name, allowed, fine in (
-            ("temperature", "0 (greedy) or more", 0 <= self.temperature < infinite),
+            ("temperature", "0 (greedy) or more", 0 <= self.temperature < math.inf),
             ("top_p", "in (0, 1]", 0 < self.top_p <= 1),
             ("min_p", "in [0, 1]", 0 <= self.min_p <= 1),
-            ("repetition_penalty", "1 or more", 1 <= self.repetition_penalty < infinite),
+            ("repetition_penalty", "1 or more", 1 <= self.repetition_penalty < math.inf),
             ("penalty_scope", f"one of {', '.join(PENALTY_SCOPES)}", self.penalty_scope in PENALTY_SCOPES),
             ("max_new_tokens", "1 or more", self.max_new_tokens >= 1),
-            ("js_sigma", "0 (off) or more", 0 <= self.js_sigma < infinite),
-            (
-                "min_temperature",
-                f"between 0 and the temperature {self.temperature}",
-                0 <= self.min_temperature <= self.temperature,
-            ),
+            ("js_sigma", "0 (off) or more", 0 <= self.js_sigma < math.inf),
+            ("min_temperature", "in [0, temperature]", 0 <= self.min_temperature <= self.temperature),
         ):
             if not fine:
                 raise ValueError(f"{name} must be {allowed}, not {getattr(self, name)!r}")
@@ -91,8 +87,7 @@ def gumbel_noise(prompts: Tensor, seeds: Tensor, step: int, vocab: int, *, dtype
 
     Args:
         prompts, seeds: hash of each row's prompt and its seed, int64 `(batch,)`.
-        step: 0-based index of the token to be chosen.
-        vocab: size of the vocabulary.
+        step: 0-based index of the token to be chosen, of `vocab`.
         dtype: of the result.
     """
     row = _mixed(_mixed(_mixed(prompts) ^ seeds) ^ step)
