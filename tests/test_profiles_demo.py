@@ -6,8 +6,8 @@ from pathlib import Path
 import pandas as pd
 
 from steerlib.profiles import demo_openings, read_ratings
-from steerlib.profiles.demo.make_demo import HERE, make_demo
-from steerlib.profiles.sources import PROMPT_CATEGORIES
+from steerlib.profiles.demo.make_demo import make_demo
+from steerlib.profiles.sources import DEMO, PROMPT_CATEGORIES
 from steerlib.tables import ATTRIBUTE_COLUMNS
 from steerlib.toxicity import load_scorer
 
@@ -15,22 +15,22 @@ FILES = ("utterances.jsonl", "survey.jsonl")
 
 
 def rows(name: str) -> pd.DataFrame:
-    return pd.DataFrame([json.loads(line) for line in (HERE / name).read_text("utf-8").splitlines()])
+    return pd.DataFrame([json.loads(line) for line in (DEMO / name).read_text("utf-8").splitlines()])
 
 
 def test_the_committed_demo_is_what_its_script_writes_to_the_byte(tmp_path: Path) -> None:
     make_demo(tmp_path)
     for name in FILES:
-        assert (tmp_path / name).read_bytes() == (HERE / name).read_bytes(), name
+        assert (tmp_path / name).read_bytes() == (DEMO / name).read_bytes(), name
     make_demo(tmp_path, seed=1)
-    assert (tmp_path / "utterances.jsonl").read_bytes() != (HERE / "utterances.jsonl").read_bytes()
+    assert (tmp_path / "utterances.jsonl").read_bytes() != (DEMO / "utterances.jsonl").read_bytes()
 
 
 def test_every_record_says_that_it_is_synthetic() -> None:
     for name in FILES:
         assert rows(name)["synthetic"].eq(True).all()
     assert set(rows("utterances.jsonl")["model_name"]) == {"synthetic"}
-    assert (HERE / "utterances.jsonl").stat().st_size < 1_200_000
+    assert (DEMO / "utterances.jsonl").stat().st_size < 1_200_000
 
 
 def test_its_columns_are_prisms(real_data) -> None:

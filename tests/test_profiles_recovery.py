@@ -15,7 +15,7 @@ from studies.recovery import (
 )
 
 from steerlib.profiles import read_ratings
-from steerlib.profiles.demo.make_demo import HERE, lines
+from steerlib.profiles.sources import DEMO, read_rows
 from steerlib.tables import ATTRIBUTE_COLUMNS
 
 SIX = list(ATTRIBUTE_COLUMNS)
@@ -24,7 +24,7 @@ SIX = list(ATTRIBUTE_COLUMNS)
 def perfect_scorer(texts: list[str]) -> pd.DataFrame:
     """Scores each text by the unkind sentence in it, half its strength, in its own category alone."""
     scores = pd.DataFrame(0.0, index=range(len(texts)), columns=SIX)
-    for sentence in lines("unkind.jsonl"):
+    for sentence in read_rows(DEMO / "unkind.jsonl").to_dict("records"):
         inside = [text.endswith(sentence["text"]) for text in texts]
         scores.loc[inside, sentence["category"]] = sentence["strength"] / 2
     return scores
@@ -53,7 +53,7 @@ def test_simulated_users_rate_like_the_users_of_the_demo(texts: DemoTexts) -> No
     assert rating.min() >= 1 and rating.max() <= 100 and np.array_equal(rating, np.rint(rating))
     demo, _ = read_ratings("demo")
     scores = perfect_scorer(demo["response"].tolist())
-    own = pd.read_json(HERE / "survey.jsonl", lines=True).set_index("user_id")["planted_category"]
+    own = pd.read_json(DEMO / "survey.jsonl", lines=True).set_index("user_id")["planted_category"]
     disliked = scores.to_numpy()[np.arange(len(demo)), demo["user_id"].map(own).map(SIX.index)]
     ours = np.take_along_axis(toxicity, planted[:, None, None], axis=2)[..., 0]
     for strength in (0.5, 1.0):
