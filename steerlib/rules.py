@@ -46,9 +46,8 @@ def anti_expert(z_base: Tensor, z_anti: Tensor, alpha: Alpha) -> Tensor:
 
         z_new = z_B + alpha (z_B - z_A)
 
-    This is classifier-free guidance with scale 1 + alpha, the anti-expert context being the negative one.
-
-    Source: STEER-Away, sec. 4.
+    This is classifier-free guidance with scale 1 + alpha, the anti-expert context being the negative one (STEER-Away,
+    sec. 4).
     """
     return expert_anti_expert(z_base, z_base, z_anti, alpha)
 
@@ -58,8 +57,7 @@ def sda(z_plain: Tensor, z_instructed: Tensor, amplification: Alpha, k: float = 
 
         z_new = z_2 + k a (z_2 - z_1)
 
-    This is classifier-free guidance with scale 1 + k a, the instructed branch being the conditional one, so its zero
-    is instruction prompting and not the base.
+    This is classifier-free guidance with scale 1 + k a, so its zero is instruction prompting and not the base.
 
     Args:
         z_plain, z_instructed: raw next-token logits without and with the alignment instruction, `(batch, vocab)`.
@@ -183,11 +181,7 @@ RULES: dict[str, Rule] = {
 
 
 def check_method(method: str) -> Rule:
-    """The rule of a method.
-
-    Raises:
-        ValueError: no such method; those there are get named.
-    """
+    """The rule of a method; a ValueError names those there are where there is none."""
     if method not in RULES:
         raise ValueError(f"method {method!r} is none of {', '.join(RULES)}")
     return RULES[method]

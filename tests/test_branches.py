@@ -92,15 +92,6 @@ def test_the_base_as_both_branches_gives_the_base_answer(tiny):
         assert rows.kl_to_base.abs().max() < 1e-9
 
 
-def test_a_trained_branch_steers_otherwise_than_a_context(tiny, others):
-    trained = make_arms("anti_expert", [1.5], branches={"anti": "third"}, sampling=GREEDY)
-    context = make_arms("anti_expert", [1.5], profile="own", sampling=GREEDY)
-    settings = {"anti": others["anti"]}
-    table = decode(tiny, PROMPTS, pd.concat([trained, context]), branch_models=settings)
-    one, other = (table[table.arm_id == arms.arm_id[0]].text.tolist() for arms in (trained, context))
-    assert one != other
-
-
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("base_top_p", [1.0, 0.8])
 def test_the_alpha_path_reads_trained_branches(tiny, others, method, base_top_p):
