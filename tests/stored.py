@@ -15,7 +15,7 @@ from unittest.mock import patch
 import nbformat
 
 from steerlib.runner import NOTEBOOKS, NotebookFailed, execute, numbered
-from steerlib.tables import ROOT, atomic_path, has_table, read_table
+from steerlib.tables import ROOT, atomic_path
 
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -38,32 +38,27 @@ def store_notebooks(notebooks: Path = NOTEBOOKS, *, figures: Path = ROOT / "figu
         for file, notebook in stored.items():
             with atomic_path(file) as partial:
                 nbformat.write(notebook, partial)
-        tell_readme(Path(folder, "quick"), stored)
+        if notebooks == NOTEBOOKS:
+            tell_readme(list(stored.values()))
         if (drawn := Path(folder, "quick", "figures")).is_dir():
             shutil.rmtree(figures, ignore_errors=True)
             shutil.copytree(drawn, figures, ignore=shutil.ignore_patterns("*.partial"))
     return files
 
 
-def tell_readme(
-    run: Path, stored: dict[Path, nbformat.NotebookNode], readme: Path = ROOT / "README.md"
-) -> None:
-    """Put what notebook 00 printed last and the run's verdict between the README's two marks; none is typed by hand."""
+def tell_readme(stored: list[nbformat.NotebookNode], readme: Path = ROOT / "README.md") -> None:
+    """Put what notebooks 00 and 04 printed between the README's two marks, so that no number there is typed by hand."""
     begin, end = "<!-- verdict -->", "<!-- /verdict -->"
-    if not has_table(run, "verdict") or begin not in (text := readme.read_text("utf-8")):
-        return
-    first = next(notebook for file, notebook in stored.items() if file.stem.startswith("00"))
-    told = [
-        o.text
-        for cell in first.cells
-        for o in cell.get("outputs", [])
-        if "slope of toxicity" in o.get("text", "")
-    ]
-    effect = " ".join(f"{line[:1].upper()}{line[1:]}." for line in "".join(told).splitlines())
-    sentence = read_table(run, "verdict").sentence.iloc[0]
-    block = f"**Does it steer?** {effect}\n\n**Quick run, alpha chosen on dev, reported on test:** {sentence}"
-    before, rest = text.split(begin)
-    readme.write_text(f"{before}{begin}\n{block}\n{end}{rest.split(end)[1]}", "utf-8")
+    texts = [o.get("text", "") for notebook in stored for c in notebook.cells for o in c.get("outputs", [])]
+    effect, verdict = (
+        next(text for text in texts if what in text).strip().splitlines()
+        for what in ("slope of toxicity", "(chosen on dev)")
+    )
+    block = ["**Does it steer?** From notebook 00:", "", *(f"- {line}" for line in effect)]
+    block += ["", f"**Quick run, alpha chosen on dev and reported on test.** {verdict[0]}"]
+    before, rest = readme.read_text("utf-8").split(begin)
+    text = "\n".join(block)
+    readme.write_text(f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}", "utf-8")
 
 
 def executed(source: Path, copy: Path) -> nbformat.NotebookNode:
