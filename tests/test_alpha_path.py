@@ -90,11 +90,11 @@ def test_a_batch_that_does_not_fit_the_memory_is_halved(tiny, monkeypatch):
     expected = path(tiny, "anti_expert", GREEDY)
     grow, sizes = AlphaPathTrees.grow, []
 
-    def scarce(forest: AlphaPathTrees) -> None:
-        sizes.append(len(forest.requests))
-        if len(forest.requests) > 1:
+    def scarce(trees: AlphaPathTrees) -> None:
+        sizes.append(len(trees.requests))
+        if len(trees.requests) > 1:
             raise torch.OutOfMemoryError
-        return grow(forest)
+        return grow(trees)
 
     monkeypatch.setattr(AlphaPathTrees, "grow", scarce)
     assert path(tiny, "anti_expert", GREEDY).token_ids.tolist() == expected.token_ids.tolist()
