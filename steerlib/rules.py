@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from steerlib.models import high_precision
+
 Alpha = float | Tensor
 
 
@@ -260,7 +262,7 @@ def js_divergence(log_p1: Tensor, log_p2: Tensor) -> Tensor:
 
     Source: SDA, eq. 6; the authors add 1e-9 within the logarithms, which is not needed here.
     """
-    one, two = (x.float() if x.device.type == "mps" else x.double() for x in (log_p1, log_p2))
+    one, two = (high_precision(x) for x in (log_p1, log_p2))
     one, two = one.log_softmax(-1), two.log_softmax(-1)
     middle = torch.logaddexp(one, two) - math.log(2)
     one, two = (
