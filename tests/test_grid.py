@@ -96,5 +96,5 @@ def test_a_vector_beside_a_logit_rule_is_an_arm_of_its_own():
 
 
 def test_an_unknown_control_is_refused_naming_those_there_are():
-    with pytest.raises(ValueError, match=r"control 'placebo' is none of prompt_only, .*instructed"):
-        arms(["sda"], ["placebo"])
+    with pytest.raises(ValueError, match=r"control 'nonsense' is none of prompt_only, .*instructed"):
+        arms(["sda"], ["nonsense"])
