@@ -172,7 +172,7 @@ def plot_forest(points: pd.DataFrame, *, what: str, null: float = 0.0, hollow: s
     axis.set_yticks(range(len(rows)), names)
     axis.set(xlabel=f"{metric.name} ({metric.unit}; 95 % interval)", ylim=(len(rows) - 0.5, -0.5))
     axis.grid(axis="y", visible=False)
-    apart = rows[((rows["low"] > null) | (rows["high"] < null)) & (rows["control"] == "")]
+    apart = rows[(rows["low"] > null) | (rows["high"] < null)]  # controls too: they may do as much
     told = "; ".join(f"{names[line]} {number(row)}" for line, row in apart.iterrows()) or "none"
     caption = f"Intervals that exclude {null:g}: {told}. Open marks: {hollow}."
     return style.say(fig, f"{metric.name[0].upper()}{metric.name[1:]}, {what}", caption)
