@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks import choices, growth, paths, precision, rules, tables, vectors
-from benchmarks.setting import RESULTS, SMALL, Setting, Size, plainly_loaded
+from benchmarks.setting import RESULTS, SHAPES, SMALL, Setting, Size, plainly_loaded, random_model
 from steerlib.models import load_model
 
 PARTS = {
@@ -33,13 +33,21 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--repeats", type=int, help="times that everything is timed; the shortest counts")
     parser.add_argument("--questions", default="demo", help="'demo' or a folder with MMLU")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--dtype", default="float32", help="precision of the weights, such as bfloat16")
+    parser.add_argument("--shape", choices=list(SHAPES), help="random weights of this size, for time alone")
+    parser.add_argument("--prompts", type=int, help="prompts of the logit rules' grid")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of tables and figures")
     asked = parser.parse_args(arguments)
     size = SMALL if asked.small else Size()
-    size = replace(size, repeats=asked.repeats or size.repeats)
+    size = replace(size, repeats=asked.repeats or size.repeats, prompts=asked.prompts or size.prompts)
     started = time.perf_counter()
-    frozen = load_model(device="cpu", dtype="float32")
-    setting = Setting(frozen, size, asked.questions, asked.out, plainly_loaded(frozen), asked.small)
+    if asked.shape:
+        frozen, plain = random_model(asked.shape, asked.device, asked.dtype), None
+    else:
+        frozen = load_model(device=asked.device, dtype=asked.dtype)
+        plain = plainly_loaded(frozen)
+    setting = Setting(frozen, size, asked.questions, asked.out, plain, asked.small)
     for part in asked.parts or PARTS:
         PARTS[part].run(setting)
     if asked.out == RESULTS:

@@ -9,14 +9,25 @@ from pathlib import Path
 import pandas as pd
 import torch
 import transformers
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from steerlib.embedded import embedded_model
-from steerlib.models import FrozenModel
+from steerlib.models import FrozenModel, load_model
 from steerlib.profiles import read_ratings
 from steerlib.toxicity import ATTRIBUTES
 
 ALPHAS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.2)
+SHAPES = {
+    "llama-8b": {
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 2048,
+    }
+}
+"""Sizes of models as their configurations give them, but for the vocabulary, which is the embedded tokenizer's."""
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -103,7 +114,18 @@ class Setting:
 def plainly_loaded(frozen: FrozenModel) -> FrozenModel:
     """The embedded model with nothing of this library's: what `AutoModelForCausalLM` gives, in the same precision."""
     model = AutoModelForCausalLM.from_pretrained(embedded_model(), dtype=frozen.dtype)
-    return FrozenModel(model.eval().requires_grad_(False), frozen.tokenizer, frozen.name)
+    model = model.to(frozen.device).eval().requires_grad_(False)
+    return FrozenModel(model, frozen.tokenizer, frozen.name)
+
+
+def random_model(shape: str, device: str, dtype: str) -> FrozenModel:
+    """A Llama with random weights of a size in `SHAPES` and the embedded tokenizer: its time is a trained model's."""
+    tokenizer = load_model(device="cpu").tokenizer
+    config = LlamaConfig(vocab_size=len(tokenizer), eos_token_id=None, **SHAPES[shape])
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+    return FrozenModel(model.eval().requires_grad_(False), tokenizer, f"random weights, {shape}")
 
 
 def stated(setting: Setting) -> dict:
