@@ -1,4 +1,8 @@
-"""On a GPU the engine writes what it writes on the processor (which is held against the plain decoder elsewhere)."""
+"""On a GPU the engine writes what it writes on the processor (which is held against the plain decoder elsewhere).
+
+Rotary position embeddings are computed in float32 whatever the model's precision, and differ between devices in
+their last digits: so numbers are compared to within 1e-4, tokens exactly.
+"""
 
 import copy
 import dataclasses
@@ -31,7 +35,7 @@ def test_every_kind_of_arm_has_the_answers_of_the_processor(tiny, gpu, sampling,
     found = decode(gpu, PROMPTS, arms, seeds=[0, 1], **SIGNALS)
     assert answers(found) == answers(expected)
     numbers = ["nll_base", "kl_to_base"]
-    pd.testing.assert_frame_equal(found[numbers], expected[numbers], rtol=1e-7, atol=1e-9)
+    pd.testing.assert_frame_equal(found[numbers], expected[numbers], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED])
@@ -40,7 +44,7 @@ def test_the_alpha_path_has_the_segments_of_the_processor(tiny, gpu, sampling):
     arms = make_arms("expert_anti_expert", [2.2], profile="own", sampling=path)
     expected, found = (alpha_path(model, PROMPTS, arms) for model in (tiny, gpu))
     assert found.token_ids.tolist() == expected.token_ids.tolist()
-    assert found.alpha_low.tolist() == pytest.approx(expected.alpha_low.tolist(), abs=1e-9)
+    assert found.alpha_low.tolist() == pytest.approx(expected.alpha_low.tolist(), abs=1e-4)
 
 
 def test_recorded_residuals_and_vectors_made_of_them_are_the_same(tiny, gpu):
@@ -48,7 +52,7 @@ def test_recorded_residuals_and_vectors_made_of_them_are_the_same(tiny, gpu):
     expected, found = (
         record_residual(model, ids, layers=[1, 2], prompt_lengths=[3, 5]) for model in (tiny, gpu)
     )
-    assert all(torch.allclose(found[layer].cpu(), expected[layer].cpu(), atol=1e-9) for layer in (1, 2))
+    assert all(torch.allclose(found[layer].cpu(), expected[layer].cpu(), atol=1e-4) for layer in (1, 2))
     texts = ["a kind word", "another one"], ["a cruel word", "what a fool"]
     vectors = [SteeringVector.from_pairs(model, *texts, layers=[1, 2]) for model in (tiny, gpu)]
     one, other = (vector.steer("Hm", alpha=[-0.5, 0, 0.5]).text.tolist() for vector in vectors)
