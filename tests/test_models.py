@@ -4,6 +4,7 @@ import importlib.util
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 import transformers
@@ -11,6 +12,7 @@ from tiny import tiny_llama
 from torch import nn
 from torch.testing import assert_close
 
+from steerlib.decoding import Sampling, decode, make_arms
 from steerlib.models import (
     FrozenModel,
     PackedLinear,
@@ -22,7 +24,7 @@ from steerlib.models import (
     load_model,
     pack_linears,
 )
-from steerlib.reading import last_logits, prompt_ids
+from steerlib.reading import GivenAnswer, last_logits, prompt_ids, summed_nll
 
 needs_peft = pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="peft is not installed")
 
@@ -34,6 +36,24 @@ def test_the_embedded_model_is_named_for_what_runs_and_knows_the_capital_of_fran
     assert not any(weight.requires_grad for weight in frozen.model.parameters())
     ids = prompt_ids(frozen, "The capital of France is", style="continuation")
     assert frozen.tokenizer.decode(last_logits(frozen, [ids])[0].argmax()) == " Paris"
+
+
+def test_the_embedded_tokenizer_splits_off_each_digit_as_llama_cpp_does():
+    tokenizer = load_model(device="cpu").tokenizer
+    assert tokenizer.tokenize("\n\n1. in 2024") == ["ĊĊ", "1", ".", "Ġin", "Ġ", "2", "0", "2", "4"]
+
+
+def test_the_embedded_models_answer_is_as_likely_while_decoding_as_when_it_is_read_again():
+    frozen = load_model(device="cpu")
+    prompt = "How do I bake bread? Number the steps."
+    prompts = pd.DataFrame({"prompt_id": ["p"], "prompt": [prompt], "category": ["insult"]})
+    arms = make_arms("base", style="chat", sampling=Sampling(temperature=0, max_new_tokens=40))
+    answer = decode(frozen, prompts, arms).iloc[0]
+    assert "\n\n1." in answer.text
+    given = tuple(frozen.tokenizer(answer.text, add_special_tokens=False).input_ids)
+    assert given == tuple(answer.token_ids)
+    context = prompt_ids(frozen, prompt, style="chat")
+    assert summed_nll(frozen, [GivenAnswer(context, given)]) == [pytest.approx(answer.nll_base, rel=1e-4)]
 
 
 def test_high_precision_is_float64_on_a_device_that_has_it():
