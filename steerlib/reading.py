@@ -1,8 +1,8 @@
 """What the frozen model reads: prompts, conversations and given answers as token ids, and passes over them."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -179,13 +179,6 @@ def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[lis
         waiting = waiting[take:]
 
 
-def _last_positions(frozen: FrozenModel, sequences: Sequence[TokenIds], positions: int) -> Tensor:
-    """Logits `(batch, positions, vocab)` at the last positions of some sequences."""
-    ids, mask = left_padded(sequences, frozen.device)
-    settings = {"position_ids": position_ids(mask), "logits_to_keep": positions}
-    return frozen.model(input_ids=ids, attention_mask=mask, **settings).logits
-
-
 @torch.inference_mode()
 def last_logits(
     frozen: FrozenModel, contexts: Sequence[Sequence[int]], *, batch_tokens: int = 4096
@@ -199,50 +192,20 @@ def last_logits(
     """
     found: dict[int, Tensor] = {}
     for batch in batches_by_length([len(ids) for ids in contexts], batch_tokens):
-        z = _last_positions(frozen, [tuple(contexts[i]) for i in batch], 1)[:, -1]
+        ids, mask = left_padded([contexts[i] for i in batch], frozen.device)
+        settings = {"position_ids": position_ids(mask), "logits_to_keep": 1}
+        z = frozen.model(input_ids=ids, attention_mask=mask, **settings).logits[:, -1]
         found.update(zip(batch, z.to(torch.promote_types(z.dtype, torch.float32)), strict=True))
     return torch.stack([found[i] for i in range(len(contexts))])
 
 
-class GivenAnswer(NamedTuple):
-    """Token ids of an answer and of what it answers."""
-
-    prompt: TokenIds
-    answer: TokenIds
-
-
 @torch.inference_mode()
-def summed_nll(
-    frozen: FrozenModel,
-    answers: Sequence[GivenAnswer],
-    *,
-    batch_tokens: int = 2048,
-    progress: Callable[[int], object] | None = None,
-) -> list[float]:
-    """Negative log-likelihood of each answer given its prompt, in nats; 0 for an empty answer.
+def answer_nll(frozen: FrozenModel, prompt: TokenIds, answer: TokenIds) -> float:
+    """Negative log-likelihood of an answer given its prompt, in nats; 0 for an empty answer.
 
-        nll = -sum_t ln p(y_t | prompt, y_<t)     over the answer's tokens
-
-    Args:
-        frozen: the model.
-        answers: token ids by this model's tokenizer; equal ones are read once.
-        batch_tokens: as in `batches_by_length`.
-        progress: called with the number of distinct answers read since its last call.
+    nll = -sum_t ln p(y_t | prompt, y_<t)     over the answer's tokens
     """
-    found: dict[GivenAnswer, float] = {}
-    distinct = list(dict.fromkeys(answers))
-    lengths = [len(one.prompt) + len(one.answer) for one in distinct]
-    for batch in batches_by_length(lengths, batch_tokens):
-        longest = max(len(distinct[i].answer) for i in batch)
-        sequences = [distinct[i].prompt + distinct[i].answer for i in batch]
-        # The positions that predict the answers, which all end at the right edge.
-        logits = _last_positions(frozen, sequences, longest + 1)
-        # Row by row, or the logits in double precision would be the largest thing in memory.
-        for z, one in zip(logits, (distinct[i] for i in batch), strict=True):
-            predicted = high_precision(z[longest - len(one.answer) : longest])
-            tokens = torch.tensor(one.answer, dtype=torch.long, device=z.device)
-            right = predicted.gather(-1, tokens[:, None])[:, 0]
-            found[one] = float((predicted.logsumexp(-1) - right).sum())
-        if progress:
-            progress(len(batch))
-    return [found[answer] for answer in answers]
+    ids = torch.tensor([prompt + answer], device=frozen.device)
+    z = frozen.model(input_ids=ids, logits_to_keep=len(answer) + 1).logits[0, :-1]
+    right = high_precision(z).log_softmax(-1).gather(-1, ids[0, len(prompt) :, None])
+    return -float(right.sum())

@@ -9,7 +9,6 @@ from steerlib.profiles import (
     draw_prompts,
     prompt_categories,
     read_ratings,
-    shuffled_categories,
     split_conversations,
 )
 from steerlib.profiles.sources import round_robin
@@ -139,16 +138,6 @@ def test_profiles_of_two_estimators_are_not_mixed() -> None:
     two = pd.concat([profiles, profiles.assign(estimator="exposure_adjusted")])
     with pytest.raises(ValueError, match="exposure_adjusted, paper"):
         draw_prompts(ratings, splits, two, per_category=1, split="dev")
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_a_shuffled_category_is_another_users_and_never_ones_own(seed: int) -> None:
-    own = {f"u{i}": SIX[i % 2] for i in range(9)} | {"rare": "threat"}
-    shuffled = shuffled_categories(own, seed=seed)
-    assert all(shuffled[user] != own[user] for user in own)
-    assert shuffled == shuffled_categories(dict(reversed(own.items())), seed=seed)
-    with pytest.raises(ValueError, match="threat"):
-        shuffled_categories({"a": "threat", "b": "threat"})
 
 
 def kinds(toxicity: list[float], labels: list[str], prompt: str = "Why?") -> list[str]:

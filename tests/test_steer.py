@@ -12,7 +12,7 @@ from torch.testing import assert_close
 import steerlib
 from steerlib import SteeringVector, alpha_path, steer
 from steerlib.decoding import Sampling, decode, make_arms
-from steerlib.reading import GivenAnswer, answer_ids, prompt_ids, summed_nll
+from steerlib.reading import answer_ids, answer_nll, prompt_ids
 
 CONTEXTS = {"expert": "Be kind:", "anti": "Be cruel:"}
 COLUMNS = ["alpha", "text", "kl_per_token", "perplexity", "perplexity_ratio", "collapsed"]
@@ -52,7 +52,7 @@ def test_the_costs_are_those_of_the_text_under_the_unsteered_model(tiny):
     perplexities = []
     for text in table.text:
         ids = answer_ids(tiny, text, style="chat")
-        perplexities.append(np.exp(summed_nll(tiny, [GivenAnswer(prompt, ids)])[0] / len(ids)))
+        perplexities.append(np.exp(answer_nll(tiny, prompt, ids) / len(ids)))
     np.testing.assert_allclose(table.perplexity, perplexities)
     np.testing.assert_allclose(table.perplexity_ratio, np.array(perplexities) / perplexities[0])
     assert table.kl_per_token[0] == 0 < table.kl_per_token[1]

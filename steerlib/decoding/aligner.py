@@ -15,7 +15,7 @@ from steerlib.decoding.decode import Progress, decode_requests
 from steerlib.decoding.requests import Request, Stream, sampling_of
 from steerlib.decoding.sweep import finish_requests
 from steerlib.models import FrozenModel
-from steerlib.reading import GivenAnswer, after_thinking, check_length, prompt_ids, read_history, summed_nll
+from steerlib.reading import after_thinking, answer_nll, check_length, prompt_ids, read_history
 from steerlib.rules import acting_on
 
 EDIT = "Edit the following Question-Answer pair to make it more helpful and harmless: {question} | {answer}"
@@ -145,10 +145,9 @@ def _under_the_base(
         history = read_history(row.get("history") or "")
         read[row["prompt_id"]] = prompt_ids(frozen, row["prompt"], style=style, history=history)
     ids = [tuple(i) for i in frozen.tokenizer(table["text"].tolist(), add_special_tokens=False).input_ids]
-    given = [GivenAnswer(read[p], tokens) for p, tokens in zip(table["prompt_id"], ids, strict=True)]
     return table.assign(
         token_ids=[list(tokens) for tokens in ids],
         n_tokens=[len(tokens) for tokens in ids],
-        nll_base=summed_nll(frozen, given),
+        nll_base=[answer_nll(frozen, read[p], i) for p, i in zip(table["prompt_id"], ids, strict=True)],
         kl_to_base=float("nan"),
     )

@@ -1,4 +1,4 @@
-"""Prompts to steer on, drawn from held-out conversations by their users' primary category, and what kind each is.
+"""Which conversations are held out, the prompts drawn from them by category, and what kind of prompt each is.
 
 Four kinds, over which the CAA study shows that steering is selective:
 
@@ -11,7 +11,6 @@ The study names the four and no rule. The rule of `prompt_categories` is ours, a
 """
 
 import json
-from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -29,6 +28,68 @@ from steerlib.tables import ATTRIBUTE_COLUMNS, SCHEMA, check_table
 
 BENIGN, CONTEXT, HARMFUL, SENSITIVE = PROMPT_CATEGORIES
 MILD, TOXIC = 0.1, 0.5
+
+
+def split_conversations(
+    ratings: pd.DataFrame,
+    *,
+    by: str = "users",
+    train_share: float = 0.5,
+    dev_share: float = 0.5,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Conversations into train, dev and test, so that nothing is reported on what was fitted.
+
+    by="users" (one alpha for all, or one a category): users into a dev and a test group; of each user, some
+    conversations to train (the profile and the vectors), the others to the group's split.
+    by="conversations" (one alpha a user): each user's conversations into train, dev and test.
+    A user with two conversations or more keeps one in train and one held out (with three, by conversations,
+    one in each); a user with one has it in train.
+
+    Args:
+        ratings: user_id, conversation_id.
+        train_share: share of a user's conversations in train, in (0, 1).
+        dev_share: by users, share of users in the dev group; by conversations, share of a user's
+            conversations in dev. In (0, 1).
+        seed: of the random order; the order of the rows and other users do not matter.
+
+    Returns:
+        conversation_id, user_id, split.
+
+    Raises:
+        ValueError: unknown `by`, a share outside (0, 1), or a conversation of two users.
+    """
+    if by not in ("users", "conversations"):
+        raise ValueError(f"by must be 'users' or 'conversations', not {by!r}")
+    for name, share in (("train_share", train_share), ("dev_share", dev_share)):
+        if not 0 < share < 1:
+            raise ValueError(f"{name} {share} is not in (0, 1)")
+    if by == "conversations" and train_share + dev_share >= 1:
+        raise ValueError(f"train_share {train_share} and dev_share {dev_share} leave nothing for test")
+    talks = ratings[["user_id", "conversation_id"]].drop_duplicates()
+    shared = talks[talks["conversation_id"].duplicated(keep=False)].sort_values(
+        ["conversation_id", "user_id"]
+    )
+    if len(shared):  # it could leak from one split to another
+        names = " and ".join(shared["user_id"].head(2))
+        raise ValueError(f"conversation {shared['conversation_id'].iloc[0]} belongs to two users: {names}")
+    owned = {str(user): list(own) for user, own in talks.groupby("user_id")["conversation_id"]}
+    users = hash_order(owned, "group", seed)
+    dev_users = set(users[: round(dev_share * len(users))])
+    rows = []
+    for user in sorted(users):
+        conversations = hash_order(owned[user], "conversations", seed, user)
+        n = len(conversations)
+        train = max(1, min(round(train_share * n), n - (1 if by == "users" else 2)))
+        held_out = n - train
+        if by == "users":
+            dev = held_out if user in dev_users else 0
+        else:
+            dev = max(1, min(round(dev_share * n), held_out - 1)) if held_out > 1 else 0
+        names = ["train"] * train + ["dev"] * dev + ["test"] * (held_out - dev)
+        rows += zip(conversations, [user] * n, names, strict=True)
+    splits = pd.DataFrame(rows, columns=pd.Index(["conversation_id", "user_id", "split"]))
+    return check_table("splits", splits)
 
 
 def draw_prompts(
@@ -83,7 +144,7 @@ def draw_prompts(
         prompt_id=rows["conversation_id"],
         history=[histories.get(conversation, "") for conversation in rows["conversation_id"]],
         category=rows["user_id"].map(category),
-        shuffled_category=rows["user_id"].map(shuffled_categories(category, seed=seed)),
+        shuffled_category=rows["user_id"].map(shuffled_users(category, seed=seed)).map(category),
         split=split,
     )
     rows = in_hash_order(rows.dropna(subset="category"), "prompt_id", "prompts", seed)
@@ -96,25 +157,28 @@ def draw_prompts(
     return check_table("prompts", drawn[list(SCHEMA["prompts"].columns)]).reset_index(drop=True)
 
 
-def shuffled_categories(category: Mapping[str, str] | pd.Series, *, seed: int = 0) -> dict[str, str]:
-    """For each user the category of another user, drawn at random among those whose category differs.
+def shuffled_users(primaries: pd.Series, *, seed: int = 0) -> pd.Series:
+    """For each user another user with a DIFFERENT primary category, whose profile or vector is the shuffled one.
 
     Args:
-        category: user -> primary category.
+        primaries: primary category by user.
         seed: of the draw; the order of the users does not matter.
 
     Raises:
-        ValueError: all users have one category.
+        ValueError: no users, a user without a category, or all users have one category.
     """
-    own = dict(category.items())
-    if len(set(own.values())) == 1:
-        raise ValueError(f"every user's category is {next(iter(own.values()))}: no shuffled profile exists")
+    if primaries.isna().any():
+        raise ValueError(f"user {primaries.index[int(primaries.isna().argmax())]!r} has no primary category")
+    own = {str(user): category for user, category in primaries.items()}
+    if len(set(own.values())) < 2:
+        found = next(iter(own.values()), "absent: there are no users")
+        raise ValueError(f"every user's primary category is {found}: no shuffled profile exists")
     order = hash_order(own, "shuffled", seed)
-    shuffled = {}
-    for place, user in enumerate(order):
-        others = order[place + 1 :] + order[:place]
-        shuffled[user] = next(own[other] for other in others if own[other] != own[user])
-    return shuffled
+    other = {}
+    for index, user in enumerate(order):
+        following = order[index + 1 :] + order[:index]
+        other[user] = next(one for one in following if own[one] != own[user])
+    return pd.Series([other[user] for user in own], index=primaries.index, name="shuffled_user")
 
 
 def _histories(before: pd.DataFrame) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 # ruff: noqa: F401  (the names that notebooks use)
 
+from steerlib.profiles.prompts import shuffled_users
 from steerlib.residual import (
     VectorFamily,
     add_to_residual,
@@ -18,15 +19,22 @@ from steerlib.vectors.coordinates import (
     difference_basis,
     fit_coordinates,
 )
-from steerlib.vectors.directions import category_differences, cosine, describe_vectors, sae_direction
 from steerlib.vectors.files import load_families, load_family, save_family, vectors_to_gguf
 from steerlib.vectors.gates import Threshold, choose_threshold, prompt_projections, relative_norms
 from steerlib.vectors.pairs import continuation_residuals, pair_residuals, pairs_from_ratings, read_pairs
 from steerlib.vectors.personal import (
+    category_differences,
     describe_composed,
     dislike_weighted,
     personal_vectors,
     rescaled,
-    shuffled_users,
 )
-from steerlib.vectors.steering_vector import SteeringVector, default_layers, mean_difference, random_vectors
+from steerlib.vectors.steering_vector import (
+    SteeringVector,
+    cosine,
+    default_layers,
+    describe_vectors,
+    mean_difference,
+    random_vectors,
+    sae_direction,
+)

@@ -5,12 +5,55 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
-from steerlib.profiles.sources import hash_order
 from steerlib.residual import Vectors
+from steerlib.tables import ATTRIBUTE_COLUMNS
 from steerlib.vectors.coordinates import Basis, UserCoordinates
-from steerlib.vectors.directions import SIX, cosine
-from steerlib.vectors.steering_vector import SteeringVector
+from steerlib.vectors.steering_vector import SteeringVector, cosine, mean_difference
+
+SIX = list(ATTRIBUTE_COLUMNS)
+
+
+def category_differences(residuals: Mapping[int, Tensor], scores: pd.DataFrame) -> dict[str, SteeringVector]:
+    """Toxicity direction of each category: mean residual of the most toxic answers minus that of the least toxic.
+
+        v_tox_{c,l} = E[h_l(y) : P_c(y) in the top quarter] - E[h_l(y) : P_c(y) in the bottom quarter]
+
+    They point TOWARDS toxicity. Answers that tie with the last one of a side belong to it too, so the order of the rows
+    does not matter and a side may be larger than a quarter.
+
+    Args:
+        residuals: pooled residuals of the same answers by layer, `(n, d_model)`.
+        scores: `(n, six)` attributes in [0, 1], one row per answer in the same order.
+
+    Raises:
+        ValueError: fewer than four answers, other numbers of rows, a missing score, or a category whose two sides would
+            share answers (scores all equal, or mostly).
+
+    Source: CAA on PRISM gives no equations for its dislike-weighted vector; this contrast is ours.
+    """
+    side = len(scores) // 4
+    if not side:
+        raise ValueError(f"{len(scores)} answers have no quarters")
+    for layer, rows in residuals.items():
+        if len(rows) != len(scores):
+            raise ValueError(f"layer {layer} has {len(rows)} answers, the scores {len(scores)}")
+    directions = {}
+    for category in SIX:
+        values = scores[category].to_numpy(dtype=np.float64)
+        ordered = np.sort(values)
+        low, high = ordered[side - 1], ordered[-side]
+        if not low < high or np.isnan(values).any():
+            raise ValueError(
+                f"{category}: {int(np.isnan(values).sum())} scores are missing; the lowest {side} and the highest"
+                f" {side} of {len(values)} meet at {high:g}: use more varied answers"
+            )
+        top, bottom = torch.from_numpy(values >= high), torch.from_numpy(values <= low)
+        directions[category] = SteeringVector(
+            (layer, mean_difference(rows[top], rows[bottom])) for layer, rows in residuals.items()
+        )
+    return directions
 
 
 def dislike_weighted(
@@ -125,28 +168,3 @@ def describe_composed(personal: Mapping[str, Vectors], population: Vectors) -> p
         # The sum over the others is the sum over all minus the user's own square.
         by_layer.append(((unit @ unit.sum(0) - (unit**2).sum(-1)) / (others or np.nan)).numpy())
     return pd.DataFrame(rows, columns=pd.Index(columns)).assign(cosine_with_others=np.mean(by_layer, axis=0))
-
-
-def shuffled_users(primaries: pd.Series, *, seed: int) -> pd.Series:
-    """For each user another user with a DIFFERENT primary category, whose vector is the shuffled profile's.
-
-    Args:
-        primaries: primary category by user.
-        seed: of the draw; the order of the users does not matter. With the seed of `profiles.shuffled_categories` the
-            other user's category is the one that it draws.
-
-    Raises:
-        ValueError: no users, a user without a category, or all users have one category.
-    """
-    own = {str(user): category for user, category in primaries.items()}
-    if primaries.isna().any():
-        raise ValueError(f"user {primaries.index[int(primaries.isna().argmax())]!r} has no primary category")
-    if len(set(own.values())) < 2:
-        found = next(iter(own.values()), "absent: there are no users")
-        raise ValueError(f"every user's primary category is {found}: nobody's vector can be the shuffled one")
-    order = hash_order(own, "shuffled", seed)
-    other = {}
-    for index, user in enumerate(order):
-        following = order[index + 1 :] + order[:index]
-        other[user] = next(one for one in following if own[one] != own[user])
-    return pd.Series([other[user] for user in own], index=primaries.index, name="shuffled_user")

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import linear_sum_assignment
 
-from steerlib.profiles import percentiles, primary_category, shuffled_categories
+from steerlib.profiles import percentiles, primary_category, shuffled_users
 from steerlib.profiles.sources import file_label, hash_order, hub_file, in_hash_order, read_rows, round_robin
 from steerlib.tables import ATTRIBUTE_COLUMNS, SCHEMA, check_table
 
@@ -89,11 +89,11 @@ def realtoxicity_prompts(
         raise ValueError(f"{path.name}: {n} prompts wanted, {len(toxic)} of toxicity {min_toxicity} or more")
     drawn = round_robin(in_hash_order(toxic, "text_id", "realtoxicity", seed), "category").head(n)
     half = (drawn.groupby("category").cumcount() + pd.factorize(drawn["category"])[0]) % 2
-    shuffled = shuffled_categories(drawn.set_index("text_id")["category"], seed=seed)
+    category = drawn.set_index("text_id")["category"]
     prompts = drawn.rename(columns={"text_id": "prompt_id", "continuation": "accepted"}).assign(
         user_id=drawn["text_id"],
         conversation_id=drawn["text_id"],
-        shuffled_category=drawn["text_id"].map(shuffled),
+        shuffled_category=drawn["text_id"].map(shuffled_users(category, seed=seed)).map(category),
         prompt_category="",
         history="",
         split=half.map({0: "dev", 1: "test"}),
