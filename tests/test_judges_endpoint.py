@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from steerlib.judges import judged, load_judge, verdicts
+from steerlib.judges import judged, load_judge
 from steerlib.tables import read_table
 
 KEY = "sk-secret-0123456789"
@@ -42,12 +42,10 @@ class Server(ThreadingHTTPServer):
         self.bodies: list[dict] = []
         self.keys: list[str] = []
         self.times: list[float] = []
-        self.under_way = self.most_under_way = 0
+        self.under_way: set[int] = set()
+        self.most_under_way = 0
         self.lock = threading.Lock()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/v1"
+        self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"
 
     def handle_error(self, *_: object) -> None:
         """A client that gave up waiting is no error of the server."""
@@ -57,38 +55,26 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
 
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        server = self.server
+        body, server = json.loads(self.rfile.read(int(self.headers["Content-Length"]))), self.server
         with server.lock:
             number = len(server.bodies)
             server.bodies.append(body)
             server.keys.append(self.headers.get("Authorization", ""))
             server.times.append(time.monotonic())
-            server.under_way += 1
-            server.most_under_way = max(server.most_under_way, server.under_way)
+            server.under_way.add(number)
+            server.most_under_way = max(server.most_under_way, len(server.under_way))
         reply = server.script(number, body)
         time.sleep(reply.delay)
-        with server.lock:
-            server.under_way -= 1
-        self._send(reply)
-
-    def _send(self, reply: Reply) -> None:
+        server.under_way.discard(number)
         message = {"role": "assistant", "content": reply.text}
-        completion = {
-            "id": "1",
-            "object": "chat.completion",
-            "created": 0,
-            "model": "m",
-            "choices": [{"index": 0, "finish_reason": "stop", "message": message}],
-        }
-        failure = {"error": {"message": reply.text}}
-        content = reply.raw or json.dumps(completion if reply.status == 200 else failure).encode()
+        choices = [{"index": 0, "finish_reason": "stop", "message": message}]
+        completion = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": choices}
+        content = completion if reply.status == 200 else {"error": {"message": reply.text}}
         self.send_response(reply.status)
         for name, value in ({"Content-Type": "application/json"} | reply.headers).items():
             self.send_header(name, value)
-        self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        self.wfile.write(content)
+        self.wfile.write(reply.raw or json.dumps(content).encode())
 
     def log_message(self, *_: object) -> None:
         """Silent."""
@@ -159,7 +145,7 @@ def test_parameters_that_a_server_does_not_know_can_be_left_out_or_replaced(serv
 
 
 def test_two_answers_are_shown_in_one_prompt_in_the_order_given(server):
-    server.script = lambda _number, _body: Reply('{"first": 20, "second": 90}')
+    server.script = lambda _number, _body: Reply('{"second": 90, "first": 20}')
     assert judge_at(server).rate([("q", "one", "two")], "helpfulness") == [(20, 90)]
     (body,) = server.bodies
     assert shown(body).index("one") < shown(body).index("two")
@@ -307,15 +293,3 @@ def test_work_that_broke_off_goes_on_and_no_cached_answer_is_asked_again(server,
     found = judged(judge_at(server), frame(), "honesty", tmp_path)
     assert len(server.bodies) - asked == 2
     assert list(found["score"]) == [73, 73, 73, 73, 50, 50]
-
-
-def test_verdicts_ask_about_each_pair_in_both_orders(server, tmp_path):
-    # A judge that only sees the position: 80 for whatever comes first.
-    server.script = lambda _number, _body: Reply('{"first": 80, "second": 60}')
-    items = pd.DataFrame({"prompt": ["q", "r"], "text": ["x", "u"], "other": ["y", "v"]}, index=[7, 9])
-    found = verdicts(judge_at(server), items, "honesty", tmp_path)
-    assert len(server.bodies) == 4
-    assert found[["score", "other_score", "score_second", "other_score_first"]].to_numpy().tolist() == [
-        [80, 60, 60, 80],
-        [80, 60, 60, 80],
-    ]

@@ -10,16 +10,13 @@ from typing import Any
 
 from steerlib.judges.base import PROMPTS, Item, Scores, framed, instructions, prompt_hash, reply_scores
 
-REQUEST: Mapping[str, Any] = {
-    "temperature": 0.0,
-    "max_completion_tokens": 256,
-    "response_format": {"type": "json_object"},
-}
-"""Parameters of a request."""
-TRIES = 3
-"""How often a question is asked whose reply cannot be read."""
-SECONDS, RETRIES = 60.0, 5
-"""Time for one reply; how often the client asks a busy or failing server again, after growing pauses."""
+JSON = {"type": "json_object"}
+REQUEST: dict[str, Any] = {"temperature": 0.0, "max_completion_tokens": 256, "response_format": JSON}
+TRIES = 3  # how often a question is asked whose reply cannot be read
+SECONDS, RETRIES = (
+    60.0,
+    5,
+)  # for one reply; of the client, where a server is busy or fails, after growing pauses
 
 
 def question(item: Item, dimension: str) -> list[dict[str, str]]:
@@ -33,21 +30,17 @@ class EndpointJudge:
     """A chat model behind an OpenAI-compatible endpoint, asked for a score from 1 to 100 in JSON.
 
     A reply that cannot be read is shown to the model with the request to mend it, three times in all; then the score
-    is missing. So it is where the server refuses an item (400, 422) or takes too long over it, unless it never
-    answered anything: then the settings are wrong, and the work stops.
+    is missing. So it is where the server refuses an item (400, 422) or is too slow, unless it never answered anything.
 
     Args:
         model: name of the model at the endpoint.
         base_url: address of the endpoint; by default OPENAI_BASE_URL of the environment, else OpenAI's own.
-        key_variable: environment variable that holds the key, the only place it is taken from; None for a server
-            that wants none. The key is sent to `base_url`: name a variable of its own for each server.
+        key_variable: environment variable that holds the key, which is sent to `base_url`; None for a server that
+            wants none.
         workers: questions under way at once.
         request: changes to the parameters of each request (`REQUEST`); None leaves one out, for instance
             {"temperature": None, "max_completion_tokens": None, "max_tokens": 512}.
         price_in, price_out: dollars per million tokens, for the estimate.
-
-    Attributes:
-        id: model, server and a hash of prompts and parameters.
 
     Raises:
         ImportError: the openai client is not installed.
@@ -84,11 +77,7 @@ class EndpointJudge:
         return f"EndpointJudge({self.id})"
 
     def rate(self, items: Sequence[Item], dimension: str) -> list[Scores | None]:
-        """Scores from 1 to 100; None where no reply could be read.
-
-        Raises:
-            ConnectionError: the server cannot be reached, keeps failing, or turns the key or the model down.
-        """
+        """Scores from 1 to 100, None where no reply could be read; ConnectionError where the server does not serve."""
         refused: list[str] = []
         with ThreadPoolExecutor(self.workers) as pool:
             waiting = [pool.submit(self._ask, item, dimension, refused) for item in items]

@@ -8,18 +8,8 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from steerlib.judges.base import (
-    HIGHEST,
-    LOWEST,
-    PROMPTS,
-    Item,
-    Scores,
-    check_dimension,
-    framed,
-    instructions,
-    prompt_hash,
-    rate_alone,
-)
+from steerlib.judges import base
+from steerlib.judges.base import HIGHEST, LOWEST, PROMPTS, Item, Scores, check_dimension
 from steerlib.models import FrozenModel, default_device, pretrained
 from steerlib.reading import TokenIds, chat_ids, check_length, last_logits, text_ids
 from steerlib.toxicity import Scorer
@@ -37,17 +27,17 @@ class LocalJudge:
     embedded one is at chance, so with it every step runs offline and the numbers mean nothing.
 
     Args:
-        frozen: the judging model, chat-templated where it has a template.
+        frozen: the judging model; ValueError where a digit is not one token of it after the opening.
 
-    Raises:
-        ValueError: a digit is not one token after the opening.
-
-    Source: the expectation over score tokens is G-Eval's (Liu et al., EMNLP 2023, sec. 2); there the probabilities
-        of 1 to 5 are estimated from samples, here nine are read off exactly.
+    Source: G-Eval (Liu et al., EMNLP 2023, sec. 2), who estimate the probabilities of 1 to 5 from samples.
     """
 
     def __init__(self, frozen: FrozenModel) -> None:
-        self.frozen, self.id, opening = frozen, f"local:{frozen.name}:{prompt_hash()}", PROMPTS["opening"]
+        self.frozen, self.id, opening = (
+            frozen,
+            f"local:{frozen.name}:{base.prompt_hash()}",
+            PROMPTS["opening"],
+        )
         encode = partial(frozen.tokenizer.encode, add_special_tokens=False)
         written = [tuple(encode(f"{opening} {digit}")) for digit in DIGITS]
         self.opening, self.digits = written[0][:-1], [ids[-1] for ids in written]
@@ -55,11 +45,7 @@ class LocalJudge:
             raise ValueError(f"{frozen.name}: the digits 1 to 9 are not one token each after {opening!r}")
 
     def rate(self, items: Sequence[Item], dimension: str) -> list[Scores | None]:
-        """Scores in [1, 100]; each answer is rated after a prompt that shows all answers of its item.
-
-        Raises:
-            ValueError: an unknown dimension, or an item longer than the model's context.
-        """
+        """Scores in [1, 100]; each answer is rated after a prompt that shows all answers of its item."""
         contexts = [self._context(item, at, dimension) for item in items for at in range(1, len(item))]
         if not contexts:
             return []
@@ -71,7 +57,7 @@ class LocalJudge:
     def _context(self, item: Item, rated: int, dimension: str) -> TokenIds:
         """Token ids of the question about one answer of an item, up to the digit."""
         request = PROMPTS["digit"].format(PROMPTS["names"][len(item) - 1][rated].lower())
-        asked = f"{instructions(dimension)}\n\n{framed(item)}\n\n{request}"
+        asked = f"{base.instructions(dimension)}\n\n{base.framed(item)}\n\n{request}"
         if self.frozen.tokenizer.chat_template:
             ids = chat_ids(self.frozen, [{"role": "user", "content": asked}])
         else:
@@ -85,16 +71,15 @@ class RewardJudge:
 
         S = 1 + 99 sigmoid((r - centre)/scale)
 
-    The map is strictly increasing, so wins, ties and the net margin are the reward's own. The amplification F(S) is
-    not: only differences between answers to one prompt were trained, and `centre` decides which reward is S = 50.5,
-    that is a = 0.45. Set it to the median reward of the base answers on dev prompts, and `scale` to their spread.
+    Wins, ties and the net margin are the reward's own. The amplification F(S) is not: only differences between answers
+    to one prompt were trained, and `centre` decides which reward is S = 50.5, that is a = 0.45. Set it to the median
+    reward of the base answers on dev prompts, and `scale` to their spread.
 
-    Prompt and answer are rendered by the tokenizer's chat template; a tokenizer without one gets them as a pair of
-    sentences, as the reward models of the DeBERTa kind were trained.
+    A tokenizer without a chat template gets prompt and answer as a pair of sentences, as DeBERTa's kind was trained.
 
     Args:
         name: hub id or folder of a sequence classifier with one output.
-        dimension: what it was trained to reward; it refuses to judge any other.
+        dimension: what it was trained to reward; it refuses to judge any other (ValueError).
         centre, scale: of the map, in units of reward.
 
     Raises:
@@ -119,14 +104,10 @@ class RewardJudge:
         self.id = f"reward:{Path(name).name}-{weights_sha(self.model)[:8]}:{dimension}:{centre:g}:{scale:g}"
 
     def rate(self, items: Sequence[Item], dimension: str) -> list[Scores | None]:
-        """Scores in [1, 100], each answer rated alone.
-
-        Raises:
-            ValueError: another dimension than the model's, or an item longer than its context.
-        """
+        """Scores in [1, 100], each answer rated alone."""
         if check_dimension(dimension) != self.dimension:
             raise ValueError(f"{self.id} rewards {self.dimension}; it cannot judge {dimension}")
-        return rate_alone(items, lambda alone: map(self._score, alone))
+        return base.rate_alone(items, lambda alone: map(self._score, alone))
 
     def _score(self, item: Item) -> float:
         x = (self.reward(*item) - self.centre) / self.scale
@@ -153,22 +134,15 @@ class ScorerJudge:
 
         S = max(1, 100 (1 - t))
 
-    The floor keeps S within the judges' scale, where F(S) is defined. A scorer sees the wording of the answer alone:
-    a politely worded recipe for harm scores high, which a reader of the prompt would not grant.
-
-    Args:
-        scorer: a toxicity scorer.
+    The floor keeps S where F(S) is defined. A scorer sees the wording of the answer alone: a politely worded recipe for
+    harm scores high.
     """
 
     def __init__(self, scorer: Scorer) -> None:
         self.scorer, self.id = scorer, f"scorer:{scorer.id}"
 
     def rate(self, items: Sequence[Item], dimension: str) -> list[Scores | None]:
-        """Scores in [1, 100], each answer rated alone.
-
-        Raises:
-            ValueError: another dimension than harmlessness.
-        """
+        """Scores in [1, 100], each answer rated alone."""
         if check_dimension(dimension) != "harmlessness":
             raise ValueError(f"a toxicity scorer judges harmlessness; it cannot judge {dimension}")
 
@@ -176,4 +150,4 @@ class ScorerJudge:
             toxicity = self.scorer([answer for _, answer in alone])["toxicity"]
             return (HIGHEST * (1 - toxicity)).clip(lower=LOWEST)
 
-        return rate_alone(items, scores)
+        return base.rate_alone(items, scores)
