@@ -131,14 +131,8 @@ def load_model(
 def pretrained(kind: str, name: str | Path, *, what: str, **settings: Any) -> Any:
     """`transformers.<kind>.from_pretrained(name)`: from a folder, the hub's cache or the hub, which is tried once.
 
-    Args:
-        kind: for instance "AutoTokenizer".
-        name: folder or hub id.
-        what: kind of thing, for the message.
-        settings: passed on.
-
     Raises:
-        FileNotFoundError: it cannot be had; one line says why.
+        FileNotFoundError: it cannot be had; one line says why, and names `what` it is.
         ValueError: what is there cannot be loaded; the same.
     """
     transformers: Any = import_module("transformers")
@@ -223,11 +217,7 @@ def decoder_blocks(model: nn.Module) -> nn.ModuleList:
 
 
 def check_architecture(config: Any, name: str) -> None:
-    """Refuse, before any weight is read, a model whose cache is not one key and value a layer and token.
-
-    Args:
-        config: the model's.
-        name: the model's, for the message.
+    """Refuse, before any weight is read, a model whose cache is not one key and value per layer and token.
 
     Raises:
         ValueError: state-space, linear, convolutional or hybrid layers, chunked attention, keys shared between
@@ -251,19 +241,15 @@ def check_architecture(config: Any, name: str) -> None:
         )
 
 
-MOST_BYTES = 2**32
-"""Weights larger than this together are left as they are: a packed copy stands beside the original."""
+MOST_BYTES = 2**32  # larger weights are left as they are: a packed copy stands beside the original
 EXPECTED_ROWS = 64
 
 
 class PackedLinear(nn.Module):
-    """A frozen linear layer with its weight reordered once for oneDNN: the same product, up to float32 rounding.
+    """A frozen float32 layer on a CPU, its weight reordered once for oneDNN: the same product, up to rounding.
 
     torch computes float32 products by MKL, at about half of oneDNN's speed on processors that are not Intel's
-    (a decoding step 1.6 times as fast on an AMD EPYC).
-
-    Args:
-        linear: the layer; float32, on a CPU, without gradient. Its weight stays an attribute, for whoever reads it.
+    (a decoding step 1.6 times as fast on an AMD EPYC). The weight stays an attribute.
     """
 
     def __init__(self, linear: nn.Linear) -> None:

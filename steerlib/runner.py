@@ -57,17 +57,13 @@ class Study:
 def plan(
     params_file: Path, *, data: Path | None = None, model: str | None = None, notebooks: Path = NOTEBOOKS
 ) -> Study:
-    """Read and check everything that a run needs, before anything starts or is written.
+    """What a run needs, checked before anything starts or is written; BadInput names a mistake in one line.
 
     Args:
         params_file: flat YAML; its stem names the run unless it has a key `run`. Relative paths in it are looked for
             in the current folder, then in its own.
-        data: handed to notebooks that take `data_folder`.
-        model: hub id or folder, handed to notebooks that take `model`.
+        data, model: handed to notebooks that take `data_folder` or `model`.
         notebooks: folder with `01_*.ipynb` and so on; a key `notebooks` of the file names others, as `extra/name`.
-
-    Raises:
-        BadInput: anything missing, unknown, ill-typed or out of range, named in one line.
     """
     params = read_params(params_file)
     names = params.pop("notebooks", None) or [file.stem for file in numbered(notebooks)]
@@ -97,15 +93,12 @@ def numbered(folder: Path) -> list[Path]:
 
 
 def run_study(study: Study, *, only: Sequence[str] = (), force: bool = False) -> Path:
-    """Run the notebooks in order, one line each; a finished one of which nothing has changed is kept.
+    """The run's folder, its notebooks executed in order; a finished one of which nothing has changed is kept.
 
     Args:
         study: what `plan` returned.
         only: beginnings of names, for instance `03`; the other notebooks are left as they are.
         force: execute finished notebooks again. Tables of the run stay; notebooks decide what they redo.
-
-    Returns:
-        The run's folder.
 
     Raises:
         BadInput: `only` names no notebook, or the same run is going on in another process.
@@ -114,24 +107,25 @@ def run_study(study: Study, *, only: Sequence[str] = (), force: bool = False) ->
     for start in only:
         if not any(name.startswith(start) for name in study.stages):
             raise BadInput(f"--only {start}: no such notebook; there are {', '.join(study.stages)}")
-    started, folder = time.perf_counter(), results_folder(study.run)
+    started, folder, peaks = time.perf_counter(), results_folder(study.run), [0.0]
     try:
         with FileLock(folder / ".lock", timeout=0):  # freed when its holder ends, even a killed one
             for name in study.stages:
                 if not only or name.startswith(tuple(only)):
-                    _run_stage(study, name, folder / "notebooks", force)
+                    peaks.append(_run_stage(study, name, folder / "notebooks", force))
     except Timeout:
         raise BadInput(f"run {study.run!r} is already going on in another process") from None
-    print(f"total {time.perf_counter() - started:.1f} s, peak memory {peak_gb():.2f} GB", flush=True)
+    print(f"total {time.perf_counter() - started:.1f} s, peak memory {max(peaks):.2f} GB", flush=True)
     return folder
 
 
-def _run_stage(study: Study, name: str, folder: Path, force: bool) -> None:
+def _run_stage(study: Study, name: str, folder: Path, force: bool) -> float:
+    """Peak memory of the stage in GB, 0 where it is kept."""
     print(f"{name:<24}", end=" ", flush=True)
     seconds, changed = state(study, name, folder)
     if seconds is not None and not changed and not force:
         print(f"kept    {seconds:8.1f} s when it ran", flush=True)
-        return
+        return 0
     done, stage, made_from = folder / f"{name}.done.json", study.stages[name], _made_from(study, name, folder)
     done.unlink(missing_ok=True)
     try:
@@ -144,15 +138,13 @@ def _run_stage(study: Study, name: str, folder: Path, force: bool) -> None:
     why = f"  again: {', '.join(changed)} changed" if changed else ""
     again = f"\r{name:<24} " if sys.stdout.isatty() else ""  # a progress bar has taken the line
     print(f"{again}done    {seconds:8.1f} s {memory:6.2f} GB{why}", flush=True)
+    return memory
 
 
 def state(study: Study, name: str, folder: Path) -> tuple[float | None, list[str]]:
     """Seconds that a stage took, None where it has not finished; and what has changed since.
 
-    Args:
-        study: what `plan` returned.
-        name: of the stage.
-        folder: where its executed copy and its done-file lie, `results/<run>/notebooks`.
+    Its executed copy and its done-file lie in the folder, `results/<run>/notebooks`.
     """
     try:
         record = json.loads((folder / f"{name}.done.json").read_text())
@@ -203,11 +195,8 @@ def _contents(path: Path) -> list[str]:
 def execute(notebook: Path, copy: Path, parameters: Mapping[str, Any]) -> tuple[float, float]:
     """Execute a notebook in its own folder and leave the executed copy; returns seconds and peak memory in GB.
 
-    Args:
-        notebook: the source, never changed.
-        copy: where the executed copy goes. Until it is complete it is called `<stem>.partial.ipynb`, and
-            `<stem>.failed.ipynb` where a cell failed.
-        parameters: values for the notebook's `parameters` cell; what is not named keeps its default.
+    The copy is called `<stem>.partial.ipynb` until it is complete, and `<stem>.failed.ipynb` where a cell failed.
+    Parameters that are not named keep their defaults.
 
     Raises:
         NotebookFailed: a cell raised, or the kernel died.
@@ -251,14 +240,12 @@ def execute(notebook: Path, copy: Path, parameters: Mapping[str, Any]) -> tuple[
             partial.replace(failed)
         reason = "lost its kernel, most likely because memory ran out: choose fewer rows or a smaller model"
         if isinstance(error, papermill.PapermillExecutionError):
-            reason = " ".join(f"failed in cell [{error.exec_count}]: {error.ename}: {error.evalue}".split())[
-                :400
-            ]
+            said = f"failed in cell [{error.exec_count}]: {error.ename}: {error.evalue}"
+            reason = " ".join(said.split())[:400]
         raise NotebookFailed(f"{notebook.stem} {reason}; executed copy: {os.path.relpath(failed)}") from None
     # After Ctrl-C the executed copy calls cells done that never ran; the kernel's replies do not.
-    if sum(ok for ok, _ in seen) < sum(
-        c.cell_type == "code" and bool(c.source.strip()) for c in executed.cells
-    ):
+    code = [cell for cell in executed.cells if cell.cell_type == "code" and cell.source.strip()]
+    if sum(ok for ok, _ in seen) < len(code):
         raise KeyboardInterrupt
     partial.replace(copy)
     return time.perf_counter() - started, max(gb for _, gb in seen)
@@ -292,13 +279,3 @@ def _kernels_gb() -> float:
             status = Path(f"/proc/{child.pid}/status").read_text()
             peaks.append(int(status.split("VmHWM:")[1].split()[0]) * 1024)
     return max(peaks) / 1e9
-
-
-def peak_gb() -> float:
-    """Largest resident memory, in GB, of any kernel that this process has finished with; NaN on Windows."""
-    try:
-        import resource
-    except ImportError:
-        return float("nan")
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    return peak / 1e9 if sys.platform == "darwin" else peak * 1024 / 1e9
