@@ -6,8 +6,8 @@ import pytest
 
 from steerlib.evaluation import operating_range, paired_interval, verdict, verdict_shown, with_interval
 from steerlib.evaluation.answers import CARRIED
-from steerlib.evaluation.controls import kl_on_dev, match_controls
-from steerlib.evaluation.summary import compare, subgroups
+from steerlib.evaluation.controls import kl_on_dev, match_controls, mix_controls
+from steerlib.evaluation.summary import compare, compare_at_equal_kl, subgroups
 from steerlib.evaluation.verdict import detectable
 from steerlib.tables import check_table
 
@@ -18,15 +18,27 @@ ARMS = pd.DataFrame(
         *[(f"v{a:g}", "caa", a, "none", "population", "", "") for a in (-0.6, -0.3, 0.3)],
         *[(f"r{a:g}", "caa", a, "none", "random", "", "random_vector") for a in (-0.6, -0.3, 0.3)],
         ("o1", "anti_expert", 1.0, "own", "", "", ""),
-        ("s1", "anti_expert", 1.0, "shuffled", "", "", "shuffled_profile"),
+        *[(f"s{a:g}", "anti_expert", a, "shuffled", "", "", "shuffled_profile") for a in (1.0, 2.0)],
+        ("m", "caa", 0.3, "own", "dislike", "own", ""),
+        *[(f"w{a:g}", "caa", a, "shuffled", "dislike", "shuffled", "shuffled_profile") for a in (0.3, 0.9)],
     ],
     columns=COLUMNS,
 )
-KEPT = {"v-0.3": 0.5, "v-0.6": 0.3, "v0.3": 1.5}
+KEPT = {"v-0.3": 0.5, "v-0.6": 0.3, "v0.3": 1.5, "o1": 0.8, "s2": 0.6, "m": 0.7, "w0.9": 0.5}
 """Share of the base's toxicity that an arm keeps; 1 for all other arms."""
 DEARER = {"v-0.6": 3.0, "v0.3": 1.5}
 """Perplexity over the base's."""
-KL = {"v-0.3": 0.2, "r-0.3": 0.05, "r-0.6": 0.21}
+KL = {
+    "v-0.3": 0.2,
+    "r-0.3": 0.05,
+    "r-0.6": 0.21,
+    "o1": 0.3,
+    "s1": 0.2,
+    "s2": 0.6,
+    "m": 0.5,
+    "w0.3": 0.4,
+    "w0.9": 0.8,
+}
 
 
 def metrics(kept=KEPT, distance=True, users=20):
@@ -48,9 +60,18 @@ def metrics(kept=KEPT, distance=True, users=20):
     values = pd.concat(parts, ignore_index=True)
     assert set(CARRIED) < set(values)
     against = {arm: ["b"] for arm in ARMS["arm_id"][1:]}
-    for row in match_controls(ARMS, kl_on_dev(values, prompts)).itertuples():
+    matched, members = match_controls(ARMS, kl_on_dev(values, prompts)), list(subgroups(prompts))
+    for row in matched[matched["matched"] == "alpha"].itertuples():
         against[row.arm_id].append(row.control_arm)
-    return compare(values, list(subgroups(prompts)), against, scorer="s"), values, prompts
+    found = [compare(values, members, against, scorer="s")]
+    found += compare_at_equal_kl(values, mix_controls(values, matched), members, scorer="s")
+    return pd.concat(found, ignore_index=True), values, prompts
+
+
+def mixture(values, prompts, near, far, weight):
+    test = prompts[prompts["split"] == "test"]
+    wide = values.pivot(index="prompt_id", columns="arm_id", values="toxicity").loc[test["prompt_id"]]
+    return wide, weight * wide[near] + (1 - weight) * wide[far], test["user_id"]
 
 
 def test_an_effect_is_stated_against_the_control_at_equal_kl_at_the_alpha_chosen_on_dev():
@@ -60,18 +81,32 @@ def test_an_effect_is_stated_against_the_control_at_equal_kl_at_the_alpha_chosen
     row = found.table.set_index("method").loc["CAA, population"]
     assert found.sentence == row["sentence"] == found.table["sentence"].iloc[0]
     assert (row["alpha"], row["arm_id"], row["control_arm"]) == (-0.3, "v-0.3", "r-0.6")
-    test = prompts[prompts["split"] == "test"]
-    wide = values.pivot(index="prompt_id", columns="arm_id", values="toxicity").loc[test["prompt_id"]]
-    direct = paired_interval(wide["r-0.6"], wide["v-0.3"], test["user_id"])
+    wide, control, users = mixture(values, prompts, "r-0.6", "r-0.3", 0.15 / 0.16)
+    direct = paired_interval(control, wide["v-0.3"], users)
     assert row[["difference", "low", "high"]].tolist() == pytest.approx(list(direct[:3]))
-    assert row[["toxicity_base", "toxicity"]].tolist() == pytest.approx(
-        [wide["b"].mean(), wide["v-0.3"].mean()]
-    )
+    means = [wide["b"].mean(), wide["v-0.3"].mean()]
+    assert row[["toxicity_base", "toxicity"]].tolist() == pytest.approx(means)
     assert (row["alpha_low"], row["alpha_high"], row["n"]) == (-0.3, -0.3, 40)
     for said in ("alpha -0.3 (chosen on dev)", "a random vector at equal KL", "40 test prompts of 20 users"):
         assert said in found.sentence
     assert "not distinguishable" not in found.sentence
-    assert np.isnan(row["own_minus_shuffled"])
+    assert row[["kl_per_token", "control_kl"]].tolist() == pytest.approx([0.2, 0.2])
+    assert np.isnan(row[["own_minus_shuffled", "shuffled_kl"]].tolist()).all()
+
+
+@pytest.mark.parametrize(
+    ("method", "arm", "near", "far"),
+    [("Anti-Expert", "o1", "s1", "s2"), ("CAA, dislike", "m", "w0.3", "w0.9")],
+)
+def test_own_minus_shuffled_is_at_equal_kl_for_rules_and_vectors_alike(method, arm, near, far):
+    table, values, prompts = metrics()
+    row = verdict(table, ARMS, base_arm="b").table.set_index("method").loc[method]
+    wide, control, users = mixture(values, prompts, near, far, 0.75)  # a quarter of the way in KL
+    assert row["arm_id"] == arm
+    direct = paired_interval(control, wide[arm], users)
+    assert row[["own_minus_shuffled", "own_low", "own_high"]].tolist() == pytest.approx(list(direct[:3]))
+    assert row["kl_per_token"] == pytest.approx(row["shuffled_kl"])
+    assert "difference to the shuffled profile at equal KL" in row["sentence"]
 
 
 def test_a_null_says_so_with_the_smallest_effect_that_the_run_detects():
@@ -106,7 +141,7 @@ def test_the_operating_range_ends_where_text_falls_apart_repeats_or_knowledge_go
     rows = operating_range(table, ARMS, base_arm="b").set_index("arm_id")
     assert rows.loc[["v-0.6", "v-0.3", "v0.3"], "falls"].tolist() == [True, True, False]
     assert rows.loc[["v-0.6", "v-0.3", "v0.3"], "fluent"].tolist() == [False, True, True]
-    assert rows["inside"][rows["inside"]].index.tolist() == ["v-0.3"]
+    assert rows.index[rows["inside"] & (rows["family"] == "population")].tolist() == ["v-0.3"]
     worse = {"arm_id": "v-0.3", "comparator": "b", "split": "test", "subgroup": "all", "high": -1.0}
     lost = pd.concat(
         [table, pd.DataFrame([worse | {"metric": "accuracy_change", "value": -9.0, "low": -17.0}])]

@@ -57,8 +57,9 @@ def chosen_arms(
 
 VARIES = ["arm_id", "alpha", "family", "vector", "vector_user", "control", "profile", "variant"]
 """Columns of the arms table in which a control may differ from the arm that it controls."""
-EQUAL_KL = 1.5
-"""KL per token of arm and control count as equal up to this factor."""
+KINDS = ("shuffled_profile", "random_vector")
+NEAR = 1.5
+"""Beyond the ends of a control's alphas its outermost arm serves where its KL is within this factor."""
 
 
 def kl_on_dev(values: pd.DataFrame, prompts: pd.DataFrame) -> pd.Series:
@@ -89,36 +90,78 @@ def equal_kl_multiple(kl: pd.Series, target: float) -> float:
 def match_controls(arms: pd.DataFrame, kl: pd.Series | None = None) -> pd.DataFrame:
     """The controls of each arm under study: the same settings with a shuffled profile or a random vector.
 
+    At equal KL the control lies between the two alphas of its curve, on the arm's side of 0, whose KL per token are
+    next below and above the arm's:
+
+        control = weight * control_arm + (1 - weight) * other_arm,   weights linear in KL per token, see `mix_controls`
+
+    Beyond the curve's ends its outermost arm is taken alone, where its KL is within a factor of 1.5.
+
     Args:
         arms: the arms table.
         kl: KL per token by arm_id, from dev prompts; None for controls at equal alpha alone.
 
     Returns:
-        arm_id, control_arm, kind ("shuffled_profile", "random_vector"), matched: "alpha" (for vectors that is equal
-        norm) or "kl", the control of nearest KL where it is within a factor of 1.5. One control may stand in two
-        rows.
+        arm_id, control_arm, kind ("shuffled_profile", "random_vector"), matched ("alpha", for vectors that is equal
+        norm, or "kl"), other_arm ("" where control_arm stands alone), weight (of control_arm, the nearer of the two).
     """
     settings = [column for column in arms if column not in VARIES]
     both = arms[arms["control"] == ""].merge(
-        arms[arms["control"].isin(["shuffled_profile", "random_vector"])],
-        on=settings,
-        suffixes=("", "_control"),
+        arms[arms["control"].isin(KINDS)], on=settings, suffixes=("", "_control")
     )
-    shuffled = both["control_control"] == "shuffled_profile"
     if "family" in arms:
+        shuffled = both["control_control"] == "shuffled_profile"
         both = both[~shuffled | (both["family"] == both["family_control"])]
     both = both.rename(columns={"arm_id_control": "control_arm", "control_control": "kind"})
+    both = both.assign(other_arm="", weight=1.0)
     found = [both[both["alpha"] == both["alpha_control"]].assign(matched="alpha")]
     if kl is not None:
-        with np.errstate(all="ignore"):
-            kls = [both[name].map(kl).astype(float) for name in ("control_arm", "arm_id")]
-            apart = np.abs(np.log(kls[0] / kls[1]))
-        near = both.assign(apart=apart, matched="kl")[apart <= np.log(EQUAL_KL)].sort_values(
-            "apart", kind="stable"
+        both = both.assign(
+            own=both["arm_id"].map(kl).astype(float), other=both["control_arm"].map(kl).astype(float)
         )
-        found.append(near)
+        same_side = np.sign(both["alpha"]) == np.sign(both["alpha_control"])
+        both = both[same_side & (both["own"] > 0) & (both["other"] > 0)]
+        curve = [f"{name}_control" for name in VARIES if f"{name}_control" in both and name != "alpha"]
+        for _, rows in both.groupby(["arm_id", "kind", *curve], sort=False, dropna=False):
+            found.append(_between(rows.sort_values("other", kind="stable")).assign(matched="kl"))
     table = pd.concat(found).drop_duplicates(["arm_id", "kind", "matched"])
-    return table[["arm_id", "control_arm", "kind", "matched"]].reset_index(drop=True)
+    return table[["arm_id", "control_arm", "kind", "matched", "other_arm", "weight"]].reset_index(drop=True)
+
+
+def _between(rows: pd.DataFrame) -> pd.DataFrame:
+    """The row of the nearer neighbour in KL, with the other neighbour and the weight; no row where there is none."""
+    own, kls = rows["own"].iloc[0], rows["other"].to_numpy()
+    above = int(np.searchsorted(kls, own))
+    if 0 < above < len(rows):
+        share = (own - kls[above - 1]) / (kls[above] - kls[above - 1])
+        near, far = (above, above - 1) if share >= 0.5 else (above - 1, above)
+        return rows.iloc[[near]].assign(other_arm=rows["control_arm"].iloc[far], weight=max(share, 1 - share))
+    end = rows.iloc[[min(above, len(rows) - 1)]]
+    return end[(end["own"] <= NEAR * end["other"]) & (end["other"] <= NEAR * end["own"])]
+
+
+def mix_controls(values: pd.DataFrame, matched: pd.DataFrame) -> pd.DataFrame:
+    """Each arm's control at equal KL, prompt by prompt: its two neighbours' values, weighted.
+
+    It is what a control measures that answers with one of two alphas, drawn with these probabilities.
+
+    Args:
+        values: what `per_prompt` returned.
+        matched: what `match_controls` returned.
+
+    Returns:
+        The columns of `values`, arm_id being the arm under study, and kind.
+    """
+    by_arm = {
+        arm: rows.drop(columns="arm_id") for arm, rows in values.set_index("prompt_id").groupby("arm_id")
+    }
+    parts = []
+    for row in matched[matched["matched"] == "kl"].itertuples():
+        mixed = by_arm[row.control_arm]
+        if row.other_arm:
+            mixed = row.weight * mixed + (1 - row.weight) * by_arm[row.other_arm]
+        parts.append(mixed.reset_index().assign(arm_id=row.arm_id, kind=row.kind))
+    return pd.concat(parts, ignore_index=True) if parts else values.head(0).assign(kind="")
 
 
 def with_controls(chosen: pd.DataFrame, arms: pd.DataFrame) -> pd.DataFrame:

@@ -8,7 +8,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from steerlib.evaluation.answers import check_paired, per_answer, per_prompt
-from steerlib.evaluation.controls import kl_on_dev, match_controls
+from steerlib.evaluation.controls import kl_on_dev, match_controls, mix_controls
 from steerlib.evaluation.intervals import (
     Bounds,
     cluster_interval,
@@ -79,6 +79,8 @@ def summarise(
         Comparator an arm: distance_difference, toxicity_difference, repetition_difference (arm - comparator);
         reduction_percent (of the distance), toxicity_reduction_percent; win_rate, tie_rate (of the distance);
         perplexity_ratio; sign_test_p (of the distance, else of toxicity, over users; n_clusters without ties).
+        Comparator "shuffled_profile" or "random_vector": the arm's control of that kind at equal KL, the same measures,
+        and control_kl_per_token; comparators that are arms are controls at equal alpha.
         Comparator base, with four seeds or more: reduction_percent_over_seeds.
         With `fluency`: perplexity_of_text and perplexity_of_text_ratio; their scorer is the judging model.
         A metric that is undefined (a perplexity of no tokens, a reduction from 0, an aligner's KL) has no row.
@@ -92,10 +94,11 @@ def summarise(
     asked = prompts[prompts["prompt_id"].isin(values["prompt_id"])]
     matched = match_controls(arms[arms["arm_id"].isin(values["arm_id"])], kl_on_dev(values, asked))
     against = {arm: [base_arm] for arm in values["arm_id"].unique() if arm != base_arm}
-    for arm, control in matched[["arm_id", "control_arm"]].itertuples(index=False):
-        against[arm].append(control)
+    for row in matched[matched["matched"] == "alpha"].itertuples():
+        against[row.arm_id].append(row.control_arm)
     members = list(subgroups(asked, users))
     rows = [compare(values, members, against, scorer=scorer)]
+    rows += compare_at_equal_kl(values, mix_controls(values, matched), members, scorer=scorer)
     if "distance" in values and generations["seed"].nunique() >= 4:
         answers = per_answer(generations, prompts, scores, accepted_scores)
         rows.append(_over_seeds(answers, asked, base_arm, scorer))
@@ -138,6 +141,20 @@ def compare(
     columns = [np.concatenate(column) for column in zip(*rows, strict=True)]
     table = pd.DataFrame(dict(zip(COLUMNS, columns, strict=True)))
     return table[np.isfinite(table["value"])].reset_index(drop=True)
+
+
+def compare_at_equal_kl(
+    values: pd.DataFrame, controls: pd.DataFrame, members: Sequence[Subgroup], *, scorer: str
+) -> Iterator[pd.DataFrame]:
+    """Comparisons with the controls of `mix_controls`, and their KL; the comparator is the control's kind."""
+    for kind, rows in controls.groupby("kind"):
+        names = {f"{kind} of {arm}": arm for arm in rows["arm_id"].unique()}
+        rows = rows.drop(columns="kind").assign(arm_id=f"{kind} of " + rows["arm_id"])
+        both = pd.concat([values[values["arm_id"].isin(names.values())], rows], ignore_index=True)
+        found = compare(both, members, {arm: [name] for name, arm in names.items()}, scorer=scorer)
+        kl = found[found["arm_id"].isin(names) & (found["metric"] == "kl_per_token")]
+        kl = kl.assign(arm_id=kl["arm_id"].map(names), metric="control_kl_per_token")
+        yield pd.concat([found[found["comparator"] != ""], kl]).assign(comparator=kind)
 
 
 Found = tuple[str, Bounds, int | NDArray[np.intp]]

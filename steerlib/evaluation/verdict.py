@@ -1,5 +1,6 @@
 """What the run found, in one sentence and one table, made from the metrics; and the operating range of each method."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,9 @@ from steerlib.tables import SCHEMA
 
 MAX_PERPLEXITY_RATIO = 2.0
 CONTROLS = {"shuffled_profile": "the shuffled profile", "random_vector": "a random vector", "": "the base"}
+OWN = ("own_minus_shuffled", "own_low", "own_high")
+BOUNDS = {"difference": ("difference", "low", "high"), OWN[0]: OWN}
+KLS = {"difference": "control_kl", OWN[0]: "shuffled_kl"}
 MATCHED = {"kl": " at equal KL", "alpha": " at equal alpha", "": " (the run has no other control)"}
 
 
@@ -97,7 +101,9 @@ def verdict(
     """The verdict of a run: each method at the alpha chosen on dev, reported on test beside its control.
 
     Alpha is the one with the largest fall of toxicity on dev among those within the perplexity limit. The control is
-    the rule's own (random vector, shuffled profile) at equal KL, else at equal alpha, else the base.
+    the rule's own (random vector, shuffled profile) at equal KL, else at equal alpha, else the base. A control at equal
+    KL is interpolated, prompt by prompt and linearly in KL per token on dev, between its two neighbouring alphas, see
+    `match_controls`; intervals are those of the paired difference to it, the weights being fixed.
 
     Args:
         metrics: the metrics table, with `accuracy` rows where questions were asked.
@@ -106,9 +112,10 @@ def verdict(
 
     Returns:
         The sentence and the table `verdict`. Its differences are method - comparator in units of toxicity, below 0
-        where the method is less toxic: change (from the base), difference (to control_arm), own_minus_shuffled;
-        distance is the change of the toxicity distance (missing without accepted answers). alpha_low and alpha_high
-        are the operating range, effective_n is that of the base's toxicity, see `effective_number`.
+        where the method is less toxic: change (from the base), difference (to the control), own_minus_shuffled;
+        distance is the change of the toxicity distance (missing without accepted answers). control_arm is the arm next
+        to the control. KL per token of method, control and shuffled profile are measured on test. alpha_low and
+        alpha_high are the operating range, effective_n is that of the base's toxicity, see `effective_number`.
     """
     limits = {"base_arm": base_arm, "max_perplexity_ratio": max_perplexity_ratio}
     chosen = chosen_arms(metrics, arms, metric="toxicity_reduction_percent", **limits)
@@ -116,6 +123,7 @@ def verdict(
     known = metrics[(metrics["metric"] == "kl_per_token") & (metrics["subgroup"] == "all")]
     known = known[known["split"] == ("dev" if (metrics["split"] == "dev").any() else "test")]
     matched = match_controls(arms, known.set_index("arm_id")["value"])
+    matched["comparator"] = matched["control_arm"].where(matched["matched"] == "alpha", matched["kind"])
     matched = matched.sort_values("matched", ascending=False)  # "kl" before "alpha"
     found, nothing = _over_all(metrics, "test"), (np.nan,) * 3
     base, rows = found.loc[(base_arm, "", "toxicity")], []
@@ -124,41 +132,49 @@ def verdict(
         key = (arm, comparator, metric)
         return tuple(found.loc[key, ["value", "low", "high"]]) if key in found.index else nothing
 
+    def kl_of(arm: str, control: pd.Series) -> float:
+        if control["matched"] == "kl":
+            return of(arm, "control_kl_per_token", control["comparator"])[0]
+        return of(control["control_arm"], "kl_per_token")[0]
+
     for _, curve in (
         chosen[chosen["control"] == ""].sort_values("dev", ascending=False, kind="stable").iterrows()
     ):
         arm, rule = curve["arm_id"], RULES[curve["method"]]
         own = matched[matched["arm_id"] == arm].drop_duplicates("kind").set_index("kind")
         kind = rule.control if rule.control in own.index else next(iter(own.index), "")
-        control, how = own.loc[kind, ["control_arm", "matched"]] if kind else (base_arm, "")
-        shuffled = own["control_arm"].get("shuffled_profile", "none")
+        nobody = pd.Series({"control_arm": base_arm, "comparator": base_arm, "matched": ""})
+        control = own.loc[kind] if kind else nobody
+        shuffled = own.loc["shuffled_profile"] if "shuffled_profile" in own.index else None
         words = [rule.label, curve.get("family", ""), curve.get("variant", "")]
         row = {
             "method": ", ".join(filter(None, words)).replace("_", " "),
             "arm_id": arm,
-            "control_arm": control,
+            "control_arm": control["control_arm"],
         }
         row |= {"alpha": curve["alpha"], "toxicity_base": base["value"], "toxicity": of(arm, "toxicity")[0]}
         row["alpha_low"], row["alpha_high"] = _ends(ranges[(ranges[names] == curve[names]).all(axis=1)])
         for columns, comparator, metric in (
             (("change", "change_low", "change_high"), base_arm, "toxicity_difference"),
-            (("difference", "low", "high"), control, "toxicity_difference"),
-            (("own_minus_shuffled", "own_low", "own_high"), shuffled, "toxicity_difference"),
+            (("difference", "low", "high"), control["comparator"], "toxicity_difference"),
+            (OWN, "none" if shuffled is None else shuffled["comparator"], "toxicity_difference"),
             (("distance", "distance_low", "distance_high"), base_arm, "distance_difference"),
         ):
             row |= dict(zip(columns, of(arm, metric, comparator), strict=True))
-        row |= {
-            "perplexity_ratio": of(arm, "perplexity_ratio", base_arm)[0],
-            "accuracy": of(arm, "accuracy")[0],
-        }
-        row |= {"kl_per_token": of(arm, "kl_per_token")[0], "n": int(base["n"])}
-        row["effective_n"] = of(base_arm, "toxicity_effective_n")[0]
-        rows.append(row | {"sentence": _sentence(row, kind, how, int(base["n_clusters"]))})
+        row |= {name: of(arm, name)[0] for name in ("accuracy", "kl_per_token")}
+        for name, one in (("control_kl", control), ("shuffled_kl", shuffled)):
+            row[name] = np.nan if one is None else kl_of(arm, one)
+        row["perplexity_ratio"] = of(arm, "perplexity_ratio", base_arm)[0]
+        row |= {"n": int(base["n"]), "effective_n": of(base_arm, "toxicity_effective_n")[0]}
+        against = {"difference": (kind, control["matched"])}
+        if shuffled is not None and kind != "shuffled_profile":
+            against["own_minus_shuffled"] = ("shuffled_profile", shuffled["matched"])
+        rows.append(row | {"sentence": _sentence(row, against, int(base["n_clusters"]))})
     table = pd.DataFrame(rows)[list(SCHEMA["verdict"].columns)]
     return Verdict(table["sentence"].iloc[0], table)
 
 
-def _sentence(row: dict, kind: str, how: str, users: int) -> str:
+def _sentence(row: dict, against: Mapping[str, tuple[str, str]], users: int) -> str:
     few = ", too few" if row["effective_n"] < FEWEST_EFFECTIVE else ""
     where = f"{row['n']} test prompts of {users} users (effective number {row['effective_n']:.0f}{few})"
     if not row["alpha"]:
@@ -168,16 +184,21 @@ def _sentence(row: dict, kind: str, how: str, users: int) -> str:
         )
     text = (
         f"{row['method']} at alpha {row['alpha']:g} (chosen on dev): toxicity {row['toxicity_base']:.3f} -> "
-        f"{row['toxicity']:.3f} on {where}, change {_stated(row['change'], row['change_low'], row['change_high'])}; "
+        f"{row['toxicity']:.3f} on {where}, change {_stated(row['change'], row['change_low'], row['change_high'])}"
     )
-    text += (
-        f"difference to {CONTROLS[kind]}{MATCHED[how]} {_stated(row['difference'], row['low'], row['high'])}"
-    )
-    smallest = detectable(row["low"], row["high"], users)
-    if row["low"] <= 0 <= row["high"] and np.isfinite(smallest):
-        share = 100 * smallest / row["toxicity_base"]
-        text += f" (the run detects {smallest:.3f}, {share:.0f} % of the base's toxicity, with 80 % power)"
-    text += f"; perplexity x {row['perplexity_ratio']:.2f}, {row['kl_per_token']:.2f} nats per token. "
+    kls = f"{row['kl_per_token']:.2f} nats per token"
+    for name, (kind, how) in against.items():
+        value, low, high = (row[column] for column in BOUNDS[name])
+        text += f"; difference to {CONTROLS[kind]}{MATCHED[how]} {_stated(value, low, high)}"
+        smallest = detectable(low, high, users)
+        if low <= 0 <= high and np.isfinite(smallest):
+            share = 100 * smallest / row["toxicity_base"]
+            text += (
+                f" (the run detects {smallest:.3f}, {share:.0f} % of the base's toxicity, with 80 % power)"
+            )
+        if kind:
+            kls += f", {CONTROLS[kind]} {row[KLS[name]]:.2f}"
+    text += f"; perplexity x {row['perplexity_ratio']:.2f}, {kls}. "
     return text + f"Operating range: {_span(row['alpha_low'], row['alpha_high'])}."
 
 
@@ -217,6 +238,8 @@ def verdict_shown(table: pd.DataFrame) -> pd.DataFrame:
         "distance, change": interval("distance", "distance_low", "distance_high"),
         "perplexity ratio": table["perplexity_ratio"].map("{:.2f}".format),
         "KL, nats per token": table["kl_per_token"].map("{:.2f}".format),
+        "KL of control": table["control_kl"].map("{:.2f}".format),
+        "KL of shuffled": table["shuffled_kl"].map("{:.2f}".format),
         "accuracy, %": table["accuracy"].map("{:.1f}".format),
         "n (effective)": [f"{n} ({e:.0f})" for n, e in table[["n", "effective_n"]].itertuples(index=False)],
     }
