@@ -72,6 +72,8 @@ def _fits(value: object, annotation: ast.expr) -> bool:
             return isinstance(value, TYPES[name]) and (name == "bool" or not isinstance(value, bool))
         case ast.Subscript(value=ast.Name(id="list"), slice=item):
             return isinstance(value, list) and all(_fits(entry, item) for entry in value)
+        case ast.Subscript(value=ast.Name(id="dict"), slice=ast.Tuple(elts=[key, item])):
+            return isinstance(value, dict) and all(_fits(k, key) and _fits(v, item) for k, v in value.items())
     raise BadInput(f"a parameter cannot be annotated {ast.unparse(annotation)!r}")
 
 
@@ -97,6 +99,32 @@ def notebook_parameters(notebook: Path) -> dict[str, Parameter]:
         if not parameters[name].takes(parameters[name].default):
             raise BadInput(f"{notebook.name}: {ast.unparse(line)!r}: the default is not {annotation}")
     return parameters
+
+
+def flat(parameters: Mapping[str, Parameter]) -> dict[str, Parameter]:
+    """The keys of a params file: each parameter, but for a dict with entries each of those."""
+    found = {}
+    for name, parameter in parameters.items():
+        entries = parameter.default if isinstance(parameter.default, dict) else {}
+        inside = {key: Parameter(key, _type(value), value) for key, value in entries.items()}
+        found |= inside or {name: parameter}
+    return found
+
+
+def _type(default: object) -> str:
+    if isinstance(default, list) and default:
+        return f"list[{_type(default[0])}]"
+    return "str | float | None" if default is None else type(default).__name__
+
+
+def handed(params: Mapping[str, Any], parameters: Mapping[str, Parameter]) -> dict[str, Any]:
+    """What one notebook is handed of a params file; a dict of which some entries are given keeps its others."""
+    found = {name: params[name] for name in parameters if name in params}
+    for name in parameters.keys() - found:
+        entries = flat({name: parameters[name]})
+        if params.keys() & entries:
+            found[name] = {key: params.get(key, entry.default) for key, entry in entries.items()}
+    return found
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -134,7 +162,7 @@ def check_params(params: Mapping[str, Any], notebooks: Mapping[str, Mapping[str,
 
     Args:
         params: keys and values as given.
-        notebooks: parameters of each notebook, by notebook.
+        notebooks: parameters of each notebook, by notebook, as `flat` gives them.
 
     Raises:
         BadInput: naming every offending key, what was expected and what was given.

@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 from jupyter_core.paths import jupyter_runtime_dir
 from traitlets.config import Config
 
-from steerlib.params import BadInput, check_params, notebook_parameters, read_params, resolved
+from steerlib.params import BadInput, check_params, flat, handed, notebook_parameters, read_params, resolved
 from steerlib.tables import COMMAND, PROGRESS_FILE, ROOT, atomic_path, results_folder
 
 NOTEBOOKS = ROOT / "notebooks"
@@ -75,12 +75,15 @@ def plan(
     if not isinstance(run, str) or not run or Path(run).name != run or run.startswith("."):
         raise BadInput(f"run must be a plain folder name, not {run!r}")
     taken = {file: notebook_parameters(file) for file in files}
-    check_params(params, {file.stem: taken[file] for file in files})
+    for name in [name for name, value in params.items() if isinstance(value, dict)]:
+        if any(name in parameters and parameters[name].default for parameters in taken.values()):
+            params |= params.pop(name)  # settings given as one dict
+    check_params(params, {file.stem: flat(taken[file]) | {"run": taken[file]["run"]} for file in files})
     params, inputs = resolved(params, [Path.cwd(), params_file.parent])
     stages = {}
     for file in files:
-        given, named = ({name: d[name] for name in taken[file] if name in d} for d in (params, inputs))
-        stages[file.stem] = Stage(file, given, named)
+        named = {name: inputs[name] for name in inputs if name in flat(taken[file])}
+        stages[file.stem] = Stage(file, handed(params, taken[file]), named)
     return Study(run, stages)
 
 

@@ -9,7 +9,7 @@ import pytest
 from stored import KERNEL, machine_paths
 
 from steerlib import params
-from steerlib.params import Parameter, notebook_parameters, read_params
+from steerlib.params import Parameter, flat, notebook_parameters, read_params
 from steerlib.runner import numbered, plan
 from steerlib.tables import ROOT
 
@@ -32,7 +32,7 @@ def code_cells(notebook: Path) -> list[nbformat.NotebookNode]:
 
 
 def taken() -> dict[str, dict[str, Parameter]]:
-    return {notebook.stem: notebook_parameters(notebook) for notebook in NOTEBOOKS}
+    return {notebook.stem: flat(notebook_parameters(notebook)) for notebook in NOTEBOOKS}
 
 
 @every_notebook
@@ -142,7 +142,7 @@ def test_a_folder_with_other_data_leaves_the_demo_ratings_as_they_are(
 
 
 def test_the_lists_of_the_params_check_name_parameters_that_there_are() -> None:
-    known = {name for notebook in ALL for name in notebook_parameters(notebook)}
+    known = {name for notebook in ALL for name in flat(notebook_parameters(notebook))}
     assert {*params.WORDS, *params.SIGNED, *params.SHARES, *params.POSITIVE, *params.WITHIN_DATA} <= known
 
 
@@ -150,7 +150,7 @@ def test_the_lists_of_the_params_check_name_parameters_that_there_are() -> None:
     "name", ["controls", "estimator", "prompt_labels", "pool", "positions", "style", "ties"]
 )
 def test_the_params_check_knows_the_default_and_refuses_a_misspelt_word(name: str) -> None:
-    parameter = next(notebook_parameters(n)[name] for n in ALL if name in notebook_parameters(n))
+    parameter = next(flat(notebook_parameters(n))[name] for n in ALL if name in flat(notebook_parameters(n)))
     params.check_params({name: parameter.default}, {"notebook": {name: parameter}})
     wrong = ["x" + parameter.default[0]] if isinstance(parameter.default, list) else "x" + parameter.default
     with pytest.raises(params.BadInput, match=name):

@@ -35,7 +35,7 @@ model: str = "embedded"
 more: list[str] = []
 pair_file: str = ""
 judge_settings: dict = {}
-tie: int = 5
+settings: dict = {"tie": 5, "ties": "drop", "dtype": None}
 data_folder: str | None = None"""
 
 
@@ -237,6 +237,7 @@ REFUSED = [
     ("style: caht", "'caht' is unknown; did you mean 'chat'"),
     ("methods: [sda, ant_expert]", "'ant_expert' is unknown; did you mean 'anti_expert'"),
     ("tie: five", "tie must be int"),
+    ("settings: {tei: 5}", "unknown parameter 'tei'; did you mean 'tie'"),
     ("max_new_token: 5", "did you mean 'max_new_tokens'"),
     ("hf_token: abcdefgh", "hf_token: params end up"),
     ("api_key: abcdefgh", "api_key"),
@@ -275,6 +276,16 @@ def test_all_mistakes_are_named_at_once(toy: Path) -> None:
 def test_a_parameters_cell_that_cannot_be_checked_is_refused(toy: Path, cell: str) -> None:
     write_notebook(toy / "notebooks" / "01_first.ipynb", 'run: str = "quick"\n' + cell)
     refusal(toy, "{}")
+
+
+def test_entries_of_a_dict_are_given_flat_or_as_a_dict_and_the_others_keep_their_defaults(toy: Path) -> None:
+    for params in ("tie: 7", "settings: {tie: 7}"):
+        (toy / "toy.yaml").write_text(params)
+        stages = plan(toy / "toy.yaml", notebooks=toy / "notebooks").stages
+        assert stages["02_second"].parameters == {
+            "run": "toy",
+            "settings": {"tie": 7, "ties": "drop", "dtype": None},
+        }
 
 
 def test_relative_paths_are_looked_for_where_the_command_was_given_then_beside_the_params_file(
