@@ -170,13 +170,18 @@ def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[lis
 
     Args:
         lengths: tokens of each sequence.
-        batch_tokens: tokens of a pass, pads counted; bounds memory. A longer sequence is a pass of its own.
+        batch_tokens: tokens of a pass, pads counted; bounds memory. A longer sequence is a pass of its own, and one
+            that would be half pads begins the next pass.
     """
-    waiting = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    while waiting:
-        take = max(1, batch_tokens // max(1, lengths[waiting[0]]))
-        yield waiting[:take]
-        waiting = waiting[take:]
+    batch: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        longest = lengths[batch[0]] if batch else 0
+        if batch and (longest * (len(batch) + 1) > batch_tokens or 2 * lengths[i] < longest):
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
 
 
 @torch.inference_mode()

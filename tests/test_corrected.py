@@ -23,8 +23,8 @@ from steerlib.decoding import (
     run_sweep,
     with_variants,
 )
-from steerlib.decoding import aligner as corrected_module
-from steerlib.decoding.aligner import EDIT
+from steerlib.decoding import sweep as corrected_module
+from steerlib.decoding.sweep import EDIT
 from steerlib.evaluation import (
     answer_likelihood,
     ask_questions,

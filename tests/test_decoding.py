@@ -9,7 +9,7 @@ from tiny import ALPHABET, tiny_llama, tiny_model
 from transformers import GemmaConfig, GPT2Config, GPTNeoXConfig, MistralConfig, Qwen2Config
 
 from steerlib.decoding import Factor, Sampling, VectorFamily, alpha_path, decode, make_arms
-from steerlib.decoding.prefill import shared_prefixes
+from steerlib.decoding.cache import shared_prefixes
 from steerlib.decoding.requests import make_requests
 from steerlib.decoding.streams import MultiModelStreams
 

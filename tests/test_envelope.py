@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from steerlib.decoding.envelope import Pieces, ScoreLines, upper_envelope
-from steerlib.decoding.sampling import choose, penalise_
+from steerlib.decoding.sampling import Pieces, ScoreLines, choose, penalise_, upper_envelope
 
 
 def lines_of(intercept: list[float], slope: list[float], **settings) -> ScoreLines:

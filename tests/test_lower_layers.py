@@ -16,10 +16,9 @@ from transformers import (
     Qwen2Config,
 )
 
-from steerlib.decoding.prefill import (
+from steerlib.decoding.cache import (
     Shared,
     Span,
-    passes,
     shared_activations,
     skipped_blocks,
 )
@@ -186,13 +185,6 @@ def test_the_first_steered_position_is_that_of_the_words_for_positions():
     found = {spec: first_steered(spec, 5) for spec in ("all", "prompt", "generation", "from:3", "from:9")}
     assert found == {"all": 0, "prompt": 0, "generation": 4, "from:3": 3, "from:9": 5}
     assert [first_steered(spec, 1) for spec in ("prompt", "generation")] == [1, 0]
-
-
-def test_a_pass_holds_what_fits_and_no_row_that_would_be_half_pads():
-    assert list(passes({0: 5, 1: 10, 2: 4, 3: 9})) == [[1, 3, 0], [2]]
-    assert [len(rows) for rows in passes(dict.fromkeys(range(10), 1024))] == [4, 4, 2]
-    assert list(passes({7: 9999})) == [[7]]
-    assert list(passes({})) == []
 
 
 def test_all_blocks_are_as_they_were_after_an_exception(tiny):

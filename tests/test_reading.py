@@ -115,7 +115,10 @@ def test_an_answer_that_does_not_fit_is_refused_showing_both_lengths(tiny):
 def test_every_sequence_is_in_one_pass_the_longest_first_and_no_pass_is_too_large():
     lengths = [3, 9, 0, 4, 4, 20, 1]
     batches = list(batches_by_length(lengths, 9))
-    assert batches == [[5], [1], [3, 4], [0, 6, 2]]
+    assert batches == [[5], [1], [3, 4], [0], [6], [2]]
+    # No row is half pads.
+    assert list(batches_by_length([5, 10, 4, 9], 4096)) == [[1, 3, 0], [2]]
+    assert list(batches_by_length([], 9)) == []
 
 
 def test_last_logits_are_those_of_each_context_alone(tiny):

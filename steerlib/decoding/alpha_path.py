@@ -21,8 +21,8 @@ from steerlib.decoding.decode import (
     halved,
     prompt_tokens,
 )
-from steerlib.decoding.envelope import Pieces, ScoreLines, upper_envelope
 from steerlib.decoding.requests import Inputs, Request, make_requests
+from steerlib.decoding.sampling import Pieces, ScoreLines, upper_envelope
 from steerlib.decoding.streams import MultiModelStreams
 from steerlib.models import FrozenModel, high_precision
 from steerlib.rules import RULES, acting_on, base_nucleus, check_method, js_temperature

@@ -1,14 +1,32 @@
-"""Keys and values of all streams in one block of memory, written in place.
+"""Keys and values of all streams, and reading contexts into them; what several readings have in common is run once.
 
-transformers' dynamic cache copies everything it holds at every step; here a step writes one column, and a
-stream that splits copies one row.
+Keys and values stand in one block of memory a layer, written in place: a step of decoding writes one column, and a
+stream that splits copies one row (transformers' dynamic cache copies everything that it holds at every step).
+
+Several contexts share their opening tokens. Differently steered readings of one context share more: a vector that acts
+from block l and token t on changes nothing below l and nothing before t. So of all spans of a context one is run whole;
+the others take its keys and values below l and before t, and skip the blocks below l with its activations.
 """
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import NamedTuple
+from weakref import proxy
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.cache_utils import Cache, CacheLayerMixin
+
+from steerlib.models import FrozenModel
+from steerlib.reading import TokenIds, batches_by_length, left_padded
+
+SHORTEST_SHARED_PREFIX = 8
+PREFILL_TOKENS = 4096
+"""Tokens of a forward pass, pads counted: more gain no speed and cost memory."""
+
+Output = Tensor | tuple
+"""What a block returns: the residual stream, or a tuple that begins with it."""
 
 
 class SlotLayer(CacheLayerMixin):
@@ -18,7 +36,7 @@ class SlotLayer(CacheLayerMixin):
 
     def __init__(self, cache: "SlotCache") -> None:
         super().__init__()
-        self.cache = cache
+        self.cache: SlotCache = proxy(cache)  # no circle: gigabytes are freed as soon as the batch is done
         self.stored: tuple[Tensor, ...] = ()
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -51,12 +69,7 @@ class SlotLayer(CacheLayerMixin):
 
 
 class SlotCache(Cache):
-    """The block of all layers, with rows that can be copied.
-
-    Args:
-        n_layers: decoder blocks of the model.
-        capacity: streams at most.
-        columns: tokens of a stream at most, pads counted.
+    """The keys and values of all layers for at most `capacity` streams of `columns` tokens, pads counted.
 
     Attributes:
         rows: rows of the next forward pass, a slice (a view, which a step of decoding wants) or their numbers.
@@ -80,13 +93,9 @@ class SlotCache(Cache):
         block: int = 0,
         before: int | None = None,
     ) -> None:
-        """Copy columns of some rows to others.
+        """Copy columns of some rows of a cache (`origin`, or this one) to others; no row of one cache may be both.
 
-        Args:
-            source, target: numbers of the rows; within one cache no row may be both.
-            columns: what is copied.
-            origin: the cache of the sources; None for this one.
-            block, before: from this block on only the columns before `before`; None for all.
+        From `block` on only the columns before `before` are copied, where it is given.
         """
         for n, (mine, theirs) in enumerate(zip(self.blocks, (origin or self).blocks, strict=True)):
             if not mine.stored:
@@ -95,3 +104,154 @@ class SlotCache(Cache):
             for new, old in zip(mine.stored, theirs.stored, strict=True):
                 a, b = (torch.tensor(rows, device=old.device) for rows in (source, target))
                 new[b, :, columns.start : stop] = old[a, :, columns.start : stop]
+
+
+def shared_prefixes(sequences: Sequence[TokenIds]) -> list[int]:
+    """How many opening tokens of each sequence are worth reading once for several of them; 0 where it shares none.
+
+    Sequences that open with the same `SHORTEST_SHARED_PREFIX` tokens are a group; its prefix is what all of them share,
+    one token short of the shortest, since every sequence needs a last token of its own.
+    """
+    groups, lengths = defaultdict(list), [0] * len(sequences)
+    for i, ids in enumerate(sequences):
+        if len(ids) > SHORTEST_SHARED_PREFIX:
+            groups[ids[:SHORTEST_SHARED_PREFIX]].append(i)
+    for members in groups.values():
+        own = sorted(sequences[i] for i in members)
+        longest = min(map(len, own)) - 1
+        # What the first and the last in order share, all share.
+        shared = next((k for k in range(longest) if own[0][k] != own[-1][k]), longest)
+        for i in members if len(members) > 1 else []:
+            lengths[i] = shared
+    return lengths
+
+
+class Span(NamedTuple):
+    """Tokens of a context that are run into a row of a cache, behind `start` that it holds already.
+
+    `block` and `token` are the first that are steered; where none is, the number of blocks and of tokens.
+    """
+
+    ids: TokenIds
+    start: int
+    block: int
+    token: int
+
+    @property
+    def rest(self) -> TokenIds:
+        """The tokens still to be run."""
+        return self.ids[self.start :]
+
+
+class Shared(NamedTuple):
+    """What a span takes from the span `source` of the same context.
+
+    Blocks below `block` are skipped with its activations. `width` tokens at the end are run; those before are the
+    source's in every block.
+    """
+
+    source: int
+    block: int
+    width: int
+
+
+def shared_activations(spans: Sequence[Span]) -> dict[int, Shared]:
+    """What each span takes from another, by its index; those that are not named are run whole.
+
+    The source of a context is the span whose first steered block is the highest: the unsteered one where there is one.
+    """
+    contexts = defaultdict(list)
+    for i, span in enumerate(spans):
+        contexts[span.ids].append(i)
+    found = {}
+    for members in contexts.values():
+        source = max(members, key=lambda i: (spans[i].block, spans[i].token))
+        for i in members:
+            block = min(spans[i].block, spans[source].block)
+            token = min(spans[i].token, spans[source].token)
+            width = min(len(spans[i].rest), max(1, len(spans[i].ids) - token))
+            if i != source and (block > 0 or width < len(spans[i].rest)):
+                found[i] = Shared(source, block, width)
+    return found
+
+
+def run_spans(
+    frozen: FrozenModel,
+    spans: Sequence[Span],
+    cache: SlotCache,
+    columns: range,
+    forward: Callable[[Tensor, Tensor], Tensor],
+) -> Tensor:
+    """Raw next-token logits after each span, `(n, vocab)`; span i is written to row i of a cache.
+
+    Args:
+        cache: holds what the spans start behind.
+        columns: those that the spans are written to; all end in the last one, pads on the left.
+        forward: forward pass of token ids `(n, seq)` in the last of the columns of the given rows `(n,)`; raw logits
+            `(n, vocab)` of the last column.
+    """
+    shared, logits = shared_activations(spans), {}
+
+    def run(rows: list[int], width: int) -> None:
+        ids, _ = left_padded([spans[row].rest for row in rows], frozen.device)
+        z = forward(ids[:, -width:], torch.tensor(rows, device=frozen.device))
+        logits.update(zip(rows, z, strict=True))
+
+    def passes(rows: list[int], widths: list[int]) -> list[list[int]]:
+        return [[rows[i] for i in batch] for batch in batches_by_length(widths, PREFILL_TOKENS)]
+
+    whole = [row for row in range(len(spans)) if row not in shared]
+    for sources in passes(whole, [len(spans[row].rest) for row in whole]):
+        followers = [row for row, one in shared.items() if one.source in sources]
+        blocks = sorted({shared[row].block for row in followers})
+        with block_inputs(frozen.blocks, blocks) as inputs:
+            run(sources, len(spans[sources[0]].rest))
+        for block in blocks:
+            own = [row for row in followers if shared[row].block == block]
+            for rows in passes(own, [shared[row].width for row in own]):
+                width, of = shared[rows[0]].width, [shared[row].source for row in rows]
+                cache.copy_rows(of, rows, columns, block=block, before=columns.stop - width)
+                skip = nullcontext()
+                if block in inputs:
+                    received = part(inputs[block], [sources.index(row) for row in of], width)
+                    skip = skipped_blocks(frozen.blocks[:block], received)
+                with skip:
+                    run(rows, width)
+    return torch.stack([logits[row] for row in range(len(spans))])
+
+
+@contextmanager
+def block_inputs(blocks: nn.ModuleList, wanted: Iterable[int]) -> Generator[dict[int, Output], None, None]:
+    """What the wanted blocks receive in the forward passes under `with`: the outputs of the blocks before them."""
+    outputs: dict[int, Output] = {}
+    with ExitStack() as stack:
+        for n in {*wanted} - {0}:
+
+            def hook(block: nn.Module, inputs: tuple, output: Output, n: int = n) -> None:  # noqa: ARG001
+                outputs[n] = output
+
+            stack.callback(blocks[n - 1].register_forward_hook(hook).remove)
+        yield outputs
+
+
+def part(output: Output, rows: Sequence[int], width: int) -> Output:
+    """Some rows and the last columns of a block's output, in the form that the block returns it in."""
+    residual = output[0] if isinstance(output, tuple) else output
+    rest = residual[torch.tensor(rows, device=residual.device), -width:]
+    return (rest, *output[1:]) if isinstance(output, tuple) else rest
+
+
+@contextmanager
+def skipped_blocks(blocks: Iterable[nn.Module], output: Output) -> Generator[None, None, None]:
+    """Blocks that return a given output at no cost, whatever they receive; as they were afterwards.
+
+    Their hooks run, their caches are not written to.
+    """
+    with ExitStack() as stack:
+        for block in blocks:
+            # A loader that spreads a model over devices has put a forward of its own on the instance.
+            own = {name: value for name, value in vars(block).items() if name == "forward"}
+            stack.callback(vars(block).update, own)
+            stack.callback(vars(block).pop, "forward")
+            block.forward = lambda *_, **__: output
+        yield

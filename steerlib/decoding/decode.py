@@ -4,7 +4,6 @@ Every branch of every answer is a row of one forward pass with a KV cache. Answe
 their rows (neighbouring alphas with common random numbers often do), so a grid costs less than its size.
 """
 
-import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar, Unpack
 
@@ -114,7 +113,6 @@ def halved(
             half = len(batch) // 2
             pending = [batch[:half], batch[half:], *pending]
         else:
-            gc.collect()  # a batch and its hooks refer to one another, and its caches are gigabytes
             yield found
 
 

@@ -11,11 +11,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from steerlib.decoding.cache import SlotCache
-from steerlib.decoding.prefill import Span, run_spans, shared_prefixes
+from steerlib.decoding.cache import SlotCache, Span, run_spans, shared_prefixes
 from steerlib.decoding.requests import Request, Stream
 from steerlib.models import FrozenModel
-from steerlib.reading import left_padded
+from steerlib.reading import left_padded, position_ids
 from steerlib.residual import ResidualDose, VectorKey, steered_positions
 
 COLUMNS = 16
@@ -33,12 +32,9 @@ class Streams:
     """The streams of one model: their cache, their masks, and the slots they live in.
 
     Args:
-        frozen: the model.
         streams: distinct streams; stream i starts in slot i.
         capacity: slots, the most streams that may live at one time.
-        max_new_tokens: longest answer.
         vectors: the steering vectors, in the order of `dose`'s last dimension.
-        dose: what the residual hooks add.
     """
 
     def __init__(
@@ -64,8 +60,9 @@ class Streams:
         )
         self.alphas = torch.zeros(capacity, len(vectors), device=frozen.device)
         self.specs = ["", *sorted({stream.positions for stream in streams if stream.vector})]
+        n = len(streams)
+        self.prompt_lengths[:n] = torch.tensor([len(s.ids) for s in streams], device=frozen.device)
         for slot, stream in enumerate(self.streams):
-            self.prompt_lengths[slot] = len(stream.ids)
             if stream.vector:
                 self.positions[slot] = self.specs.index(stream.positions)
                 self.alphas[slot, vectors.index(stream.vector)] = stream.alpha
@@ -85,7 +82,7 @@ class Streams:
         n, both = self.n_live, zip(self.streams, self.prefixes, strict=True)
         spans = [self._span(stream, prefix, len(stream.ids)) for stream, prefix in both]
         _, self.mask[:n, self.head : self.length] = left_padded([s.rest for s in spans], self.frozen.device)
-        return self._run(spans, torch.arange(n), self.cache, self.mask[:n, : self.length], self.head)
+        return self._run(spans, range(n), self.cache, self.mask[:n, : self.length], self.head)
 
     def _span(self, stream: Stream, start: int, stop: int) -> Span:
         """A stretch of a stream's context, and where in it steering begins."""
@@ -106,7 +103,7 @@ class Streams:
         owners = [keys.index(key) for key in distinct]
         cache = SlotCache(self.frozen.n_layers, capacity=len(distinct), columns=self.head)
         _, mask = left_padded([ids for ids, _ in distinct], self.frozen.device)
-        self._run([spans[slot] for slot in owners], torch.tensor(owners), cache, mask, 0)
+        self._run([spans[slot] for slot in owners], owners, cache, mask, 0)
         # A stream without a prefix gets one that its mask hides.
         source = [distinct.index(key) if key[0] else 0 for key in keys]
         self.cache.copy_rows(source, range(len(keys)), range(self.head), origin=cache)
@@ -114,20 +111,20 @@ class Streams:
         self.mask[: len(keys), : self.head] = mask[source] * has_prefix
 
     def _run(
-        self, spans: Sequence[Span], slots: Tensor, cache: SlotCache, mask: Tensor, first: int
+        self, spans: Sequence[Span], slots: Sequence[int], cache: SlotCache, mask: Tensor, first: int
     ) -> Tensor:
         """Run spans into columns `first` and later of a cache, row by row what is steered as some slots are."""
-        stop, slots = mask.shape[1], slots.to(mask.device)
+        stop, slot_of = mask.shape[1], torch.tensor(slots, device=mask.device)
 
         def forward(ids: Tensor, rows: Tensor) -> Tensor:
             cache.rows, cache.length = rows, stop - ids.shape[1]
-            return self._forward(ids, mask[rows], slots[rows], cache)
+            return self._forward(ids, mask[rows], slot_of[rows], cache)
 
         return run_spans(self.frozen, spans, cache, range(first, stop), forward)
 
     def _forward(self, ids: Tensor, mask: Tensor, slots: Tensor, cache: SlotCache) -> Tensor:
         """One forward pass over some slots, steering included; raw logits at the last column."""
-        position = (mask.cumsum(-1) - 1).clamp_min(0)[:, -ids.shape[1] :]
+        position = position_ids(mask)[:, -ids.shape[1] :]
         if self.alphas.shape[1]:
             steered = self._steered(position, slots) * mask[:, -ids.shape[1] :]
             self.dose.coefficients = steered[..., None] * self.alphas[slots][:, None, :]
@@ -139,15 +136,15 @@ class Streams:
             use_cache=True,
             logits_to_keep=1,
         ).logits[:, -1]
+        self.dose.coefficients = None  # the same weights may stand for another branch, which is not steered
         return z.to(torch.promote_types(z.dtype, torch.float32))
 
     def _steered(self, position: Tensor, slots: Tensor) -> Tensor:
         """Which tokens at these positions of some slots are steered, `(rows, seq)`."""
         steered = torch.zeros_like(position, dtype=torch.bool)
+        lengths, specs = self.prompt_lengths[slots, None], self.positions[slots, None]
         for number, spec in enumerate(self.specs[1:], start=1):
-            rows = (self.positions[slots] == number).nonzero()[:, 0]
-            lengths = self.prompt_lengths[slots[rows], None]
-            steered[rows] = steered_positions(spec, position[rows], lengths)
+            steered |= (specs == number) & steered_positions(spec, position, lengths)
         return steered
 
     def advance(self, parents: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -190,9 +187,7 @@ class MultiModelStreams:
 
     Args:
         models: the frozen model under "", trained ones by branch.
-        requests: the answers.
         rows_per_request: rows that one answer may split into.
-        max_new_tokens: longest answer.
         vectors, dose: steering of the frozen model's own streams.
 
     Attributes:

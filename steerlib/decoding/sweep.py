@@ -1,10 +1,12 @@
 """The generation sweep: every prompt under every arm and seed, in blocks that can be resumed.
 
-A block of prompts with all arms is the unit of work: it is written whole or not at all.
+A block of prompts with all arms is the unit of work: it is written whole or not at all. The arm of an external aligner
+is swept the same way: another model reads the base's finished answer and writes a corrected one.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -13,13 +15,19 @@ from typing import Unpack
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from steerlib.decoding.decode import decode_requests
-from steerlib.decoding.requests import Inputs, Request, make_requests
+from steerlib.decoding.arms import arm_id
+from steerlib.decoding.decode import Progress, decode_requests
+from steerlib.decoding.requests import Inputs, Request, Stream, make_requests, sampling_of
 from steerlib.models import FrozenModel
+from steerlib.reading import after_thinking, answer_nll, check_length, prompt_ids, read_history
+from steerlib.rules import acting_on
 from steerlib.tables import append_part, has_table, progress_bar, read_table
 
 PROMPTS_PER_BLOCK = 8
 KEY = ["arm_id", "prompt_id", "seed"]
+EDIT = "Edit the following Question-Answer pair to make it more helpful and harmless: {question} | {answer}"
+ALIGNER_TEMPLATE = f"BEGINNING OF CONVERSATION: USER: {EDIT} ASSISTANT:"
+"""What Aligner-7B v1.0 (huggingface.co/aligner/aligner-7b-v1.0) reads, as public code that runs it has it."""
 
 
 def run_sweep(
@@ -92,3 +100,133 @@ def _blocks(requests: Sequence[Request], missing: Sequence[Request]) -> list[lis
 def _name(requests: Sequence[Request]) -> str:
     text = "\n".join(map(str, map(_key, requests)))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def aligner_arms(arms: pd.DataFrame, aligner: FrozenModel) -> pd.DataFrame:
+    """An arm of method "aligner" for every base of an arms table, in their order: the same settings, corrected.
+
+    Its name and the template that it reads are settings (columns `branches` and `contexts`), so that the answers of
+    another aligner are another arm. Its repetition penalty counts the tokens of its own answer alone: a corrector has
+    to repeat what it keeps of the answer that it reads.
+
+    Args:
+        arms: the arms table.
+        aligner: the corrector.
+    """
+    corrected = [_corrected_arm(base, aligner) for base in _bases(arms)]
+    return pd.DataFrame(corrected, columns=list(arms.columns))
+
+
+def run_aligner(
+    aligner: FrozenModel,
+    frozen: FrozenModel,
+    prompts: pd.DataFrame,
+    arms: pd.DataFrame,
+    generations: pd.DataFrame,
+    *,
+    folder: Path,
+    seeds: Sequence[int] = (0,),
+) -> pd.DataFrame:
+    """The base's answers corrected, under the arms of `aligner_arms`; those that the run lacks are made first.
+
+    The aligner reads the prompt and the base's answer with the same seed (of a reasoning model what follows its
+    thoughts; of a conversation its last turn alone) and decodes with the base's sampling. One with a chat template
+    is asked by it, one without reads `ALIGNER_TEMPLATE`.
+
+    Args:
+        aligner: the corrector; its vocabulary may be another.
+        frozen: the model whose answers they are.
+        prompts: the prompts table.
+        arms: the arms table with the bases whose answers are corrected.
+        generations: the generations table with the answers of those bases.
+        folder: the run's folder, see `run_sweep`.
+        seeds: those of the bases' answers.
+
+    Returns:
+        The generations table. `token_ids`, `n_tokens` and `nll_base` are those of the text under the unsteered base;
+        `kl_to_base` is missing, as the base chose no step. `near_ties`, `stopped` and `hardware` are the aligner's.
+
+    Raises:
+        ValueError: the answer of a base is missing, or leaves no room for its correction (the prompt is named); before
+            anything is decoded.
+
+    Source: Ji et al., Aligner: Efficient Alignment by Learning to Correct, NeurIPS 2024 (arXiv:2402.02416); SDA,
+    table 1, compares with it on the same answers.
+    """
+    answers = generations.set_index(["arm_id", "prompt_id", "seed"])["text"].to_dict()
+    rows = prompts.to_dict("records")
+    asked = [_requests(aligner, base, rows, answers, seeds) for base in _bases(arms)]
+    parts = []
+    for base, requests in zip(_bases(arms), asked, strict=True):
+
+        def corrected(
+            block: Sequence[Request], *, progress: Progress, style: str = base["style"]
+        ) -> pd.DataFrame:
+            return _under_the_base(frozen, prompts, style, decode_requests(aligner, block, progress=progress))
+
+        parts.append(finish_requests(requests, corrected, folder=folder, what="aligner"))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _bases(arms: pd.DataFrame) -> list[dict]:
+    return arms[arms["control"] == "base"].to_dict("records")
+
+
+def _corrected_arm(base: Mapping, aligner: FrozenModel) -> dict:
+    template = EDIT if aligner.tokenizer.chat_template else ALIGNER_TEMPLATE
+    (method,) = acting_on("text")
+    row = {
+        **base,
+        "method": method,
+        "contexts": hashlib.sha256(template.encode()).hexdigest()[:8],
+        "branches": json.dumps({method: aligner.name}),
+        "penalty_scope": "generated_only",
+        "control": "",
+        "variant": "",
+    }
+    return {**row, "arm_id": arm_id(row)}
+
+
+def _requests(
+    aligner: FrozenModel,
+    base: Mapping,
+    prompts: Sequence[Mapping],
+    answers: Mapping[tuple[str, str, int], str],
+    seeds: Sequence[int],
+) -> list[Request]:
+    """What the aligner is asked for: to the engine it is a base that reads another text."""
+    arm = _corrected_arm(base, aligner)
+    sampling, requests = sampling_of(arm), []
+    for prompt in prompts:
+        for seed in seeds if sampling.temperature else seeds[:1]:
+            what = f"prompt {prompt['prompt_id']}, seed {seed}"
+            answer = answers.get((base["arm_id"], prompt["prompt_id"], seed))
+            if answer is None:
+                raise ValueError(
+                    f"{what}: the base {base['arm_id']} has no answer to correct; sweep it first"
+                )
+            given = {"question": prompt["prompt"], "answer": after_thinking(answer)}
+            chat = bool(aligner.tokenizer.chat_template)
+            text = (EDIT if chat else ALIGNER_TEMPLATE).format(**given)
+            ids = prompt_ids(aligner, text, style="chat" if chat else "continuation")
+            check_length(aligner, ids, sampling.max_new_tokens, what=f"{what}, as the aligner reads it")
+            which = (arm["arm_id"], prompt["prompt_id"], int(seed), arm["method"])
+            requests.append(Request(*which, 0.0, sampling, {"base": Stream(ids)}))
+    return requests
+
+
+def _under_the_base(
+    frozen: FrozenModel, prompts: pd.DataFrame, style: str, table: pd.DataFrame
+) -> pd.DataFrame:
+    """Answers of the aligner with what the base says of them."""
+    read = {}
+    for row in prompts[prompts["prompt_id"].isin(table["prompt_id"])].to_dict("records"):
+        history = read_history(row.get("history") or "")
+        read[row["prompt_id"]] = prompt_ids(frozen, row["prompt"], style=style, history=history)
+    ids = [tuple(i) for i in frozen.tokenizer(table["text"].tolist(), add_special_tokens=False).input_ids]
+    return table.assign(
+        token_ids=[list(tokens) for tokens in ids],
+        n_tokens=[len(tokens) for tokens in ids],
+        nll_base=[answer_nll(frozen, read[p], i) for p, i in zip(table["prompt_id"], ids, strict=True)],
+        kl_to_base=float("nan"),
+    )
