@@ -54,9 +54,9 @@ def test_each_category_gets_the_alpha_planted_in_it():
 
 def test_each_user_gets_an_alpha_of_its_own_where_it_has_dev_prompts_enough():
     values, prompts = study(by="conversations", each=12)
-    found = chosen(values, prompts, by="user", min_prompts=6, shrinkage=0).set_index("group")
+    found = chosen(values, prompts, by="user", min_prompts=6).set_index("group")
     assert found.loc[["u0", "u1", "u2"], "alpha"].tolist() == [1.0, 2.0, 0.5]
-    fallen = chosen(values, prompts, by="user", min_prompts=7, shrinkage=0)
+    fallen = chosen(values, prompts, by="user", min_prompts=7)
     assert not fallen["own"].any()
     assert (fallen["alpha"] == fallen["global_alpha"]).all()
 
@@ -64,13 +64,12 @@ def test_each_user_gets_an_alpha_of_its_own_where_it_has_dev_prompts_enough():
 def test_a_few_prompts_are_weighed_against_all_as_the_formula_says():
     prompts = pd.DataFrame({"prompt_id": list("abcd"), "user_id": list("uvwx"), "split": ["dev"] * 4})
     prompts["category"] = ["insult", "threat", "threat", "threat"]
-    fall = {"ae0.5": [0.0, 3.0, 3.0, 3.0], "ae1.0": [4.0, 0.0, 0.0, 0.0]}
-    rows = [("base", p, 10.0) for p in "abcd"]
-    rows += [(arm, p, 10 - x) for arm, falls in fall.items() for p, x in zip("abcd", falls, strict=True)]
-    values = pd.DataFrame(rows, columns=["arm_id", "prompt_id", "distance"])
-    # Of all: 2.25 and 1. Insult, with weight k: 2.25 k and 4 + k, equal at k = 3.2.
-    for shrinkage, alpha in ((3.1, 1.0), (3.3, 0.5)):
-        found = chosen(values, prompts, min_prompts=1, shrinkage=shrinkage).set_index("group")
+    # Of insult, with its single prompt: (x + 8 x / 4) / 9 at alpha 1, 8 * 2.25 / 9 at alpha 0.5; equal at x = 6.
+    for x, alpha in ((6.1, 1.0), (5.9, 0.5)):
+        fall = {"base": [0.0] * 4, "ae0.5": [0.0, 3.0, 3.0, 3.0], "ae1.0": [x, 0.0, 0.0, 0.0]}
+        rows = [(arm, p, 10 - f) for arm, falls in fall.items() for p, f in zip("abcd", falls, strict=True)]
+        values = pd.DataFrame(rows, columns=["arm_id", "prompt_id", "distance"])
+        found = chosen(values, prompts, min_prompts=1).set_index("group")
         assert found["alpha"].to_dict() == {"insult": alpha, "threat": 0.5}
 
 
@@ -119,16 +118,6 @@ def test_a_user_without_dev_prompts_is_answered_with_the_global_alpha():
     assert alphas.loc["u5", "alpha"] == alphas.loc["u5", "global_alpha"]
     found = tuned_arm(values, alphas, prompts, base_arm="base", scorer="planted")
     assert set(found["arm_id"]) == {"anti_expert-own-alpha-by-user"}
-
-
-def test_an_alpha_chosen_on_a_test_prompt_is_refused():
-    values, prompts = study()
-    alphas = chosen(values, prompts)
-    moved = prompts.assign(split=prompts["split"].where(prompts["user_id"] != "u0", "test"))
-    with pytest.raises(ValueError, match="'insult' was chosen on prompt 'p0'"):
-        tuned_arm(values, alphas, moved, base_arm="base", scorer="planted")
-    with pytest.raises(ValueError, match="'p0'"):
-        tuned_arm(values, alphas, prompts[1:], base_arm="base", scorer="planted")
 
 
 def test_splits_that_do_not_serve_the_choice_are_refused():

@@ -10,13 +10,9 @@ from steerlib.evaluation import (
     cluster_interval,
     max_t_band,
     paired_interval,
-    ratio_interval,
-    seed_interval,
     share_interval,
     sign_flip_test,
-    sign_test,
 )
-from steerlib.evaluation.intervals import STATISTICS
 
 REDUCTION = {"statistic": "reduction_percent"}
 
@@ -47,12 +43,10 @@ def test_ignoring_users_makes_the_interval_too_narrow():
     assert together.high - together.low > 2.5 * (apart.high - apart.low)
 
 
-@pytest.mark.parametrize("statistic", STATISTICS)
+@pytest.mark.parametrize("statistic", ["difference", "reduction_percent", "change_percent"])
 def test_the_order_of_prompts_does_not_matter(statistic):
     rng = np.random.default_rng(3)
     base, method, users = skewed(rng, 20)
-    if statistic == "perplexity_ratio":
-        base, method = (np.column_stack([x, 1 + users % 3]) for x in (base, method))
     other = rng.permutation(len(users))
     for labels, moved in ((users, users[other]), (None, None)):
         a = paired_interval(base, method, labels, statistic=statistic)
@@ -61,17 +55,11 @@ def test_the_order_of_prompts_does_not_matter(statistic):
         assert a.low <= a.value <= a.high
 
 
-def test_perplexity_ratio_is_that_of_the_two_corpora_and_its_interval_is_above_zero():
-    base, method = np.array([[2.0, 2], [3.0, 4]]), np.array([[4.0, 2], [4.0, 3]])
-    found = paired_interval(base, method, statistic="perplexity_ratio")
-    assert found.value == pytest.approx(np.exp(8 / 5 - 5 / 6))
-    assert found.low > 0
-
-
 def test_the_bounds_of_a_ratio_are_those_that_the_sign_flip_test_does_not_reject():
     base, method, users = skewed(np.random.default_rng(4), 10)
-    found = ratio_interval(method, base, users)
-    for inside, outside in ((found.low, found.low - 1e-6), (found.high, found.high + 1e-6)):
+    found = paired_interval(base, method, users, statistic="change_percent")
+    low, high = 1 + found.low / 100, 1 + found.high / 100
+    for inside, outside in ((low, low - 1e-6), (high, high + 1e-6)):
         assert sign_flip_test(method - inside * base, users) > 0.05
         assert sign_flip_test(method - outside * base, users) <= 0.05
 
@@ -128,13 +116,6 @@ def test_bad_input_is_refused_naming_it():
         paired_interval([0.0, 0.0], [1.0, 1.0], **REDUCTION)
 
 
-def test_seeds_use_t_with_n_minus_1_and_need_four():
-    found = seed_interval([2.11, 10.0, 15.0, 22.97])
-    expected = ttest_1samp([2.11, 10.0, 15.0, 22.97], 0).confidence_interval()
-    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
-    assert np.isnan(seed_interval([1.0, 2.0, 3.0]).low)
-
-
 def test_the_defaults_cover_skewed_and_concentrated_users():
     found = simulate([8, 24], runs=300)
     found = (
@@ -167,12 +148,6 @@ def test_the_band_of_a_flat_curve_seldom_misses_anywhere():
     bands = [max_t_band(pd.DataFrame(curve)) for curve in curves]
     missed = [((band["low"] > 0) | (band["high"] < 0)).any() for band in bands]
     assert np.mean(missed) <= 0.13  # six separate intervals would miss in about a quarter
-
-
-def test_the_sign_test_counts_users_and_leaves_ties_out():
-    found = sign_test(np.array([[-1.0] * 6 + [0.0, 0.0], [0.0] * 8]))
-    assert [x[0] for x in found] == [6, 2, 0, pytest.approx(2 / 2**6)]
-    assert found.p_value[1] == 1
 
 
 def test_sign_flips_are_enumerated_and_a_cluster_is_flipped_as_a_whole():

@@ -8,8 +8,6 @@ import pytest
 
 from steerlib.evaluation import (
     paired_interval,
-    perplexity,
-    seed_interval,
     share_interval,
     small_subgroups,
     summarise,
@@ -28,7 +26,7 @@ ARMS = pd.DataFrame(
     columns=["arm_id", "method", "alpha", "profile", "control"],
 ).assign(family="", category="", style="chat")
 SHARES = (("base", 1.0), ("own1", 0.5), ("own2", 1.5), ("shuffled1", 0.8))
-VALUES_ONLY = "sign_test_p|effective_n|top_three"
+VALUES_ONLY = "effective_n|top_three"
 
 
 def make_study(seeds=2):
@@ -107,24 +105,18 @@ def test_every_comparison_agrees_with_direct_computation(study):
     found = summary(study)
     users = prompts.loc[prompts["split"] == "test", "user_id"]
     base, own = (distances(study, arm).mean(axis=1) for arm in ("base", "own1"))
-    for metric, statistic in (
-        ("reduction_percent", "reduction_percent"),
-        ("win_rate", "win_rate"),
-        ("distance_difference", "difference"),
+    for metric, direct in (
+        ("reduction_percent", paired_interval(base, own, users, statistic="reduction_percent")),
+        ("distance_difference", paired_interval(base, own, users, within=(-1, 1))),
+        ("win_rate", share_interval(own < base, users)),
+        ("tie_rate", share_interval(own == base, users)),
     ):
-        direct = paired_interval(base, own, users, statistic=statistic, within=(-1, 1))
         row = one(found, arm_id="own1", comparator="base", metric=metric)
-        assert row[["value", "low", "high"]].tolist() == pytest.approx(list(direct[:3]))
+        assert row[["value", "low", "high"]].tolist() == pytest.approx(list(direct[:3]), rel=1e-9)
         assert (row["n"], row["n_clusters"]) == (12, 3)
-    row = one(found, arm_id="own1", comparator="", metric="overshoot")
-    assert row[["value", "low", "high"]].tolist() == pytest.approx(
-        list(share_interval(np.zeros(12), users)[:3])
-    )
     assert one(found, arm_id="own1", comparator="", metric="distance")["value"] == pytest.approx(own.mean())
     effective = one(found, arm_id="base", comparator="", metric="distance_effective_n")["value"]
     assert effective == pytest.approx(base.sum() ** 2 / (base**2).sum())
-    sign = one(found, arm_id="own1", comparator="base", metric="sign_test_p")
-    assert (sign["value"], sign["n"], sign["n_clusters"]) == (0.25, 12, 3)  # three users, all fell
 
 
 def test_perplexity_is_the_corpus_value_and_kl_is_per_token(study):
@@ -133,7 +125,7 @@ def test_perplexity_is_the_corpus_value_and_kl_is_per_token(study):
     dev = generations[generations["prompt_id"].isin(prompts.loc[prompts["split"] == "dev", "prompt_id"])]
     own = dev[dev["arm_id"] == "own2"]
     where = {"arm_id": "own2", "comparator": "", "split": "dev"}
-    direct = perplexity(own["nll_base"], own["n_tokens"])
+    direct = np.exp(own["nll_base"].sum() / own["n_tokens"].sum())
     assert one(found, **where, metric="perplexity")["value"] == pytest.approx(direct)
     assert one(found, **where, metric="kl_per_token")["value"] == pytest.approx(36 / own["n_tokens"].sum())
     assert one(found, **where, metric="distinct_2")["value"] == pytest.approx(2 / 8)
@@ -157,7 +149,7 @@ def test_the_order_of_generations_does_not_matter(study):
 def test_without_accepted_answers_or_tokens_what_is_undefined_is_left_out_and_nothing_else(study):
     bare = summary(study, accepted_scores=None)
     assert not bare["metric"].str.contains("distance|^reduction|win_rate").any()
-    assert {"toxicity_difference", "toxicity_reduction_percent", "sign_test_p"} <= set(bare["metric"])
+    assert {"toxicity_difference", "toxicity_reduction_percent"} <= set(bare["metric"])
     empty = study[0].assign(n_tokens=0, nll_base=0.0, kl_to_base=0.0, text="")
     found = summary(study, generations=empty)
     assert not {"perplexity", "perplexity_ratio", "kl_per_token"} & set(found["metric"])
@@ -174,16 +166,6 @@ def test_an_unfinished_arm_or_misaligned_scores_are_refused(study):
         summary(study, accepted_scores=accepted[:-1])
     with pytest.raises(ValueError, match="'other'"):
         summary(study, generations=generations.assign(arm_id="other"))
-
-
-def test_an_interval_over_seeds_needs_four():
-    assert not summary(make_study(3))["metric"].str.contains("seed").any()
-    study = make_study(4)
-    base, own = distances(study, "base"), distances(study, "shuffled1")
-    row = one(summary(study), arm_id="shuffled1", metric="reduction_percent_over_seeds")
-    by_seed = 100 * (1 - own.mean(axis=0) / base.mean(axis=0))
-    assert row[["value", "low", "high"]].tolist() == pytest.approx(list(seed_interval(by_seed)[:3]))
-    assert (row["n"], row["n_clusters"]) == (4, 4)
 
 
 def test_subgroups_by_age_gender_and_religion_and_a_warning_where_they_are_small(study):

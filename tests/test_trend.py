@@ -4,8 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.stats import linregress
+from studies.realtoxicity import trend
 
-from steerlib.evaluation import dose_responses, response_slopes, trend
+from steerlib.evaluation import dose_responses, response_slopes
 
 ALPHAS = [-0.2, -0.1, 0.0, 0.1, 0.2]
 

@@ -5,7 +5,6 @@ import pandas as pd
 import pytest
 
 from steerlib.evaluation import operating_range, paired_interval, verdict, verdict_shown, with_interval
-from steerlib.evaluation.answers import CARRIED
 from steerlib.evaluation.controls import kl_on_dev, match_controls, mix_controls
 from steerlib.evaluation.summary import compare, compare_at_equal_kl, subgroups
 from steerlib.evaluation.verdict import detectable
@@ -58,7 +57,6 @@ def metrics(kept=KEPT, distance=True, users=20):
         part["kl_to_base"] = 10 * KL.get(arm, 0.0 if arm == "b" else 1.0)
         parts.append(part.assign(distance=part["toxicity"] / 2) if distance else part)
     values = pd.concat(parts, ignore_index=True)
-    assert set(CARRIED) < set(values)
     against = {arm: ["b"] for arm in ARMS["arm_id"][1:]}
     matched, members = match_controls(ARMS, kl_on_dev(values, prompts)), list(subgroups(prompts))
     for row in matched[matched["matched"] == "alpha"].itertuples():

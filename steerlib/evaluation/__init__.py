@@ -1,59 +1,36 @@
+# ruff: noqa: F401
 """Room of notebook 04: toxicity distance, fluency, diversity, choices, the verdict, and intervals for all of them."""
 
 from steerlib.evaluation.answers import (
-    per_answer,
+    distinct_n,
+    effective_number,
+    length,
+    overshoots,
     per_prompt,
+    repetition,
+    top_share,
+    toxicity_distance,
 )
 from steerlib.evaluation.controls import (
+    CURVE,
     chosen_arms,
     equal_kl_multiple,
+    first_temperature,
     kl_on_dev,
     match_controls,
+    mix_controls,
     with_controls,
 )
-from steerlib.evaluation.group_alphas import (
-    personal_alphas,
-    tuned_arm,
-)
+from steerlib.evaluation.group_alphas import personal_alphas, tuned_arm
 from steerlib.evaluation.intervals import (
     Interval,
     cluster_interval,
     max_t_band,
     paired_interval,
-    ratio_interval,
-    seed_interval,
     share_interval,
     sign_flip_test,
-    sign_test,
 )
-from steerlib.evaluation.judging import (
-    Margin,
-    circularity,
-    judge_pairs,
-    margin_metrics,
-    margins_by,
-    net_margin,
-    place_bias,
-    read_margins,
-    sda_comparators,
-)
-from steerlib.evaluation.likelihood import (
-    answer_likelihood,
-    likelihood_margins,
-    token_divergence,
-)
-from steerlib.evaluation.metrics import (
-    CURVE,
-    distinct_n,
-    effective_number,
-    first_temperature,
-    length,
-    overshoots,
-    perplexity,
-    repetition,
-    top_share,
-    toxicity_distance,
-)
+from steerlib.evaluation.likelihood import answer_likelihood, likelihood_margins, token_divergence
 from steerlib.evaluation.multiple_choice import (
     ask_questions,
     brier,
@@ -63,22 +40,27 @@ from steerlib.evaluation.multiple_choice import (
     read_questions,
     sample_questions,
 )
-from steerlib.evaluation.preference import compare_preferences, length_margins, safety_margins
+from steerlib.evaluation.preference import (
+    circularity,
+    compare_preferences,
+    judge_pairs,
+    length_margins,
+    margin_metrics,
+    margins_by,
+    net_margin,
+    place_bias,
+    read_margins,
+    safety_margins,
+    sda_comparators,
+)
 from steerlib.evaluation.responses import (
     arm_path,
     dose_responses,
     quality_by_sampling,
     response_slopes,
-    trend,
-)
-from steerlib.evaluation.selectivity import (
     selectivity,
 )
-from steerlib.evaluation.summary import (
-    small_subgroups,
-    summarise,
-    summarise_choices,
-)
+from steerlib.evaluation.summary import small_subgroups, summarise, summarise_choices
 from steerlib.evaluation.verdict import (
     Verdict,
     enough,
@@ -87,71 +69,3 @@ from steerlib.evaluation.verdict import (
     verdict_shown,
     with_interval,
 )
-
-__all__ = [
-    "CURVE",
-    "Interval",
-    "Margin",
-    "Verdict",
-    "answer_likelihood",
-    "arm_path",
-    "ask_questions",
-    "brier",
-    "chosen_arms",
-    "circularity",
-    "cluster_interval",
-    "compare_preferences",
-    "distinct_n",
-    "dose_responses",
-    "effective_number",
-    "enough",
-    "equal_kl_multiple",
-    "first_temperature",
-    "judge_pairs",
-    "kl_on_dev",
-    "length",
-    "length_margins",
-    "letter_ids",
-    "likelihood_margins",
-    "margin_metrics",
-    "margins_by",
-    "match_controls",
-    "max_t_band",
-    "net_margin",
-    "operating_range",
-    "option_probabilities",
-    "overshoots",
-    "paired_interval",
-    "per_answer",
-    "per_prompt",
-    "perplexity",
-    "personal_alphas",
-    "place_bias",
-    "quality_by_sampling",
-    "question_prompt",
-    "ratio_interval",
-    "read_margins",
-    "read_questions",
-    "repetition",
-    "response_slopes",
-    "safety_margins",
-    "sample_questions",
-    "sda_comparators",
-    "seed_interval",
-    "selectivity",
-    "share_interval",
-    "sign_flip_test",
-    "sign_test",
-    "small_subgroups",
-    "summarise",
-    "summarise_choices",
-    "token_divergence",
-    "top_share",
-    "toxicity_distance",
-    "trend",
-    "tuned_arm",
-    "verdict",
-    "verdict_shown",
-    "with_controls",
-    "with_interval",
-]

@@ -3,7 +3,20 @@
 import numpy as np
 import pandas as pd
 
-from steerlib.evaluation.metrics import CURVE
+CURVE = ("method", "profile", "family", "vector_user", "control", "variant")
+"""Columns of the arms table that identify a dose-response curve; its points differ in alpha."""
+
+
+def first_temperature(arms: pd.DataFrame) -> pd.DataFrame:
+    """Arms sampled as the first base of the table; those of a second temperature go to `quality_by_sampling`.
+
+    Raises:
+        ValueError: there is no base.
+    """
+    base = arms[arms["control"] == "base"]
+    if base.empty:
+        raise ValueError("the arms have no base")
+    return arms[arms["temperature"] == base["temperature"].iloc[0]].reset_index(drop=True)
 
 
 def chosen_arms(

@@ -6,11 +6,13 @@ Nothing is decoded: each prompt's answer is that of the existing arm with the al
 import numpy as np
 import pandas as pd
 
-from steerlib.evaluation.metrics import CURVE
+from steerlib.evaluation.controls import CURVE
 from steerlib.evaluation.summary import compare, subgroups
 
 BY = {"category": "category", "user": "user_id"}
 """What an alpha is chosen for, and the column of the prompts table that says whose it is."""
+SHRINKAGE = 8
+"""How many prompts the curve over all dev prompts counts for beside a group's own."""
 
 
 def personal_alphas(
@@ -21,13 +23,11 @@ def personal_alphas(
     by: str,
     base_arm: str,
     min_prompts: int = 8,
-    shrinkage: float = 8.0,
     column: str = "distance",
 ) -> pd.DataFrame:
     """The alpha of each category or user with the largest fall of the distance on its dev prompts.
 
-        fall_g(alpha) = (n_g mean_g + shrinkage mean_all) / (n_g + shrinkage)
-        mean_g        = mean over dev prompts of g of D(base) - D(alpha)
+        fall_g(alpha) = (n_g mean_g + 8 mean_all) / (n_g + 8),   mean_g: of D(base) - D(alpha) over dev prompts of g
 
     Base takes part with alpha 0 and a fall of 0; ties go to the smaller alpha. A group with fewer than
     `min_prompts` dev prompts takes the global alpha, the best over all dev prompts.
@@ -38,13 +38,11 @@ def personal_alphas(
         by: "category" (of the prompt's user, c*(u); needs splits by users) or "user" (needs splits by conversations).
         base_arm: arm_id of the base.
         min_prompts: dev prompts that a group needs for an alpha of its own.
-        shrinkage: how many prompts the curve over all dev prompts counts for beside the group's own; 0 for none.
         column: of `values`; what is made small.
 
     Returns:
         A row a curve and group: the columns of `CURVE`, by, group, alpha, arm_id, global_alpha, global_arm_id,
-        n_prompts (dev), own (False where the global alpha was taken), chosen_on (ids of the prompts that the choice
-        used).
+        n_prompts (dev), own (False where the global alpha was taken).
 
     Raises:
         ValueError: unknown `by`, splits that do not serve it, no dev prompts, a dev prompt without a value under
@@ -73,15 +71,13 @@ def personal_alphas(
         for name in sorted(prompts[BY[by]].unique()):
             part = falls[dev[BY[by]] == name]
             enough = len(part) >= min_prompts
-            shrunk = (
-                (part.sum() + shrinkage * falls.mean()) / (len(part) + shrinkage) if enough else falls.mean()
-            )
-            best, used = shrunk.idxmax(), part if enough and not shrinkage else falls
+            own_falls = part.sum() + SHRINKAGE * falls.mean() if enough else falls.mean()
+            best = own_falls.idxmax()
             rows.append(
                 dict(zip(names, curve, strict=True))
                 | {"by": by, "group": name, "alpha": alpha[best], "arm_id": best}
                 | {"global_alpha": alpha[everywhere], "global_arm_id": everywhere}
-                | {"n_prompts": len(part), "own": enough, "chosen_on": tuple(used.index)}
+                | {"n_prompts": len(part), "own": enough}
             )
     return pd.DataFrame(rows)
 
@@ -125,15 +121,8 @@ def tuned_arm(
         joined by "-"; it is in no arms table, so every metric of `summarise` has `tuned_` before its name.
 
     Raises:
-        ValueError: an alpha was chosen on a test prompt; a test prompt without alpha or without a value under its
-            arm.
+        ValueError: a test prompt without alpha or without a value under its arm.
     """
-    split = prompts.set_index("prompt_id")["split"]
-    for group, chosen_on in zip(alphas["group"], alphas["chosen_on"], strict=True):
-        used = split.reindex(list(chosen_on))
-        if used.isna().any() or (used == "test").any():
-            prompt = used.index[used.isna() | (used == "test")][0]
-            raise ValueError(f"alpha of {group!r} was chosen on prompt {prompt!r}, which is no dev prompt")
     members = [one for one in subgroups(prompts, users) if one.split == "test"]
     test = prompts[prompts["split"] == "test"]
     parts, against, names = [values], {}, [name for name in CURVE if name in alphas]

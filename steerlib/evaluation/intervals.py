@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import bdtr, betaincinv, stdtrit  # scipy.stats takes half a second to import
+from scipy.special import betaincinv, stdtrit  # scipy.stats takes half a second to import
 
 Floats = NDArray[np.float64]
 Range = tuple[float, float]
@@ -230,20 +230,6 @@ def share_interval(
     return _one(share_bounds(sums[0], sizes, within=within), n, sizes, "Korn-Graubard")
 
 
-def ratio_interval(top: ArrayLike, bottom: ArrayLike, clusters: ArrayLike | None = None) -> Interval:
-    """Interval of sum(top) / sum(bottom) by `ratio_bounds`; one value a prompt each."""
-    sums, sizes, n = cluster_sums(np.column_stack([top, bottom]), clusters)
-    return _one(ratio_bounds(sums[0], sums[1]), n, sizes, "sign flips")
-
-
-def log_ratio(m: Floats) -> Floats:
-    """log PPL(method) - log PPL(base) from means of (base's nll, its tokens, method's nll, its tokens), axis 0."""
-    return m[2] / m[3] - m[0] / m[1]
-
-
-STATISTICS = ("difference", "reduction_percent", "change_percent", "win_rate", "tie_rate", "perplexity_ratio")
-
-
 def paired_interval(
     base: ArrayLike,
     method: ArrayLike,
@@ -256,64 +242,31 @@ def paired_interval(
 
         difference          mean method - mean base
         reduction_percent   100 (1 - mean method / mean base), at most 100; change_percent is its negative
-        win_rate, tie_rate  share of prompts with method < base, method = base
-        perplexity_ratio    PPL(method) / PPL(base); cluster-t of its logarithm
 
     Args:
-        base, method: one value a prompt, `(n,)`, in the same order; average over seeds first. For "perplexity_ratio"
-            `(n, 2)`: summed nll in nats and number of tokens of each prompt.
+        base, method: one value a prompt, `(n,)`, in the same order; average over seeds first.
         clusters: user of each prompt, `(n,)`; None where prompts are independent.
         statistic: one of the above.
         within: range of a difference, see `jackknife_bounds`.
 
     Raises:
-        ValueError: shapes differ, no prompts, a missing value, an undefined ratio, or an unknown statistic.
+        ValueError: shapes differ, no prompts, a missing value, a ratio to 0, or an unknown statistic.
 
     Source: paired and clustered errors for evaluations: Miller, Adding Error Bars to Evals, arXiv 2411.00640. Ratios
     are those of means, not means of ratios: prompts with a base near 0 do not rule them.
     """
-    if statistic not in STATISTICS:
-        raise ValueError(f"statistic {statistic!r} is none of {', '.join(STATISTICS)}")
     b, m = (np.asarray(values, dtype=np.float64) for values in (base, method))
     if b.shape != m.shape or not b.size:
         raise ValueError(f"base and method must have the same shape, not {b.shape} and {m.shape}")
     if statistic == "difference":
         return cluster_interval(m - b, clusters, within=within)
-    if statistic in ("win_rate", "tie_rate"):
-        cluster_sums(np.column_stack([b, m]), clusters)  # a missing value would count as no win
-        return share_interval(m < b if statistic == "win_rate" else m == b, clusters)
-    if statistic == "perplexity_ratio":
-        sums, sizes, n = cluster_sums(np.column_stack([b, m]), clusters)
-        found = jackknife_bounds(sums, sizes, log_ratio)
-        return _one(Bounds(*(np.exp(x) for x in found)), n, sizes, "cluster-t of the logarithm")
-    ratio = ratio_interval(m, b, clusters)
+    if statistic not in ("reduction_percent", "change_percent"):
+        raise ValueError(f"statistic {statistic!r} is none of difference, reduction_percent, change_percent")
+    sums, sizes, n = cluster_sums(np.column_stack([m, b]), clusters)
+    ratio = _one(ratio_bounds(sums[0], sums[1]), n, sizes, "sign flips")
     value, low, high = (100 * (x - 1) for x in ratio[:3])
     flipped = (-value, -high, -low) if statistic == "reduction_percent" else (value, low, high)
     return Interval(*flipped, *ratio[3:])
-
-
-def seed_interval(values: ArrayLike) -> Interval:
-    """Student's t interval over seeds, one value a seed; with fewer than four, no interval: it would say nothing."""
-    found = cluster_interval(values)
-    if found.n < 4:
-        return found._replace(low=np.nan, high=np.nan, how=f"none: {found.n} seeds, four are needed")
-    return found._replace(how="t over seeds")
-
-
-class SignTest(NamedTuple):
-    """Clusters that fell, stayed and rose, and the two-sided p value of as many falling as rising; arrays `(...)`."""
-
-    fell: NDArray[np.intp]
-    ties: NDArray[np.intp]
-    rose: NDArray[np.intp]
-    p_value: Floats
-
-
-def sign_test(differences: Floats) -> SignTest:
-    """Exact two-sided sign test of differences by cluster, `(..., K)`, method - base; ties are left out."""
-    fell, rose = (differences < 0).sum(axis=-1), (differences > 0).sum(axis=-1)
-    p = np.minimum(1.0, 2 * bdtr(np.minimum(fell, rose), fell + rose, 0.5))
-    return SignTest(fell, differences.shape[-1] - fell - rose, rose, p)
 
 
 def sign_flip_test(values: ArrayLike, clusters: ArrayLike | None = None) -> float:

@@ -1,32 +1,254 @@
-"""Pairwise preference accuracy (PPA): in how many held-out pairs does a model rate the preferred answer higher?
+"""Pairwise preferences: net margins by a judge, and pairwise preference accuracy (PPA) on held-out pairs.
 
-A margin says by how much a model rates the preferred answer above the other; above 0 it agrees with the person. It
-comes from coordinates of the answers, from their likelihood (`likelihood_margins`), or from the baselines below.
+A judge reads SDA's answers beside what SDA has to beat, in both orders, and its habits are stated. PPA asks in how many
+held-out pairs a model rates the preferred answer higher; its margins come from coordinates, from likelihood
+(`likelihood_margins`), or from the baselines below.
 """
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from steerlib.evaluation.intervals import Interval, cluster_interval, share_interval
-from steerlib.evaluation.metrics import length
-from steerlib.tables import ATTRIBUTE_COLUMNS
+from steerlib.evaluation.answers import length
+from steerlib.evaluation.intervals import Floats, Interval, cluster_interval, share_interval
+from steerlib.judges import Judge, verdicts
+from steerlib.rules import RULES
+from steerlib.tables import ATTRIBUTE_COLUMNS, SCHEMA
 
-Floats = NDArray[np.float64]
-COLUMNS = ["model", "comparator", "value", "low", "high", "ties", "n", "n_clusters", "how"]
+SCORES = ["score", "other_score", "score_second", "other_score_first"]
 
 
-def compare_preferences(preference: pd.DataFrame, *, reference: str, tie: float = 0.0) -> pd.DataFrame:
+def sda_comparators(arms: pd.DataFrame) -> dict[str, str]:
+    """What SDA is compared with, in the words of the paper: arm_id by name, of those that the run has.
+
+    base; instructed, the instruction as a plain prompt, which the paper does not show; steering_only, SDA at one
+    temperature, where the first SDA arm changes it; aligner, the base's answers corrected by an external model.
+
+    Args:
+        arms: the arms table at one temperature, see `first_temperature`.
+    """
+    rule = arms["method"].map(RULES)
+    sda = arms[rule.map(lambda one: one.instructed and one.has_alpha) & (arms["profile"] == "own")]
+    found = {name: arms[arms["control"] == name] for name in ("base", "instructed")}
+    if len(sda) and sda["js_sigma"].iloc[0]:
+        like = ["alpha", "factor"]
+        found["steering_only"] = sda[(sda["js_sigma"] == 0) & (sda[like] == sda[like].iloc[0]).all(axis=1)]
+    found["aligner"] = arms[rule.map(lambda one: one.acts_on == "text")]
+    return {name: rows["arm_id"].iloc[0] for name, rows in found.items() if len(rows)}
+
+
+def judge_pairs(
+    judge: Judge,
+    generations: pd.DataFrame,
+    prompts: pd.DataFrame,
+    folder: Path,
+    *,
+    arm: str,
+    comparators: Mapping[str, str],
+    dimension: Mapping[str, str],
+) -> pd.DataFrame:
+    """Verdicts on each answer of an arm to a test prompt beside the comparators' with the same seed, in both orders.
+
+    Args:
+        judge: see `load_judge`.
+        generations, prompts: the tables.
+        folder: the run's folder; its table `verdicts` is the cache.
+        arm: arm_id.
+        comparators: arm_id by name, see `sda_comparators`.
+        dimension: of each prompt_id, what is judged; prompts without one are left out.
+
+    Returns:
+        comparator (the name), dimension, prompt_id, seed, prompt, text, other, cluster (the user), and four scores:
+        score and other_score with the text shown first, score_second and other_score_first with the other shown first.
+
+    Raises:
+        ValueError: a comparator lacks some of the arm's answers.
+    """
+    asked = prompts[prompts["split"] == "test"].rename(columns={"user_id": "cluster"})
+    asked = asked.assign(dimension=asked["prompt_id"].map(dimension)).dropna(subset="dimension")
+    answers = {name: own[["prompt_id", "seed", "text"]] for name, own in generations.groupby("arm_id")}
+    own = answers[arm].merge(asked[["prompt_id", "prompt", "cluster", "dimension"]], on="prompt_id")
+    parts = []
+    for name, other in comparators.items():
+        theirs = answers[other].rename(columns={"text": "other"})
+        both = own.merge(theirs, on=["prompt_id", "seed"], how="left", validate="one_to_one")
+        if both["other"].isna().any():
+            raise ValueError(f"{name} ({other}) lacks {both['other'].isna().sum()} of {len(both)} answers")
+        parts += [
+            rows.join(verdicts(judge, rows, str(what), folder)[SCORES]).assign(comparator=name)
+            for what, rows in both.groupby("dimension", sort=False)
+        ]
+    return pd.concat(parts, ignore_index=True)
+
+
+class PlaceBias(NamedTuple):
+    """Points gained by standing first, with interval; share of pairs whose winner turns with the order."""
+
+    bonus: Interval
+    turned: float
+
+
+def place_bias(shown: pd.DataFrame) -> PlaceBias:
+    """How much a judge favours the answer that it reads first; pairs that lack a score are left out.
+
+    Args:
+        shown: what `judge_pairs` returned.
+
+    Raises:
+        ValueError: no pair has all four scores.
+    """
+    rows = shown.dropna(subset=SCORES)
+    if rows.empty:
+        raise ValueError(f"none of {len(shown)} pairs was scored in both orders")
+    ahead, behind = rows["score"] - rows["score_second"], rows["other_score_first"] - rows["other_score"]
+    bonus = cluster_interval((ahead + behind) / 2, rows["cluster"])
+    first = np.sign(rows["score"] - rows["other_score"])
+    second = np.sign(rows["score_second"] - rows["other_score_first"])
+    return PlaceBias(bonus, float((first * second < 0).mean()))
+
+
+class Margin(NamedTuple):
+    """Net margin with its interval, and how many comparisons were won, even, lost, or lack a score."""
+
+    value: float
+    low: float
+    high: float
+    win: int
+    even: int
+    lose: int
+    missing: int
+    n_clusters: int
+    how: str
+
+
+def net_margin(scores: ArrayLike, other_scores: ArrayLike, clusters: ArrayLike | None = None) -> Margin:
+    """By how much more often an answer is judged better than the other than worse.
+
+        omega = (win - lose) / (win + even + lose)
+
+    The paper calls it win rate; 0 is no difference, and a win rate of one half.
+
+    Args:
+        scores, other_scores: of both answers to each prompt, `(n,)`; a pair with a missing score is counted and left
+            out.
+        clusters: user of each pair, `(n,)`; None where each user has one pair.
+
+    Returns:
+        The margin with its interval by user within [-1, 1], see `share_bounds`; exact where all clusters agree.
+
+    Raises:
+        ValueError: no pair has both scores.
+
+    Source: SDA, eq. 9. They print no interval.
+    """
+    difference = np.asarray(scores, dtype=float) - np.asarray(other_scores, dtype=float)
+    known = ~np.isnan(difference)
+    if not known.any():
+        raise ValueError(f"none of {len(known)} pairs has both scores")
+    outcome = np.sign(difference[known])
+    labels = None if clusters is None else np.asarray(clusters)[known]
+    found = share_interval(outcome, labels, within=(-1, 1))
+    counts = (int((outcome == sign).sum()) for sign in (1, 0, -1))
+    return Margin(*found[:3], *counts, int((~known).sum()), found.n_clusters, found.how)
+
+
+def margins_by(shown: pd.DataFrame) -> pd.DataFrame:
+    """Net margins of each dimension against each comparator, scores averaged over both orders.
+
+    Args:
+        shown: what `judge_pairs` returned.
+
+    Returns:
+        dimension, comparator, value, low, high, win, even, lose, missing, n_clusters, how.
+    """
+    by = ["dimension", "comparator"]
+    # A mean of two orders is NaN where either lacks a score.
+    means = shown.assign(own=shown["score"] + shown["score_second"])
+    means["other"] = shown["other_score"] + shown["other_score_first"]
+    rows = [
+        [*part[by].iloc[0], *net_margin(part["own"], part["other"], part["cluster"])]
+        for _, part in means.groupby(by, sort=False)
+    ]
+    return pd.DataFrame(rows, columns=[*by, *Margin._fields])
+
+
+def margin_metrics(
+    margins: pd.DataFrame, *, arm: str, comparators: Mapping[str, str], judge: str
+) -> pd.DataFrame:
+    """Net margins as rows of the metrics table: net_margin, n being the pairs with both scores.
+
+    Args:
+        margins: what `margins_by` returned.
+        arm: arm_id that they are of.
+        comparators: arm_id by the name in column `comparator`.
+        judge: id of the judge; it stands in column `scorer`.
+    """
+    rows = margins.assign(
+        arm_id=arm,
+        comparator=margins["comparator"].map(comparators),
+        split="test",
+        subgroup="dimension=" + margins["dimension"],
+        scorer=judge,
+        metric="net_margin",
+        n=margins[["win", "even", "lose"]].sum(axis=1),
+    )
+    return rows[list(SCHEMA["metrics"].columns)]
+
+
+def read_margins(metrics: pd.DataFrame, arms: pd.DataFrame) -> pd.DataFrame:
+    """Net margins back from the metrics table: judge, dimension, comparator (its name), value, low, high, n."""
+    rows = metrics[metrics["metric"] == "net_margin"].rename(columns={"scorer": "judge"})
+    names = {arm: name for name, arm in sda_comparators(arms).items()}
+    dimension = rows["subgroup"].str.removeprefix("dimension=")
+    rows = rows.assign(dimension=dimension, comparator=rows["comparator"].map(names))
+    return rows[["judge", "dimension", "comparator", "value", "low", "high", "n"]].reset_index(drop=True)
+
+
+def circularity(scoring_judge: str, evaluating_judge: str) -> str:
+    """A warning where the judge that steered is the judge that evaluates, "" where they differ.
+
+    SDA's score S decides how strongly an answer is steered towards what that judge likes; the same judge's verdict on
+    the result is then no independent evidence.
+
+    Args:
+        scoring_judge, evaluating_judge: ids of the judges.
+    """
+    if scoring_judge == evaluating_judge:
+        return (
+            f"circular: {evaluating_judge} evaluates answers that were steered by its own scores; its margins are no "
+            "independent evidence"
+        )
+    if _model(scoring_judge) == _model(evaluating_judge):
+        return (
+            f"circular: {evaluating_judge} and {scoring_judge}, whose scores steered the answers, are one model under "
+            "two prompts; its margins are hardly independent evidence"
+        )
+    return ""
+
+
+def _model(judge: str) -> str:
+    """The part of an id that names a model asked by prompt (endpoint:MODEL@server:hash, local:MODEL:hash)."""
+    kind, _, rest = judge.partition(":")
+    return rest.rpartition(":")[0].split("@")[0] if kind in ("endpoint", "local") else judge
+
+
+ACCURACY = ["model", "comparator", "value", "low", "high", "ties", "n", "n_clusters", "how"]
+
+
+def compare_preferences(preference: pd.DataFrame, *, reference: str) -> pd.DataFrame:
     """Pairwise preference accuracy of every model on the same held-out pairs, and its difference from one of them.
 
-        PPA = mean_k ( 1[m_k > tie] + 1/2 1[|m_k| <= tie] ),    m_k = utility_u(y+_k) - utility_u(y-_k)
+        PPA = mean_k ( 1[m_k > 0] + 1/2 1[m_k = 0] ),    m_k = utility_u(y+_k) - utility_u(y-_k)
 
     A model that does not tell answers apart has 0.5. Models are fitted on other conversations than these pairs.
 
     Args:
         preference: the preference table: model, pair_id, user_id, margin.
         reference: the model that the others are compared with, for instance the population's.
-        tie: margins of this size or less are ties, in the unit of the margins.
 
     Returns:
         By model, a row with comparator "" (accuracy in [0, 1]) and, but for the reference, one with comparator
@@ -34,12 +256,10 @@ def compare_preferences(preference: pd.DataFrame, *, reference: str, tie: float 
         n_clusters, how. In the order of the table.
 
     Raises:
-        ValueError: no such reference, models of different pairs, a margin that is not finite, or a negative tie.
+        ValueError: no such reference, models of different pairs, or a margin that is not finite.
 
     Source: PPA of the CAA-on-PRISM study, which does not say how it treats ties; 96.6 % of its choices tie on toxicity.
     """
-    if not 0 <= tie < np.inf:
-        raise ValueError(f"tie must be 0 or more and finite, not {tie}")
     bad = preference[~np.isfinite(preference["margin"])]
     if len(bad):
         raise ValueError(
@@ -49,25 +269,19 @@ def compare_preferences(preference: pd.DataFrame, *, reference: str, tie: float 
     if reference not in models:
         raise ValueError(f"no margins of model {reference!r}; there are {', '.join(models)}")
     users = models[reference]["user_id"]
-    base = _hits(models[reference]["margin"], tie)
+    base = np.heaviside(models[reference]["margin"].to_numpy(float), 0.5)
     rows = []
     for name, own in models.items():
         if set(own.index) != set(users.index) or own.index.has_duplicates:
             raise ValueError(
                 f"model {name!r} has {len(own)} pairs, {reference!r} {len(users)}: not the same ones"
             )
-        hits = _hits(own.loc[users.index, "margin"], tie)
+        hits = np.heaviside(own.loc[users.index, "margin"].to_numpy(float), 0.5)
         found: dict[str, Interval] = {"": share_interval(hits, users)}
         if name != reference:
             found[reference] = cluster_interval(hits - base, users, within=(-1, 1))
         rows += [[name, other, *one[:3], (hits == 0.5).mean(), *one[3:]] for other, one in found.items()]
-    return pd.DataFrame(rows, columns=COLUMNS)
-
-
-def _hits(margins: pd.Series, tie: float) -> Floats:
-    """1 for a pair that is ordered as the person does, 1/2 for a tie, 0 otherwise; `(n,)`."""
-    m = margins.to_numpy(np.float64)
-    return np.where(np.abs(m) <= tie, 0.5, (m > 0).astype(np.float64))
+    return pd.DataFrame(rows, columns=ACCURACY)
 
 
 def safety_margins(
@@ -117,10 +331,5 @@ def length_margins(pairs: pd.DataFrame, train: pd.DataFrame) -> Floats:
         raise ValueError(
             "no training pairs: whether people prefer longer answers must not be read off held-out ones"
         )
-    learnt, asked = (
-        np.subtract(
-            *(np.asarray(length(rows[side].tolist()), float) for side in ("preferred", "dispreferred"))
-        )
-        for rows in (train, pairs)
-    )
+    learnt, asked = (length(rows["preferred"]) - length(rows["dispreferred"]) for rows in (train, pairs))
     return asked if np.sign(learnt).sum() >= 0 else -asked

@@ -1,25 +1,16 @@
-"""Responses over alpha: slopes and bands of decoded arms, greedy against sampled, and an arm's exact path."""
+"""Responses: slopes over alpha, greedy against sampled, selectivity by category of prompt, an arm's exact path."""
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike
 
 from steerlib.decoding import Contexts, alpha_path, make_arms
 from steerlib.decoding.requests import sampling_of
-from steerlib.evaluation.intervals import Interval, cluster_interval, sign_flip_test
-from steerlib.evaluation.metrics import Floats
+from steerlib.evaluation.intervals import Floats, Interval, cluster_interval, paired_interval
 from steerlib.models import FrozenModel
-
-
-class Trend(NamedTuple):
-    """Mean of the prompts' slopes on alpha, and the two-sided sign-flip p value of a slope of 0."""
-
-    slope: Interval
-    p_value: float
 
 
 def dose_responses(values: pd.DataFrame, arms: pd.DataFrame, column: str) -> dict[str, pd.DataFrame]:
@@ -65,30 +56,13 @@ def response_slopes(responses: pd.DataFrame) -> pd.Series:
     alphas, y = responses.columns.to_numpy(dtype=np.float64), responses.to_numpy(dtype=np.float64)
     if len(set(alphas)) != len(alphas) or len(alphas) < 2:
         raise ValueError(f"a trend needs 2 different alphas or more, not {alphas.tolist()}")
-    bad = np.argwhere(~np.isfinite(y))
-    if len(bad):
-        raise ValueError(
-            f"prompt {responses.index[bad[0, 0]]!r} at alpha {alphas[bad[0, 1]]:g} is {y[tuple(bad[0])]}"
-        )
+    for row, column in np.argwhere(~np.isfinite(y))[:1]:
+        raise ValueError(f"prompt {responses.index[row]!r} at alpha {alphas[column]:g} is {y[row, column]}")
     centred = alphas - alphas.mean()
     return pd.Series(y @ centred / np.square(centred).sum(), index=responses.index, name="slope")
 
 
-def trend(responses: pd.DataFrame, clusters: ArrayLike | None = None) -> Trend:
-    """Mean slope of a measure on alpha (cluster-t) and its sign-flip test, prompt by prompt.
-
-    Page's test does not serve: arms share their noise, so that neighbouring alphas often give one and the same
-    answer.
-    Flipping signs needs less: that reversing the order of alphas would be as likely.
-
-    Args:
-        responses: see `response_slopes`; clusters: of each prompt; None for independent prompts.
-    """
-    slopes = response_slopes(responses)
-    return Trend(cluster_interval(slopes, clusters), sign_flip_test(slopes, clusters))
-
-
-CHOICE = ("temperature", "top_p", "min_p", "js_sigma", "min_temperature")
+CHOICE = ["temperature", "top_p", "min_p", "js_sigma", "min_temperature"]
 """Settings in which greedy and sampled twins may differ; a repetition penalty is not one of them."""
 
 
@@ -102,8 +76,7 @@ def quality_by_sampling(values: pd.DataFrame, arms: pd.DataFrame, prompts: pd.Da
     add up under sampling would show as a growth above 0 (or 1).
 
     Args:
-        values: arm_id, prompt_id, repetition, nll_base, n_tokens, from `per_prompt`; greedy and sampled arms may
-            have been run with other seeds.
+        values: what `per_prompt` returned; greedy and sampled arms may have been run with other seeds.
         arms: the arms table. Twins differ in their sampling settings alone.
         prompts: the prompts table; test prompts are read.
 
@@ -121,37 +94,103 @@ def quality_by_sampling(values: pd.DataFrame, arms: pd.DataFrame, prompts: pd.Da
     greedy = arms["temperature"] == 0
     twins = arms[~greedy].merge(arms[greedy], on=settings, suffixes=("", "_greedy"))
     bases = twins[twins["control"] == "base"]
-    if twins.empty or bases.empty:
+    if bases.empty:
         raise ValueError(
             "no sampled arm has a greedy twin (temperature 0, all other settings equal), base included"
         )
     users = prompts.loc[prompts["split"] == "test"].set_index("prompt_id")["user_id"]
     wide = values.pivot(index="prompt_id", columns="arm_id").reindex(users.index)
     rows = []
-    for twin in twins[twins["control"] != "base"].to_dict("records"):
-        same = bases[(bases[list(CHOICE)] == pd.Series(twin)[list(CHOICE)]).all(axis=1)]
+    for _, twin in twins[twins["control"] != "base"].iterrows():
+        same = bases[(bases[CHOICE] == twin[CHOICE]).all(axis=1)]
         base = (same if len(same) else bases).iloc[0]  # SDA's temperature is its own
-        four = [twin["arm_id"], base["arm_id"], twin["arm_id_greedy"], base["arm_id_greedy"]]
-        columns = {
-            name: wide[name][four].to_numpy(np.float64) for name in ("repetition", "nll_base", "n_tokens")
-        }
-        if np.isnan(columns["repetition"]).any():
+        four = [arm[name] for name in ("arm_id", "arm_id_greedy") for arm in (twin, base)]
+        repetition, nll, tokens = (
+            wide[name][four].to_numpy(float) for name in ("repetition", "nll_base", "n_tokens")
+        )
+        if np.isnan(repetition).any():
             raise ValueError(f"arms {four} were not run on the same prompts: finish the sweep first")
-        mean = columns["repetition"].mean(axis=0)
-        found = cluster_interval(columns["repetition"] @ [1, -1, -1, 1], users)
-        rows.append([twin["arm_id"], twin["arm_id_greedy"], "repetition", mean[2], mean[0], *found])
-        if columns["n_tokens"].sum(axis=0).all():
-            eight = np.hstack([columns["nll_base"], columns["n_tokens"]])
-            log = cluster_interval(eight, users, _log_growth)
-            ppl = np.exp(columns["nll_base"].sum(axis=0) / columns["n_tokens"].sum(axis=0))
-            found = log._replace(value=np.exp(log.value), low=np.exp(log.low), high=np.exp(log.high))
-            rows.append([twin["arm_id"], twin["arm_id_greedy"], "perplexity", ppl[2], ppl[0], *found])
+        means, found = repetition.mean(axis=0), cluster_interval(repetition @ SIGNS, users)
+        rows.append([*twin[["arm_id", "arm_id_greedy"]], "repetition", means[2], means[0], *found])
+        if tokens.sum(axis=0).all():
+            log = cluster_interval(
+                np.hstack([nll, tokens]), users, lambda m: (m[..., :4] / m[..., 4:]) @ SIGNS
+            )
+            ppl = np.exp(nll.sum(axis=0) / tokens.sum(axis=0))
+            found = [*np.exp(log[:3]), *log[3:]]
+            rows.append([*twin[["arm_id", "arm_id_greedy"]], "perplexity", ppl[2], ppl[0], *found])
     names = ["arm_id", "greedy_arm", "measure", "greedy", "sampled", *Interval._fields]
     return pd.DataFrame(rows, columns=names)
 
 
-def _log_growth(m: Floats) -> Floats:
-    return (m[..., :4] / m[..., 4:]) @ np.array([1.0, -1.0, -1.0, 1.0])
+SIGNS = np.array([1.0, -1.0, -1.0, 1.0])
+"""Of an arm, its base, their greedy twins in a difference of differences."""
+SELECTIVITY = [
+    *("arm_id", "prompt_category", "base", "steered", "change_percent", "low", "high", "n", "n_clusters"),
+    *("contrast", "contrast_low", "contrast_high"),
+]
+
+
+def selectivity(
+    values: pd.DataFrame,
+    prompts: pd.DataFrame,
+    *,
+    base_arm: str,
+    measure: str,
+    reference: str = "benign_control",
+) -> pd.DataFrame:
+    """The measure of base and steered answers by category of prompt, its change, and that minus the reference's change.
+
+        change_percent = 100 (mean steered / mean base - 1) in the category;   contrast = it minus that of the reference
+
+    A contrast below 0 says that steering acts more in the category than on the reference. It is in points, because a
+    category with more to lose shows a larger difference even where all prompts fall by the same share.
+
+    Args:
+        values: arm_id, prompt_id and the measure, one row an arm and prompt, from `per_prompt`.
+        prompts: the prompts table; test prompts with a prompt_category are read.
+        base_arm: arm_id of the base.
+        measure: column of `values`; "distance" is the CAA study's MAE.
+        reference: the category that the others are compared with; where it has no prompt there are no contrasts.
+
+    Returns:
+        One row an arm and category: arm_id, prompt_category, base, steered (means), change_percent with low and high
+        (see `paired_interval`), n prompts, n_clusters users, contrast with contrast_low and contrast_high (cluster-t).
+        What a mean of 0 under the base leaves undefined is missing.
+
+    Raises:
+        ValueError: no base, an arm without some of the base's prompts, or no prompt with a category.
+
+    Source: the table "selectivity by prompt category" of the CAA-on-PRISM study, which has no intervals.
+    """
+    asked = prompts[(prompts["split"] == "test") & (prompts["prompt_category"].fillna("") != "")]
+    wide = values.pivot(index="prompt_id", columns="arm_id", values=measure).reindex(asked["prompt_id"])
+    if base_arm not in wide or asked.empty:
+        raise ValueError(f"no values of the base arm {base_arm!r} on test prompts with a category")
+    users, categories = asked["user_id"].to_numpy(), asked["prompt_category"].to_numpy()
+    base, there, rows = wide[base_arm].to_numpy(), categories == reference, []
+    for arm in wide.columns.drop(base_arm):
+        own = wide[arm].to_numpy()
+        if np.isnan(own).any():
+            first = wide.index[np.isnan(own)][0]
+            raise ValueError(
+                f"arm {arm!r} has no {measure} for {np.isnan(own).sum()} prompts, the first is {first!r}"
+            )
+        for category in sorted(set(categories)):
+            here = categories == category
+            found = contrast = Interval(np.nan, np.nan, np.nan, here.sum(), len(set(users[here])), "none")
+            if base[here].any():
+                found = paired_interval(base[here], own[here], users[here], statistic="change_percent")
+            if category != reference and base[here].any() and base[there].any():
+                both = here | there
+                four = np.column_stack([base * here, own * here, base * there, own * there])
+                contrast = cluster_interval(four[both], users[both], _contrast)
+            rows.append([arm, category, base[here].mean(), own[here].mean(), *found[:5], *contrast[:3]])
+    return pd.DataFrame(rows, columns=SELECTIVITY)
+
+
+def _contrast(m: Floats) -> Floats:
+    return 100 * (m[..., 1] / m[..., 0] - m[..., 3] / m[..., 2])
 
 
 def arm_path(

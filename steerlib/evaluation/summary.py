@@ -5,23 +5,19 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from steerlib.evaluation.answers import check_paired, per_answer, per_prompt
+from steerlib.evaluation.answers import Scores, check_paired, effective_number, per_prompt, top_share
 from steerlib.evaluation.controls import kl_on_dev, match_controls, mix_controls
 from steerlib.evaluation.intervals import (
     Bounds,
     cluster_interval,
     jackknife_bounds,
-    log_ratio,
     mean_bounds,
     ratio_bounds,
-    seed_interval,
     share_bounds,
     share_interval,
-    sign_test,
 )
-from steerlib.evaluation.metrics import effective_number, top_share
 from steerlib.evaluation.multiple_choice import LETTERS, brier, calibration_gaps
 from steerlib.profiles.sources import DEMOGRAPHICS
 from steerlib.tables import SCHEMA
@@ -33,6 +29,7 @@ MEANS = {
     "length": (0.0, np.inf),
 }
 SHARES = ("overshoot", "stopped")
+REDUCTIONS = {"distance": "reduction_percent", "toxicity": "toxicity_reduction_percent"}
 DIFFERENCES = ("distance", "toxicity", "repetition")
 FEWEST_USERS, FEWEST_EFFECTIVE = 30, 8
 """A subgroup of fewer users is exploratory; a mean that rests on fewer effective prompts has too few."""
@@ -50,8 +47,8 @@ def summarise(
     generations: pd.DataFrame,
     arms: pd.DataFrame,
     prompts: pd.DataFrame,
-    scores: ArrayLike | pd.DataFrame,
-    accepted_scores: ArrayLike | pd.DataFrame | None,
+    scores: Scores,
+    accepted_scores: Scores | None,
     *,
     base_arm: str,
     scorer: str,
@@ -78,10 +75,9 @@ def summarise(
         distance_top_three, toxicity_top_three: see `effective_number`, `top_share`.
         Comparator an arm: distance_difference, toxicity_difference, repetition_difference (arm - comparator);
         reduction_percent (of the distance), toxicity_reduction_percent; win_rate, tie_rate (of the distance);
-        perplexity_ratio; sign_test_p (of the distance, else of toxicity, over users; n_clusters without ties).
+        perplexity_ratio.
         Comparator "shuffled_profile" or "random_vector": the arm's control of that kind at equal KL, the same measures,
         and control_kl_per_token; comparators that are arms are controls at equal alpha.
-        Comparator base, with four seeds or more: reduction_percent_over_seeds.
         With `fluency`: perplexity_of_text and perplexity_of_text_ratio; their scorer is the judging model.
         A metric that is undefined (a perplexity of no tokens, a reduction from 0, an aligner's KL) has no row.
 
@@ -99,9 +95,6 @@ def summarise(
     members = list(subgroups(asked, users))
     rows = [compare(values, members, against, scorer=scorer)]
     rows += compare_at_equal_kl(values, mix_controls(values, matched), members, scorer=scorer)
-    if "distance" in values and generations["seed"].nunique() >= 4:
-        answers = per_answer(generations, prompts, scores, accepted_scores)
-        rows.append(_over_seeds(answers, asked, base_arm, scorer))
     for model, texts in _texts(fluency, generations):
         found = compare(texts, members, against, scorer=model)
         found = found[found["metric"].isin(["perplexity", "perplexity_ratio"])]
@@ -132,10 +125,11 @@ def compare(
         part = {column: table[member.users.index].to_numpy(np.float64) for column, table in wide.items()}
         codes, labels = pd.factorize(member.users, sort=True)
         membership = np.eye(len(labels))[codes]
-        compared = _of_pairs(part, own, other, membership) if pairs else ()
-        for keys, measures in ((alone, _of_arms(part, membership)), (pairs, compared)):
-            for metric, bounds, clusters in measures:
-                one_value = (member.split, member.name, scorer, metric, len(codes), clusters)
+        sizes, sums = membership.sum(axis=0), {column: rows @ membership for column, rows in part.items()}
+        compared = _of_pairs(part, sums, sizes, own, other, membership) if pairs else ()
+        for keys, measures in ((alone, _of_arms(part, sums, sizes)), (pairs, compared)):
+            for metric, bounds in measures:
+                one_value = (member.split, member.name, scorer, metric, len(codes), len(labels))
                 split, name, who, what, n, k = (np.broadcast_to(value, len(keys)) for value in one_value)
                 rows.append([*zip(*keys, strict=True), split, name, who, what, *bounds, n, k])
     columns = [np.concatenate(column) for column in zip(*rows, strict=True)]
@@ -157,71 +151,52 @@ def compare_at_equal_kl(
         yield pd.concat([found[found["comparator"] != ""], kl]).assign(comparator=kind)
 
 
-Found = tuple[str, Bounds, int | NDArray[np.intp]]
+Found = tuple[str, Bounds]
 
 
-def _of_arms(part: Mapping[str, Floats], membership: Floats) -> Iterator[Found]:
-    """Measures of each arm; `part` has `(arms, prompts)` by column."""
-    sizes = membership.sum(axis=0)
-    k, sums = len(sizes), {column: rows @ membership for column, rows in part.items()}
-    for column, within in MEANS.items():
-        if column in sums:
-            yield column, mean_bounds(sums[column], sizes, within=within), k
-    for column in SHARES:
-        if column in sums:
-            yield column, share_bounds(sums[column], sizes), k
+def _of_arms(part: Mapping[str, Floats], sums: Mapping[str, Floats], sizes: Floats) -> Iterator[Found]:
+    """Measures of each arm; `part` has `(arms, prompts)` by column, `sums` `(arms, K)`."""
+    for column in [name for name in MEANS if name in sums]:
+        yield column, mean_bounds(sums[column], sizes, within=MEANS[column])
+    for column in [name for name in SHARES if name in sums]:
+        yield column, share_bounds(sums[column], sizes)
     with np.errstate(over="ignore"):
         nll = ratio_bounds(sums["nll_base"], sums["n_tokens"])
-        yield "perplexity", Bounds(*(np.exp(x) for x in nll)), k
+        yield "perplexity", Bounds(*(np.exp(x) for x in nll))
     if "kl_to_base" in sums:
-        yield "kl_per_token", ratio_bounds(sums["kl_to_base"], sums["n_tokens"]), k
-    for column in ("distance", "toxicity"):
-        if column in part:
-            for name, number in (("effective_n", effective_number), ("top_three", top_share)):
-                yield f"{column}_{name}", _plain(number(part[column])), k
+        yield "kl_per_token", ratio_bounds(sums["kl_to_base"], sums["n_tokens"])
+    for column in [name for name in REDUCTIONS if name in part]:
+        yield f"{column}_effective_n", _plain(effective_number(part[column]))
+        yield f"{column}_top_three", _plain(top_share(part[column]))
 
 
 def _of_pairs(
-    part: Mapping[str, Floats], own: NDArray[np.intp], other: NDArray[np.intp], membership: Floats
+    part: Mapping[str, Floats],
+    sums: Mapping[str, Floats],
+    sizes: Floats,
+    own: NDArray[np.intp],
+    other: NDArray[np.intp],
+    membership: Floats,
 ) -> Iterator[Found]:
     """Comparisons of the arms `own` with the arms `other`, pair by pair."""
-    sizes = membership.sum(axis=0)
-    k, sums = len(sizes), {column: rows @ membership for column, rows in part.items()}
-    for column in DIFFERENCES:
-        if column in sums:
-            change = sums[column][own] - sums[column][other]
-            yield f"{column}_difference", mean_bounds(change, sizes, within=(-1, 1)), k
-    for column, metric in (("distance", "reduction_percent"), ("toxicity", "toxicity_reduction_percent")):
-        if column in sums:
-            ratio = ratio_bounds(sums[column][own], sums[column][other])
-            yield metric, Bounds(*(100 * (1 - x) for x in (ratio.value, ratio.high, ratio.low))), k
+    for column in [name for name in DIFFERENCES if name in sums]:
+        change = sums[column][own] - sums[column][other]
+        yield f"{column}_difference", mean_bounds(change, sizes, within=(-1, 1))
+    for column in [name for name in REDUCTIONS if name in sums]:
+        ratio = ratio_bounds(sums[column][own], sums[column][other])
+        yield REDUCTIONS[column], Bounds(*(100 * (1 - x) for x in (ratio.value, ratio.high, ratio.low)))
     if "distance" in part:
         mine, theirs = part["distance"][own], part["distance"][other]
-        yield "win_rate", share_bounds((mine < theirs) @ membership, sizes), k
-        yield "tie_rate", share_bounds((mine == theirs) @ membership, sizes), k
-    tested = next((column for column in ("distance", "toxicity") if column in sums), None)
-    if tested:
-        signs = sign_test(sums[tested][own] - sums[tested][other])
-        yield "sign_test_p", _plain(signs.p_value), signs.fell + signs.rose
-    four = np.stack([sums[column][arm] for arm in (other, own) for column in ("nll_base", "n_tokens")])
+        yield "win_rate", share_bounds((mine < theirs) @ membership, sizes)
+        yield "tie_rate", share_bounds((mine == theirs) @ membership, sizes)
+    four = np.stack([sums[column][arm] for arm in (own, other) for column in ("nll_base", "n_tokens")])
     with np.errstate(over="ignore"):
-        found = jackknife_bounds(four, sizes, log_ratio)
-        yield "perplexity_ratio", Bounds(*(np.exp(x) for x in found)), k
+        found = jackknife_bounds(four, sizes, lambda m: m[0] / m[1] - m[2] / m[3])
+        yield "perplexity_ratio", Bounds(*(np.exp(x) for x in found))
 
 
 def _plain(value: Floats) -> Bounds:
     return Bounds(value, np.full(value.shape, np.nan), np.full(value.shape, np.nan))
-
-
-def _over_seeds(answers: pd.DataFrame, prompts: pd.DataFrame, base_arm: str, scorer: str) -> pd.DataFrame:
-    """The reduction of the distance, seed by seed, with an interval over seeds."""
-    rows, split = [], answers["prompt_id"].map(prompts.set_index("prompt_id")["split"])
-    for name, part in answers.groupby(split):
-        means = part.pivot_table(index="seed", columns="arm_id", values="distance")
-        for arm in means.columns.drop(base_arm) if means[base_arm].all() else []:
-            found = seed_interval(100 * (1 - means[arm] / means[base_arm]))
-            rows.append([arm, base_arm, name, "all", scorer, "reduction_percent_over_seeds", *found[:5]])
-    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def _texts(fluency: pd.DataFrame | None, generations: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:

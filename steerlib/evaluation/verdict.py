@@ -6,9 +6,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from steerlib.evaluation.controls import chosen_arms, match_controls
+from steerlib.evaluation.controls import CURVE, chosen_arms, match_controls
 from steerlib.evaluation.intervals import t_quantile
-from steerlib.evaluation.metrics import CURVE
 from steerlib.evaluation.summary import FEWEST_EFFECTIVE
 from steerlib.rules import RULES
 from steerlib.tables import SCHEMA

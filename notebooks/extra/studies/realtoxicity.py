@@ -5,11 +5,14 @@ Source: Gehman et al., Findings of EMNLP 2020.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy.optimize import linear_sum_assignment
 
+from steerlib.evaluation import cluster_interval, response_slopes
+from steerlib.evaluation.intervals import Interval, sign_flip_test
 from steerlib.profiles import percentiles, primary_category, shuffled_users
 from steerlib.profiles.sources import file_label, hash_order, hub_file, in_hash_order, read_rows, round_robin
 from steerlib.tables import ATTRIBUTE_COLUMNS, SCHEMA, check_table
@@ -194,3 +197,20 @@ def mixed_prompts(texts: pd.DataFrame, *, n: int, seed: int = 0) -> pd.DataFrame
     # Nothing here is personal: the other columns of the table stay empty.
     prompts = prompts.reindex(columns=list(SCHEMA["prompts"].columns), fill_value="")
     return check_table("prompts", prompts).reset_index(drop=True)
+
+
+class Trend(NamedTuple):
+    """Mean of the prompts' slopes on alpha, and the two-sided sign-flip p value of a slope of 0."""
+
+    slope: Interval
+    p_value: float
+
+
+def trend(responses: pd.DataFrame) -> Trend:
+    """Mean slope of a measure on alpha (t over prompts) and its sign-flip test; responses as of `response_slopes`.
+
+    Page's test does not serve: arms share their noise, so that neighbouring alphas often give one and the same answer.
+    Flipping signs needs less: that reversing the order of alphas would be as likely.
+    """
+    slopes = response_slopes(responses)
+    return Trend(cluster_interval(slopes), sign_flip_test(slopes))
