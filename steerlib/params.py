@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,29 +18,50 @@ TYPES = {"str": str, "bool": bool, "int": int, "float": (int, float), "list": li
 WORDS = {
     "composed_scale": "population raw",
     "controls": "prompt_only shuffled random instructed steering_only temperature_only fixed",
+    "device": "cpu mps auto cuda cuda:N",
     "dtype": "float32 float64 bfloat16 float16",
     "estimator": "paper exposure_adjusted",
-    "more_positions": r"all prompt generation first_k:\d+",
+    "more_positions": "all prompt generation first_k:K",
+    "judge": "scorer scorer:NAME local:NAME reward:NAME endpoint:NAME",
+    "personal_vectors": "dislike_weighted coordinates",
     "pool": "answer_mean last prompt_last",
-    "positions": r"all prompt generation first_k:\d+",
+    "positions": "all prompt generation first_k:K",
     "prompt_labels": "given measured",
+    "second_judge": "scorer scorer:NAME local:NAME reward:NAME endpoint:NAME",
     "split_by": "users conversations",
     "style": "continuation chat",
     "styles": "continuation chat",
     "ties": "drop half",
 }
-"""What a parameter, or each entry of its list, may be, as regular expressions; methods stand in `rules.RULES`."""
+"""What a parameter, or each entry of its list, may be; in place of a capital stands what `HOLES` says."""
+HOLES = {"NAME": ".+", "K": r"[1-9]\d*", "N": r"\d+"}
+REGISTERED = {"methods": "RULES", "score_function": "SCORE_FUNCTIONS"}  # words that stand in steerlib.rules
 
-SIGNED = {"alphas", "caa_alphas", "composed_alphas", "direction_alphas", "layer_shifts", "vector_alpha"}
-SHARES = {"base_top_p", "dev_share", "explorer_min_p", "top_p", "train_share"}
-POSITIVE = {
+ANY = {"alphas", "caa_alphas", "composed_alphas", "direction_alphas", "layer_shifts", "vector_alpha"}
+ABOVE_0 = {
     *("basis_rank", "explorer_alpha_max", "explorer_tokens", "max_new_tokens", "max_pairs", "min_ratings"),
     *("max_perplexity_ratio", "n_questions", "path_tokens", "prompts_per_category", "repetition_penalty"),
 }
-"""Numbers are at least 0, but for these: of any sign, from 0 to 1, above 0."""
+RANGES = (  # all other numbers are at least 0
+    ("between 0 and 1", lambda x: 0 < x < 1, {"dev_share", "train_share"}),
+    ("above 0 and at most 1", lambda x: 0 < x <= 1, {"base_top_p", "top_p"}),
+    ("from 0 to 1", lambda x: 0 <= x <= 1, {"explorer_min_p"}),
+    ("above 0", lambda x: x > 0, ABOVE_0),
+    ("a number", lambda x: True, ANY),  # noqa: ARG005
+)
+LARGEST = 2**31 - 1
+MAY_BE_EMPTY = {"controls", "methods", "personal_vectors"}  # beside lists whose default is empty
 
-NO_PATHS = {"run", "revision", "methods", *WORDS}
-RESERVED = {"", "demo", "embedded", "prism", "scorer"}  # no paths; a folder of that name is `./demo`
+NO_PATHS = {"run", "revision", *REGISTERED, *WORDS} - {"judge", "second_judge"}
+RESERVED = {
+    "",
+    "demo",
+    "embedded",
+    "prism",
+    "scorer",
+    "cais/mmlu",
+}  # no paths; a folder of that name is `./demo`
+FILES = {"pairs_file", "questions", "ratings"}  # never the name of a model
 WITHIN_DATA = {"pair_file", "prompt_file", "text_files"}  # files of data_folder, absent where the hub is read
 PATH = re.compile(r"[~.]{0,2}/.*|.*/.*/.*|.*\.(csv|tsv|jsonl?|gz|parquet|safetensors|gguf|txt)")
 SECRET = re.compile(r"(?<!\w)(hf_[A-Za-z0-9]{16,}|sk-[\w-]{16,})")
@@ -128,7 +150,15 @@ def handed(params: Mapping[str, Any], parameters: Mapping[str, Parameter]) -> di
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML as usual, but a key given twice is refused: the first would be lost without a word."""
+    """YAML as usual, but a key given twice is refused, and 010, 1:30 or 1_000, which it reads as 8, 90 and 1000."""
+
+    def construct_plain(self, node: yaml.ScalarNode) -> int | float:
+        if re.search(r"^[-+]?0[\dbxo]|[:_]", node.value):
+            raise yaml.MarkedYAMLError(
+                None, None, f"{node.value} is no plain decimal number", node.start_mark
+            )
+        whole = node.tag.endswith("int")
+        return self.construct_yaml_int(node) if whole else self.construct_yaml_float(node)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -138,17 +168,24 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+for kind in ("int", "float"):
+    _StrictLoader.add_constructor(f"tag:yaml.org,2002:{kind}", _StrictLoader.construct_plain)
+
+
 def read_params(path: Path) -> dict[str, Any]:
     """Keys and values of a flat params file; an empty file is a run with all defaults.
 
     Raises:
-        BadInput: the file is absent, not YAML, not a mapping, or gives a key twice.
+        BadInput: the file is absent, not YAML in UTF-8, not a mapping, or gives a key twice.
     """
     try:
-        params = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
+        params = yaml.load(path.read_text(encoding="utf-8-sig"), _StrictLoader)
+        json.dumps(params, default=str, ensure_ascii=False).encode()  # no circle, no half of a character
     except OSError:
-        raise BadInput(f"params file {path} does not exist") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as failure:
+        raise BadInput(f"params file {path.absolute()} cannot be read") from None
+    except UnicodeError as failure:
+        raise BadInput(f"{path} is not text in UTF-8, save it as such: {failure}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as failure:
         raise BadInput(f"{path} is not valid YAML: {' '.join(str(failure).split())}") from None
     if params is None:
         return {}
@@ -211,23 +248,42 @@ def _problems(name: str, value: Any, takers: Mapping[str, Sequence[Parameter]]) 
             if re.search(r"'[-+]?\d+e[-+]?\d+'", repr(value)):
                 yield "YAML reads 1e-4 as text, write 1.0e-4"
             return
+    default = takers[name][0].default
     if isinstance(value, list) and any(value.count(entry) > 1 for entry in value):
         yield f"{name} has a value twice: {value!r}"
+    if value in ([], "") and default and name not in MAY_BE_EMPTY:
+        yield f"{name} must not be empty"
+    if name == "contexts" and not _are_contexts(value):
+        yield f"{name} must be {{category: {{expert: text, anti: text, instructed: text}}}}, not {value!r}"
     for _, entry in _leaves({name: value}):
         if isinstance(entry, float) and not math.isfinite(entry):
             yield f"{name} must be finite, not {entry!r}"
         elif isinstance(entry, int | float) and not isinstance(value, dict):
-            low, high = (-math.inf if name in SIGNED else 0), (1 if name in SHARES else math.inf)
-            if not low <= entry <= high or (entry == 0 and name in POSITIVE):
-                allowed = "above 0" if name in POSITIVE else "from 0 to 1" if name in SHARES else "at least 0"
-                yield f"{name} must be {allowed}, not {entry}"
-        elif name in WORDS and entry and not any(re.fullmatch(word, entry) for word in WORDS[name].split()):
+            found = [(text, fits) for text, fits, names in RANGES if name in names]
+            text, fits = found[0] if found else ("at least 0", lambda x: x >= 0)
+            if not (fits(entry) and abs(entry) <= LARGEST):
+                yield f"{name} must be {text}" + (f" and at most {LARGEST}" * fits(entry)) + f", not {entry}"
+        elif name in WORDS and entry and not any(_is_word(entry, word) for word in WORDS[name].split()):
             yield f"{name}: {entry!r} is unknown; {_nearest(entry, WORDS[name].split())}"
-        elif name == "methods" and not any(entry in taker.default for taker in takers[name]):
-            from steerlib.rules import RULES  # here, because torch comes with it
+        elif name in REGISTERED and entry != default and entry not in default:
+            registry = getattr(import_module("steerlib.rules"), REGISTERED[name])  # torch comes with it
+            if entry not in registry:
+                yield f"{name}: {entry!r} is unknown; {_nearest(entry, [*registry])}"
 
-            if entry not in RULES:
-                yield f"{name}: {entry!r} is unknown; {_nearest(entry, [*RULES])}"
+
+def _is_word(entry: str, word: str) -> bool:
+    return re.fullmatch(re.sub("[A-Z]+", lambda hole: HOLES[hole[0]], word), entry) is not None
+
+
+def _are_contexts(value: Mapping[Any, Any]) -> bool:
+    parts = {"expert", "anti", "instructed"}
+    return all(
+        isinstance(category, str)
+        and isinstance(texts, dict)
+        and parts.issuperset(texts)
+        and all(isinstance(text, str) and text.strip() for text in texts.values())
+        for category, texts in value.items()
+    )
 
 
 def resolved(
@@ -263,7 +319,7 @@ def _located(name: str, entry: Any, folders: Sequence[Path]) -> tuple[Any, Path 
     for place in places if text else []:
         if place.exists():
             return f"{kind}{place}", place
-    written = PATH.fullmatch(text) and kind != "endpoint:" and name not in WITHIN_DATA
+    written = (PATH.fullmatch(text) or name in FILES) and kind != "endpoint:" and name not in WITHIN_DATA
     if name == "data_folder" or written:
         looked = " and ".join(dict.fromkeys(map(str, places)))
         raise BadInput(f"{name}: {entry!r} is not there; looked for {looked}")

@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import sys
 import time
 import uuid
@@ -30,6 +31,9 @@ from steerlib.tables import COMMAND, PROGRESS_FILE, ROOT, atomic_path, results_f
 NOTEBOOKS = ROOT / "notebooks"
 WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf"}
 LARGE, BLOCKS = 2**26, 64  # of weights with more bytes than that only so many blocks are read
+RUN = re.compile(
+    r"(?!(?i:con|prn|aux|nul|com\d|lpt\d)(\.|$))\w[\w.-]*(?<!\.)"
+)  # Windows has names of its own
 LONGEST_SOCKET_PATH = 100  # bytes; Unix allows about 107, and the channel's number is still to come
 
 
@@ -72,8 +76,8 @@ def plan(
         raise BadInput(f"notebooks: not all of {names!r} are in {notebooks}")
     params |= ({"data_folder": str(data)} if data else {}) | ({"model": model} if model else {})
     run = params.setdefault("run", params_file.stem)
-    if not isinstance(run, str) or not run or Path(run).name != run or run.startswith("."):
-        raise BadInput(f"run must be a plain folder name, not {run!r}")
+    if not isinstance(run, str) or not RUN.fullmatch(run):
+        raise BadInput(f"run must be a folder name of letters, digits, '-', '_' and '.', not {run!r}")
     taken = {file: notebook_parameters(file) for file in files}
     for name in [name for name, value in params.items() if isinstance(value, dict)]:
         if any(name in parameters and parameters[name].default for parameters in taken.values()):

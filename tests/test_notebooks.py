@@ -143,7 +143,9 @@ def test_a_folder_with_other_data_leaves_the_demo_ratings_as_they_are(
 
 def test_the_lists_of_the_params_check_name_parameters_that_there_are() -> None:
     known = {name for notebook in ALL for name in flat(notebook_parameters(notebook))}
-    assert {*params.WORDS, *params.SIGNED, *params.SHARES, *params.POSITIVE, *params.WITHIN_DATA} <= known
+    assert {*params.WORDS, *params.FILES, *params.WITHIN_DATA}.union(
+        *(names for *_, names in params.RANGES)
+    ) <= known
 
 
 @pytest.mark.parametrize(
