@@ -26,7 +26,7 @@ from steerlib.models import (
     load_model,
     pack_linears,
 )
-from steerlib.reading import GivenAnswer, last_logits, prompt_ids, summed_nll
+from steerlib.reading import answer_nll, last_logits, prompt_ids
 
 needs_peft = pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="peft is not installed")
 
@@ -55,7 +55,7 @@ def test_the_embedded_models_answer_is_as_likely_while_decoding_as_when_it_is_re
     given = tuple(frozen.tokenizer(answer.text, add_special_tokens=False).input_ids)
     assert given == tuple(answer.token_ids)
     context = prompt_ids(frozen, prompt, style="chat")
-    assert summed_nll(frozen, [GivenAnswer(context, given)]) == [pytest.approx(answer.nll_base, rel=1e-4)]
+    assert answer_nll(frozen, context, given) == pytest.approx(answer.nll_base, rel=1e-4)
 
 
 @pytest.mark.parametrize("harm", ["flipped bit", "absent file", "no checksums"])
@@ -78,33 +78,11 @@ def test_high_precision_is_float64_on_a_device_that_has_it():
 # --- refused at once ----------------------------------------------------------------------------------------
 
 SUPPORTED = ["Llama", "Qwen2", "Qwen3", "Gemma", "Gemma2", "Mistral", "GPT2", "GPTNeoX", "Phi3", "Olmo2"]
-REFUSED = {
-    "Mamba": "state",
-    "FalconMamba": "state",
-    "Rwkv": "state",
-    "Jamba": "state",
-    "RecurrentGemma": "state",
-    "FalconH1": "state",
-    "Qwen3Next": "linear_attention",
-    "Lfm2": "conv",
-    "Llama4Text": "chunked_attention",
-    "Gemma3nText": "share their keys",
-    "Bart": "encoder",
-}
 
 
 @pytest.mark.parametrize("family", SUPPORTED)
 def test_architectures_with_keys_and_values_in_every_layer_are_taken(family):
     check_architecture(getattr(transformers, f"{family}Config")(), "m")
-
-
-@pytest.mark.parametrize("family", REFUSED)
-def test_other_architectures_are_refused_before_a_weight_is_read(family, tmp_path):
-    settings = {"layer_types": ["conv", "full_attention"], "num_hidden_layers": 2} if family == "Lfm2" else {}
-    getattr(transformers, f"{family}Config")(**settings).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=rf"{tmp_path}.*{REFUSED[family]}.*Llama") as failure:
-        load_model(str(tmp_path), device="cpu")
-    assert "\n" not in str(failure.value)
 
 
 def test_blocks_that_are_not_found_are_an_error_naming_the_paths():
@@ -148,14 +126,6 @@ def saved(tiny: FrozenModel, tmp_path: Path) -> str:
     tiny.model.save_pretrained(folder)
     tiny.tokenizer.save_pretrained(folder)
     return folder
-
-
-@pytest.mark.parametrize("text", ['{"model_type": "nonesuch"}', "{", "[]", "{}"])
-def test_a_config_that_cannot_be_read_is_one_line_that_names_the_folder(tmp_path, text):
-    (tmp_path / "config.json").write_text(text)
-    with pytest.raises((ValueError, FileNotFoundError), match=str(tmp_path)) as failure:
-        load_model(str(tmp_path), device="cpu")
-    assert "\n" not in str(failure.value)
 
 
 def test_weights_in_a_pickle_are_not_read(saved):

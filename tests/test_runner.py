@@ -217,56 +217,6 @@ def test_two_runs_at_once_do_not_clash_but_the_same_run_twice_is_refused(toy: Pa
     assert [process.wait(timeout=60) for process in both] == [0, 0]
 
 
-# What a params file may not hold, and the name that the refusal must show.
-REFUSED = [
-    ("sede: 3", "unknown parameter 'sede'; did you mean 'seed'"),
-    ("zzz: 3", "there are alphas"),
-    ("rows: three", "rows must be int"),
-    ("rows: true", "rows must be int"),
-    ("alphas: [0.5, '1']", "alphas must be list"),
-    ("rate: 1e-4", "write 1.0e-4"),
-    ("alphas: [1e-4]", "write 1.0e-4"),
-    ("rate: .nan", "rate must be finite"),
-    ("alphas: [0.1, .inf]", "alphas must be finite"),
-    ("judge_settings: {a: {b: .nan}}", "judge_settings must be finite"),
-    ("rows: -1", "rows must be at least 0"),
-    ("seed: -3", "seed must be at least 0"),
-    ("top_p: 1.5", "top_p must be from 0 to 1"),
-    ("max_new_tokens: 0", "max_new_tokens must be above 0"),
-    ("alphas: [0.5, 0.5]", "alphas has a value twice"),
-    ("style: caht", "'caht' is unknown; did you mean 'chat'"),
-    ("methods: [sda, ant_expert]", "'ant_expert' is unknown; did you mean 'anti_expert'"),
-    ("tie: five", "tie must be int"),
-    ("settings: {tei: 5}", "unknown parameter 'tei'; did you mean 'tie'"),
-    ("max_new_token: 5", "did you mean 'max_new_tokens'"),
-    ("hf_token: abcdefgh", "hf_token: params end up"),
-    ("api_key: abcdefgh", "api_key"),
-    ("my_secret_name: abcdefgh", "my_secret_name"),
-    ("judge_settings: {deep: [{api_key: abcdefgh}]}", "api_key"),
-    ("model: hf_abcdefghijklmnopqrst", "model: params end up"),
-    ("judge_settings: {header: [Bearer sk-abcdefghijklmnopqrst]}", "header"),
-    ("model: absent/folder/here", "looked for /"),
-    ("model: absent.csv", "model: 'absent.csv' is not there"),
-    ("model: ./absent", "model: './absent' is not there"),
-    ("model: local:absent/folder/here", "local:absent"),
-    ("data_folder: nowhere", "data_folder: 'nowhere' is not there"),
-    ("rows: [1", "not valid YAML"),
-    ("rows: 1\nrows: 2", "'rows' is given twice"),
-    ("- rows", "must hold lines"),
-    ("on: 3", "keys that are words"),
-    ("run: ../up", "'../up'"),
-    ("run: ''", "run must be"),
-    ("notebooks: [01_first, 09_absent]", "09_absent"),
-]
-
-
-@pytest.mark.parametrize(("params", "expected"), REFUSED)
-def test_a_mistake_is_refused_by_name_before_anything_starts(toy: Path, params: str, expected: str) -> None:
-    message = refusal(toy, params)
-    assert expected in message
-    assert "abcdefgh" not in message
-
-
 def test_all_mistakes_are_named_at_once(toy: Path) -> None:
     message = refusal(toy, "rows: three\nsede: 3\nrate: true\n")
     assert all(name in message for name in ("rows", "sede", "rate"))

@@ -1,0 +1,217 @@
+"""What is wrong in a params file, a model or a judge's name, and the name that each refusal must show."""
+
+import json
+from pathlib import Path
+
+import pytest
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from steerlib.judges import load_judge
+from steerlib.models import load_model
+from steerlib.params import BadInput, read_params
+from steerlib.runner import plan
+
+PARAMS = [
+    # keys
+    ("sede: 3", "unknown parameter 'sede'; did you mean 'seed'"),
+    ("zzz: 3", "'zzz'"),
+    ("max_new_token: 5", "did you mean 'max_new_tokens'"),
+    ("explorer_token: 5", "did you mean 'explorer_tokens'"),
+    ("seed: 1\nseed: 2", "'seed' is given twice"),
+    ("contexts: {insult: {expert: a, expert: b}}", "'expert' is given twice"),
+    ("on: 3", "keys that are words"),
+    ("- seed", "must hold lines"),
+    ("seed: [1", "not valid YAML"),
+    ("seed: &a [*a]", "not valid YAML"),
+    ("contexts: " + "[" * 3000, "not valid YAML"),
+    ("seed: !!python/object:os.system x", "not valid YAML"),
+    ("seed: 3\0", "not valid YAML"),
+    ('style: "\\ud800"', "UTF-8"),
+    # types
+    ("seed: three", "seed must be int"),
+    ("seed: true", "seed must be int"),
+    ("max_new_tokens: 12.0", "max_new_tokens must be int"),
+    ("alphas: 0.5", "alphas must be list"),
+    ("alphas: [0.5, '1']", "alphas must be list"),
+    ("layers: [16.5]", "layers must be list"),
+    ('gated: "yes"', "gated must be bool"),
+    ("seed: 2026-11-28", "seed must be int"),
+    ("temperature: 1e-4", "write 1.0e-4"),
+    ("alphas: [1e-4]", "write 1.0e-4"),
+    # numbers
+    ("seed: 010", "010 is no plain decimal number"),
+    ("seed: 1:30", "1:30"),
+    ("alphas: [0.5, 1:30.5]", "1:30.5"),
+    ("seed: 1_000", "1_000"),
+    ("seed: 0x10", "0x10"),
+    ("temperature: .nan", "temperature must be finite"),
+    ("alphas: [0.1, .inf]", "alphas must be finite"),
+    ("judge_settings: {a: {b: .nan}}", "judge_settings must be finite"),
+    ("seed: -3", "seed must be at least 0"),
+    ("seed: 99999999999999999999999", "seed"),
+    ("max_new_tokens: 99999999999", "max_new_tokens"),
+    ("seeds: [0, -1]", "seeds must be at least 0"),
+    ("layers: [-1]", "layers must be at least 0"),
+    ("turn: -1", "turn must be at least 0"),
+    ("taus: [-1]", "taus must be at least 0"),
+    ("temperature: -0.1", "temperature must be at least 0"),
+    ("top_p: 1.5", "top_p must be above 0 and at most 1"),
+    ("top_p: 0", "top_p must be above 0"),
+    ("base_top_p: 0", "base_top_p must be above 0"),
+    ("train_share: 1", "train_share must be between 0 and 1"),
+    ("dev_share: 0", "dev_share must be between 0 and 1"),
+    ("repetition_penalty: 0", "repetition_penalty must be above 0"),
+    ("max_new_tokens: 0", "max_new_tokens must be above 0"),
+    ("prompts_per_category: -1", "prompts_per_category must be above 0"),
+    ("n_questions: 0", "n_questions must be above 0"),
+    # lists
+    ("alphas: [0.5, 0.5]", "alphas has a value twice"),
+    ("seeds: [0, 0]", "seeds has a value twice"),
+    ("alphas: []", "alphas must not be empty"),
+    ("seeds: []", "seeds must not be empty"),
+    ('model: ""', "model must not be empty"),
+    # words
+    ("style: caht", "'caht' is unknown; did you mean 'chat'"),
+    ("methods: [sda, ant_expert]", "'ant_expert' is unknown; did you mean 'anti_expert'"),
+    ("controls: [shufled]", "did you mean 'shuffled'"),
+    ("estimator: papr", "did you mean 'paper'"),
+    ("dtype: float8", "dtype: 'float8'"),
+    ("device: cdua", "did you mean 'cuda'"),
+    ("positions: first_k:0", "positions: 'first_k:0'"),
+    ("more_positions: [first_k:8, alll]", "'alll'"),
+    ("personal_vectors: [dislike_weigthed]", "did you mean 'dislike_weighted'"),
+    ("score_function: sigmoyd", "did you mean 'sigmoid'"),
+    ("judge: scorrer", "did you mean 'scorer'"),
+    ("judge: gpt-4.1", "endpoint:NAME"),
+    ("second_judge: 'endpoint:'", "'endpoint:'"),
+    # contexts
+    ("contexts: {insult: polite}", "contexts must be"),
+    ("contexts: {insult: {expert: 5}}", "contexts must be"),
+    ("contexts: {insult: {expret: kind}}", "contexts must be"),
+    ("contexts: {insult: {expert: ' '}}", "contexts must be"),
+    ("contexts: {5: {expert: kind}}", "contexts must be"),
+    # secrets
+    ("hf_token: abcdefgh", "hf_token: params end up"),
+    ("api_key: abcdefgh", "api_key"),
+    ("my_secret_name: abcdefgh", "my_secret_name"),
+    ("judge_settings: {deep: [{api_key: abcdefgh}]}", "api_key"),
+    ("model: hf_abcdefghijklmnopqrst", "model: params end up"),
+    ("judge_settings: {header: [Bearer sk-abcdefghijklmnopqrst]}", "header"),
+    # files and folders
+    ("ratings: absent.csv", "looked for /"),
+    ("ratings: demmo", "ratings: 'demmo' is not there"),
+    ("pairs_file: absent", "pairs_file: 'absent' is not there"),
+    ("questions: cais/mmul", "questions: 'cais/mmul' is not there"),
+    ("model: absent/folder/here", "model: 'absent/folder/here' is not there"),
+    ("model: ./absent", "model: './absent' is not there"),
+    ("scorer: absent.csv", "scorer: 'absent.csv' is not there"),
+    ("judge: local:absent/folder/here", "local:absent"),
+    ("data_folder: nowhere", "data_folder: 'nowhere' is not there"),
+    # the run
+    ("run: ../up", "'../up'"),
+    ("run: ''", "run must be"),
+    ("run: 5", "run must be"),
+    ("run: con.txt", "'con.txt'"),
+    ("run: .hidden", "'.hidden'"),
+    ('run: "a\\0b"', "run must be"),
+    ("notebooks: [01_user_profiles, 09_absent]", "09_absent"),
+    ("notebooks: 1", "notebooks"),
+]
+
+
+@pytest.mark.parametrize(("params", "named"), PARAMS, ids=[text[:40] for text, _ in PARAMS])
+def test_a_mistake_in_a_params_file_is_one_line_that_names_it_and_nothing_is_written(
+    params: str, named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STEERLIB_RESULTS", str(tmp_path / "results"))
+    (tmp_path / "mine.yaml").write_text(params)
+    with pytest.raises(BadInput) as caught:
+        plan(tmp_path / "mine.yaml")
+    assert named in str(caught.value)
+    assert "\n" not in str(caught.value) and "abcdefgh" not in str(caught.value)
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16", "cp1252"])
+def test_a_params_file_in_another_encoding_is_named_and_a_byte_order_mark_is_skipped(tmp_path, encoding):
+    file = tmp_path / "mine.yaml"
+    file.write_text("seed: 3 # é", encoding)
+    with pytest.raises(BadInput, match=r"mine\.yaml.*UTF-8"):
+        plan(file)
+    file.write_text("seed: 3", "utf-8-sig")
+    assert read_params(file) == {"seed": 3}
+
+
+TEXT = st.text("a1é/.:- \n\0{\ud800", max_size=6)
+SCALAR = st.none() | st.booleans() | st.integers() | st.floats() | TEXT
+ANYTHING = st.recursive(SCALAR, lambda s: st.lists(s, max_size=3) | st.dictionaries(TEXT, s), max_leaves=6)
+KNOWN = [
+    "alphas",
+    "contexts",
+    "dtype",
+    "judge",
+    "judge_settings",
+    "methods",
+    "model",
+    "ratings",
+    "run",
+    "seed",
+    "zzz",
+]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.dictionaries(st.sampled_from(KNOWN), ANYTHING, max_size=3))
+def test_any_params_are_taken_as_they_are_or_refused_in_one_line(tmp_path_factory, params):
+    file = tmp_path_factory.mktemp("params") / "mine.yaml"
+    file.write_text(json.dumps(params))
+    try:
+        study = plan(file)
+    except BadInput as refusal:
+        assert len(str(refusal).splitlines()) == 1
+        return
+    for stage in study.stages.values():
+        for name, value in stage.parameters.items():
+            assert name == "run" or value == params[name] or name in stage.inputs
+
+
+# --- models and judges --------------------------------------------------------------------------------------
+
+ARCHITECTURES = {
+    "Mamba": "state",
+    "FalconMamba": "state",
+    "Rwkv": "state",
+    "Jamba": "state",
+    "RecurrentGemma": "state",
+    "FalconH1": "state",
+    "Qwen3Next": "linear_attention",
+    "Lfm2": "conv",
+    "Llama4Text": "chunked_attention",
+    "Gemma3nText": "share their keys",
+    "Bart": "encoder",
+}
+
+
+@pytest.mark.parametrize("family", ARCHITECTURES)
+def test_an_architecture_that_cannot_be_steered_is_refused_before_a_weight_is_read(family, tmp_path):
+    settings = {"layer_types": ["conv", "full_attention"], "num_hidden_layers": 2} if family == "Lfm2" else {}
+    getattr(transformers, f"{family}Config")(**settings).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=rf"{tmp_path}.*{ARCHITECTURES[family]}.*Llama") as failure:
+        load_model(str(tmp_path), device="cpu")
+    assert "\n" not in str(failure.value)
+
+
+@pytest.mark.parametrize("text", ['{"model_type": "nonesuch"}', "{", "[]", "{}", "", "\0"])
+def test_a_models_config_that_cannot_be_read_is_one_line_that_names_the_folder(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises((ValueError, FileNotFoundError), match=str(tmp_path)) as failure:
+        load_model(str(tmp_path), device="cpu")
+    assert "\n" not in str(failure.value)
+
+
+@pytest.mark.parametrize("name", ["gpt-4.1", "endpoint:", "local:", "reward:", "", "scorer-x", None, 3])
+def test_a_name_that_is_no_judge_is_refused_with_the_names_there_are(name):
+    with pytest.raises(ValueError, match=f"{name!r}.*'endpoint:<model>'"):
+        load_judge(name)
