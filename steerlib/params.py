@@ -50,7 +50,12 @@ RANGES = (  # all other numbers are at least 0
     ("a number", lambda x: True, ANY),  # noqa: ARG005
 )
 LARGEST = 2**31 - 1
-MAY_BE_EMPTY = {"controls", "methods", "personal_vectors"}  # beside lists whose default is empty
+MAY_BE_EMPTY = {
+    "composed_alphas",
+    "controls",
+    "methods",
+    "personal_vectors",
+}  # beside lists whose default is empty
 
 NO_PATHS = {"run", "revision", *REGISTERED, *WORDS} - {"judge", "second_judge"}
 RESERVED = {
