@@ -33,6 +33,7 @@ def web_texts(path, n=240, seed=0):
     ]
     rows[3]["continuation"]["toxicity"] = None
     rows[4]["prompt"]["text"] = rows[5]["prompt"]["text"]
+    rows[8]["prompt"]["text"] = " "
     rows[6]["prompt"]["insult"] = rows[7]["prompt"]["threat"] = None
     path.write_text("\n".join(map(json.dumps, rows)))
     return path
@@ -44,7 +45,7 @@ def texts(tmp_path):
 
 
 def test_texts_without_a_score_and_repeated_prompts_are_left_out(texts):
-    assert len(texts) == 238
+    assert len(texts) == 237
     assert texts.toxicity.isin([0.05, 0.9]).all()
 
 
@@ -117,13 +118,14 @@ def test_openings_as_prompts_are_users_of_their_own_half_dev_half_test(tmp_path)
     assert (prompts["accepted"] == prompts["prompt"].map(continued)).all()
     counts = dict(zip(report["what"], report["count"], strict=True))
     assert counts["prompts without six scores dropped"] == 2
+    assert counts["empty openings or continuations dropped"] == 1
     assert "rtp.jsonl, sha256" in report["what"][0]
 
 
 def test_real_openings_are_drawn_evenly(real_data):
     prompts, report = realtoxicity_prompts(real_data("perspective_scored/rtp_quark_val.jsonl"), n=240)
     assert prompts["category"].value_counts().to_dict() == dict.fromkeys(SIX, 40)
-    assert report["count"].iloc[:2].tolist() == [5000, 19]
+    assert report["count"].iloc[[0, 2]].tolist() == [5000, 19]
 
 
 def test_real_openings_and_continuations_are_scored_apart(real_data):

@@ -1,16 +1,20 @@
 """Ratings and users: one schema, bad input refused by file, row and column, PRISM's oddities counted."""
 
+import gzip
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import huggingface_hub
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from steerlib.profiles import read_demographics, read_ratings, split_conversations, with_toxicity
+from steerlib.profiles import read_demographics, read_ratings, sources, split_conversations, with_toxicity
 from steerlib.profiles.ratings import PRISM_COLUMNS
-from steerlib.profiles.sources import read_rows
-from steerlib.tables import ATTRIBUTE_COLUMNS, check_table
+from steerlib.profiles.sources import UNSTORABLE, read_rows
+from steerlib.tables import ATTRIBUTE_COLUMNS, PROGRESS_FILE, check_table, read_table, write_table
 
 OWN = pd.DataFrame(
     {
@@ -56,11 +60,12 @@ def counts(report: pd.DataFrame) -> dict[str, int]:
 def test_a_file_of_ones_own_needs_four_columns(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"mine.{ending}"
     if ending == "csv":
-        OWN.to_csv(path, encoding="utf-8-sig")  # a byte-order mark and a column of row numbers do no harm
+        OWN.rename(columns={"rating": " rating "}).to_csv(path, encoding="utf-8-sig")  # row numbers, a BOM
     elif ending == "parquet":
         OWN.assign(rating=OWN["rating"].astype(float)).to_parquet(path)
     else:
         OWN.to_json(path, orient="records", lines=ending == "jsonl")
+        path.write_text(f"\n{path.read_text()}\n\n", encoding="utf-8-sig")
     ratings, report = read_ratings(path)
     assert ratings["rating"].tolist() == [90.0, 1.0, 55.5]
     assert ratings["response"].tolist()[2] == "NA"  # a text, not a missing value
@@ -73,10 +78,10 @@ def test_a_file_of_ones_own_needs_four_columns(tmp_path: Path, ending: str) -> N
 @pytest.mark.parametrize(
     ("column", "value"),
     [
-        *(("rating", value) for value in ("0", "100.5", "good", "nan", "", "9" * 400)),
-        *(("response", value) for value in (" ", "a\0b")),
-        ("prompt", ""),
-        ("user_id", ""),
+        *(("rating", value) for value in ("0", "100.5", "good", "nan", "", "9" * 400, "1_0", "1e999")),
+        *(("response", value) for value in (" ", "")),
+        ("prompt", "\n"),
+        ("user_id", " "),
         *(("turn", value) for value in ("-1", "0.5")),
         ("chosen", "maybe"),
         ("prompt_category", "rude"),
@@ -96,30 +101,59 @@ def test_a_bad_value_is_refused_naming_its_row_and_column(tmp_path: Path, column
     assert "\n" not in str(refusal.value)
 
 
-@pytest.mark.parametrize("change", [{"score": None}, {"score": True}, {"score": [1]}, {"user_id": ["a"]}])
-def test_a_json_value_of_another_kind_is_refused(tmp_path: Path, change: dict) -> None:
-    folder = prism_folder(tmp_path, [prism_row(0), prism_row(1, **change)])
-    with pytest.raises(ValueError, match=rf"utterances.jsonl, row 2, column {next(iter(change))}"):
-        read_ratings(folder)
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        *(("score", value) for value in (None, True, [1], {"a": 1}, "1_0", 10**400, float("nan"))),
+        *(("user_id", value) for value in (["a"], {}, None, True, 0.5, float("inf"))),
+        *(("model_response", value) for value in (7, ["a"], "a\0b")),
+        *(("conversation_type", value) for value in (["unguided"], 1)),
+        *(("turn", value) for value in ([0], 1e300)),
+    ],
+)
+def test_a_value_of_another_kind_is_refused(tmp_path: Path, ending: str, column: str, value: object) -> None:
+    rows = [prism_row(0, **{column: value}), prism_row(1, **{column: value})]
+    path = tmp_path / f"utterances.{ending}"
+    try:
+        pd.DataFrame(rows).to_parquet(path) if ending == "parquet" else prism_folder(tmp_path, rows)
+    except (ValueError, OverflowError, NotImplementedError):
+        pytest.skip("parquet cannot hold it")
+    with pytest.raises(ValueError, match=rf"{path.name}, row 1, column {column}"):
+        read_ratings(path)
 
 
 @pytest.mark.parametrize(
     ("name", "content", "named"),
     [
         ("a.csv", HEADER + "u1,hi,ok,50\nu1,hi,Well, ok,87\n", "a.csv, line 3: 5 fields"),
-        ("a.csv", HEADER + "u1,hi,Well, ok,87\n", "a.csv, line 2: 5 fields"),
-        ("a.csv", HEADER + "u1,hi,ok\n", "a.csv, line 2: 3 fields"),
-        ("a.csv", HEADER + 'u1,hi,"ok,50\n', "a.csv, line 2: unexpected end of data"),
-        ("a.csv", "user_id,rating,rating\nu,1,2\n", "a.csv: two columns are called 'rating'"),
+        ("a.csv", HEADER + '\nu1,"h\ni",ok,50\n\nu1,hi,ok\n', "a.csv, line 6: 3 fields"),
+        ("a.csv", HEADER + "u1,hi,ok,50\nu1,hi", "a.csv, line 3: 2 fields"),  # cut short
+        ("a.csv", HEADER + 'u1,hi,"ok,50\nu1,hi,ok,50\n', "a.csv, line 2: unexpected end of data"),
+        ("a.csv", HEADER + 'u1,hi,"ok"?,50\n', "a.csv, line 2: .* expected after"),
+        ("a.csv", "user_id,rating,rating \nu,1,2\n", "a.csv: the name 'rating' stands twice"),
         ("a.csv", HEADER, "a.csv has no rows"),
         ("a.csv", "", "a.csv has no rows"),
         ("a.csv", "user_id,prompt,response\nu,a,b\n", "a.csv: column 'rating' is missing"),
-        ("a.csv", (HEADER + "u,caf\u00e9,b,5\n").encode("latin-1"), "a.csv: byte 36 is not UTF-8"),
-        ("a.jsonl", '{"user_id": "a"}\n{"user_id"\n', "a.jsonl, line 2: not JSON"),
+        ("a.csv", (HEADER + "u,caf\u00e9,b,5\n").encode("latin-1"), "a.csv, line 2: byte 0xe9 .* UTF-8"),
+        ("a.csv", (HEADER + "u,a,b,5\n").encode("utf-16"), "a.csv, line 1: byte 0xff .* UTF-16"),
+        ("a.csv", (HEADER + "u,a,b,5\n").encode("utf-16-le"), "a.csv, line 1: byte 0x00 .* UTF-16"),
+        ("a.csv", HEADER + "u,a\0,b,5\n", "a.csv, line 2: byte 0x00"),
+        ("a.jsonl", '{"user_id": "a"}\n\n{"user_id"\n', "a.jsonl, line 3: not JSON"),
         ("a.jsonl", '{"rating": 1, "rating": 2}\n', "a.jsonl, line 1: .*'rating' stands twice"),
         ("a.jsonl", "[1]\n", "a.jsonl, line 1: not a JSON object"),
+        ("a.jsonl", "{}\n", "a.jsonl has no rows"),
         ("a.jsonl", "[" * 100_000, "a.jsonl, line 1: not JSON"),
+        ("a.jsonl", '{"rating": ' + "9" * 5_000 + "}", "a.jsonl, line 1: not JSON"),
+        ("a.jsonl", '{"user_id": ' + '{"a": ' * 500 + "1" + "}" * 501, "a.jsonl"),
+        ("a.jsonl", '{"a": 1}\n{"a": "\\ud800"}\n', "a.jsonl, row 2, column a: .* lone surrogate"),
+        ("a.jsonl", '{"a": {"b": ["\\u0000"]}}\n', "a.jsonl, row 1, column a: .* NUL"),
+        ("a.json", '[{"rating": 1, "rating": 2}]', "a.json, line 1: .*'rating' stands twice"),
+        ("a.json", '\n[{"rating": 1},\n 2]', "a.json, line 2: not a JSON object but '2'"),
+        ("a.json", '[{"rating": 1},\n', "a.json, line 1: not JSON"),
         ("a.jsonl.gz", b"\x1f\x8b\x08\x00\x00", "a.jsonl.gz: cannot be read"),
+        ("a.jsonl.gz", gzip.compress(b'{"rating": 1}\n' * 99)[:-9], "a.jsonl.gz: cannot be read"),
+        ("a.jsonl.gz", b"{}", "a.jsonl.gz: cannot be read"),
         ("a.parquet", b"PAR1", "a.parquet: "),
         ("a.xlsx", "", "a.xlsx: its ending must be"),
     ],
@@ -128,19 +162,58 @@ def test_a_file_that_cannot_be_read_is_named_with_its_line(
     tmp_path: Path, name: str, content: str | bytes, named: str
 ) -> None:
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(ValueError, match=f"^{named}"):
+    with pytest.raises(ValueError, match=f"^{named}") as refusal:
         read_ratings(tmp_path / name)
+    assert "\n" not in str(refusal.value)
 
 
-def test_texts_with_commas_quotes_and_line_breaks_come_back_and_blank_lines_are_left_out(tmp_path) -> None:
-    texts = ["Well, ok", 'She said "no".', "two\nlines", "caf\u00e9 \u2028 end"]
-    frame = pd.DataFrame({"user_id": "u", "prompt": texts, "response": texts, "rating": 50})
-    frame.to_csv(tmp_path / "a.csv", index=False)
-    (tmp_path / "a.csv").write_text((tmp_path / "a.csv").read_text() + "\n\n")
-    frame.to_json(tmp_path / "a.jsonl", orient="records", lines=True)
-    (tmp_path / "a.jsonl").write_text("\n" + (tmp_path / "a.jsonl").read_text() + "\n")
-    for name in ("a.csv", "a.jsonl"):
-        assert read_rows(tmp_path / name)["response"].tolist() == texts
+TEXTS = st.text(st.characters(codec="utf-8") | st.sampled_from("\0\ud800\udc80\"',\r\n\ufeff\u2028"))
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "json", "parquet"])
+@given(rows=st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=4))
+def test_any_text_in_any_column_comes_back_or_is_refused(tmp_path_factory, ending, rows) -> None:
+    path = tmp_path_factory.mktemp("rows") / f"a.{ending}"
+    frame = pd.DataFrame(rows, columns=["one", "two"], dtype=object)
+    try:
+        if ending == "csv":
+            frame.to_csv(path, index=False)
+        elif ending == "parquet":
+            frame.to_parquet(path)
+        else:
+            records = [json.dumps(row) for row in frame.to_dict("records")]
+            path.write_text(f"[{', '.join(records)}]" if ending == "json" else "\n".join(records))
+    except UnicodeEncodeError:
+        return
+    bad = any(UNSTORABLE.search(text) for row in rows for text in row)
+    with pytest.raises(ValueError, match=r"^a\.") if bad else nullcontext():
+        assert read_rows(path).to_numpy().tolist() == list(map(list, rows))
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+@given(data=st.data())
+def test_ratings_of_any_text_are_read_as_they_stand_or_refused_by_file(
+    tmp_path_factory, ending, data
+) -> None:
+    drawn = data.draw(st.lists(st.tuples(*[TEXTS] * 3, TEXTS | st.just("50")), min_size=1, max_size=3))
+    frame = pd.DataFrame(drawn, columns=OWN.columns)
+    folder = tmp_path_factory.mktemp("ratings")
+    try:
+        frame.to_csv(folder / "a.csv", index=False)
+    except UnicodeEncodeError:
+        return
+    (folder / "a.jsonl").write_text("\n".join(map(json.dumps, frame.to_dict("records"))))
+    try:
+        ratings, _ = read_ratings(folder / f"a.{ending}")
+    except ValueError as refusal:
+        assert str(refusal).startswith(f"a.{ending}")
+        return
+    kept = frame[~frame[["prompt", "response"]].eq("EMPTY STRING").any(axis=1)]
+    assert ratings[["prompt", "response"]].to_numpy().tolist() == kept[["prompt", "response"]].values.tolist()
+    write_table(
+        folder, "ratings", with_toxicity(ratings, pd.DataFrame(0.5, ratings.index, ATTRIBUTE_COLUMNS))
+    )
+    assert read_table(folder, "ratings")["response"].tolist() == ratings["response"].tolist()
 
 
 def test_ids_written_in_two_ways_are_one_and_counted(tmp_path: Path) -> None:
@@ -149,6 +222,18 @@ def test_ids_written_in_two_ways_are_one_and_counted(tmp_path: Path) -> None:
     ratings, report = read_ratings(tmp_path / "mine.csv")
     assert ratings["user_id"].tolist() == ["u1", "u1", "1", "1", "caf\u00e9", "caf\u00e9"]
     assert counts(report)["ids written in two ways, made one"] == 3
+
+
+def test_many_ratings_are_read_in_blocks_with_a_bar(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.delenv(PROGRESS_FILE, raising=False)
+    monkeypatch.setattr(sources, "LARGE", 1)
+    n = 25_000
+    rows = {"user_id": [f"u{i % 100}" for i in range(n)], "prompt": [f"prompt {i}" for i in range(n)]}
+    frame = pd.DataFrame(rows | {"response": "a long answer " * 6, "rating": [1 + i % 100 for i in range(n)]})
+    frame.to_csv(tmp_path / "many.csv", index=False)
+    ratings, _ = read_ratings(tmp_path / "many.csv")
+    assert ratings["prompt"].tolist() == rows["prompt"]
+    assert "reading many.csv: 100%" in capsys.readouterr().err
 
 
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:

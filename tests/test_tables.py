@@ -8,9 +8,12 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from steerlib.tables import (
     PROGRESS_FILE,
+    SCHEMA,
     append_part,
     atomic_path,
     cached_rows,
@@ -39,10 +42,21 @@ def test_writing_a_table_replaces_all_its_parts(tmp_path):
     assert read_table(tmp_path, "splits").conversation_id.tolist() == ["c1"]
 
 
-@pytest.mark.parametrize("text", ["\0", "é", "e\u0301", "\ufeff", " a\r\nb ", "NA", "", "😀", "<b>&"])
-def test_any_text_comes_back_as_it_was(tmp_path, text):
-    write_table(tmp_path, "splits", SPLITS.assign(user_id=text))
-    assert read_table(tmp_path, "splits").user_id.tolist() == [text, text]
+VALUES = {"text": st.text(), "n_tokens": st.integers(-(2**63), 2**63 - 1), "kl_to_base": st.floats()}
+VALUES |= {"token_ids": st.lists(st.integers(0, 2**31), min_size=1), "stopped": st.booleans()}
+
+
+@given(rows=st.lists(st.fixed_dictionaries(VALUES), min_size=1, max_size=5), cut=st.integers(0, 5))
+def test_any_rows_come_back_as_they_were_in_one_part_or_two(tmp_path_factory, rows, cut):
+    folder = tmp_path_factory.mktemp("run")
+    frame = pd.DataFrame(rows).assign(prompt_id=list(map(str, range(len(rows)))))
+    frame = frame.reindex(columns=SCHEMA["generations"].columns, fill_value="x").assign(seed=0)
+    for part in (frame.iloc[:cut], frame.iloc[cut:]):
+        if len(part):
+            append_part(folder, "generations", part, part=f"part {part.index[0]}")
+    found = read_table(folder, "generations")
+    found["token_ids"] = found["token_ids"].map(list)
+    pd.testing.assert_frame_equal(found, frame)
 
 
 BAD_TABLES = {

@@ -337,11 +337,11 @@ def test_a_bad_line_of_a_table_of_scores_is_refused(tmp_path, case):
         load_scorer(tmp_path / "bad.jsonl")
 
 
-@pytest.mark.filterwarnings("ignore:.*missing")
-def test_half_a_surrogate_pair_in_one_text_does_not_spoil_the_others(tmp_path):
+def test_half_a_surrogate_pair_in_a_table_of_scores_is_refused_by_row(tmp_path):
     lines = ['{"text": "\\ud800", "toxicity": 0.1}', '{"text": "a", "toxicity": 0.2}']
     (tmp_path / "odd.jsonl").write_text("\n".join(lines))
-    assert load_scorer(tmp_path / "odd.jsonl")(["a"])["toxicity"].tolist() == [0.2]
+    with pytest.raises(ValueError, match=r"odd\.jsonl, row 1, column text"):
+        load_scorer(tmp_path / "odd.jsonl")
 
 
 def test_a_table_of_scores_that_is_not_there_is_named(tmp_path):

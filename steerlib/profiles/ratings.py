@@ -1,16 +1,22 @@
 """Ratings and users: PRISM's, the demo's or those of a file of one's own, checked by row and column, in one schema."""
 
-import re
-import unicodedata
 from collections.abc import Callable, Mapping
-from numbers import Integral
+from numbers import Number
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from steerlib.profiles.sources import DEMOGRAPHICS, PROMPT_CATEGORIES, file_label, prism_file, read_rows
+from steerlib.profiles.sources import (
+    DEMOGRAPHICS,
+    PROMPT_CATEGORIES,
+    as_id,
+    as_text,
+    file_label,
+    prism_file,
+    read_rows,
+)
 from steerlib.tables import ATTRIBUTE_COLUMNS, SCHEMA, check_table
 
 EMPTY = "EMPTY STRING"  # how PRISM writes an empty text
@@ -146,34 +152,17 @@ def read_demographics(source: str | Path = "demo", *, revision: str = "main") ->
 
 
 def _category(value: Any) -> str | None:
-    return _id(value.get("simplified") or value.get("categorised") if isinstance(value, dict) else value)
-
-
-def _storable(value: Any) -> str | None:
-    """Text that parquet gives back: without NUL bytes and lone surrogates."""
-    return value if isinstance(value, str) and not re.search("[\0\ud800-\udfff]", value) else None
-
-
-def _id(value: Any) -> str | None:
-    """An id or a category as text, without outer spaces, in composed characters, 1.0 as 1."""
-    whole = isinstance(value, Integral) and not isinstance(value, bool)
-    if whole or (isinstance(value, float) and value.is_integer()):
-        return str(int(value))
-    text = unicodedata.normalize("NFC", _storable(value) or "").strip()
-    return re.sub(r"^(\d+)\.0+$", r"\1", text) or None
-
-
-def _text(value: Any) -> str | None:
-    return value if (_storable(value) or "").strip() else None
+    return as_id(value.get("simplified") or value.get("categorised") if isinstance(value, dict) else value)
 
 
 def _prism_text(value: Any) -> str | None:
-    return EMPTY if isinstance(value, str) and not value.strip() else _text(value)
+    return EMPTY if isinstance(value, str) and not value.strip() else as_text(value)
 
 
 def _number(value: Any, low: float, high: float) -> float | None:
+    known = isinstance(value, str | Number) and not isinstance(value, bool) and "_" not in str(value)
     try:
-        number = float("nan" if isinstance(value, bool) else value)
+        number = float(value if known else "nan")
     except (TypeError, ValueError, OverflowError):
         return None
     return number if low <= number <= high else None
@@ -190,18 +179,19 @@ def _truth(value: Any) -> bool | None:
 
 
 def _label(value: Any) -> str | None:
-    if value is None or value is pd.NA or value != value:
+    if value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value)):
         return ""
-    return PRISM_TYPES.get(value, value) if value in ("", *PROMPT_CATEGORIES, *PRISM_TYPES) else None
+    known = isinstance(value, str) and value in ("", *PROMPT_CATEGORIES, *PRISM_TYPES)
+    return PRISM_TYPES.get(value, value) if known else None
 
 
 PARSERS: Mapping[str, tuple[Callable[[Any], object | None], str]] = {
-    "user_id": (_id, "must name a user"),
-    "conversation_id": (_id, "must name a conversation"),
-    "utterance_id": (_id, "must name a response"),
+    "user_id": (as_id, "must name a user"),
+    "conversation_id": (as_id, "must name a conversation"),
+    "utterance_id": (as_id, "must name a response"),
     "turn": (_turn, "must be 0, 1, 2, ..."),
-    "prompt": (_text, "must be text that is not empty"),
-    "response": (_text, "must be text that is not empty"),
+    "prompt": (as_text, "must be text that is not empty"),
+    "response": (as_text, "must be text that is not empty"),
     "rating": (lambda value: _number(value, 1, 100), "must be a number in 1..100"),
     "chosen": (_truth, "must be true or false"),
     "prompt_category": (_label, f"must be empty or one of {', '.join((*PROMPT_CATEGORIES, *PRISM_TYPES))}"),

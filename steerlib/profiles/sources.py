@@ -3,17 +3,31 @@
 import csv
 import gzip
 import hashlib
+import io
 import json
-from collections.abc import Iterable
+import re
+import unicodedata
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from itertools import islice
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from pandas.api.types import infer_dtype
+
+from steerlib.tables import progress_bar
 
 PRISM = "HannahRoseKirk/prism-alignment"
 DEMO = Path(__file__).parent / "demo"
 DEMOGRAPHICS = ("age", "gender", "religion")
 PROMPT_CATEGORIES = ("benign_control", "context_dependent", "harmful_borderline", "safe_sensitive")
+BLOCK, MEGABYTE, LARGE = 10_000, 1_000_000, 20
+"""Rows that are read at once; bytes; megabytes of a file from which on its reading shows its progress."""
+UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
 
 def hash_order(ids: Iterable[object], *salt: object) -> list[str]:
@@ -106,82 +120,147 @@ def file_label(path: Path) -> str:
         return f"{path.name}{commit}, sha256 {hashlib.file_digest(content, 'sha256').hexdigest()}"
 
 
+def as_id(value: Any) -> str | None:
+    """An id or a category as text, without outer spaces, in composed characters, 1.0 as 1; None where it is none."""
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if whole or (isinstance(value, float) and value.is_integer()):
+        return str(int(value))
+    text = unicodedata.normalize("NFC", value).strip() if isinstance(value, str) else ""
+    return re.sub(r"^(-?\d+)\.0+$", r"\1", text) or None
+
+
+def as_text(value: Any) -> str | None:
+    """The text as it stands; None where it is empty or no text."""
+    return value if isinstance(value, str) and value.strip() else None
+
+
 def read_rows(path: Path) -> pd.DataFrame:
     """A file's rows, every value as it stands there: in a CSV all are text, and "NA" is text too.
 
-    Blank lines, a byte-order mark and a leading CSV column without a name (row numbers) are left out.
+    Left out are blank lines, a byte-order mark, spaces around a CSV's column names, and a leading CSV column without
+    a name (row numbers). A large file is read in blocks with a progress bar.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: another ending than .csv, .jsonl(.gz), .json (a list or lines) or .parquet; text that is not UTF-8;
-            a CSV row with another number of fields than the header; a line that is no JSON object; a name that stands
-            twice; no rows. Names the file, and the line where there is one.
+        ValueError: another ending than .csv, .jsonl(.gz), .json (a list or lines) or .parquet; bytes that are not
+            UTF-8; a CSV row with another number of fields than the header; a line that is no JSON object; a column or
+            key that stands twice; a NUL byte or a lone surrogate; no rows. Names the file, and the line or row.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not a file")
-    readers = {".csv": _csv_rows, ".jsonl": _json_rows, ".json": _json_rows, ".parquet": pd.read_parquet}
     kind = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
-    if kind not in readers or (path.suffix == ".gz" and kind != ".jsonl"):
+    if kind not in (".csv", ".jsonl", ".json", ".parquet") or (path.suffix == ".gz" and kind != ".jsonl"):
         raise ValueError(f"{path.name}: its ending must be .csv, .jsonl, .jsonl.gz, .json or .parquet")
     try:
-        rows = readers[kind](path)
-    except UnicodeDecodeError as failure:
-        raise ValueError(
-            f"{path.name}: byte {failure.start} is not UTF-8 text; save the file as UTF-8"
-        ) from None
-    except (OSError, EOFError) as failure:
+        if kind == ".parquet":
+            blocks = [_storable(pd.read_parquet(path), path, 1)]
+        else:
+            rows, blocks = (_csv_rows if kind == ".csv" else _json_rows)(path), []
+            while block := list(islice(rows, BLOCK)):
+                first = 1 + BLOCK * len(blocks)
+                blocks.append(_storable(pd.DataFrame(block, dtype=object), path, first))
+    except RecursionError:
+        raise ValueError(f"{path.name}: a value is nested too deeply") from None
+    except (OSError, EOFError, zlib.error) as failure:
         raise ValueError(f"{path.name}: cannot be read, it may be cut short ({failure})") from None
     except ValueError as failure:  # pyarrow's refusals do not say which file it was
         named = str(failure).startswith(path.name)
         raise failure if named else ValueError(f"{path.name}: {str(failure).splitlines()[0]}") from None
-    if rows.empty:
+    if not blocks or blocks[0].empty:
         raise ValueError(f"{path.name} has no rows")
-    return rows.reset_index(drop=True)
+    return pd.concat(blocks, ignore_index=True)
 
 
-def _csv_rows(path: Path) -> pd.DataFrame:
+def _lines(path: Path) -> Iterator[str]:
+    """The lines of a text file with their ends."""
+    size = path.stat().st_size // MEGABYTE
+    with (
+        path.open("rb") as raw,
+        progress_bar(size, what=f"reading {path.name}", unit="MB") if size > LARGE else nullcontext() as bar,
+    ):
+        content = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
+        text = io.TextIOWrapper(content, encoding="utf-8-sig", errors="surrogateescape", newline="")
+        for number, line in enumerate(text, start=1):
+            if bad := UNSTORABLE.search(line):
+                raise ValueError(
+                    f"{path.name}, line {number}: byte {ord(bad[0]) & 0xFF:#04x} is not text in UTF-8; "
+                    "save the file as UTF-8 (it may be Latin-1 or UTF-16)"
+                )
+            yield line
+            if bar:
+                bar.update(raw.tell() // MEGABYTE - bar.n)
+
+
+def _csv_rows(path: Path) -> Iterator[dict[str, str]]:
     csv.field_size_limit(2**31 - 1)
-    with path.open(encoding="utf-8-sig", newline="") as lines:
-        reader = csv.reader(lines, strict=True)
+    reader = csv.reader(_lines(path), strict=True)
+    line = 1
+    try:
+        header = [name.strip() for name in next(reader, [])]
+        _refuse_twice(header, path.name)
+        unnamed = header[:1] == [""]
+        line = reader.line_num + 1
+        for cells in reader:
+            if cells and len(cells) != len(header):
+                raise ValueError(
+                    f"{path.name}, line {line}: {len(cells)} fields, but the header has {len(header)};"
+                    " a text with commas or line breaks must stand in double quotes"
+                )
+            if cells:
+                yield dict(zip(header[unnamed:], cells[unnamed:], strict=True))
+            line = reader.line_num + 1
+    except csv.Error as failure:
+        raise ValueError(
+            f"{path.name}, line {line}: {failure}; a text in double quotes must be closed, a quote in it doubled"
+        ) from None
+
+
+def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
+    numbered = enumerate(_lines(path), start=1)
+    for number, line in numbered:
+        if not line.strip():
+            continue
+        is_list = path.suffix == ".json" and line.lstrip().startswith("[")
         try:
-            header, rows = next(reader, []), []
-            for cells in reader:
-                if cells and len(cells) != len(header):
-                    raise ValueError(
-                        f"{path.name}, line {reader.line_num}: {len(cells)} fields, but the header has {len(header)};"
-                        " a text with commas or line breaks must stand in double quotes"
-                    )
-                rows += [cells] if cells else []
-        except csv.Error as failure:
-            raise ValueError(f"{path.name}, line {reader.line_num}: {failure}") from None
-    twice = [name for place, name in enumerate(header) if name in header[:place]]
-    if twice:
-        raise ValueError(f"{path.name}: two columns are called {twice[0]!r}")
-    table = pd.DataFrame(rows, columns=pd.Index(header), dtype=object)
-    return table.iloc[:, 1:] if header[:1] == [""] else table
+            text = line + "".join(rest for _, rest in numbered) if is_list else line
+            found = json.loads(text, object_pairs_hook=lambda pairs: _one_each(pairs, path.name))
+        except (ValueError, RecursionError) as failure:
+            reason = str(failure).removeprefix(f"{path.name}: ")
+            raise ValueError(f"{path.name}, line {number}: not JSON ({reason})") from None
+        for row in found if is_list else [found]:
+            if not isinstance(row, dict):
+                raise ValueError(f"{path.name}, line {number}: not a JSON object but {str(row)[:40]!r}")
+            yield row
 
 
-def _json_rows(path: Path) -> pd.DataFrame:
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as file:
-        if path.suffix == ".json" and file.read(1) == "[":
-            file.seek(0)
-            return pd.DataFrame(json.load(file), dtype=object)
-        file.seek(0)
-        rows = []
-        for number, line in enumerate(file, start=1):
-            try:
-                row = json.loads(line, object_pairs_hook=_one_each) if line.strip() else None
-            except (ValueError, RecursionError) as failure:
-                raise ValueError(f"{path.name}, line {number}: not JSON ({failure})") from None
-            if row is not None and not isinstance(row, dict):
-                raise ValueError(f"{path.name}, line {number}: not a JSON object but {line.strip()[:40]!r}")
-            rows += [row] if row else []
-    return pd.DataFrame(rows, dtype=object)
+def _one_each(pairs: list[tuple[str, Any]], file: str) -> dict[str, Any]:
+    _refuse_twice([name for name, _ in pairs], file)
+    return dict(pairs)
 
 
-def _one_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(name for name in found if names.count(name) > 1)!r} stands twice")
-    return found
+def _refuse_twice(names: list[str], file: str) -> None:
+    for name in set(names) if len(set(names)) < len(names) else ():
+        if names.count(name) > 1:
+            raise ValueError(f"{file}: the name {name!r} stands twice")
+
+
+def _storable(rows: pd.DataFrame, path: Path, first: int) -> pd.DataFrame:
+    """The rows, columns of texts packed, if a table can store them; `first` is the number of the first."""
+    _refuse_twice(list(map(str, rows.columns)), path.name)
+    for column in rows.select_dtypes(["object", "str"]):
+        for number, value in enumerate(rows[column], start=first):
+            if any(UNSTORABLE.search(text) for text in _strings(value)):
+                raise ValueError(
+                    f"{path.name}, row {number}, column {column}: remove the NUL byte or lone surrogate"
+                )
+        if infer_dtype(rows[column], skipna=False) == "string":
+            rows[column] = rows[column].astype("str")
+    return rows
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list | np.ndarray):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _strings(one)

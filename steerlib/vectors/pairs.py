@@ -8,7 +8,7 @@ import pandas as pd
 from torch import Tensor
 
 from steerlib.models import FrozenModel
-from steerlib.profiles.sources import hash_order, read_rows
+from steerlib.profiles.sources import as_id, as_text, hash_order, read_rows
 from steerlib.reading import answer_ids, prompt_ids, text_ids
 from steerlib.residual import record_residual
 from steerlib.tables import SCHEMA, check_table
@@ -116,13 +116,14 @@ class _BadRow(ValueError):
 
 
 def _own_row(row: Mapping) -> dict[str, str]:
+    found = {}
     for column in (*REQUIRED, *(column for column in OPTIONAL if column in row)):
-        known = isinstance(row[column], str if column in REQUIRED else (str, int))
-        if not known or not str(row[column]).strip():
-            raise _BadRow(column, f"must be text that is not empty, not {row[column]!r}")
-    conversation = str(row.get("conversation_id", _name_of(row["prompt"])))
-    ids = {"user_id": str(row.get("user_id", conversation)), "conversation_id": conversation}
-    return ids | {column: row[column] for column in REQUIRED}
+        value = as_text(row[column]) if column in REQUIRED else as_id(row[column])
+        if value is None:
+            raise _BadRow(column, f"must be text that is not empty, not {str(row[column])[:40]!r}")
+        found[column] = value
+    conversation = found.get("conversation_id", _name_of(found["prompt"]))
+    return {"user_id": conversation, "conversation_id": conversation} | found
 
 
 def _transcript_row(row: Mapping) -> dict[str, str]:

@@ -14,7 +14,15 @@ from scipy.optimize import linear_sum_assignment
 from steerlib.evaluation import cluster_interval, response_slopes
 from steerlib.evaluation.intervals import Interval, sign_flip_test
 from steerlib.profiles import percentiles, primary_category, shuffled_users
-from steerlib.profiles.sources import file_label, hash_order, hub_file, in_hash_order, read_rows, round_robin
+from steerlib.profiles.sources import (
+    as_text,
+    file_label,
+    hash_order,
+    hub_file,
+    in_hash_order,
+    read_rows,
+    round_robin,
+)
 from steerlib.tables import ATTRIBUTE_COLUMNS, SCHEMA, check_table
 
 DATASET = "allenai/real-toxicity-prompts"
@@ -30,7 +38,7 @@ FIELDS = {
 }
 
 
-def read_texts(files: Sequence[str | Path] = ()) -> pd.DataFrame:
+def read_texts(files: Sequence[str | Path] = ()) -> tuple[pd.DataFrame, int]:
     """Openings and continuations with their Perspective scores, one row a text.
 
     Args:
@@ -38,7 +46,8 @@ def read_texts(files: Sequence[str | Path] = ()) -> pd.DataFrame:
 
     Returns:
         text_id, document, prompt, continuation, toxicity (of the continuation), prompt_toxicity and the five other
-        attributes of the prompt; missing where Perspective gave no score. Texts with an empty side are left out.
+        attributes of the prompt; missing where Perspective gave no score. And the number of texts dropped because
+        opening or continuation is empty.
 
     Raises:
         ValueError: a file lacks a field, both named.
@@ -56,8 +65,8 @@ def read_texts(files: Sequence[str | Path] = ()) -> pd.DataFrame:
     scores = [name for name in texts if name.endswith("toxicity") or name.startswith("prompt_")]
     texts[scores] = texts[scores].astype(float)
     ids = texts["document"] + ":" + texts["begin"].astype(str) + "-" + texts["end"].astype(str)
-    filled = texts[["prompt", "continuation"]].apply(lambda column: column.str.strip() != "").all(axis=1)
-    return texts.assign(text_id=ids).drop(columns=["begin", "end"])[filled]
+    filled = texts[["prompt", "continuation"]].map(lambda text: as_text(text) is not None).all(axis=1)
+    return texts.assign(text_id=ids).drop(columns=["begin", "end"])[filled], int((~filled).sum())
 
 
 def realtoxicity_prompts(
@@ -82,7 +91,7 @@ def realtoxicity_prompts(
         ValueError: fewer than n prompts are left.
     """
     path = Path(file) if file else hub_file(DATASET, "prompts.jsonl")
-    texts = read_texts([path])
+    texts, empty = read_texts([path])
     six = texts[[f"prompt_{name}" for name in SIX]].set_axis(SIX, axis=1)
     scored = texts.assign(**six)[six.notna().all(axis=1)]
     once = scored.drop_duplicates("prompt")
@@ -102,7 +111,8 @@ def realtoxicity_prompts(
         split=half.map({0: "dev", 1: "test"}),
     )
     counts = {
-        f"rows of {file_label(path)}": len(texts),
+        f"rows of {file_label(path)}": len(texts) + empty,
+        "empty openings or continuations dropped": empty,
         "prompts without six scores dropped": len(texts) - len(scored),
         "repeated prompts dropped": len(scored) - len(once),
         f"prompts of toxicity below {min_toxicity} dropped": len(once) - len(toxic),
@@ -123,7 +133,8 @@ def scored_continuations(files: Sequence[str | Path] = (), *, seed: int = 0) -> 
         text_id, document, prompt, continuation, prompt_toxicity and toxicity (Perspective's, in [0, 1]; the second
         is the continuation's), words (of the continuation), split. Repeated prompts are left out.
     """
-    texts = read_texts(files).dropna(subset=["prompt_toxicity", "toxicity"]).drop_duplicates("prompt")
+    texts, _ = read_texts(files)
+    texts = texts.dropna(subset=["prompt_toxicity", "toxicity"]).drop_duplicates("prompt")
     order = hash_order(texts["document"], "continuations", seed)
     place = texts["document"].map({document: i for i, document in enumerate(order)}) / len(order)
     split = pd.cut(place, [-1, 0.5, 0.7, 1], right=False, labels=["train", "dev", "test"]).astype(str)
