@@ -1,5 +1,6 @@
 """Ratings and users: one schema, bad input refused by file, row and column, PRISM's oddities counted."""
 
+import csv
 import gzip
 import json
 from contextlib import nullcontext
@@ -177,7 +178,7 @@ def test_any_text_in_any_column_comes_back_or_is_refused(tmp_path_factory, endin
     frame = pd.DataFrame(rows, columns=["one", "two"], dtype=object)
     try:
         if ending == "csv":
-            frame.to_csv(path, index=False)
+            frame.to_csv(path, index=False, quoting=csv.QUOTE_ALL)  # pandas leaves a lone \r without quotes
         elif ending == "parquet":
             frame.to_parquet(path)
         else:
@@ -199,7 +200,7 @@ def test_ratings_of_any_text_are_read_as_they_stand_or_refused_by_file(
     frame = pd.DataFrame(drawn, columns=OWN.columns)
     folder = tmp_path_factory.mktemp("ratings")
     try:
-        frame.to_csv(folder / "a.csv", index=False)
+        frame.to_csv(folder / "a.csv", index=False, quoting=csv.QUOTE_ALL)
     except UnicodeEncodeError:
         return
     (folder / "a.jsonl").write_text("\n".join(map(json.dumps, frame.to_dict("records"))))
