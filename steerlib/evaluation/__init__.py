@@ -47,7 +47,6 @@ from steerlib.evaluation.preference import (
     length_margins,
     margin_metrics,
     margins_by,
-    net_margin,
     place_bias,
     read_margins,
     safety_margins,

@@ -111,69 +111,39 @@ def place_bias(shown: pd.DataFrame) -> PlaceBias:
     return PlaceBias(bonus, float((first * second < 0).mean()))
 
 
-class Margin(NamedTuple):
-    """Net margin with its interval, and how many comparisons were won, even, lost, or lack a score."""
-
-    value: float
-    low: float
-    high: float
-    win: int
-    even: int
-    lose: int
-    missing: int
-    n_clusters: int
-    how: str
+COUNTS = {"win": 1, "even": 0, "lose": -1}
 
 
-def net_margin(scores: ArrayLike, other_scores: ArrayLike, clusters: ArrayLike | None = None) -> Margin:
-    """By how much more often an answer is judged better than the other than worse.
+def margins_by(shown: pd.DataFrame) -> pd.DataFrame:
+    """Net margins of each dimension against each comparator, scores averaged over both orders.
 
         omega = (win - lose) / (win + even + lose)
 
     The paper calls it win rate; 0 is no difference, and a win rate of one half.
 
     Args:
-        scores, other_scores: of both answers to each prompt, `(n,)`; a pair with a missing score is counted and left
-            out.
-        clusters: user of each pair, `(n,)`; None where each user has one pair.
+        shown: what `judge_pairs` returned; a pair that lacks a score is counted as missing and left out.
 
     Returns:
-        The margin with its interval by user within [-1, 1], see `share_bounds`; exact where all clusters agree.
+        dimension, comparator, value, low, high (by user within [-1, 1], see `share_bounds`), win, even, lose, missing,
+        n_clusters.
 
     Raises:
-        ValueError: no pair has both scores.
+        ValueError: of some dimension and comparator, no pair has all scores.
 
     Source: SDA, eq. 9. They print no interval.
     """
-    difference = np.asarray(scores, dtype=float) - np.asarray(other_scores, dtype=float)
-    known = ~np.isnan(difference)
-    if not known.any():
-        raise ValueError(f"none of {len(known)} pairs has both scores")
-    outcome = np.sign(difference[known])
-    labels = None if clusters is None else np.asarray(clusters)[known]
-    found = share_interval(outcome, labels, within=(-1, 1))
-    counts = (int((outcome == sign).sum()) for sign in (1, 0, -1))
-    return Margin(*found[:3], *counts, int((~known).sum()), found.n_clusters, found.how)
-
-
-def margins_by(shown: pd.DataFrame) -> pd.DataFrame:
-    """Net margins of each dimension against each comparator, scores averaged over both orders.
-
-    Args:
-        shown: what `judge_pairs` returned.
-
-    Returns:
-        dimension, comparator, value, low, high, win, even, lose, missing, n_clusters, how.
-    """
-    by = ["dimension", "comparator"]
-    # A mean of two orders is NaN where either lacks a score.
-    means = shown.assign(own=shown["score"] + shown["score_second"])
-    means["other"] = shown["other_score"] + shown["other_score_first"]
-    rows = [
-        [*part[by].iloc[0], *net_margin(part["own"], part["other"], part["cluster"])]
-        for _, part in means.groupby(by, sort=False)
-    ]
-    return pd.DataFrame(rows, columns=[*by, *Margin._fields])
+    rows, by = [], ["dimension", "comparator"]
+    for _, part in shown.groupby(by, sort=False):
+        known = part.dropna(subset=SCORES)
+        if known.empty:
+            raise ValueError(f"none of {len(part)} pairs has both scores: {', '.join(part[by].iloc[0])}")
+        own = known["score"] + known["score_second"]
+        outcome = np.sign(own - known["other_score"] - known["other_score_first"])
+        found = share_interval(outcome, known["cluster"], within=(-1, 1))
+        counts = [int((outcome == sign).sum()) for sign in COUNTS.values()]
+        rows.append([*part[by].iloc[0], *found[:3], *counts, len(part) - len(known), found.n_clusters])
+    return pd.DataFrame(rows, columns=[*by, "value", "low", "high", *COUNTS, "missing", "n_clusters"])
 
 
 def margin_metrics(
@@ -182,9 +152,7 @@ def margin_metrics(
     """Net margins as rows of the metrics table: net_margin, n being the pairs with both scores.
 
     Args:
-        margins: what `margins_by` returned.
-        arm: arm_id that they are of.
-        comparators: arm_id by the name in column `comparator`.
+        margins, arm, comparators: what `margins_by` returned, see `judge_pairs`.
         judge: id of the judge; it stands in column `scorer`.
     """
     rows = margins.assign(
@@ -194,7 +162,7 @@ def margin_metrics(
         subgroup="dimension=" + margins["dimension"],
         scorer=judge,
         metric="net_margin",
-        n=margins[["win", "even", "lose"]].sum(axis=1),
+        n=margins[[*COUNTS]].sum(axis=1),
     )
     return rows[list(SCHEMA["metrics"].columns)]
 
@@ -213,9 +181,6 @@ def circularity(scoring_judge: str, evaluating_judge: str) -> str:
 
     SDA's score S decides how strongly an answer is steered towards what that judge likes; the same judge's verdict on
     the result is then no independent evidence.
-
-    Args:
-        scoring_judge, evaluating_judge: ids of the judges.
     """
     if scoring_judge == evaluating_judge:
         return (
