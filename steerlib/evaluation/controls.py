@@ -19,6 +19,15 @@ def first_temperature(arms: pd.DataFrame) -> pd.DataFrame:
     return arms[arms["temperature"] == base["temperature"].iloc[0]].reset_index(drop=True)
 
 
+def one_alpha_each(curve: pd.DataFrame) -> dict[str, float]:
+    """Alpha by arm_id of one curve's arms; a ValueError where two of them have one alpha."""
+    if curve["alpha"].duplicated().any():
+        raise ValueError(
+            f"{curve['arm_id'].iloc[0]!r} has several arms at one alpha: give one curve's at a time"
+        )
+    return dict(zip(curve["arm_id"], curve["alpha"], strict=True))
+
+
 def chosen_arms(
     metrics: pd.DataFrame,
     arms: pd.DataFrame,
@@ -58,10 +67,7 @@ def chosen_arms(
     )
     chosen = []
     for values, group in rows.groupby(names, sort=True):
-        if group["alpha"].duplicated().any():
-            raise ValueError(
-                f"{group['arm_id'].iloc[0]!r} has several arms at one alpha: give one curve's at a time"
-            )
+        one_alpha_each(group)
         best = group.sort_values(["dev", "size"], ascending=[False, True]).iloc[0]
         found = best[["alpha", "arm_id", "dev"]] if best["dev"] > 0 else (0.0, base_arm, 0.0)
         chosen.append([*values, *found])

@@ -3,10 +3,9 @@
 Nothing is decoded: each prompt's answer is that of the existing arm with the alpha of its category or user.
 """
 
-import numpy as np
 import pandas as pd
 
-from steerlib.evaluation.controls import CURVE
+from steerlib.evaluation.controls import CURVE, one_alpha_each
 from steerlib.evaluation.summary import compare, subgroups
 
 BY = {"category": "category", "user": "user_id"}
@@ -22,7 +21,7 @@ def personal_alphas(
     *,
     by: str,
     base_arm: str,
-    min_prompts: int = 8,
+    min_prompts: int,
     column: str = "distance",
 ) -> pd.DataFrame:
     """The alpha of each category or user with the largest fall of the distance on its dev prompts.
@@ -48,31 +47,23 @@ def personal_alphas(
         ValueError: unknown `by`, splits that do not serve it, no dev prompts, a dev prompt without a value under
             some arm, or two arms of one curve and alpha.
     """
-    if by not in BY:
-        raise ValueError(f"by must be {' or '.join(map(repr, BY))}, not {by!r}")
     _check_splits(prompts, by)
     dev = prompts[prompts["split"] == "dev"].set_index("prompt_id")
     steered = arms[arms["arm_id"].isin(values["arm_id"]) & (arms["alpha"] != 0)]
-    table = values[values["prompt_id"].isin(dev.index)].pivot(
-        index="prompt_id", columns="arm_id", values=column
-    )
+    table = values.pivot(index="prompt_id", columns="arm_id", values=column).reindex(dev.index)
     rows, names = [], [name for name in CURVE if name in steered]
     for curve, group in steered.groupby(names, sort=True):
-        if group["alpha"].duplicated().any():
-            raise ValueError(f"{group['method'].iloc[0]} has several arms of one alpha: give one setting")
-        ids = pd.Series([base_arm, *group.sort_values("alpha", key=np.abs)["arm_id"]])
-        alpha = dict(zip(group["arm_id"], group["alpha"], strict=True)) | {base_arm: 0.0}
-        own = table.reindex(index=dev.index, columns=ids)
+        alpha = one_alpha_each(group) | {base_arm: 0.0}
+        own = table.reindex(columns=sorted(alpha, key=lambda arm: abs(alpha[arm])))
         if own.isna().any(axis=None):
             prompt, arm = own.isna().stack().idxmax()
             raise ValueError(f"dev prompt {prompt!r} has no value under arm {arm!r}: finish the sweep first")
         falls = -own.sub(own[base_arm], axis=0)
-        everywhere = falls.mean().idxmax()  # the first of equals; columns run from the base upwards
+        everywhere = str(falls.mean().idxmax())  # the first of equals; columns run from the base upwards
         for name in sorted(prompts[BY[by]].unique()):
             part = falls[dev[BY[by]] == name]
             enough = len(part) >= min_prompts
-            own_falls = part.sum() + SHRINKAGE * falls.mean() if enough else falls.mean()
-            best = own_falls.idxmax()
+            best = str((part.sum() + SHRINKAGE * falls.mean()).idxmax()) if enough else everywhere
             rows.append(
                 dict(zip(names, curve, strict=True))
                 | {"by": by, "group": name, "alpha": alpha[best], "arm_id": best}
@@ -84,6 +75,8 @@ def personal_alphas(
 
 def _check_splits(prompts: pd.DataFrame, by: str) -> None:
     """Refuse splits under which an alpha by category or user would leak, or could not be chosen."""
+    if by not in BY:
+        raise ValueError(f"by must be {' or '.join(map(repr, BY))}, not {by!r}")
     dev, test = (prompts[prompts["split"] == split] for split in ("dev", "test"))
     both = set(dev["user_id"]) & set(test["user_id"])
     if dev.empty:
@@ -111,9 +104,7 @@ def tuned_arm(
     """Metrics on test prompts of each curve with an alpha by category or user, against base and its global alpha.
 
     Args:
-        values: what `per_prompt` returned.
-        alphas: what `personal_alphas` returned.
-        prompts: the prompts table that they were chosen on.
+        values, alphas, prompts: what `personal_alphas` was given and returned.
         base_arm, scorer, users: see `summarise`.
 
     Returns:

@@ -211,11 +211,9 @@ def cluster_interval(
         of_means: column means `(..., columns)` -> statistic `(...)`.
         within: see `jackknife_bounds`.
 
-    Returns:
-        The interval; NaN bounds for one cluster, and where the statistic is undefined without some cluster.
-
     Raises:
-        ValueError: as `cluster_sums`; an undefined statistic.
+        ValueError: as `cluster_sums`; an undefined statistic. Bounds are NaN for one cluster, and where the
+            statistic is undefined without some cluster.
     """
     sums, sizes, n = cluster_sums(rows, clusters)
     found = jackknife_bounds(sums, sizes, lambda m: of_means(np.moveaxis(m, 0, -1)), within=within)

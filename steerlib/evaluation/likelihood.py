@@ -44,17 +44,14 @@ class Text(NamedTuple):
 def forced_logits(
     models: Mapping[str, FrozenModel], texts: Iterable[Forced], families: Sequence[VectorFamily] = ()
 ) -> Iterator[tuple[Forced, Tensor]]:
-    """Logits of a branch that predict each token of a given answer.
+    """Yields each text, a branch and the answer's token ids, with its logits `(n_tokens, vocab)`; equal ones once.
 
-        z[t] = logits after (context, y_1 .. y_{t-1})
+        z[t] = logits after (context, y_1 .. y_{t-1}), float32 or the model's own precision where that is higher
 
     Args:
         models: the frozen model under "", trained branches by name, see `Stream.model`.
-        texts: a branch and the answer's token ids, none empty; equal ones are read once.
+        texts: no answer is empty.
         families: of the steering vectors that branches name.
-
-    Yields:
-        A text and its logits `(n_tokens, vocab)`, float32 or the model's own precision where that is higher.
     """
     vectors = vectors_by_key(families)
     readings: dict[tuple, list[Stream]] = defaultdict(list)
@@ -161,8 +158,7 @@ def answer_likelihood(
 
     Args:
         frozen: the model that judges; its name stands in the table.
-        prompts: prompt_id, prompt and, where there are earlier turns, history.
-        generations: arm_id, prompt_id, seed, text.
+        prompts, generations: the tables.
         style: of the generations, "chat" (the judging model's own template) or "continuation".
 
     Returns:
@@ -214,10 +210,9 @@ def likelihood_margins(
     are compared per token, or a longer answer would nearly always be the less likely one; see also `length_margins`.
 
     Args:
-        frozen: the model.
+        frozen, arms: the model; the arms table, of one style.
         pairs: pair_id, user_id, prompt, preferred, dispreferred; for arms of profile "own" or "shuffled" also category
             or shuffled_category, the user's, unless the arm's signal is a user's vector.
-        arms: the arms table, of one style.
         vectors, contexts, branch_models: see `decode`.
 
     Returns:
@@ -304,11 +299,9 @@ def token_divergence(
         JS_t = KL(P1 || M)/2 + KL(P2 || M)/2,   P1 = P(. | Q, y_<t),  P2 = P(. | Q, I, y_<t),  M = (P1 + P2)/2
 
     Args:
-        frozen: the model.
+        frozen, style, contexts: see `decode`; None for the style's default contexts.
         prompts: prompt_id, prompt, category (key of the contexts).
         answers: text by prompt_id; prompts without one are left out, as are empty texts.
-        style: "chat" or "continuation".
-        contexts: by category; None for the style's defaults.
 
     Returns:
         One row a token: prompt_id, place (from 0), token_id, token (its text), js in nats (0 to ln 2), and the token's

@@ -3,7 +3,6 @@
 The embedded set was written for this project and is not MMLU; a result on it is never to be called one.
 """
 
-import csv
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -28,7 +27,7 @@ Floats = NDArray[np.float64]
 LETTERS = ("A", "B", "C", "D")
 DEMO = Path(__file__).with_name("demo") / "questions.jsonl"
 MMLU, MMLU_REVISION = "cais/mmlu", "c30699e8356da336a370243923dbaf21066bb9fe"
-HEADER = ["question", "choice0", "choice1", "choice2", "choice3", "answer"]
+CELLS = ["question", *LETTERS, "answer"]
 
 
 def read_questions(source: str = "demo", *, split: str = "test") -> pd.DataFrame:
@@ -54,11 +53,8 @@ def read_questions(source: str = "demo", *, split: str = "test") -> pd.DataFrame
         demo = read_rows(DEMO)
         return demo.loc[demo["split"] == split, columns].astype(str).reset_index(drop=True)
     if source == MMLU:
-        path = hub_file(MMLU, f"all/{split}-00000-of-00001.parquet", revision=MMLU_REVISION)
-        table = pd.read_parquet(path)[["subject", "question", "choices", "answer"]]
-        rows = [
-            (subject, [text, *options, str(answer)]) for subject, text, options, answer in table.to_numpy()
-        ]
+        table = pd.read_parquet(hub_file(MMLU, f"all/{split}-00000-of-00001.parquet", revision=MMLU_REVISION))
+        table[[*LETTERS]] = table["choices"].tolist()
     else:
         files = sorted((Path(source) / split).glob(f"*_{split}.csv"))
         if not files:
@@ -66,31 +62,25 @@ def read_questions(source: str = "demo", *, split: str = "test") -> pd.DataFrame
             raise FileNotFoundError(
                 f"questions {source!r}: no {wanted}; give 'demo', {MMLU!r} or MMLU's folder"
             )
-        rows = [(file.stem.removesuffix(f"_{split}"), cells) for file in files for cells in _cells(file)]
-    number = pd.Series([subject for subject, _ in rows]).groupby(lambda i: rows[i][0]).cumcount()
-    read = [
-        [f"{subject}/{split}/{i}", subject, *_checked(cells, f"{source}, {subject}, row {i + 1}")]
-        for (subject, cells), i in zip(rows, number, strict=True)
-    ]
-    return pd.DataFrame(read, columns=columns)
+        table = pd.concat([_read_csv(file, split) for file in files], ignore_index=True)
+    table["row"] = table.groupby("subject").cumcount()
+    table["question_id"] = table["subject"] + f"/{split}/" + table["row"].astype(str)
+    letters = dict(zip("0123", LETTERS, strict=True))
+    table["answer"] = table["answer"].astype(str).str.strip().replace(letters)
+    bad = table[table[columns].isna().any(axis=1) | ~table["answer"].isin(LETTERS)]
+    for _, one in bad.head(1).iterrows():
+        raise ValueError(
+            f"{source}, {one['subject']}, row {one['row'] + 1}: answer {one['answer']!r} to four options "
+            "is neither A to D nor 0 to 3"
+        )
+    return table[columns]
 
 
-def _cells(file: Path) -> list[list[str]]:
-    # As csv, not as a data frame: options such as "None" and "NA" are text.
-    with file.open(encoding="utf-8", newline="") as lines:
-        rows = list(csv.reader(lines))
-    return rows[1:] if rows and rows[0] == HEADER else rows
-
-
-def _checked(cells: Sequence[str], where: str) -> list[str]:
-    """Question, options and the answer's letter."""
-    if len(cells) != len(HEADER):
-        raise ValueError(f"{where}: question, four options and answer wanted, not {len(cells)} values")
-    answer = cells[-1].strip()
-    letter = LETTERS[int(answer)] if answer in ("0", "1", "2", "3") else answer
-    if letter not in LETTERS:
-        raise ValueError(f"{where}: answer {answer!r} is neither a letter A to D nor a number 0 to 3")
-    return [*cells[:-1], letter]
+def _read_csv(file: Path, split: str) -> pd.DataFrame:
+    """Questions of one subject; options such as "None" and "NA" are text."""
+    table = pd.read_csv(file, header=None, names=CELLS, dtype=str, keep_default_na=False)
+    has_header = len(table) > 0 and table["question"].iloc[0] == "question"
+    return table[int(has_header) :].assign(subject=file.stem.removesuffix(f"_{split}"))
 
 
 def sample_questions(questions: pd.DataFrame, n: int, *, seed: int = 0) -> pd.DataFrame:
@@ -99,7 +89,7 @@ def sample_questions(questions: pd.DataFrame, n: int, *, seed: int = 0) -> pd.Da
     Args:
         questions: the questions table; the order of its rows does not matter.
         n: how many; all of them where there are not more.
-        seed: of the draw within each subject and of which subjects get one more.
+        seed: of the draw.
 
     Raises:
         ValueError: n below 1, or no questions.
@@ -152,16 +142,11 @@ def letter_ids(frozen: FrozenModel) -> list[int]:
 
 
 def option_probabilities(z: Mapping[str, Tensor], method: str, alpha: float) -> Floats:
-    """Probabilities of the four options under a method, `(n, 4)`.
+    """Probabilities of the four options under a method, `(n, 4)`, of the letters' raw logits `(n, 4)` by branch.
 
         p = softmax(intercept + alpha slope)     over the letters; intercept and slope are the rule's line
 
     A rule combines the logits of each token by themselves: the letters' logits of one pass serve every alpha.
-
-    Args:
-        z: the letters' raw next-token logits `(n, 4)` by branch.
-        method: a method of `RULES`.
-        alpha: its strength.
 
     Source: Hendrycks et al., MMLU, ICLR 2021 (evaluation code). Temperature and nucleus play no part.
     """
@@ -187,8 +172,7 @@ def ask_questions(
     sampling plays no part, nor does a limit to the base's nucleus.
 
     Args:
-        frozen: the model.
-        questions: the questions table.
+        frozen, questions: the model and the questions table.
         arms: the arms table. Left out are those of a shuffled profile, whose contexts are those of "own", those that a
             question alone does not settle (a vector of each user, a factor of each prompt), and an aligner.
         contexts, vectors, branch_models: see `decode`.

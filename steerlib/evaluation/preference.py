@@ -54,11 +54,9 @@ def judge_pairs(
     """Verdicts on each answer of an arm to a test prompt beside the comparators' with the same seed, in both orders.
 
     Args:
-        judge: see `load_judge`.
-        generations, prompts: the tables.
+        judge, generations, prompts: see `load_judge`; the tables.
         folder: the run's folder; its table `verdicts` is the cache.
-        arm: arm_id.
-        comparators: arm_id by name, see `sda_comparators`.
+        arm, comparators: arm_id; arm_id by name, see `sda_comparators`.
         dimension: of each prompt_id, what is judged; prompts without one are left out.
 
     Returns:
@@ -93,13 +91,9 @@ class PlaceBias(NamedTuple):
 
 
 def place_bias(shown: pd.DataFrame) -> PlaceBias:
-    """How much a judge favours the answer that it reads first; pairs that lack a score are left out.
+    """How much a judge favours the answer that it reads first; `shown` is what `judge_pairs` returned.
 
-    Args:
-        shown: what `judge_pairs` returned.
-
-    Raises:
-        ValueError: no pair has all four scores.
+    Pairs that lack a score are left out; a ValueError where all do.
     """
     rows = shown.dropna(subset=SCORES)
     if rows.empty:
