@@ -6,7 +6,7 @@ Shape letters used throughout the library: batch, seq, vocab, d_model, n_layers.
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,12 +32,20 @@ class FrozenModel:
         tokenizer: the model's own.
         name: what was asked for; the embedded model is named for what runs, a dequantised Q4_1.
         template_arguments: passed to the chat template; by default a model that can think first does not.
+        loaded: arguments of `load_model` that give this model again; empty where something else made it.
     """
 
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
     name: str
     template_arguments: Mapping[str, Any] = field(default_factory=lambda: {"enable_thinking": False})
+    loaded: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def __reduce__(self) -> tuple:
+        """Another process loads the model for itself; only one that `load_model` did not make is sent whole."""
+        if not self.loaded:
+            return FrozenModel, (self.model, self.tokenizer, self.name, self.template_arguments)
+        return partial(load_model, template_arguments=self.template_arguments, **self.loaded), ()
 
     @property
     def device(self) -> torch.device:
@@ -104,6 +112,7 @@ def load_model(
         ImportError: an adapter without peft installed.
         ValueError: unknown precision, or an architecture that cannot be steered here; see `check_architecture`.
     """
+    loaded = {"name": name, "device": device and device.partition(":")[0], "dtype": dtype}
     device = device or default_device()
     precision = _precision(dtype or ("bfloat16" if device.startswith(("cuda", "auto")) else "float32"))
     adapter = name if (Path(name) / ADAPTER).is_file() else ""
@@ -124,7 +133,8 @@ def load_model(
     decoder_blocks(model)
     if can_pack(model):
         pack_linears(model)
-    frozen = FrozenModel(model, tokenizer, EMBEDDED_NAME if name == "embedded" else str(name))
+    named = EMBEDDED_NAME if name == "embedded" else str(name)
+    frozen = FrozenModel(model, tokenizer, named, loaded=loaded)
     return replace(frozen, template_arguments=template_arguments) if template_arguments else frozen
 
 

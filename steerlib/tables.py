@@ -26,7 +26,6 @@ import pandas as pd
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -187,6 +186,8 @@ def has_table(folder: Path, name: str) -> bool:
 def read_table(folder: Path, name: str) -> pd.DataFrame:
     """All parts of a table, one below the other, in the order of their names; a damaged part is set aside.
 
+    A row that two processes made at once is there once: a key holds everything that made its row.
+
     Raises:
         FileNotFoundError: the table was not written yet; the message says where it was looked for.
         ValueError: the parts together break the schema.
@@ -196,7 +197,11 @@ def read_table(folder: Path, name: str) -> pd.DataFrame:
         raise FileNotFoundError(
             f"table {name!r} is not in {folder / 'tables'}: run the notebook that writes it first"
         )
-    return check_table(name, pd.concat(parts, ignore_index=True))
+    return check_table(name, _joined(name, parts))
+
+
+def _joined(name: str, parts: list[pd.DataFrame]) -> pd.DataFrame:
+    return pd.concat(parts, ignore_index=True).drop_duplicates([*SCHEMA[name].key], ignore_index=True)
 
 
 def append_part(folder: Path, name: str, frame: pd.DataFrame, *, part: str) -> Path:
@@ -238,8 +243,8 @@ def cached_rows(
 ) -> pd.DataFrame:
     """Rows of a table for the keys asked for: from the table where it has them, else computed and appended.
 
-    Each key is computed once however often it occurs. A kill loses at most one chunk, a second process waits for
-    the first, and each part is read once.
+    Each key is computed once however often it occurs. A kill loses at most one chunk, and each part is read
+    once.
 
     Args:
         folder, name: as for `append_part`.
@@ -253,28 +258,26 @@ def cached_rows(
         DataFrame with the table's columns, row by row with `keys`.
     """
     key = list(SCHEMA[name].key)
-    (folder / "tables").mkdir(parents=True, exist_ok=True)
     wanted = keys[key].astype("str").reset_index(drop=True)
     distinct = wanted.drop_duplicates()
-    with FileLock(folder / "tables" / f"{name}.lock"):
-        found = [part.merge(distinct, on=key) for _, part in _parts(folder, name)]
-        known = pd.MultiIndex.from_frame(pd.concat([distinct[:0], *(rows[key] for rows in found)]))
-        absent = distinct[~pd.MultiIndex.from_frame(distinct).isin(known)]
-        if len(absent):
-            if announce:
-                announce(absent.index.tolist())
-            with progress_bar(len(absent), unit=unit, what=what) as bar:
-                for start in range(0, len(absent), chunk):
-                    rows = absent.iloc[start : start + chunk]
-                    values = compute(rows.index.tolist()).set_axis(rows.index)
-                    found.append(pd.concat([rows, values], axis=1))
-                    # Named by what it holds, so that no part ever replaces another.
-                    held = "\0".join(map(str, rows.to_numpy().ravel()))
-                    append_part(folder, name, found[-1], part=hashlib.sha256(held.encode()).hexdigest()[:20])
-                    bar.update(len(rows))
+    found = [part.merge(distinct, on=key) for _, part in _parts(folder, name)]
+    known = pd.MultiIndex.from_frame(pd.concat([distinct[:0], *(rows[key] for rows in found)]))
+    absent = distinct[~pd.MultiIndex.from_frame(distinct).isin(known)]
+    if len(absent):
+        if announce:
+            announce(absent.index.tolist())
+        with progress_bar(len(absent), unit=unit, what=what) as bar:
+            for start in range(0, len(absent), chunk):
+                rows = absent.iloc[start : start + chunk]
+                values = compute(rows.index.tolist()).set_axis(rows.index)
+                found.append(pd.concat([rows, values], axis=1))
+                # Named by what it holds, so that no part ever replaces another.
+                held = "\0".join(map(str, rows.to_numpy().ravel()))
+                append_part(folder, name, found[-1], part=hashlib.sha256(held.encode()).hexdigest()[:20])
+                bar.update(len(rows))
     if not found:
         return wanted.reindex(columns=list(SCHEMA[name].columns))
-    table = check_table(name, pd.concat(found, ignore_index=True))
+    table = check_table(name, _joined(name, found))
     return wanted.merge(table, on=key, how="left", validate="many_to_one")
 
 

@@ -53,12 +53,12 @@ def test_conda_installs_python_and_leaves_the_rest_to_pip_and_the_pins() -> None
     assert CONDA["channels"] == ["conda-forge"]
     assert pip == "pip"
     assert SpecifierSet(PROJECT["requires-python"]).contains(python.removeprefix("python="))
-    assert section["pip"] == ["-c constraints.txt", "-e .[test]"]
+    assert section["pip"] == ["-c constraints.txt", "-e .[test,ray]"]
     assert "test" in PROJECT["optional-dependencies"]
 
 
 def test_the_makefile_installs_with_the_same_pins_as_conda() -> None:
-    assert "pip install -q -c constraints.txt -e '.[test]'" in (ROOT / "Makefile").read_text()
+    assert "pip install -q -c constraints.txt -e '.[test,ray]'" in (ROOT / "Makefile").read_text()
 
 
 def test_ci_checks_size_and_style_then_runs_the_tests_and_the_quick_run() -> None:

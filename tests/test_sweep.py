@@ -1,18 +1,16 @@
 import multiprocessing
 import os
-import re
 import signal
 import time
 
 import pandas as pd
 import pytest
-from filelock import FileLock
 from test_decoding import PROMPTS, SAMPLED, SIGNALS, answers, grid
 from tiny import tiny_llama
 
 from steerlib.decoding import decode, make_arms, run_sweep
 from steerlib.decoding import sweep as sweep_module
-from steerlib.tables import has_table, read_table
+from steerlib.tables import read_table
 
 
 @pytest.fixture(autouse=True)
@@ -74,6 +72,7 @@ def test_a_sweep_that_fails_half_way_keeps_its_finished_blocks(tiny, tmp_path, m
 
 def sweep_in_a_process(folder, n_seeds):
     sweep_module.PROMPTS_PER_BLOCK = 2
+    (folder / "started").touch()
     run(folder, tiny_llama(), grid(), seeds=range(n_seeds))
 
 
@@ -84,28 +83,23 @@ def started(folder, n_seeds):
     return process
 
 
-def wait_for_a_lock(folder):
+def wait_for_the_sweep(process, folder):
+    """Until the spawned process has imported and decodes: it writes its first part within the moments below."""
     end = time.monotonic() + 60
-    while not (folder / "sweep.lock").exists():
-        assert time.monotonic() < end, "the sweep did not begin"
+    while not (folder / "started").exists():
+        assert process.is_alive() and time.monotonic() < end, "the sweep did not begin"
         time.sleep(0.05)
 
 
 @pytest.mark.parametrize("moment", [0.05, 0.6])
 def test_a_sweep_killed_at_any_moment_goes_on_where_it_stopped(tiny, tmp_path, moment):
     process = started(tmp_path, 200)
-    wait_for_a_lock(tmp_path)
+    wait_for_the_sweep(process, tmp_path)
     time.sleep(moment)
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     table = run(tmp_path, tiny, grid(), seeds=range(2))
     assert answers(table) == answers(decode(tiny, PROMPTS, grid(), seeds=range(2), **SIGNALS))
-
-
-def test_a_second_sweep_of_one_folder_is_refused_naming_the_folder(tiny, tmp_path):
-    with FileLock(tmp_path / "sweep.lock"), pytest.raises(RuntimeError, match=re.escape(str(tmp_path))):
-        run(tmp_path, tiny, grid())
-    assert not has_table(tmp_path, "generations")
 
 
 def test_finishing_a_block_does_not_read_the_table_again(tiny, tmp_path, monkeypatch):

@@ -7,16 +7,16 @@ is swept the same way: another model reads the base's finished answer and writes
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from contextlib import closing
 from itertools import groupby
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 import pandas as pd
-from filelock import FileLock, Timeout
 
 from steerlib.decoding.arms import arm_id
 from steerlib.decoding.decode import Progress, decode_requests
+from steerlib.decoding.distributed import Workers, mapped
 from steerlib.decoding.requests import Inputs, Request, Stream, make_requests, sampling_of
 from steerlib.models import FrozenModel
 from steerlib.reading import after_thinking, answer_nll, check_length, prompt_ids, read_history
@@ -37,6 +37,7 @@ def run_sweep(
     *,
     folder: Path,
     seeds: Sequence[int] = (0,),
+    workers: Workers = 0,
     **inputs: Unpack[Inputs],
 ) -> pd.DataFrame:
     """The answers of these prompts, arms and seeds, in that order; those that the run lacks are decoded first.
@@ -45,43 +46,58 @@ def run_sweep(
 
     Args:
         frozen, prompts, arms, seeds, inputs: see `decode`.
-        folder: the run's folder; parts of the generations table are written there.
+        folder: the run's folder; parts of the generations table are written there, by this process alone.
+        workers: 0 to decode in this process, N or "auto" for Ray actors, see `mapped`; the answers are the same.
 
     Raises:
         ValueError: as `make_requests`, before anything is decoded.
-        RuntimeError: another process sweeps this folder.
+        BlocksFailed: blocks that workers could not do, when all others are written.
     """
     requests = make_requests(frozen, prompts, arms, seeds=seeds, **inputs)
-    decoded = partial(decode_requests, frozen, **inputs)
-    return finish_requests(requests, decoded, folder=folder, what="sweep")
+    held = (frozen, inputs)
+    return finish_requests(requests, _decoded, held, folder=folder, what="sweep", workers=workers)
+
+
+def _decoded(
+    held: tuple[FrozenModel, Inputs], requests: Sequence[Request], *, progress: Progress | None = None
+) -> pd.DataFrame:
+    frozen, inputs = held
+    return decode_requests(frozen, requests, progress=progress, **inputs)
 
 
 def finish_requests(
-    requests: Sequence[Request], decoded: Callable[..., pd.DataFrame], *, folder: Path, what: str
+    requests: Sequence[Request],
+    decoded: Callable[..., pd.DataFrame],
+    held: Any,
+    *,
+    folder: Path,
+    what: str,
+    workers: Workers = 0,
 ) -> pd.DataFrame:
     """The answers to the requests, in their order; those that the run's generations table lacks are made first.
 
     Args:
         requests: all answers that are wanted.
-        decoded: rows of the generations table for some requests; called with those and `progress`.
+        decoded: rows of the generations table for some requests; called with `held`, those and `progress`.
+        held: models and what else every block needs.
         folder: the run's folder.
         what: the work, shown before the progress bar.
+        workers: see `mapped`.
     """
     if not requests:
         raise ValueError("no prompts, arms or seeds: there is nothing to decode")
     wanted = pd.DataFrame([_key(request) for request in requests], columns=KEY)
-    try:
-        with FileLock(folder / "sweep.lock", timeout=0):
-            parts = [read_table(folder, "generations")] if has_table(folder, "generations") else []
-            done = {key for part in parts for key in part[KEY].itertuples(index=False, name=None)}
-            missing = [request for request in requests if _key(request) not in done]
-            total = len(requests)
-            with progress_bar(total, done=total - len(missing), unit="answer", what=what) as bar:
-                for block in _blocks(requests, missing):
-                    parts.append(decoded(block, progress=bar.update))
-                    append_part(folder, "generations", parts[-1], part=_name(block))
-    except Timeout:
-        raise RuntimeError(f"another process sweeps {folder}: wait for it, or name another run") from None
+    parts = [read_table(folder, "generations")] if has_table(folder, "generations") else []
+    done = {key for part in parts for key in part[KEY].itertuples(index=False, name=None)}
+    missing = [request for request in requests if _key(request) not in done]
+    blocks, total = _blocks(requests, missing), len(requests)
+    with (
+        progress_bar(total, done=total - len(missing), unit="answer", what=what) as bar,
+        closing(mapped(decoded, held, blocks, workers=workers, bar=bar, name=_prompts)) as finished,
+    ):
+        for block, rows in finished:
+            parts.append(rows)
+            append_part(folder, "generations", rows, part=_name(block))
     return wanted.merge(pd.concat(parts, ignore_index=True), on=KEY, how="left", validate="one_to_one")
 
 
@@ -100,6 +116,11 @@ def _blocks(requests: Sequence[Request], missing: Sequence[Request]) -> list[lis
 def _name(requests: Sequence[Request]) -> str:
     text = "\n".join(map(str, map(_key, requests)))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _prompts(requests: Sequence[Request]) -> str:
+    names = [*dict.fromkeys(request.prompt_id for request in requests)]
+    return f"prompts {names[0]} to {names[-1]}, {len(requests)} answers"
 
 
 def aligner_arms(arms: pd.DataFrame, aligner: FrozenModel) -> pd.DataFrame:
@@ -158,14 +179,16 @@ def run_aligner(
     asked = [_requests(aligner, base, rows, answers, seeds) for base in _bases(arms)]
     parts = []
     for base, requests in zip(_bases(arms), asked, strict=True):
-
-        def corrected(
-            block: Sequence[Request], *, progress: Progress, style: str = base["style"]
-        ) -> pd.DataFrame:
-            return _under_the_base(frozen, prompts, style, decode_requests(aligner, block, progress=progress))
-
-        parts.append(finish_requests(requests, corrected, folder=folder, what="aligner"))
+        held = (aligner, frozen, prompts, base["style"])
+        parts.append(finish_requests(requests, _corrected, held, folder=folder, what="aligner"))
     return pd.concat(parts, ignore_index=True)
+
+
+def _corrected(
+    held: tuple[FrozenModel, FrozenModel, pd.DataFrame, str], block: Sequence[Request], *, progress: Progress
+) -> pd.DataFrame:
+    aligner, frozen, prompts, style = held
+    return _under_the_base(frozen, prompts, style, decode_requests(aligner, block, progress=progress))
 
 
 def _bases(arms: pd.DataFrame) -> list[dict]:
