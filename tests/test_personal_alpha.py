@@ -40,7 +40,9 @@ def study(by="users", users=12, each=6, noise=0.002):
 
 
 def chosen(values, prompts, **settings):
-    return personal_alphas(values, prompts, ARMS, base_arm="base", **{"by": "category"} | settings)
+    return personal_alphas(
+        values, prompts, ARMS, base_arm="base", **{"by": "category", "min_prompts": 8} | settings
+    )
 
 
 def test_each_category_gets_the_alpha_planted_in_it():
