@@ -39,7 +39,7 @@ def run(setting: Setting) -> pd.DataFrame:
 class UnmergedBatch(Batch):
     """Every answer has rows of its own from its first token on; contexts are still read once for all answers."""
 
-    def _continue(self, tokens: Tensor) -> Tensor:
+    def _continue(self, tokens: Tensor, vocab: int) -> Tensor:  # noqa: ARG002
         slots = self.slots[self.live]
         used = slots >= 0
         slot, z = self.streams.advance(slots[used], tokens[:, None].expand_as(slots)[used])

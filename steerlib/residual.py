@@ -169,7 +169,6 @@ def record_residual(
     """Pooled residuals of sequences of prompt and answer, all layers in one pass.
 
     Args:
-        frozen: the model.
         contexts: token ids of prompt and answer, one sequence each.
         layers: 0-based decoder blocks whose outputs are read.
         prompt_lengths: tokens of each prompt; what follows is the answer.
@@ -222,11 +221,10 @@ def prompt_residuals(
 
     Args:
         prompts: the prompts table, or any frame with prompt_id, prompt and, where there are earlier turns, history.
-        frozen, layers: see `record_residual`.
         style: "chat" or "continuation", as for generation.
 
     Returns:
-        By layer `(n_prompts, d_model)`, float64, rows as the prompts.
+        As `record_residual`, rows as the prompts.
     """
     ids = [
         prompt_ids(frozen, row["prompt"], style=style, history=read_history(row.get("history") or ""))
@@ -303,32 +301,27 @@ def steered_positions(spec: str, position: Tensor, prompt_length: Tensor) -> Ten
 
 
 class ResidualDose:
-    """What the hooks of `residual_hooks` add in the next forward pass.
+    """What the hooks of `steering_hooks` add in the next forward pass.
 
     Attributes:
         coefficients: `(batch, seq, n_vectors)`, or None for nothing.
-        first_layers: lowest layer at which each vector is not zero, `(n_vectors,)`; one above all for a zero vector.
+        first_layers: lowest layer at which each vector is not zero; one above all layers for a zero vector.
     """
 
-    def __init__(self, directions: Mapping[int, Tensor] | None = None) -> None:
+    def __init__(self, vectors: Sequence[Vectors] = ()) -> None:
         self.coefficients: Tensor | None = None
-        layers = sorted(directions or {})
-        acts = [(directions[layer] != 0).any(dim=-1).tolist() for layer in layers] if directions else []
+        none = 1 + max((layer for vector in vectors for layer in vector), default=-1)
         self.first_layers = [
-            next((layer for layer, act in zip(layers, column, strict=True) if act), layers[-1] + 1)
-            for column in zip(*acts, strict=True)
+            min((layer for layer, direction in vector.items() if direction.any()), default=none)
+            for vector in vectors
         ]
 
 
 @contextmanager
-def residual_hooks(model: nn.Module, directions: Mapping[int, Tensor]) -> Generator[ResidualDose, None, None]:
-    """Hooks on decoder blocks that add a combination of directions to their outputs.
+def steering_hooks(model: nn.Module, vectors: Sequence[Vectors]) -> Generator[ResidualDose, None, None]:
+    """Hooks on decoder blocks that add a combination of steering vectors to their outputs, under `with`.
 
-        h_l <- h_l + coefficients @ directions[l]
-
-    Args:
-        model: the causal language model.
-        directions: by layer, `(n_vectors, d_model)`.
+        h_l <- h_l + sum_i c_i v_il     a vector without a layer adds nothing there
 
     Yields:
         What is added; set its `coefficients` before each forward pass. All hooks are gone afterwards, also after an
@@ -339,26 +332,28 @@ def residual_hooks(model: nn.Module, directions: Mapping[int, Tensor]) -> Genera
         ValueError: a vector has another width than the model; layer and widths are shown.
     """
     blocks, config = decoder_blocks(model), cast(Any, model.config)
-    check_layers(list(directions), len(blocks))
-    width = config.get_text_config().hidden_size
-    for layer, matrix in directions.items():
-        if matrix.shape[-1] != width:
-            raise ValueError(f"layer {layer}: the vector is {matrix.shape[-1]} wide, the model {width}")
-    dose = ResidualDose(directions)
+    layers = sorted({layer for vector in vectors for layer in vector})
+    check_layers(layers, len(blocks))
+    nothing = torch.zeros(config.get_text_config().hidden_size)
+    for layer, direction in (pair for vector in vectors for pair in vector.items()):
+        if direction.shape != nothing.shape:
+            raise ValueError(f"layer {layer}: the vector is {len(direction)} wide, the model {len(nothing)}")
+    dose, device = ResidualDose(vectors), next(model.parameters()).device
 
-    def adding(matrix: Tensor) -> Callable:
+    def adding(directions: Tensor) -> Callable:
         def hook(block: nn.Module, inputs: tuple, output: Tensor | tuple) -> Tensor | tuple | None:  # noqa: ARG001
             if dose.coefficients is None:
                 return None
             residual = output[0] if isinstance(output, tuple) else output
-            added = dose.coefficients.to(residual) @ matrix.to(residual)
+            added = dose.coefficients.to(residual) @ directions.to(residual)
             return (residual + added, *output[1:]) if isinstance(output, tuple) else residual + added
 
         return hook
 
     with ExitStack() as stack:
-        for layer, matrix in directions.items():
-            stack.callback(blocks[layer].register_forward_hook(adding(matrix)).remove)
+        for layer in layers:
+            directions = torch.stack([vector.get(layer, nothing).to(device) for vector in vectors])
+            stack.callback(blocks[layer].register_forward_hook(adding(directions)).remove)
         yield dose
 
 
@@ -421,21 +416,9 @@ def add_to_residual(
         steered = steered_positions(positions, position, known) & mask.bool()
         dose.coefficients = (steered * strength.to(mask.device).reshape(-1, 1))[..., None]
 
-    with residual_hooks(model, {layer: vector[None] for layer, vector in vectors.items()}) as dose:
+    with steering_hooks(model, [vectors]) as dose:
         handle = model.register_forward_pre_hook(before, with_kwargs=True)
         try:
             yield
         finally:
             handle.remove()
-
-
-@contextmanager
-def steering_hooks(frozen: FrozenModel, vectors: Sequence[Vectors]) -> Generator[ResidualDose, None, None]:
-    """Residual hooks for several vectors; one without a layer adds nothing there."""
-    layers = sorted({layer for vector in vectors for layer in vector})
-    nothing = torch.zeros(frozen.d_model)
-    directions = {
-        layer: torch.stack([v.get(layer, nothing) for v in vectors]).to(frozen.device) for layer in layers
-    }
-    with residual_hooks(frozen.model, directions) as dose:
-        yield dose

@@ -128,11 +128,16 @@ class Rule:
         return intercept, self.steer(z, zeros + 1) - intercept
 
 
+def _only(branch: str) -> Callable[[Mapping[str, Tensor], Tensor], Tensor]:
+    """One branch as it is, whatever alpha."""
+    return lambda z, alpha: z[branch]  # noqa: ARG005
+
+
 RULES: dict[str, Rule] = {
     rule.name: rule
     for rule in (
-        Rule("base", (), lambda z, alpha: z["base"], "Base", "#7f7f7f", "context"),  # noqa: ARG005
-        Rule("prompt_only", ("expert",), lambda z, alpha: z["expert"], "Prompt only", "#cc79a7", "context"),  # noqa: ARG005
+        Rule("base", (), _only("base"), "Base", "#7f7f7f", "context"),
+        Rule("prompt_only", ("expert",), _only("expert"), "Prompt only", "#cc79a7", "context"),
         Rule(
             "anti_expert",
             ("anti",),
@@ -149,14 +154,7 @@ RULES: dict[str, Rule] = {
             "#0072b2",
             control="shuffled_profile",
         ),
-        Rule(
-            "instructed",
-            ("instructed",),
-            lambda z, alpha: z["instructed"],  # noqa: ARG005
-            "Instruction only",
-            "#56b4e9",
-            "context",
-        ),
+        Rule("instructed", ("instructed",), _only("instructed"), "Instruction only", "#56b4e9", "context"),
         Rule(
             "sda",
             ("instructed",),
@@ -167,16 +165,8 @@ RULES: dict[str, Rule] = {
             zero="instructed",
             symbol="k",
         ),
-        Rule(
-            "caa",
-            ("steered",),
-            lambda z, alpha: z["steered"],  # noqa: ARG005
-            "CAA",
-            "#009e73",
-            "residual",
-            control="random_vector",
-        ),
-        Rule("aligner", (), lambda z, alpha: z["base"], "Aligner", "#000000", "text"),  # noqa: ARG005
+        Rule("caa", ("steered",), _only("steered"), "CAA", "#009e73", "residual", control="random_vector"),
+        Rule("aligner", (), _only("base"), "Aligner", "#000000", "text"),
     )
 }
 """Every method. The alpha of a request is already multiplied by its prompt's factor: for "sda" it is k a."""

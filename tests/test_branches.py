@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 from reference import reference_answer
-from test_decoding import GREEDY, POPULATION, PROMPTS, SAMPLED, SIGNALS, VECTORS, answers
+from test_decoding import DECODE, GREEDY, POPULATION, PROMPTS, SAMPLED, SIGNALS, VECTORS, answers
 from tiny import ALPHABET, tiny_model
 from transformers import GPT2Config
 
@@ -60,18 +60,13 @@ def test_trained_branches_write_what_the_plain_decoder_writes(tiny, others, samp
     assert table.nll_base.gt(0).all() and table.kl_to_base.map(float).abs().lt(1e6).all()
 
 
-def test_what_is_decoded_together_does_not_matter_with_trained_branches(tiny, others):
+def test_a_sweep_in_small_batches_takes_trained_branches(tiny, others, tmp_path, monkeypatch):
     arms = trained_grid()
     settings = {**SIGNALS, "branch_models": others}
     together = decode(tiny, PROMPTS, arms, **settings)
-    assert answers(decode(tiny, PROMPTS, arms, capacity=4, **settings)) == answers(together)
-
-
-def test_a_sweep_takes_trained_branches(tiny, others, tmp_path):
-    arms = trained_grid()
-    settings = {**SIGNALS, "branch_models": others}
+    monkeypatch.setattr(DECODE, "CPU_BYTES", 0)
     swept = run_sweep(tiny, PROMPTS, arms, folder=tmp_path, **settings)
-    assert answers(swept) == answers(decode(tiny, PROMPTS, arms, **settings))
+    assert answers(swept) == answers(together)
 
 
 def test_the_base_as_both_branches_gives_the_base_answer(tiny):

@@ -81,7 +81,7 @@ def opened(frozen, streams, dose, families=ALL):
 
 
 def hooks(frozen, families=ALL):
-    return steering_hooks(frozen, [*by_key(families).values()])
+    return steering_hooks(frozen.model, [*by_key(families).values()])
 
 
 def check_all(frozen, streams, families=ALL):

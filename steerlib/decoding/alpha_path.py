@@ -15,7 +15,6 @@ from torch import Tensor
 
 from steerlib.decoding.decode import (
     NoiseKeys,
-    Progress,
     check_finite,
     default_capacity,
     halved,
@@ -36,8 +35,6 @@ def alpha_path(
     *,
     seeds: Sequence[int] = (0,),
     row_budget: int = 96,
-    capacity: int | None = None,
-    progress: Progress | None = None,
     **inputs: Unpack[Inputs],
 ) -> pd.DataFrame:
     """Every distinct answer from alpha 0 to an arm's own alpha, with exact breakpoints.
@@ -47,13 +44,12 @@ def alpha_path(
     rounding does to those moves the breakpoints along.
 
     Args:
-        frozen, prompts, seeds, capacity, inputs: as in `decode`.
+        frozen, prompts, seeds, inputs: as in `decode`.
         arm: one row of the arms table, of a method that acts on logits, greedy or sampled with top_p = 1 (min_p is the
             nucleus that goes with a path). Its alpha, above 0, is the end of the range. A temperature by divergence
             and the base's own nucleus are exact too: they do not depend on alpha.
         row_budget: rows of a forward pass that one prompt and seed may hold. When its open nodes are more than fit,
             the widest intervals go on and the others end there, `complete` false.
-        progress: called with the number of prompts and seeds finished since its last call.
 
     Returns:
         The segments table, ordered by alpha within prompt and seed: `[alpha_low, alpha_high)`, the last closed;
@@ -85,20 +81,15 @@ def alpha_path(
         raise ValueError(f"row_budget {row_budget} is less than the {width} branches of one answer")
     requests = make_requests(frozen, prompts, arm, seeds=seeds, **inputs)
     models = {"": frozen, **(inputs.get("branch_models") or {})}
-    together = max(1, (capacity or default_capacity([*models.values()], requests)) // row_budget)
+    together = max(1, default_capacity([*models.values()], requests) // row_budget)
     batches = [requests[first : first + together] for first in range(0, len(requests), together)]
 
-    def grown(batch: Sequence[Request]) -> AlphaPathTrees:
+    def grown(batch: Sequence[Request]) -> list[dict]:
         with torch.inference_mode():
             trees = AlphaPathTrees(models, batch, alpha_max=alpha_max, nodes=row_budget // width)
-            trees.grow()
-        return trees
+            return trees.grow()
 
-    found = []
-    for trees in halved(batches, grown):
-        found += trees.segments
-        if progress:
-            progress(len(trees.requests))
+    found = [segment for segments in halved(batches, grown) for segment in segments]
     return _merged(pd.DataFrame(found, columns=[*SCHEMA["segments"].columns]), requests)
 
 
@@ -131,8 +122,8 @@ class AlphaPathTrees:
         self.stop_ids = torch.tensor(sorted(self.frozen.stop_ids), device=device)
         self.segments: list[dict] = []
 
-    def grow(self) -> None:
-        """Decode until every node is closed."""
+    def grow(self) -> list[dict]:
+        """Decode until every node is closed; the segments."""
         z = self.streams.prefill()
         self.seen = prompt_tokens(self.requests, z.shape[1], z.device)
         for step in range(self.sampling.max_new_tokens):
@@ -145,8 +136,9 @@ class AlphaPathTrees:
             self._close(self._over_budget(), complete=False)
             if not len(self.tree):
                 break
-            z = self._continue()
+            self.slots, z = self.streams.append(self.slots, self.tokens[:, -1], z.shape[1])
         self._close(torch.ones_like(self.tree, dtype=torch.bool), complete=True)
+        return self.segments
 
     def _envelope(self, z: Tensor, step: int) -> Pieces:
         """The tokens chosen next and where, of all nodes."""
@@ -226,14 +218,6 @@ class AlphaPathTrees:
             row |= {"token_ids": token_ids, "n_tokens": len(token_ids), "stopped": stopped, "nll_base": nll}
             self.segments.append(row)
         self._keep(~nodes)
-
-    def _continue(self) -> Tensor:
-        """Append each node's token to its branches; nodes that still agree share them."""
-        vocab = self.seen.shape[1]
-        distinct, place = (self.slots * vocab + self.tokens[:, -1:]).unique(return_inverse=True)
-        slot, z = self.streams.advance(distinct // vocab, distinct % vocab)
-        self.slots = slot[place]
-        return z
 
 
 def _merged(segments: pd.DataFrame, requests: Sequence[Request]) -> pd.DataFrame:

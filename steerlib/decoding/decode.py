@@ -18,7 +18,8 @@ from steerlib.models import FrozenModel, high_precision
 from steerlib.residual import ResidualDose, VectorKey, steering_hooks, vectors_by_key
 from steerlib.rules import RULES, base_nucleus, js_temperature
 
-CPU_CAPACITY = 384
+CPU_CAPACITY, CPU_BYTES = 384, 2**31
+"""Rows of a forward pass at most, and the memory that they may take; more rows gain no speed."""
 Progress = Callable[[int], object]
 Result = TypeVar("Result")
 
@@ -30,7 +31,6 @@ def decode(
     *,
     seeds: Sequence[int] = (0,),
     reference: bool = True,
-    capacity: int | None = None,
     progress: Progress | None = None,
     **inputs: Unpack[Inputs],
 ) -> pd.DataFrame:
@@ -47,7 +47,6 @@ def decode(
         seeds: of the noise.
         reference: keep the unsteered base beside every answer. Without it, steered answers of a vector cost half the
             rows, and `nll_base` and `kl_to_base` are missing.
-        capacity: rows of the forward pass at most; by default what fits the free memory.
         progress: called with the number of answers finished since its last call.
         **inputs: what the arms name, see `Inputs`.
 
@@ -62,9 +61,7 @@ def decode(
         FloatingPointError: a logit that is not finite; arm, prompt, step and precision are named.
     """
     requests = make_requests(frozen, prompts, arms, seeds=seeds, **inputs)
-    return decode_requests(
-        frozen, requests, reference=reference, capacity=capacity, progress=progress, **inputs
-    )
+    return decode_requests(frozen, requests, reference=reference, progress=progress, **inputs)
 
 
 def decode_requests(
@@ -72,20 +69,19 @@ def decode_requests(
     requests: Sequence[Request],
     *,
     reference: bool = True,
-    capacity: int | None = None,
     progress: Progress | None = None,
     **inputs: Unpack[Inputs],
 ) -> pd.DataFrame:
     """`decode` for answers already asked for with these inputs."""
     models = {"": frozen, **(inputs.get("branch_models") or {})}
     known = vectors_by_key(inputs.get("vectors", ()))
-    capacity = capacity or default_capacity([*models.values()], requests)
+    capacity = default_capacity([*models.values()], requests)
 
     def answers(batch: Sequence[Request]) -> pd.DataFrame:
         # Of a thousand users' vectors a batch has a few.
         read = {stream.vector for request in batch for stream in request.branches.values()}
         used = {key: vector for key, vector in known.items() if key in read}
-        with steering_hooks(frozen, [*used.values()]) as dose, torch.inference_mode():
+        with steering_hooks(frozen.model, [*used.values()]) as dose, torch.inference_mode():
             return Batch(models, batch, [*used], dose, reference=reference).run(progress or (lambda n: n))
 
     batches, rows = [], capacity
@@ -117,10 +113,8 @@ def halved(
 
 
 def default_capacity(models: Sequence[FrozenModel], requests: Sequence[Request]) -> int:
-    """Rows of a forward pass that half of the free GPU memory holds, in the largest model; on a CPU a fixed number."""
+    """Rows of a forward pass: as many as half of the free GPU memory, or `CPU_BYTES`, holds in the largest model."""
     device = models[0].device
-    if device.type != "cuda":
-        return CPU_CAPACITY
     tokens = max(len(s.ids) + r.sampling.max_new_tokens for r in requests for s in r.branches.values())
     sizes = []
     for frozen in models:
@@ -130,6 +124,8 @@ def default_capacity(models: Sequence[FrozenModel], requests: Sequence[Request])
         width = getattr(config, "head_dim", None) or frozen.d_model // config.num_attention_heads
         cache = 2 * frozen.n_layers * heads * width * tokens * frozen.dtype.itemsize
         sizes.append(cache + 6 * 4 * config.vocab_size)
+    if device.type != "cuda":
+        return max(8, min(CPU_CAPACITY, CPU_BYTES // max(sizes)))
     # What torch has reserved and not given out counts as used by the driver, and is free for the next batch.
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return max(8, int((torch.cuda.mem_get_info(device)[0] + unused) / 2 // max(sizes)))
@@ -242,7 +238,7 @@ class Batch:
             self.live, tokens = self.live[running], tokens[running]
             if not len(self.live):
                 break
-            z = self._continue(tokens)
+            z = self._continue(tokens, z.shape[1])
         return self._table()
 
     def _step(self, z: Tensor, step: int) -> Tensor:
@@ -315,14 +311,9 @@ class Batch:
         kl[steered] = (weighted - new_norm + log_norm[steered]).clamp_min(0)
         return log_norm, kl
 
-    def _continue(self, tokens: Tensor) -> Tensor:
-        """Append each row's token to its branches; rows that still agree share them."""
-        slots = self.slots[self.live]
-        used, vocab = slots >= 0, self.seen.shape[1]
-        distinct, place = (slots * vocab + tokens[:, None])[used].unique(return_inverse=True)
-        slot, z = self.streams.advance(distinct // vocab, distinct % vocab)
-        slots[used] = slot[place]
-        self.slots[self.live] = slots
+    def _continue(self, tokens: Tensor, vocab: int) -> Tensor:
+        """Append each row's token to its branches."""
+        self.slots[self.live], z = self.streams.append(self.slots[self.live], tokens, vocab)
         return z
 
     def _table(self) -> pd.DataFrame:

@@ -226,6 +226,21 @@ class MultiModelStreams:
         """Read all contexts; raw next-token logits `(n_streams, vocab)`, see `Streams.prefill`."""
         return self._rows([part.prefill() for part in self.parts])
 
+    def append(self, slots: Tensor, tokens: Tensor, vocab: int) -> tuple[Tensor, Tensor]:
+        """Append each answer's token to its branches; answers that still agree share them.
+
+        Args:
+            slots: of the branches, `(answers, branches)`; -1 for none.
+            tokens: `(answers,)`, of `vocab`.
+
+        Returns:
+            The new slots, and raw next-token logits in their order.
+        """
+        used = slots >= 0
+        distinct, place = (slots * vocab + tokens[:, None])[used].unique(return_inverse=True)
+        slot, z = self.advance(distinct // vocab, distinct % vocab)
+        return slots.masked_scatter(used, slot[place]), z
+
     def advance(self, parents: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Append a token to each next stream, see `Streams.advance`; a model with no stream left is not run."""
         slots = torch.empty_like(parents)
