@@ -57,6 +57,7 @@ def test_at_any_alpha_the_path_has_the_answer_of_plain_decoding(tiny, method, sa
     assert len(answers) == 50 * len(trees(segments))
     for tree in trees(segments):
         assert_covers(tree)
+        assert all(a != b for a, b in zip(tree.token_ids[1:], tree.token_ids[:-1], strict=True))
         first = tree.iloc[0]
         plain = answers[(answers.prompt_id == first.prompt_id) & (answers.seed == first.seed)]
         place = np.searchsorted(tree.alpha_low, plain.alpha, side="right") - 1
@@ -68,18 +69,27 @@ def test_at_any_alpha_the_path_has_the_answer_of_plain_decoding(tiny, method, sa
     assert len(segments) > 3 * len(trees(segments))
 
 
-def test_the_path_of_sda_is_exact_under_its_temperature_by_divergence(tiny):
-    sampling = dataclasses.replace(SAMPLED, js_sigma=0.1, min_temperature=0.2)
-    segments = path(tiny, "sda", sampling, seeds=[0])
-    alphas = np.random.default_rng(1).uniform(0, 2.2, 30)
-    arms = make_arms("sda", alphas, profile="own", sampling=sampling, factor=AMPLIFICATION)
+@pytest.mark.parametrize(
+    ("method", "choice", "settings"),
+    [
+        ("sda", {"js_sigma": 0.1, "min_temperature": 0.2}, {"factor": AMPLIFICATION}),
+        ("anti_expert", {}, {"base_top_p": 0.7}),
+        ("expert_anti_expert", {}, {"base_top_p": 0.7}),
+    ],
+)
+def test_the_path_is_exact_under_a_temperature_by_divergence_and_within_the_bases_nucleus(
+    tiny, method, choice, settings
+):
+    common = {"profile": "own", "sampling": dataclasses.replace(SAMPLED, **choice), **settings}
+    segments = alpha_path(tiny, PROMPTS, make_arms(method, [2.2], **common), factors=FACTORS)
+    arms = make_arms(method, np.random.default_rng(1).uniform(0, 2.2, 30), **common)
     answers = decode(tiny, PROMPTS, arms, factors=FACTORS).merge(arms[["arm_id", "alpha"]])
     for tree in trees(segments):
         plain = answers[answers.prompt_id == tree.prompt_id.iloc[0]]
         place = np.searchsorted(tree.alpha_low, plain.alpha, side="right") - 1
         assert tree.token_ids.iloc[place].tolist() == plain.token_ids.tolist()
-    fixed = path(tiny, "sda", SAMPLED, seeds=[0])
-    assert segments.token_ids.tolist() != fixed.token_ids.tolist()
+    without = path(tiny, method, SAMPLED, seeds=[0])
+    assert segments.token_ids.tolist() != without.token_ids.tolist()
 
 
 def test_a_prompt_without_amplification_has_one_answer_on_the_path(tiny):
@@ -122,12 +132,6 @@ def test_the_first_segment_is_the_base_answer_and_that_of_sda_the_instructed_one
         base = decode(tiny, PROMPTS, zero.assign(**vars(SAMPLED)), seeds=[0, 1])
         first = segments[segments.alpha_low == 0]
         assert first.token_ids.tolist() == base.token_ids.tolist()
-
-
-def test_neighbouring_segments_have_different_answers(tiny):
-    for tree in trees(path(tiny, "expert_anti_expert", GREEDY)):
-        ids = tree.token_ids.tolist()
-        assert all(a != b for a, b in zip(ids[1:], ids[:-1], strict=True))
 
 
 def test_a_row_budget_leaves_the_narrowest_intervals_unfinished_and_covers_the_range(tiny):

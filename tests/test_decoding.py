@@ -1,4 +1,5 @@
 import dataclasses
+import math
 import sys
 
 import pandas as pd
@@ -63,6 +64,8 @@ def grid(sampling: Sampling = SAMPLED, style: str = "continuation") -> pd.DataFr
             make_arms("instructed", profile="own", **diverging),
             make_arms("expert_anti_expert", [1.0], profile="own", family=OTHER, vector_alpha=0.5, **common),
             make_arms("sda", [2.0], factor=0.5, profile="own", family=OTHER, vector_alpha=0.5, **diverging),
+            make_arms("anti_expert", [0, 2.2], profile="own", base_top_p=0.05, **common),
+            make_arms("expert_anti_expert", [1.0], profile="own", base_top_p=0.6, **common),
         ],
         ignore_index=True,
     )
@@ -76,7 +79,9 @@ def answers(table: pd.DataFrame) -> dict:
 @pytest.mark.parametrize(("sampling", "style"), EVERY_SAMPLING)
 def test_the_engine_writes_what_the_plain_decoder_writes(tiny, sampling, style):
     arms = grid(sampling, style)
-    found = answers(decode(tiny, PROMPTS, arms, seeds=[3], **SIGNALS))
+    table = decode(tiny, PROMPTS, arms, seeds=[3], **SIGNALS)
+    assert table[["nll_base", "kl_to_base"]].map(math.isfinite).all(axis=None)
+    found = answers(table)
     requests = make_requests(tiny, PROMPTS, arms, seeds=[3], **SIGNALS)
     assert len(found) == len(requests)
     for request in requests:
@@ -86,9 +91,15 @@ def test_the_engine_writes_what_the_plain_decoder_writes(tiny, sampling, style):
 
 def test_alpha_zero_is_the_base_token_for_token(tiny):
     arms = grid()
-    table = decode(tiny, PROMPTS, arms, seeds=[0, 1], **SIGNALS).merge(arms[["arm_id", "method", "alpha"]])
+    table = decode(tiny, PROMPTS, arms, seeds=[0, 1], **SIGNALS).merge(
+        arms[["arm_id", "method", "alpha", "base_top_p"]]
+    )
     base = table[table.method == "base"].set_index(["prompt_id", "seed"])
-    zero = table[(table.alpha == 0) & table.method.isin(["anti_expert", "expert_anti_expert", "caa"])]
+    zero = table[
+        (table.alpha == 0)
+        & (table.base_top_p == 1)
+        & table.method.isin(["anti_expert", "expert_anti_expert", "caa"])
+    ]
     assert len(zero) == 3 * len(base)
     for row in zero.itertuples():
         expected = base.loc[(row.prompt_id, row.seed)]
@@ -126,17 +137,6 @@ def test_greedy_anti_expert_is_the_librarys_guidance_with_scale_one_plus_alpha(t
         assert ids == [token for token in out if token != 0]
 
 
-def test_batched_is_single(tiny):
-    arms = grid()
-    together = answers(decode(tiny, PROMPTS, arms, seeds=[0, 1], **SIGNALS))
-    alone = {}
-    for i in range(len(PROMPTS)):
-        for j in range(len(arms)):
-            part = decode(tiny, PROMPTS.iloc[[i]], arms.iloc[[j]], seeds=[0, 1], **SIGNALS)
-            alone |= answers(part)
-    assert together == alone
-
-
 def test_the_order_of_prompts_and_the_memory_for_rows_do_not_matter(tiny, monkeypatch):
     arms = grid()
     table = decode(tiny, PROMPTS, arms, **SIGNALS)
@@ -166,6 +166,25 @@ def test_nll_and_kl_are_those_of_the_written_answer_with_and_without_a_stop(tiny
         assert row.nll_base == pytest.approx(float(nll), rel=1e-9)
         assert row.kl_to_base == pytest.approx(float(kl), rel=1e-9)
         assert row.near_ties == row.n_tokens + row.stopped
+
+
+def test_kl_within_the_nucleus_is_that_of_the_filtered_distribution(tiny):
+    arms = make_arms("expert_anti_expert", [1.0], profile="own", sampling=SAMPLED, base_top_p=0.6)
+    table = decode(tiny, PROMPTS, arms)
+    for request, row in zip(make_requests(tiny, PROMPTS, arms, seeds=[0]), table.itertuples(), strict=True):
+        written = [*row.token_ids, *([0] * row.stopped)]
+        z = {
+            name: tiny.model(torch.tensor([[*stream.ids, *written]])).logits[0, len(stream.ids) - 1 : -1]
+            for name, stream in request.branches.items()
+        }
+        expected = 0.0
+        for base, steered in zip(z["base"], z["base"] + z["expert"] - z["anti"], strict=True):
+            order = base.softmax(-1).argsort(descending=True)
+            size = 1 + int((base.softmax(-1)[order].cumsum(-1) < 0.6).sum())
+            kept = order[:size]
+            p, q = steered[kept].softmax(-1), base.softmax(-1)[kept]
+            expected += float((p * (p / q).log()).sum())
+        assert row.kl_to_base == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -247,17 +266,12 @@ def test_shared_prefixes_are_found_and_leave_a_token_to_each():
     assert shared_prefixes([a]) == [0]
 
 
-def test_a_prompt_longer_than_the_context_is_refused_naming_it(tiny):
-    prompts = PROMPTS.assign(prompt=[*PROMPTS.prompt[:2], "x" * 505])
-    with pytest.raises(
-        ValueError, match="prompt p2: 505 context tokens and 12 new ones make 517, more than the 512"
-    ):
-        decode(tiny, prompts, make_arms("base", sampling=SAMPLED))
-
-
-def test_an_empty_prompt_is_refused(tiny):
-    with pytest.raises(ValueError, match="the prompt is empty"):
-        decode(tiny, PROMPTS.assign(prompt=["a", " ", "b"]), make_arms("base", sampling=SAMPLED))
+@pytest.mark.parametrize(
+    ("text", "named"), [("x" * 505, "prompt p2: 505 .* 12 .* 517.* 512"), (" ", "empty")]
+)
+def test_a_prompt_that_cannot_be_answered_is_refused(tiny, text, named):
+    with pytest.raises(ValueError, match=named):
+        decode(tiny, PROMPTS.assign(prompt=[*PROMPTS.prompt[:2], text]), make_arms("base", sampling=SAMPLED))
 
 
 def test_an_unknown_vector_is_refused_naming_those_there_are(tiny):

@@ -41,14 +41,12 @@ def decode(
     of the rule's zero token for token (on a GPU the two are different rows of one product, equal up to near-ties).
 
     Args:
-        frozen: the model.
         prompts: the prompts table, see `make_requests`.
         arms: the arms table, see `make_arms`.
-        seeds: of the noise.
         reference: keep the unsteered base beside every answer. Without it, steered answers of a vector cost half the
             rows, and `nll_base` and `kl_to_base` are missing.
         progress: called with the number of answers finished since its last call.
-        **inputs: what the arms name, see `Inputs`.
+        seeds, inputs: of the noise; what the arms name, see `Inputs`.
 
     Returns:
         The generations table: `nll_base` is the answer's summed negative log-likelihood under the unsteered base
@@ -156,11 +154,7 @@ def prompt_tokens(requests: Sequence[Request], vocab: int, device: torch.device)
 
 
 def check_finite(values: Tensor, requests: Sequence[Request], rows: Tensor, step: int, z: Tensor) -> None:
-    """Stop where the value of a row, hence a logit of it, is not finite; `rows` says which request each value is of.
-
-    Raises:
-        FloatingPointError: naming arm, prompt, step and precision.
-    """
+    """Stop where the value of a row, hence a logit of it, is not finite; `rows` says which request each value is of."""
     wrong = ~values.isfinite()
     if wrong.any():
         request = requests[int(rows[wrong][0])]
@@ -171,15 +165,7 @@ def check_finite(values: Tensor, requests: Sequence[Request], rows: Tensor, step
 
 
 class Batch:
-    """Answers as rows, one each, with their branches as rows of the streams.
-
-    Args:
-        models: the frozen model under "", trained ones by branch.
-        requests: the answers.
-        vectors: the steering vectors, in the order of `dose`'s last dimension.
-        dose: what the residual hooks of the frozen model add.
-        reference: keep the unsteered base beside every answer.
-    """
+    """Answers as rows, one each, with their branches as rows of the streams (see `MultiModelStreams`)."""
 
     def __init__(
         self,

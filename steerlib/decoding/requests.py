@@ -92,7 +92,6 @@ def make_requests(
     """All answers of a grid, prompt by prompt, so that neighbours share contexts. Inputs as in `Inputs`.
 
     Args:
-        frozen: the model.
         prompts: the prompts table, or any frame with prompt_id, prompt and what the arms read: category,
             shuffled_category, user_id, history.
         arms: the arms table; an arm of a method that rewrites texts asks for nothing here.
