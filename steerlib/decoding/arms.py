@@ -69,10 +69,7 @@ def make_arms(
     rule, trained, contexts = check_method(method), dict(branches or {}), contexts or default_contexts(style)
     sampling, reads = sampling or Sampling(), {*rule.context_branches} - {*(branches or {})}
     by_user = family is not None and rule.acts_on == "residual" and family.vector_user
-    beside, vector = (
-        family is not None and rule.acts_on == "logits",
-        f"vector {family.name if family else ''!r}",
-    )
+    beside, vector = family is not None and rule.acts_on == "logits", family.name if family else ""
     for fine, problem in (
         (style in TEMPLATES, f"style {style!r} is none of {', '.join(TEMPLATES)}"),
         (profile in PROFILES, f"profile {profile!r} is none of {', '.join(PROFILES)}"),
@@ -83,12 +80,15 @@ def make_arms(
             by_user or bool(reads) == (profile != "none"),
             f"does not go with profile {profile!r} and its branches",
         ),
-        (not by_user or profile == by_user, f"profile {profile!r} with {vector} of {by_user!r} users"),
+        (
+            not by_user or profile == by_user,
+            f"profile {profile!r} with vector {vector!r} of {by_user!r} users",
+        ),
         (rule.acts_on != "residual" or family, "needs a vector"),
-        (not family or rule.has_alpha, f"with {vector}: a vector goes with 'caa' or a logit rule"),
+        (not family or rule.has_alpha, f"with vector {vector!r}: a vector goes with 'caa' or a logit rule"),
         (
             math.isfinite(vector_alpha) and (vector_alpha != 0) == beside,
-            f"with {vector} and vector_alpha {vector_alpha}: it is the finite strength of a vector beside a logit rule",
+            f"with vector {vector!r} and vector_alpha {vector_alpha}: the finite strength beside a logit rule",
         ),
         (factor is None or rule.has_alpha, f"has no alpha for factor {factor} to multiply"),
         (0 < base_top_p <= 1, f"base_top_p {base_top_p} is not in (0, 1]"),

@@ -80,8 +80,7 @@ def penalise_(z: Tensor, seen: Tensor, penalty: Tensor) -> Tensor:
     """`z` with the logits of seen tokens moved down, in place (Keskar et al. 2019, sec. 4.1, as transformers has it).
 
     Args:
-        z: steered logits, `(batch, vocab)`; changed.
-        seen: which tokens are penalised, boolean `(batch, vocab)`.
+        z, seen: steered logits and which tokens are penalised, `(batch, vocab)`.
         penalty: `(batch,)`, 1 for none.
     """
     row, token = seen.nonzero(as_tuple=True)
@@ -133,9 +132,7 @@ def choose(
     Args:
         z: penalised logits, `(batch, vocab)`.
         noise: Gumbel noise, `(batch, vocab)`; None where every row is greedy.
-        temperature: `(batch,)`, 0 for greedy rows.
-        top_p: `(batch,)`, 1 for every token.
-        min_p: `(batch,)`, 0 for every token.
+        temperature, top_p, min_p: `(batch,)`, see `Sampling`.
 
     Returns:
         Tokens `(batch,)`, and the gap between the two best scores `(batch,)`: below `NEAR_TIE`, another batch shape
@@ -297,9 +294,7 @@ def _dominance(
     look: few, once intervals are narrow.
 
     Args:
-        probe: the lines.
         scores: at t = 0, noise included where it counts, `(rows, vocab)`.
-        winner: `(rows,)`.
         floor: value and slope of the nucleus's lower edge, `(rows,)` each; rivals below it are none.
     """
     left, right = _unbent(probe, winner)

@@ -43,7 +43,6 @@ def steer(
         vector              h_l + alpha v_l                 `SteeringVector.apply`
 
     Args:
-        model: the frozen model, see `load_model`.
         prompt: the text to continue, or the user's words in style "chat"; one or several.
         expert, anti: desired and undesired context: a text before the prompt, a system message in style "chat". An
             expert alone is refused: it has nothing to be moved away from; put it into the prompt, or give `anti` too.

@@ -77,10 +77,8 @@ def finish_requests(
     """The answers to the requests, in their order; those that the run's generations table lacks are made first.
 
     Args:
-        requests: all answers that are wanted.
         decoded: rows of the generations table for some requests; called with `held`, those and `progress`.
         held: models and what else every block needs.
-        folder: the run's folder.
         what: the work, shown before the progress bar.
         workers: see `mapped`.
     """
@@ -129,13 +127,8 @@ def aligner_arms(arms: pd.DataFrame, aligner: FrozenModel) -> pd.DataFrame:
     Its name and the template that it reads are settings (columns `branches` and `contexts`), so that the answers of
     another aligner are another arm. Its repetition penalty counts the tokens of its own answer alone: a corrector has
     to repeat what it keeps of the answer that it reads.
-
-    Args:
-        arms: the arms table.
-        aligner: the corrector.
     """
-    corrected = [_corrected_arm(base, aligner) for base in _bases(arms)]
-    return pd.DataFrame(corrected, columns=list(arms.columns))
+    return pd.DataFrame([_corrected_arm(base, aligner) for base in _bases(arms)], columns=list(arms.columns))
 
 
 def run_aligner(
@@ -157,9 +150,7 @@ def run_aligner(
     Args:
         aligner: the corrector; its vocabulary may be another.
         frozen: the model whose answers they are.
-        prompts: the prompts table.
-        arms: the arms table with the bases whose answers are corrected.
-        generations: the generations table with the answers of those bases.
+        arms, generations: the bases whose answers are corrected, and those answers.
         folder: the run's folder, see `run_sweep`.
         seeds: those of the bases' answers.
 
