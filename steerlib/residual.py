@@ -22,6 +22,8 @@ from steerlib.reading import batches_by_length, left_padded, position_ids, promp
 from steerlib.rules import RULES
 
 POOLS = ("answer_mean", "last", "prompt_last")
+BATCH_TOKENS = 4096
+"""Tokens of a forward pass that records, pads counted."""
 PLAIN_TEXTS = (
     "The museum opens at nine and closes at five every day except Monday.",
     "She put the letter on the table and went to make some tea.",
@@ -164,7 +166,6 @@ def record_residual(
     layers: Sequence[int],
     prompt_lengths: Sequence[int],
     pool: str = "answer_mean",
-    batch_tokens: int = 4096,
 ) -> dict[int, Tensor]:
     """Pooled residuals of sequences of prompt and answer, all layers in one pass.
 
@@ -173,7 +174,6 @@ def record_residual(
         layers: 0-based decoder blocks whose outputs are read.
         prompt_lengths: tokens of each prompt; what follows is the answer.
         pool: "answer_mean" (mean over the answer's tokens), "last" (last token) or "prompt_last" (the prompt's last).
-        batch_tokens: tokens in one forward pass, pads counted.
 
     Returns:
         By layer, `(n, d_model)` in float64, in activation units.
@@ -192,7 +192,7 @@ def record_residual(
         first = {"answer_mean": length, "last": len(ids) - 1, "prompt_last": length - 1}[pool]
         spans.append((first, length if pool == "prompt_last" else len(ids)))
     pooled = {layer: torch.empty(len(contexts), frozen.d_model, dtype=torch.float64) for layer in layers}
-    for rows in batches_by_length([len(ids) for ids in contexts], batch_tokens):
+    for rows in batches_by_length([len(ids) for ids in contexts], BATCH_TOKENS):
         ids, mask = left_padded([contexts[i] for i in rows], frozen.device)
         position = position_ids(mask)
         start, stop = torch.tensor([spans[i] for i in rows], device=mask.device)[..., None].unbind(1)

@@ -20,38 +20,24 @@ def test_the_penalty_is_the_librarys():
     assert_close(expected, torch.tensor([[2.0 / 1.15, -1.15, 0.5, -3.0]]))
 
 
-def test_greedy_rows_take_the_best_logit_whatever_the_noise():
+def test_greedy_rows_take_the_best_logit_whatever_the_noise_and_the_nucleus():
     z = torch.tensor([[0.0, 3.0, 1.0], [5.0, 4.0, 1.0]], dtype=torch.float64)
-    tokens, gap = choose(z, noise(2, 3), torch.zeros(2), torch.ones(2), torch.zeros(2))
+    tokens, gap = choose(z, noise(2, 3), torch.zeros(2), torch.tensor([0.5, 1.0]), torch.tensor([0.0, 0.5]))
     assert tokens.tolist() == [1, 0]
     assert_close(gap, torch.tensor([2.0, 1.0], dtype=torch.float64))
 
 
-def test_the_choice_is_that_of_a_sorted_nucleus_with_the_same_noise():
+@pytest.mark.parametrize(
+    ("top_p", "min_p"), [(0.05, 0.0), (0.5, 0.0), (0.9, 0.0), (1.0, 0.0), (1.0, 0.05), (1.0, 0.4)]
+)
+def test_the_choice_is_that_of_the_librarys_nucleus_with_the_same_noise(top_p, min_p):
     generator = torch.Generator().manual_seed(0)
     z = torch.randn(400, 60, generator=generator, dtype=torch.float64) * 3
     g, temperature = noise(400, 60), torch.full((400,), 0.7, dtype=torch.float64)
-    for top_p in (0.05, 0.5, 0.9, 1.0):
-        warped = TopPLogitsWarper(top_p)(None, z / 0.7) if top_p < 1 else z / 0.7
-        tokens, _ = choose(z, g, temperature, torch.full((400,), top_p), torch.zeros(400))
-        assert tokens.tolist() == (warped + g).argmax(-1).tolist()
-
-
-def test_min_p_keeps_the_tokens_that_the_library_keeps():
-    generator = torch.Generator().manual_seed(0)
-    z = torch.randn(400, 60, generator=generator, dtype=torch.float64) * 3
-    g, temperature = noise(400, 60), torch.full((400,), 0.7, dtype=torch.float64)
-    for min_p in (0.05, 0.4):
-        warped = MinPLogitsWarper(min_p)(None, z / 0.7)
-        tokens, _ = choose(z, g, temperature, torch.ones(400), torch.full((400,), min_p))
-        assert tokens.tolist() == (warped + g).argmax(-1).tolist()
-        assert tokens.tolist() != (z / 0.7 + g).argmax(-1).tolist()
-
-
-def test_greedy_rows_know_no_nucleus():
-    z = torch.tensor([[0.0, 3.0, 1.0]], dtype=torch.float64)
-    tokens, gap = choose(z, noise(1, 3), torch.zeros(1), torch.ones(1), torch.full((1,), 0.5))
-    assert (tokens.item(), gap.item()) == (1, 2.0)
+    warped = TopPLogitsWarper(top_p)(None, z / 0.7) if top_p < 1 else z / 0.7
+    warped = MinPLogitsWarper(min_p)(None, warped) if min_p else warped
+    tokens, _ = choose(z, g, temperature, torch.full((400,), top_p), torch.full((400,), min_p))
+    assert tokens.tolist() == (warped + g).argmax(-1).tolist()
 
 
 def test_gumbel_noise_draws_from_the_softmax():

@@ -31,7 +31,6 @@ def decode(
     *,
     seeds: Sequence[int] = (0,),
     reference: bool = True,
-    progress: Progress | None = None,
     **inputs: Unpack[Inputs],
 ) -> pd.DataFrame:
     """Answers of every prompt under every arm and seed.
@@ -45,7 +44,6 @@ def decode(
         arms: the arms table, see `make_arms`.
         reference: keep the unsteered base beside every answer. Without it, steered answers of a vector cost half the
             rows, and `nll_base` and `kl_to_base` are missing.
-        progress: called with the number of answers finished since its last call.
         seeds, inputs: of the noise; what the arms name, see `Inputs`.
 
     Returns:
@@ -59,7 +57,7 @@ def decode(
         FloatingPointError: a logit that is not finite; arm, prompt, step and precision are named.
     """
     requests = make_requests(frozen, prompts, arms, seeds=seeds, **inputs)
-    return decode_requests(frozen, requests, reference=reference, progress=progress, **inputs)
+    return decode_requests(frozen, requests, reference=reference, **inputs)
 
 
 def decode_requests(
@@ -70,7 +68,7 @@ def decode_requests(
     progress: Progress | None = None,
     **inputs: Unpack[Inputs],
 ) -> pd.DataFrame:
-    """`decode` for answers already asked for with these inputs."""
+    """`decode` for answers already asked for with these inputs; `progress` is told how many have been finished."""
     models = {"": frozen, **(inputs.get("branch_models") or {})}
     known = vectors_by_key(inputs.get("vectors", ()))
     capacity = default_capacity([*models.values()], requests)
