@@ -81,7 +81,8 @@ def alpha_path(
         raise ValueError(f"row_budget {row_budget} is less than the {width} branches of one answer")
     requests = make_requests(frozen, prompts, arm, seeds=seeds, **inputs)
     models = {"": frozen, **(inputs.get("branch_models") or {})}
-    together = max(1, default_capacity([*models.values()], requests) // row_budget)
+    # Rounded up: few prompts hold all the rows that they may.
+    together = -(-default_capacity([*models.values()], requests) // row_budget)
     batches = [requests[first : first + together] for first in range(0, len(requests), together)]
 
     def grown(batch: Sequence[Request]) -> list[dict]:

@@ -18,7 +18,7 @@ from steerlib.models import FrozenModel, high_precision
 from steerlib.residual import ResidualDose, VectorKey, steering_hooks, vectors_by_key
 from steerlib.rules import RULES, base_nucleus, js_temperature
 
-CPU_CAPACITY, CPU_BYTES = 384, 2**31
+CPU_CAPACITY, CPU_BYTES = 384, 3 * 2**29
 """Rows of a forward pass at most, and the memory that they may take; more rows gain no speed."""
 Progress = Callable[[int], object]
 Result = TypeVar("Result")
