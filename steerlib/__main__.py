@@ -6,7 +6,7 @@ Exit codes: 0 done, 1 a notebook or the set-up failed, 2 bad input, 130 interrup
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (BadInput, NotebookFailed) as failure:
         print(f"steerlib: {failure}", file=sys.stderr)
         return 2 if isinstance(failure, BadInput) else 1
+    except OSError as failure:  # a full disk, a folder that cannot be written
+        print(f"steerlib: {failure}; the same command goes on from what is finished", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("steerlib: interrupted; the same command goes on from what is finished", file=sys.stderr)
         return 130
@@ -39,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
 
     for name, do, about in (
         ("run", _run, "run the notebooks with a params file; finished ones are kept"),
-        ("check", _check, "check a params file and list the files that it names; nothing is run"),
+        ("check", _check, "check a params file, its files, ratings, models and endpoints; nothing is run"),
         ("status", _status, "which notebooks of a run are finished, and what has changed since"),
     ):
         option = command(name, do, about)
@@ -71,12 +74,62 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _check(options: argparse.Namespace) -> None:
+    from steerlib.params import flat, notebook_parameters
+    from steerlib.runner import check_reachable
+
     study = _plan(options)
     for name, stage in study.stages.items():
         print(f"{name:<24} {len(stage.parameters)} parameters given")
     for key, paths in {key: v for stage in study.stages.values() for key, v in stage.inputs.items()}.items():
         sizes = [file.stat().st_size for path in paths for file in (path, *path.rglob("*")) if file.is_file()]
         print(f"{key:<24} {len(sizes)} files, {sum(sizes) / 1e6:,.1f} MB: {', '.join(map(str, paths))}")
+    for notebook in [stage.notebook for stage in study.stages.values() if stage.notebook.stem == RATINGS]:
+        given = study.stages[RATINGS].parameters
+        _check_ratings({name: p.default for name, p in flat(notebook_parameters(notebook)).items()} | given)
+    for key, judge in check_reachable(study, [*study.stages]).items():
+        _describe(key, judge)
+
+
+RATINGS = "01_user_profiles"
+
+
+def _check_ratings(given: Mapping[str, Any]) -> None:
+    """Print users, ratings and prompts by split; name the key to change where there are too few for six categories."""
+    from steerlib.params import BadInput
+    from steerlib.profiles import read_ratings, split_conversations
+
+    source = (
+        given["data_folder"] if given["ratings"] == "prism" and given["data_folder"] else given["ratings"]
+    )
+    try:
+        rated, _ = read_ratings(
+            source, last_turn=given["turn"], min_ratings=given["min_ratings"], revision=given["revision"]
+        )
+        shares = {name: given[name] for name in ("train_share", "dev_share", "seed")}
+        splits = split_conversations(rated, by=given["split_by"], **shares)
+    except (OSError, ValueError) as failure:
+        raise BadInput(f"ratings: {failure}") from None
+    print(
+        f"{'ratings':<24} {len(rated):,} of {rated.user_id.nunique():,} users with min_ratings {given['min_ratings']}"
+    )
+    wanted = given["prompts_per_category"]
+    asked = rated[rated.turn == given["turn"]].merge(splits, on="conversation_id")
+    for split, prompts in asked.groupby("split").conversation_id.nunique().items():
+        few = split != "train" and prompts < 6 * wanted
+        remedy = (
+            f": fewer than 6 categories x {wanted}, lower prompts_per_category or min_ratings" if few else ""
+        )
+        print(f"{split:<24} {prompts:,} prompts{remedy}")
+
+
+def _describe(key: str, judge: Any) -> None:
+    """Print what an endpoint is sent, that it answered, and what a thousand answers cost."""
+    from steerlib.judges.endpoint import EXAMPLE, question
+
+    print(f"{key:<24} {judge.id} answers; for each answer it is sent:")
+    for turn in question(EXAMPLE, "harmlessness"):
+        print(*(f"    {turn['role']}: {line}" for line in turn["content"].splitlines() if line), sep="\n")
+    print(f"    {judge.spend([EXAMPLE] * 1000, 'harmlessness')}")
 
 
 def _status(options: argparse.Namespace) -> None:

@@ -66,6 +66,16 @@ RESERVED = {
     "scorer",
     "cais/mmlu",
 }  # no paths; a folder of that name is `./demo`
+MODELS = {
+    "aligner",
+    "anti_model",
+    "expert_model",
+    "fluency_model",
+    "judge",
+    "model",
+    "scorer",
+    "second_judge",
+}
 FILES = {"pairs_file", "questions", "ratings"}  # never the name of a model
 WITHIN_DATA = {"pair_file", "prompt_file", "text_files"}  # files of data_folder, absent where the hub is read
 PATH = re.compile(r"[~.]{0,2}/.*|.*/.*/.*|.*\.(csv|tsv|jsonl?|gz|parquet|safetensors|gguf|txt)")
@@ -329,3 +339,29 @@ def _located(name: str, entry: Any, folders: Sequence[Path]) -> tuple[Any, Path 
         looked = " and ".join(dict.fromkeys(map(str, places)))
         raise BadInput(f"{name}: {entry!r} is not there; looked for {looked}")
     return entry, None
+
+
+def check_hub(params: Mapping[str, Any], inputs: Mapping[str, Sequence[Path]]) -> None:
+    """Refuse a model that is neither in the hub's cache nor, asked once for five seconds, to be had from the hub.
+
+    Args:
+        params: keys and values; those that name a model are looked at.
+        inputs: paths that were found, by parameter.
+
+    Raises:
+        BadInput: naming the parameter and what is not there.
+    """
+    for name in [name for name in MODELS & params.keys() - inputs.keys() if params[name]]:
+        kind, model = re.findall(r"^(?:(local|reward|scorer|endpoint):)?(.*)", str(params[name]))[0]
+        if model in RESERVED or kind == "endpoint":
+            continue
+        hub = import_module("huggingface_hub")
+        try:
+            cached = hub.try_to_load_from_cache(model, "config.json")
+            if not isinstance(cached, str):
+                hub.model_info(model, timeout=5)
+        except Exception as failure:  # of the client's HTTP library, which differs between versions
+            said = " ".join(str(failure).split())[:200]
+            raise BadInput(
+                f"{name}: {model!r} is neither a folder here nor in the hub's cache nor to be had from the hub: {said}"
+            ) from None

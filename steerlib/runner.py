@@ -25,7 +25,16 @@ from filelock import FileLock, Timeout
 from jupyter_core.paths import jupyter_runtime_dir
 from traitlets.config import Config
 
-from steerlib.params import BadInput, check_params, flat, handed, notebook_parameters, read_params, resolved
+from steerlib.params import (
+    BadInput,
+    check_hub,
+    check_params,
+    flat,
+    handed,
+    notebook_parameters,
+    read_params,
+    resolved,
+)
 from steerlib.tables import COMMAND, PROGRESS_FILE, ROOT, atomic_path, results_folder
 
 NOTEBOOKS = ROOT / "notebooks"
@@ -34,6 +43,11 @@ LARGE, BLOCKS = 2**26, 64  # of weights with more bytes than that only so many b
 RUN = re.compile(
     r"(?!(?i:con|prn|aux|nul|com\d|lpt\d)(\.|$))\w[\w.-]*(?<!\.)"
 )  # Windows has names of its own
+REMEDIES = {
+    "OutOfMemoryError": "fewer prompts_per_category, max_new_tokens or a smaller model need less memory",
+    "MemoryError": "fewer prompts_per_category, max_new_tokens or a smaller model need less memory",
+    "No space left": "free some space; the same command goes on from what is finished",
+}
 LONGEST_SOCKET_PATH = 100  # bytes; Unix allows about 107, and the channel's number is still to come
 
 
@@ -91,6 +105,30 @@ def plan(
     return Study(run, stages)
 
 
+def check_reachable(study: Study, stages: Sequence[str]) -> dict[str, Any]:
+    """Judges behind an endpoint, by parameter, each asked once; models that come from the hub must be to be had.
+
+    Raises:
+        BadInput: naming the parameter whose model or endpoint does not answer.
+    """
+    judges: dict[str, Any] = {}
+    for stage in (study.stages[name] for name in stages):
+        check_hub(stage.parameters, stage.inputs)
+        for key in [
+            key for key in ("judge", "second_judge") if key in stage.parameters and key not in judges
+        ]:
+            name, settings = stage.parameters[key], stage.parameters.get(f"{key}_settings", {})
+            if name.startswith("endpoint:"):
+                from steerlib.judges import load_judge  # torch comes with it
+
+                try:
+                    judges[key] = load_judge(name, **settings)
+                    judges[key].try_once()
+                except (ImportError, KeyError, TypeError, ValueError, ConnectionError) as failure:
+                    raise BadInput(f"{key}: {failure.args[0]}") from None
+    return judges
+
+
 def numbered(folder: Path) -> list[Path]:
     """The numbered notebooks in order: 04_evaluation, 04b_costs, 05_figures."""
     return sorted(folder.glob("[0-9][0-9]*_*.ipynb"))
@@ -112,11 +150,15 @@ def run_study(study: Study, *, only: Sequence[str] = (), force: bool = False) ->
         if not any(name.startswith(start) for name in study.stages):
             raise BadInput(f"--only {start}: no such notebook; there are {', '.join(study.stages)}")
     started, folder, peaks = time.perf_counter(), results_folder(study.run), [0.0]
+    chosen = [name for name in study.stages if not only or name.startswith(tuple(only))]
+    states = {name: state(study, name, folder / "notebooks") for name in chosen}
+    check_reachable(
+        study, [name for name, (took, changed) in states.items() if took is None or changed or force]
+    )
     try:
         with FileLock(folder / ".lock", timeout=0):  # freed when its holder ends, even a killed one
-            for name in study.stages:
-                if not only or name.startswith(tuple(only)):
-                    peaks.append(_run_stage(study, name, folder / "notebooks", force))
+            for name in chosen:
+                peaks.append(_run_stage(study, name, folder / "notebooks", force))
     except Timeout:
         raise BadInput(f"run {study.run!r} is already going on in another process") from None
     print(f"total {time.perf_counter() - started:.1f} s, peak memory {max(peaks):.2f} GB", flush=True)
@@ -245,7 +287,9 @@ def execute(notebook: Path, copy: Path, parameters: Mapping[str, Any]) -> tuple[
         reason = "lost its kernel, most likely because memory ran out: choose fewer rows or a smaller model"
         if isinstance(error, papermill.PapermillExecutionError):
             said = f"failed in cell [{error.exec_count}]: {error.ename}: {error.evalue}"
-            reason = " ".join(said.split())[:400]
+            for sign, remedy in REMEDIES.items():
+                said += f" ({remedy})" if sign in said else ""
+            reason = " ".join(said.split())[:500]
         raise NotebookFailed(f"{notebook.stem} {reason}; executed copy: {os.path.relpath(failed)}") from None
     # After Ctrl-C the executed copy calls cells done that never ran; the kernel's replies do not.
     code = [cell for cell in executed.cells if cell.cell_type == "code" and cell.source.strip()]

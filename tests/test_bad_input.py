@@ -3,11 +3,15 @@
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import ALPHABET, tiny_model
+from transformers import LlamaConfig
 
+from steerlib.decoding import Sampling, decode, make_arms
 from steerlib.judges import load_judge
 from steerlib.models import load_model
 from steerlib.params import BadInput, read_params
@@ -215,3 +219,22 @@ def test_a_models_config_that_cannot_be_read_is_one_line_that_names_the_folder(t
 def test_a_name_that_is_no_judge_is_refused_with_the_names_there_are(name):
     with pytest.raises(ValueError, match=f"{name!r}.*'endpoint:<model>'"):
         load_judge(name)
+
+
+FEW = {"vocab_size": len(ALPHABET) + 2, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+FEW |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+
+
+@pytest.mark.parametrize("family", ["Llama", "Gemma2"])
+def test_float64_with_eager_attention_is_right_or_refused(family):
+    arms = make_arms("expert_anti_expert", [1.0], profile="own", sampling=Sampling(0, max_new_tokens=4))
+    prompts = pd.DataFrame({"prompt_id": ["a", "b"], "prompt": ["Hello there", "Hi"], "category": "insult"})
+    frozen = tiny_model(getattr(transformers, f"{family}Config")(**FEW), attention="eager")
+    try:
+        found = decode(frozen, prompts, arms)
+    except FloatingPointError as refusal:
+        assert family == "Gemma2" and "float64" in str(refusal)
+        return
+    expected = decode(tiny_model(LlamaConfig(**FEW)), prompts, arms)
+    assert found.text.tolist() == expected.text.tolist()
+    assert found.nll_base.tolist() == pytest.approx(expected.nll_base.tolist(), rel=1e-6)

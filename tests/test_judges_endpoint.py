@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from steerlib.__main__ import main
 from steerlib.judges import judged, load_judge
 from steerlib.tables import read_table
 
@@ -293,3 +294,41 @@ def test_work_that_broke_off_goes_on_and_no_cached_answer_is_asked_again(server,
     found = judged(judge_at(server), frame(), "honesty", tmp_path)
     assert len(server.bodies) - asked == 2
     assert list(found["score"]) == [73, 73, 73, 73, 50, 50]
+
+
+# --- checked before a run -----------------------------------------------------------------------------------
+
+
+def test_check_says_what_is_sent_and_what_it_costs_after_one_request(server, tmp_path, capsys):
+    server.script = lambda _number, _body: Reply("not JSON")
+    file, settings = tmp_path / "mine.yaml", {"base_url": server.url, "price_in": 2, "price_out": 8}
+    file.write_text(json.dumps({"judge": "endpoint:m", "judge_settings": settings}))
+    assert main(["check", str(file)]) == 0
+    out = capsys.readouterr().out
+    assert len(server.bodies) == 1
+    assert (
+        "system: You are a safety reviewer" in out and "1,000 calls" in out and "$" in out and KEY not in out
+    )
+
+
+@pytest.mark.parametrize("trouble", ["no server", "wrong key", "no key", "unknown setting", "too slow"])
+def test_an_endpoint_that_cannot_judge_is_refused_in_seconds_with_its_parameter(
+    server, tmp_path, monkeypatch, capsys, trouble
+):
+    monkeypatch.setattr("steerlib.judges.endpoint.SECONDS", 0.4)
+    settings = {"base_url": server.url}
+    server.script = lambda _number, _body: Reply(
+        KEY, status=401 if trouble == "wrong key" else 200, delay=1.0 if trouble == "too slow" else 0
+    )
+    if trouble == "no server":
+        server.shutdown()
+        server.server_close()
+    elif trouble == "no key":
+        settings["key_variable"] = "ABSENT_VARIABLE"
+    elif trouble == "unknown setting":
+        settings["base_ulr"] = "http://x"
+    (tmp_path / "mine.yaml").write_text(json.dumps({"judge": "endpoint:m", "judge_settings": settings}))
+    monkeypatch.setenv("STEERLIB_RESULTS", str(tmp_path / "results"))
+    assert main(["run", str(tmp_path / "mine.yaml"), "--only", "03"]) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("steerlib: judge: ") and errors.count("\n") == 1 and KEY not in errors

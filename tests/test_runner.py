@@ -1,6 +1,7 @@
 """The runner, on toy notebooks made on the spot."""
 
 import os
+import random
 import re
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import nbformat
 import pandas as pd
+import psutil
 import pytest
 from stored import machine_paths, store_notebooks
 
@@ -19,7 +21,7 @@ from steerlib.__main__ import main
 from steerlib.params import BadInput
 from steerlib.runner import NotebookFailed, plan, run_study
 from steerlib.runner import _contents as contents
-from steerlib.tables import SCHEMA, results_folder, write_table
+from steerlib.tables import ROOT, SCHEMA, read_table, results_folder, write_table
 
 FIRST = """run: str = "quick"
 rows: int = 3
@@ -378,3 +380,89 @@ def test_a_done_file_holds_no_folder_of_the_user_and_a_truncated_one_is_done_aga
     capsys.readouterr()
     go(toy)
     assert "kept" not in capsys.readouterr().out
+
+
+def test_a_model_that_is_nowhere_is_refused_before_the_first_notebook_and_a_kept_run_is_not_asked(
+    toy: Path, monkeypatch
+) -> None:
+    asked = []
+
+    def model_info(model: str, **_: object) -> None:
+        asked.append(model)
+        raise OSError("no network")
+
+    go(toy)
+    monkeypatch.setattr("huggingface_hub.model_info", model_info)
+    go(toy)
+    (toy / "toy.yaml").write_text("model: nobody/no-such-model")
+    with pytest.raises(BadInput, match=r"^model: 'nobody/no-such-model'.*no network"):
+        go(toy)
+    assert asked == ["nobody/no-such-model"]
+
+
+@pytest.mark.parametrize(
+    ("failure", "remedy"),
+    [("MemoryError()", "max_new_tokens"), ("OSError(28, 'No space left on device')", "free some space")],
+)
+def test_memory_and_disk_that_run_out_come_with_a_remedy(toy: Path, failure: str, remedy: str) -> None:
+    write_notebook(toy / "notebooks" / "01_first.ipynb", FIRST, f"raise {failure}")
+    with pytest.raises(NotebookFailed, match=rf"01_first failed in cell .*{remedy}"):
+        go(toy)
+
+
+def test_a_folder_that_cannot_be_written_is_one_line_and_exit_code_1(toy: Path, capsys, monkeypatch) -> None:
+    (toy / "file").write_text("")
+    monkeypatch.setenv("STEERLIB_RESULTS", str(toy / "file"))
+    assert main(["run", str(toy / "toy.yaml"), "--notebooks", str(toy / "notebooks")]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+# --- killed again and again ---------------------------------------------------------------------------------
+
+TINY = "notebooks: [01_user_profiles, 03_generation_sweep]\nprompts_per_category: 1\nmethods: [anti_expert]\n"
+TINY += "controls: []\nalphas: [1.0]\nseeds: [0]\nmax_new_tokens: 3\npath_prompts: 0\n"
+QUICK = (ROOT / "params" / "quick.yaml").read_text()
+
+
+def killed(params: Path, results: Path, after: float | None, *, kernel_too: bool = False) -> bool:
+    """Whether `python -m steerlib run` was killed after so many seconds, before it was done."""
+    words = [sys.executable, "-m", "steerlib", "run", str(params)]
+    process = psutil.Popen(
+        words, env=os.environ | {"STEERLIB_RESULTS": str(results)}, stdout=subprocess.DEVNULL
+    )
+    try:
+        assert process.wait(after) == 0
+        return False
+    except psutil.TimeoutExpired:
+        for one in [process, *(process.children(recursive=True) if kernel_too else [])]:
+            one.kill()
+        process.wait()
+        return True
+
+
+@pytest.mark.parametrize(("text", "kills"), [(TINY, 2), pytest.param(QUICK, 20, marks=pytest.mark.slow)])
+def test_a_run_killed_at_random_moments_ends_with_the_tables_of_one_that_was_not(
+    tmp_path: Path, sockets: Path, monkeypatch, text: str, kills: int
+) -> None:
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(sockets))
+    params, draw, done = tmp_path / "torture.yaml", random.Random(0), 0
+    params.write_text(text)
+    started = time.monotonic()
+    assert not killed(params, tmp_path / "whole", None)
+    longest = (time.monotonic() - started) * (0.8 if kills < 5 else 0.25)
+    while done < kills:
+        if killed(params, tmp_path / "broken", draw.uniform(1, longest), kernel_too=draw.random() < 0.5):
+            done += 1
+        else:  # all finished before its time: one stage, and so all after it, is done again
+            draw.choice(sorted(tmp_path.glob("broken/torture/notebooks/*.done.json"))).unlink()
+    assert not killed(params, tmp_path / "broken", None)
+    whole, broken = tmp_path / "whole" / "torture", tmp_path / "broken" / "torture"
+    names = {path.name for path in (whole / "tables").iterdir() if path.is_dir()}
+    assert names == {path.name for path in (broken / "tables").iterdir() if path.is_dir()}
+    for name in sorted(names):
+        one, other = (
+            read_table(folder, name).sort_values(list(SCHEMA[name].key)).reset_index(drop=True)
+            for folder in (whole, broken)
+        )
+        pd.testing.assert_frame_equal(one, other, obj=name)
+    assert not [path for path in broken.rglob("*") if "partial" in path.name]

@@ -24,10 +24,12 @@ def character_tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def tiny_model(config: PreTrainedConfig, *, dtype: torch.dtype = torch.float64) -> FrozenModel:
+def tiny_model(
+    config: PreTrainedConfig, *, dtype: torch.dtype = torch.float64, attention: str = "sdpa"
+) -> FrozenModel:
     """A random model of an architecture with the tokenizer of characters; sharp enough that choices differ."""
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").to(dtype).eval()
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention).to(dtype).eval()
     for weight in model.parameters():
         weight.requires_grad_(False).mul_(4 if weight.ndim == 2 else 1)
     model.generation_config.eos_token_id = 0

@@ -12,6 +12,7 @@ from steerlib.judges.base import PROMPTS, Item, Scores, framed, instructions, pr
 
 JSON = {"type": "json_object"}
 REQUEST: dict[str, Any] = {"temperature": 0.0, "max_completion_tokens": 256, "response_format": JSON}
+EXAMPLE = ("How do I bake bread?", "Mix flour, water, salt and yeast.")
 TRIES = 3  # how often a question is asked whose reply cannot be read
 SECONDS, RETRIES = (
     60.0,
@@ -103,6 +104,18 @@ class EndpointJudge:
             f"judge {self.model} at {self.server}: {len(items):,} calls, about {tokens_in:,} input tokens and at most"
             f" {tokens_out:,} output tokens, {price}; {TRIES} times that if no reply can be read"
         )
+
+    def try_once(self) -> str:
+        """The reply to one question, asked once; ConnectionError where none comes within five seconds."""
+        patient, refused = self._client, []
+        self._client = patient.with_options(timeout=min(SECONDS, 5.0), max_retries=0)
+        try:
+            reply = self._reply(question(EXAMPLE, "harmlessness"), refused)
+        finally:
+            self._client = patient
+        if reply is None:
+            raise ConnectionError(f"{self.id}: {refused[0]}")
+        return reply
 
     def _ask(self, item: Item, dimension: str, refused: list[str]) -> Scores | None:
         """Scores of one item, asked for until the reply can be read."""
