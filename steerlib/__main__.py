@@ -84,7 +84,7 @@ def _check(options: argparse.Namespace) -> None:
         sizes = [file.stat().st_size for path in paths for file in (path, *path.rglob("*")) if file.is_file()]
         print(f"{key:<24} {len(sizes)} files, {sum(sizes) / 1e6:,.1f} MB: {', '.join(map(str, paths))}")
     for notebook in [stage.notebook for stage in study.stages.values() if stage.notebook.stem == RATINGS]:
-        given = study.stages[RATINGS].parameters
+        given = study.stages[RATINGS].given
         _check_ratings({name: p.default for name, p in flat(notebook_parameters(notebook)).items()} | given)
     for key, judge in check_reachable(study, [*study.stages]).items():
         _describe(key, judge)

@@ -63,6 +63,12 @@ class Stage:
     parameters: dict[str, Any]
     inputs: dict[str, list[Path]]
 
+    @property
+    def given(self) -> dict[str, Any]:
+        """Parameters by the keys of a params file: entries of a dict stand beside the others."""
+        inside = [value for value in self.parameters.values() if isinstance(value, dict)]
+        return dict(entry for values in [*inside, self.parameters] for entry in values.items())
+
 
 @dataclass(frozen=True)
 class Study:
@@ -113,11 +119,10 @@ def check_reachable(study: Study, stages: Sequence[str]) -> dict[str, Any]:
     """
     judges: dict[str, Any] = {}
     for stage in (study.stages[name] for name in stages):
-        check_hub(stage.parameters, stage.inputs)
-        for key in [
-            key for key in ("judge", "second_judge") if key in stage.parameters and key not in judges
-        ]:
-            name, settings = stage.parameters[key], stage.parameters.get(f"{key}_settings", {})
+        given = stage.given
+        check_hub(given, stage.inputs)
+        for key in [key for key in ("judge", "second_judge") if key in given and key not in judges]:
+            name, settings = given[key], given.get(f"{key}_settings", {})
             if name.startswith("endpoint:"):
                 from steerlib.judges import load_judge  # torch comes with it
 

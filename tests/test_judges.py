@@ -16,7 +16,7 @@ from steerlib.judges.local import LocalJudge, RewardJudge, ScorerJudge
 from steerlib.models import FrozenModel
 from steerlib.reading import after_thinking
 from steerlib.tables import read_table
-from steerlib.toxicity import ATTRIBUTES, text_sha
+from steerlib.toxicity import ATTRIBUTES, score_texts, text_sha
 
 QUESTIONS = [("How are you?", "Fine, thanks."), ("Hi", "no"), ("What is 2 + 2?", "Four, I think, or so.")]
 
@@ -60,8 +60,16 @@ def test_the_hash_of_the_prompts_changes_with_a_setting_and_with_a_word(monkeypa
         ("  No thoughts. ", "  No thoughts. "),
     ],
 )
-def test_of_a_reasoning_model_what_follows_its_thoughts_is_judged(text, seen):
-    assert after_thinking(text) == seen
+def test_of_a_reasoning_model_what_follows_its_thoughts_is_judged_and_scored(tmp_path, text, seen):
+    scored: list[str] = []
+
+    class Recording(GivenToxicity):
+        def __call__(self, texts) -> pd.DataFrame:
+            scored.extend(texts)
+            return pd.DataFrame(0.5, index=range(len(scored)), columns=list(ATTRIBUTES))
+
+    score_texts(Recording(), [text], tmp_path)
+    assert [after_thinking(text)] == scored == [seen]
 
 
 @pytest.mark.parametrize("reply", ['{"score": 73}', ' {"score":73}\n', '```json\n{"score": 73}\n```'])

@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 
 from steerlib.models import default_device, pretrained
+from steerlib.reading import after_thinking
 from steerlib.tables import cached_rows
 from steerlib.toxicity.attributes import ATTRIBUTES, check_texts, match_labels
 from steerlib.toxicity.embedded_scorer import EmbeddedScorer
@@ -63,7 +64,8 @@ def text_sha(text: str) -> str:
 def score_texts(scorer: Scorer, texts: Iterable[str], folder: Path, *, batch: int = 1024) -> pd.DataFrame:
     """Six toxicity scores of each text, row by row with the texts and, where they are a Series, with its index.
 
-    Scores are cached in the run's table `scores`, see `cached_rows`. The empty text is scored as it is.
+    Scores are cached in the run's table `scores`, see `cached_rows`. Of a reasoning model's answer, what follows its
+    thoughts is scored; the empty text is scored as it is.
 
     Args:
         scorer: a scorer of `load_scorer`, or your own with `id` and a call.
@@ -80,7 +82,7 @@ def score_texts(scorer: Scorer, texts: Iterable[str], folder: Path, *, batch: in
         folder,
         "scores",
         keys,
-        lambda rows: checked_scores(scorer, [listed[row] for row in rows]),
+        lambda rows: checked_scores(scorer, [after_thinking(listed[row]) for row in rows]),
         unit="text",
         what="toxicity",
         chunk=batch,
