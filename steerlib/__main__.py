@@ -109,16 +109,13 @@ def _check_ratings(given: Mapping[str, Any]) -> None:
         splits = split_conversations(rated, by=given["split_by"], **shares)
     except (OSError, ValueError) as failure:
         raise BadInput(f"ratings: {failure}") from None
-    print(
-        f"{'ratings':<24} {len(rated):,} of {rated.user_id.nunique():,} users with min_ratings {given['min_ratings']}"
-    )
-    wanted = given["prompts_per_category"]
+    few = f"min_ratings {given['min_ratings']}"
+    print(f"{'rated answers':<24} {len(rated):,} of {rated.user_id.nunique():,} users ({few})")
+    wanted = 6 * given["prompts_per_category"]
     asked = rated[rated.turn == given["turn"]].merge(splits, on="conversation_id")
     for split, prompts in asked.groupby("split").conversation_id.nunique().items():
-        few = split != "train" and prompts < 6 * wanted
-        remedy = (
-            f": fewer than 6 categories x {wanted}, lower prompts_per_category or min_ratings" if few else ""
-        )
+        short = split != "train" and prompts < wanted
+        remedy = f", fewer than {wanted}: prompts_per_category or min_ratings may be lower" * short
         print(f"{split:<24} {prompts:,} prompts{remedy}")
 
 
