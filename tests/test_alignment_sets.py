@@ -49,6 +49,11 @@ def test_all_sets_make_one_prompts_table(folder):
         "honesty": 5,
     }
     assert not prompts.isna().any().any()
+    both = prompts[prompts.category == "empathy"].groupby(["prompt_category", "split"]).size()
+    assert both.tolist() == [2, 2, 2, 2]  # dev and test of each category
+    row = prompts[prompts.category == "reasoning"].iloc[0]
+    assert row.prompt.endswith("#Person2#: Bye.")
+    assert row.accepted.startswith("Greeting")
 
 
 def test_a_prompt_with_two_dimensions_is_one_user_on_one_side_of_the_split(folder):
@@ -75,26 +80,6 @@ def test_the_draw_goes_round_the_categories_and_a_larger_one_has_the_smaller_wit
         folder, n_per_set=5, sets=["beavertails"], dimensions=["harmlessness"], seed=1
     )
     assert set(other.prompt_id) != set(five.prompt_id)
-
-
-def test_dev_and_test_differ_by_at_most_one_prompt_in_each_category(folder):
-    prompts, _ = alignment_prompts(folder, n_per_set=100, sets=["empathetic"])
-    counts = prompts.groupby(["prompt_category", "split"]).size()
-    assert counts.to_dict() == {
-        ("proud", "dev"): 2,
-        ("proud", "test"): 2,
-        ("sad", "dev"): 2,
-        ("sad", "test"): 2,
-    }
-
-
-def test_a_dialogue_is_put_as_a_task_with_its_summary_as_the_reference(folder):
-    prompts, _ = alignment_prompts(folder, n_per_set=1, sets=["dialogsum"])
-    row = prompts.iloc[0]
-    assert "sum up" in row.prompt
-    assert row.prompt.endswith("#Person2#: Bye.")
-    assert row.accepted.startswith("Greeting")
-    assert row.prompt_category == ""
 
 
 def test_repeated_prompts_are_dropped_and_counted(folder):
@@ -142,9 +127,6 @@ def test_the_columns_of_the_hubs_files_are_known_too(folder, monkeypatch):
 def test_what_cannot_be_drawn_is_refused_before_a_file_is_read(tmp_path, wanted, named):
     with pytest.raises(ValueError, match=named):
         alignment_prompts(tmp_path, **({"n_per_set": 4} | wanted))
-
-
-def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"empathy_test\.jsonl"):
         alignment_prompts(tmp_path, n_per_set=1)
 

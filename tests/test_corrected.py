@@ -14,7 +14,6 @@ from transformers import GPT2Config
 
 from steerlib.decoding import (
     ALIGNER_TEMPLATE,
-    Sampling,
     VectorFamily,
     aligner_arms,
     decode,
@@ -27,8 +26,6 @@ from steerlib.decoding import sweep as corrected_module
 from steerlib.decoding.sweep import EDIT
 from steerlib.evaluation import (
     answer_likelihood,
-    ask_questions,
-    read_questions,
     sda_comparators,
     summarise,
     with_controls,
@@ -103,15 +100,17 @@ def test_aligner_reads_its_template_with_the_prompt_and_the_base_answer_of_the_s
         assert text == ALIGNER_TEMPLATE.format(question=question, answer=f"base {prompt}/{seed}")
 
 
-def test_a_corrector_with_a_chat_template_is_asked_by_it(tiny, tmp_path, monkeypatch):
-    read = asked(monkeypatch, tmp_path, tiny, chat_corrector())
-    assert read["p2", 0] == f"<user>{EDIT.format(question='Hm', answer='base p2/0')}\n<assistant>"
-
-
-def test_of_a_reasoning_model_the_aligner_reads_what_follows_the_thoughts(tiny, tmp_path, monkeypatch):
-    given = base_answers(text="<think>Hm {answer}</think>Yes {0}.")
-    read = asked(monkeypatch, tmp_path, tiny, plain_corrector(), given=given)
-    assert read["p2", 0].endswith(": Hm | Yes {0}. ASSISTANT:")
+@pytest.mark.parametrize(
+    ("aligner", "text", "read_text"),
+    [
+        (chat_corrector, None, f"<user>{EDIT.format(question='Hm', answer='base p2/0')}\n<assistant>"),
+        # Of a reasoning model the aligner reads what follows the thoughts.
+        (plain_corrector, "<think>Hm {answer}</think>Yes {0}.", ": Hm | Yes {0}. ASSISTANT:"),
+    ],
+)
+def test_a_chat_template_and_thoughts_are_known(tiny, tmp_path, monkeypatch, aligner, text, read_text):
+    read = asked(monkeypatch, tmp_path, tiny, aligner(), given=base_answers(text=text))
+    assert read["p2", 0].endswith(read_text)
 
 
 @pytest.mark.parametrize("sampling", [SAMPLED, GREEDY], ids=["sampled", "greedy"])
@@ -188,20 +187,13 @@ def test_every_base_has_an_arm_whose_id_depends_on_the_aligner_and_on_what_it_re
     check_table("arms", pd.concat([arms, own], ignore_index=True))
     assert own.method.tolist() == ["aligner", "aligner"]
     assert own.branches.tolist() == ['{"aligner": "corrector"}'] * 2
+    assert own.penalty_scope.tolist() == ["generated_only"] * 2  # it may repeat what it reads
     assert own.temperature.tolist() == bases.temperature.tolist()
     others = [plain, dataclasses.replace(plain, name="another"), dataclasses.replace(chat, name=plain.name)]
     ids = [aligner_arms(BASE, aligner).arm_id.item() for aligner in others]
     assert len({*ids, BASE.arm_id.item()}) == 4
     assert ids[0] == aligner_arms(BASE, plain_corrector()).arm_id.item()
     assert with_variants(pd.concat([arms, own], ignore_index=True)).variant.tolist()[-2:] == ["", "greedy"]
-
-
-def test_what_it_repeats_of_the_answer_that_it_reads_is_not_penalised():
-    base = make_arms("base", sampling=Sampling(repetition_penalty=1.15))
-    own = aligner_arms(base, plain_corrector())
-    assert base.penalty_scope.item() == "prompt_and_generated"
-    assert own.penalty_scope.item() == "generated_only"
-    assert own.repetition_penalty.item() == 1.15
 
 
 STUDY = pd.concat(
@@ -223,12 +215,7 @@ def study_answers() -> pd.DataFrame:
 
 def test_sda_is_held_against_the_aligners_answers():
     assert sda_comparators(STUDY) == {"base": BASE.arm_id.item(), "aligner": ALIGNER}
-    assert "aligner" not in sda_comparators(STUDY[STUDY.arm_id != ALIGNER])
-
-
-def test_where_an_effect_is_reported_the_aligner_stands_last():
     assert with_controls(pd.DataFrame({"arm_id": [SDA]}), STUDY).arm_id.tolist() == [SDA, ALIGNER]
-    assert with_controls(pd.DataFrame({"arm_id": [BASE.arm_id.item()]}), STUDY).empty
 
 
 def test_the_aligner_has_a_perplexity_and_an_effect_but_no_kl():
@@ -242,11 +229,3 @@ def test_the_aligner_has_a_perplexity_and_an_effect_but_no_kl():
     of_kl = metrics[metrics.metric == "kl_per_token"]
     assert set(of_kl.arm_id) == {BASE.arm_id.item(), SDA}
     assert of_kl.value.unique() == [0.125]
-
-
-def test_an_aligner_answers_no_multiple_choice_question(tiny, monkeypatch):
-    monkeypatch.setattr("steerlib.evaluation.multiple_choice.letter_ids", lambda frozen: [1, 2, 3, 4])  # noqa: ARG005
-    questions = read_questions("demo", split="test").head(1)
-    arms = STUDY[STUDY.arm_id != SDA]
-    found = ask_questions(tiny, questions, arms, contexts={})
-    assert set(found.arm_id) == {BASE.arm_id.item()}

@@ -236,6 +236,7 @@ def test_the_likelihood_of_an_answer_is_that_of_one_token_at_a_time(tiny, style)
         assert row.nll == pytest.approx(expected, abs=1e-9)
         assert row.n_tokens == len(given.text)
     assert (found["arm_id"] == GENERATIONS["arm_id"]).all()
+    assert set(found["scorer_model"]) == {tiny.name}
 
 
 def test_the_model_that_wrote_an_answer_finds_the_likelihood_that_decoding_recorded(tiny):
@@ -252,21 +253,6 @@ def test_the_model_that_wrote_an_answer_finds_the_likelihood_that_decoding_recor
     ]
     assert sum(again) >= 4
     assert found["nll"][again].tolist() == pytest.approx(generations["nll_base"][again].tolist(), abs=1e-9)
-
-
-def test_another_model_judges_differently_and_is_named(tiny):
-    other = tiny_model(CONFIGS["gpt2"])
-    found = answer_likelihood(other, PROMPTS, GENERATIONS, style="continuation")
-    own = answer_likelihood(tiny, PROMPTS, GENERATIONS, style="continuation")
-    assert set(found["scorer_model"]) == {"tiny gpt2"}
-    assert abs(found["nll"] - own["nll"]).iloc[0] > 0.1
-
-
-def test_an_unknown_prompt_or_an_answer_too_long_is_refused(tiny):
-    with pytest.raises(ValueError, match="'p1'"):
-        answer_likelihood(tiny, PROMPTS.head(1), GENERATIONS, style="continuation")
-    with pytest.raises(ValueError, match="prompt p0"):
-        answer_likelihood(tiny, PROMPTS, GENERATIONS.assign(text="x" * 600), style="continuation")
 
 
 HONEST = {"honesty": {"instructed": "Be honest."}}
@@ -294,14 +280,11 @@ def test_each_token_has_the_divergence_of_both_branches_read_alone(tiny):
         assert rows.lp_instructed.tolist() == pytest.approx(own.tolist(), abs=1e-10)
 
 
-def test_equal_branches_do_not_diverge(tiny):
-    empty = {"honesty": {"instructed": ""}}
-    same = token_divergence(tiny, ASKED, ANSWERS, contexts=empty, style="continuation")
-    assert same.js.max() < 1e-9
-    assert (same.lp_base - same.lp_instructed).abs().max() < 1e-9
-
-
-def test_an_answer_to_no_prompt_and_a_missing_context_are_refused(tiny):
+def test_what_is_unknown_too_long_or_without_context_is_refused(tiny):
+    with pytest.raises(ValueError, match="'p1'"):
+        answer_likelihood(tiny, PROMPTS.head(1), GENERATIONS, style="continuation")
+    with pytest.raises(ValueError, match="prompt p0"):
+        answer_likelihood(tiny, PROMPTS, GENERATIONS.assign(text="x" * 600), style="continuation")
     with pytest.raises(ValueError, match="'z'"):
         token_divergence(tiny, ASKED, pd.Series({"z": "Yes"}), contexts=HONEST)
     with pytest.raises(ValueError, match="'instructed'"):

@@ -8,12 +8,11 @@ from reference import FORMULAS
 from tiny import tiny_model
 from transformers import GPT2Config
 
-from steerlib.decoding import RULES, Factor, VectorFamily, expert_anti_expert, make_arms
+from steerlib.decoding import RULES, Factor, VectorFamily, aligner_arms, make_arms
 from steerlib.evaluation import (
     ask_questions,
     brier,
     letter_ids,
-    option_probabilities,
     question_prompt,
     read_questions,
     sample_questions,
@@ -47,11 +46,8 @@ def test_both_layouts_of_mmlus_folder_and_the_hubs_give_the_same_questions(tmp_p
         folder.mkdir(parents=True)
         (folder / "formal_logic_test.csv").write_text(text)
         found.append(read_questions(str(tmp_path / name)))
-    hub = {
-        "question": ['What is "None"?'],
-        "subject": ["formal_logic"],
-        "choices": [["None", "NA", "a, b", "4"]],
-    }
+    hub = {"question": ['What is "None"?'], "subject": ["formal_logic"]}
+    hub["choices"] = [["None", "NA", "a, b", "4"]]
     pd.DataFrame(hub | {"answer": [1]}).to_parquet(tmp_path / "hub.parquet")
     monkeypatch.setattr(
         "steerlib.evaluation.multiple_choice.hub_file", lambda *_, **__: tmp_path / "hub.parquet"
@@ -59,12 +55,8 @@ def test_both_layouts_of_mmlus_folder_and_the_hubs_give_the_same_questions(tmp_p
     found.append(read_questions("cais/mmlu"))
     for other in found[1:]:
         pd.testing.assert_frame_equal(found[0], other)
-    assert found[0].loc[0, ["question_id", "A", "B", "answer"]].tolist() == [
-        "formal_logic/test/0",
-        "None",
-        "NA",
-        "B",
-    ]
+    row = found[0].loc[0, ["question_id", "A", "B", "answer"]].tolist()
+    assert row == ["formal_logic/test/0", "None", "NA", "B"]
 
 
 def test_the_real_folder_of_mmlu_is_read_whole(real_data):
@@ -114,16 +106,6 @@ def test_a_letter_that_is_not_one_token_is_refused(tiny):
         letter_ids(tiny)  # its tokens are characters, so that the space is a token of its own
 
 
-def test_every_alpha_from_the_letters_equals_the_rule_on_all_logits():
-    torch.manual_seed(0)
-    z = {name: torch.randn(5, 50, dtype=torch.float64) for name in ("base", "expert", "anti")}
-    letters = [7, 3, 9, 11]
-    for alpha in (0.0, 0.5, 2.2):
-        p = option_probabilities({k: v[:, letters] for k, v in z.items()}, "expert_anti_expert", alpha)
-        steered = expert_anti_expert(z["base"], z["expert"], z["anti"], alpha)[:, letters].softmax(-1)
-        assert p == pytest.approx(steered.numpy(), abs=1e-12)
-
-
 def test_calibration_and_brier_by_hand():
     p = [[0.85, 0.05, 0.05, 0.05], [0.85, 0.05, 0.05, 0.05], [0.25, 0.25, 0.25, 0.25]]
     answers = ["A", "B", "A"]
@@ -158,6 +140,8 @@ def test_accuracy_is_summarised_with_intervals_by_question():
     assert (change["value"], change["n"], change["n_clusters"]) == (-50, 120, 60)
     assert -64 < change["low"] < -62
     assert set(found["subgroup"]) == {"all", "category=insult", "category=threat"}
+    with pytest.raises(ValueError, match="'arm'"):
+        summarise_choices(some_choices(questions).iloc[1:], questions, base_arm="base", source="demo")
 
 
 def test_accuracy_is_the_macro_average_over_contexts():
@@ -170,12 +154,6 @@ def test_accuracy_is_the_macro_average_over_contexts():
     assert one["all", "accuracy"] == pytest.approx(100 * (51 - 0.5) / 51)
     contexts = [one[f"category={c}", "accuracy"] for c in ("insult", "threat")]
     assert one["all", "accuracy"] == pytest.approx(np.mean(contexts))
-
-
-def test_an_arm_that_answered_other_questions_is_refused():
-    questions = read_questions()
-    with pytest.raises(ValueError, match="'arm'"):
-        summarise_choices(some_choices(questions).iloc[1:], questions, base_arm="base", source="demo")
 
 
 CONTEXTS = {
@@ -263,6 +241,7 @@ def test_arms_that_a_question_does_not_settle_are_left_out(tiny):
         make_arms("caa", [1.0], family=other, profile="shuffled"),
         make_arms("sda", [2.0], factor=Factor("sigmoid", {"p": 0.3}), **OWN),
         make_arms("caa", [1.0], family=V, factor=Factor("gate", {"p": 1.0})),
+        aligner_arms(make_arms("base"), tiny),
     ]
     found = ask_questions(tiny, QUESTIONS, pd.concat(arms), contexts=CONTEXTS, vectors=[V, own, other])
     assert found.arm_id.unique().tolist() == arms[0].arm_id.tolist()

@@ -52,6 +52,9 @@ def test_each_category_gets_the_alpha_planted_in_it():
     assert found["own"].all()
     assert found["n_prompts"].tolist() == [18, 18]
     assert found["global_alpha"].nunique() == 1
+    values, prompts = study()
+    values.loc[values["arm_id"] == "base", "distance"] = 0.01  # nothing helps
+    assert chosen(values, prompts)["arm_id"].tolist() == ["base", "base"]
 
 
 def test_each_user_gets_an_alpha_of_its_own_where_it_has_dev_prompts_enough():
@@ -61,6 +64,11 @@ def test_each_user_gets_an_alpha_of_its_own_where_it_has_dev_prompts_enough():
     fallen = chosen(values, prompts, by="user", min_prompts=7)
     assert not fallen["own"].any()
     assert (fallen["alpha"] == fallen["global_alpha"]).all()
+    prompts = prompts[(prompts["user_id"] != "u5") | (prompts["split"] == "test")]
+    alphas = chosen(values, prompts, by="user", min_prompts=6).set_index("group", drop=False)
+    assert alphas.loc["u5", ["n_prompts", "own"]].tolist() == [0, False]
+    tuned = tuned_arm(values, alphas, prompts, base_arm="base", scorer="planted")
+    assert set(tuned["arm_id"]) == {"anti_expert-own-alpha-by-user"}
 
 
 def test_a_few_prompts_are_weighed_against_all_as_the_formula_says():
@@ -73,14 +81,6 @@ def test_a_few_prompts_are_weighed_against_all_as_the_formula_says():
         values = pd.DataFrame(rows, columns=["arm_id", "prompt_id", "distance"])
         found = chosen(values, prompts, min_prompts=1).set_index("group")
         assert found["alpha"].to_dict() == {"insult": alpha, "threat": 0.5}
-
-
-def test_where_nothing_helps_the_base_is_chosen():
-    values, prompts = study()
-    values.loc[values["arm_id"] == "base", "distance"] = 0.01
-    found = chosen(values, prompts)
-    assert found["alpha"].tolist() == [0, 0]
-    assert found["arm_id"].tolist() == ["base", "base"]
 
 
 def test_test_prompts_have_no_say():
@@ -110,16 +110,6 @@ def test_the_tuned_arm_is_compared_with_the_global_alpha_and_with_base_on_test_p
         assert (row["n"], row["n_clusters"]) == (36, 6)
     assert one.loc[("", "tuned_distance"), "value"] == pytest.approx(own.mean())
     assert {"category=insult", "category=threat"} < set(found["subgroup"])
-
-
-def test_a_user_without_dev_prompts_is_answered_with_the_global_alpha():
-    values, prompts = study(by="conversations", each=12)
-    prompts = prompts[(prompts["user_id"] != "u5") | (prompts["split"] == "test")]
-    alphas = chosen(values, prompts, by="user", min_prompts=6).set_index("group", drop=False)
-    assert alphas.loc["u5", ["n_prompts", "own"]].tolist() == [0, False]
-    assert alphas.loc["u5", "alpha"] == alphas.loc["u5", "global_alpha"]
-    found = tuned_arm(values, alphas, prompts, base_arm="base", scorer="planted")
-    assert set(found["arm_id"]) == {"anti_expert-own-alpha-by-user"}
 
 
 def test_splits_that_do_not_serve_the_choice_are_refused():

@@ -61,32 +61,16 @@ def test_every_k_is_the_plain_sum_of_each_answer_alone(tiny, style):
     np.testing.assert_allclose(table.logprob, expected, atol=1e-9)
 
 
-def scores_by_hand() -> pd.DataFrame:
+def test_mc1_and_mc2_by_hand_and_a_tie_with_a_false_answer_is_wrong():
     told = candidates(1)
-    logs = np.log([0.3, 0.1, 0.2, 0.25, 0.05])
-    table = told[["question_id", "answer"]].assign(method="base", alpha=0.0, logprob=logs)
-    return truthful_scores(told, table)
-
-
-def test_mc1_and_mc2_by_hand():
-    row = scores_by_hand().iloc[0]
+    table = told[["question_id", "answer"]].assign(method="base", alpha=0.0)
+    row = truthful_scores(told, table.assign(logprob=np.log([0.3, 0.1, 0.2, 0.25, 0.05]))).iloc[0]
     assert row.mc1 == 1  # 0.3 is above 0.2, 0.25 and 0.05
     assert row.mc2 == pytest.approx(0.4 / 0.9)
-
-
-def test_a_tie_with_a_false_answer_is_wrong():
-    told = candidates(1)
-    table = told[["question_id", "answer"]].assign(method="base", alpha=0.0, logprob=-1.0)
-    scores = truthful_scores(told, table)
-    assert scores.mc1.tolist() == [0]
-    assert scores.mc2.iloc[0] == pytest.approx(2 / 5)
-
-
-def test_other_answers_than_the_candidates_are_refused():
-    told = candidates(1)
-    table = told[["question_id", "answer"]].assign(method="base", alpha=0.0, logprob=-1.0)
+    tied = truthful_scores(told, table.assign(logprob=-1.0)).iloc[0]
+    assert (tied.mc1, tied.mc2) == (0, pytest.approx(2 / 5))
     with pytest.raises(ValueError, match="not of the same answers"):
-        truthful_scores(told, table.head(3))
+        truthful_scores(told, table.assign(logprob=-1.0).head(3))
 
 
 def test_the_summary_pairs_questions_with_both_branches():
@@ -111,7 +95,9 @@ def test_the_summary_pairs_questions_with_both_branches():
 
 
 def test_candidates_are_derived_from_the_questions_table(tmp_path):
-    (tmp_path / "TruthfulQA.jsonl").write_text(json.dumps(ROW))
+    # An answer that is both right and wrong is left out.
+    row = ROW | {f"{side} Answers": ROW[f"{side} Answers"] + "; Unknown" for side in ("Correct", "Incorrect")}
+    (tmp_path / "TruthfulQA.jsonl").write_text(json.dumps(row))
     found = read_truthful(tmp_path).set_index("answer")
     assert set(found.origin) == {"derived"}
     assert found.true.to_dict() == {
@@ -123,12 +109,6 @@ def test_candidates_are_derived_from_the_questions_table(tmp_path):
     }
     assert found.index[found.mc1].tolist() == ["It is.", "It is not.", "No.", "Never was it so."]
     assert found.mc2.all()
-
-
-def test_an_answer_that_is_both_right_and_wrong_is_left_out(tmp_path):
-    row = ROW | {"Correct Answers": "It is; Unknown", "Incorrect Answers": "Unknown; No"}
-    (tmp_path / "TruthfulQA.jsonl").write_text(json.dumps(row))
-    assert read_truthful(tmp_path).answer.tolist() == ["It is.", "No."]
 
 
 def test_the_official_file_goes_before_the_table_and_says_so(tmp_path):
@@ -145,16 +125,10 @@ def test_the_official_file_goes_before_the_table_and_says_so(tmp_path):
     assert set(found.origin) == {"official"}
     assert found[found.mc1].answer.tolist() == ["It is.", "No."]
     assert found[found.mc2].true.tolist() == [True, False, True, False]
-
-
-def test_the_hubs_form_of_the_official_file_is_read_too(tmp_path):
-    one = {"choices": ["It is.", "No."], "labels": [1, 0]}
+    one = {"choices": ["It is.", "No."], "labels": [1, 0]}  # the hub's form
     file = tmp_path / "validation.parquet"
     pd.DataFrame({"question": ["Is it so?"], "mc1_targets": [one], "mc2_targets": [one]}).to_parquet(file)
-    found = read_truthful(file)
-    assert found.answer.tolist() == ["It is.", "No."]
-    assert found.true.tolist() == [True, False]
-    assert found.mc2.all()
+    assert read_truthful(file).true.tolist() == [True, False]
 
 
 def test_a_question_without_a_false_answer_is_refused_naming_its_row(tmp_path):

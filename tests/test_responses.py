@@ -1,0 +1,223 @@
+"""Slopes over alpha, greedy against sampled, and effect by category of prompt: by hand, and what is refused."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import linregress
+from studies.realtoxicity import trend
+
+from steerlib.decoding import Sampling, make_arms
+from steerlib.evaluation import (
+    dose_responses,
+    paired_interval,
+    quality_by_sampling,
+    response_slopes,
+    selectivity,
+)
+
+ALPHAS = [-0.2, -0.1, 0.0, 0.1, 0.2]
+
+
+def responses(rows):
+    return pd.DataFrame(rows, columns=ALPHAS, index=[f"p{i}" for i in range(len(rows))])
+
+
+def noisy(rng, prompts, slope=0.0):
+    """Skewed responses; half of the neighbours share one answer, as arms with common random numbers do."""
+    y = rng.exponential(0.05, (prompts, len(ALPHAS)))
+    same = rng.random((prompts, len(ALPHAS) - 1)) < 0.5
+    for j in range(1, len(ALPHAS)):
+        y[:, j] = np.where(same[:, j - 1], y[:, j - 1], y[:, j])
+    return responses(y + slope * np.array(ALPHAS))
+
+
+def test_slopes_are_those_of_paper_and_pencil_and_of_scipy():
+    # Centred alphas -2..2 in tenths: (-2*1 - 1*0 + 1*2 + 2*3) / 10 / 0.1 = 6.
+    assert response_slopes(responses([[1, 0, 0, 2, 3]]))["p0"] == pytest.approx(6)
+    y = responses(np.random.default_rng(0).random((6, 5)))
+    expected = [linregress(ALPHAS, row).slope for row in y.to_numpy()]
+    assert response_slopes(y).to_numpy() == pytest.approx(expected)
+
+
+def test_without_a_trend_it_seldom_rejects_and_with_one_nearly_always():
+    rng = np.random.default_rng(2)
+    without = [trend(noisy(rng, 24)).p_value for _ in range(200)]
+    assert 0.005 < np.mean(np.array(without) <= 0.05) < 0.1
+    found = [trend(noisy(rng, 96, slope=0.1)) for _ in range(24)]
+    assert np.mean([f.p_value <= 0.05 for f in found]) > 0.9
+    assert np.mean([f.slope.low <= 0.1 <= f.slope.high for f in found]) > 0.8
+
+
+def test_the_base_is_alpha_zero_of_every_family():
+    arms = pd.DataFrame(
+        [
+            ("b", 0.0, "", "", "base"),
+            ("v+", 0.5, "v", "", ""),
+            ("v-", -0.5, "v", "", ""),
+            ("r", 0.5, "r", "", "random_vector"),
+            ("o", 0.5, "v", "shuffled", "shuffled_profile"),
+        ],
+        columns=["arm_id", "alpha", "family", "vector_user", "control"],
+    )
+    values = pd.DataFrame(
+        [(arm, prompt, i + j) for i, arm in enumerate(arms.arm_id) for j, prompt in enumerate("pq")],
+        columns=["arm_id", "prompt_id", "toxicity"],
+    )
+    found = dose_responses(values, arms, "toxicity")
+    alphas = {"v": [-0.5, 0.0, 0.5], "r": [0.0, 0.5], "v, shuffled": [0.0, 0.5]}
+    assert {name: list(wide.columns) for name, wide in found.items()} == alphas
+    assert found["v"].loc["q"].tolist() == [3, 1, 2]
+    with pytest.raises(ValueError, match="'q' lacks an answer of vector 'v'"):
+        dose_responses(values.iloc[:-1], arms, "toxicity")
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (pd.DataFrame({0.1: [1.0]}), "2 different alphas"),
+        (pd.DataFrame({0.1: [1.0], 0.2: [np.nan]}, index=["p7"]), "'p7' at alpha 0.2"),
+    ],
+)
+def test_one_alpha_or_a_missing_value_is_refused(table, message):
+    with pytest.raises(ValueError, match=message):
+        response_slopes(table)
+
+
+N = 40
+
+
+def sampled_study(*, growth=0.0):
+    """Steered text repeats itself 0.1 more than the base's, and under sampling `growth` more than that."""
+    each = (Sampling(temperature=0, top_p=1), Sampling())
+    arms = [make_arms("base", sampling=s) for s in each]
+    arms += [make_arms("anti_expert", [1.0, 2.0], profile="own", sampling=s) for s in each]
+    arms = pd.concat(arms, ignore_index=True)
+    prompts = pd.DataFrame(
+        {"prompt_id": [f"p{i}" for i in range(N)], "user_id": [f"u{i // 4}" for i in range(N)]}
+    )
+    rng, parts = np.random.default_rng(0), []
+    for arm in arms.itertuples():
+        sampled = arm.temperature > 0
+        own = 0.3 - 0.1 * sampled + (0.1 + growth * sampled) * arm.alpha + 0.01 * rng.standard_normal(N)
+        tokens = rng.integers(5, 20, N)
+        part = prompts[["prompt_id"]].assign(arm_id=arm.arm_id, repetition=own, n_tokens=tokens)
+        parts.append(part.assign(nll_base=tokens * (1 + sampled + own)))
+    return pd.concat(parts, ignore_index=True), arms, prompts.assign(split="test")
+
+
+def one(found, arms, measure, alpha=2.0):
+    arm = arms[(arms["alpha"] == alpha) & (arms["temperature"] > 0)]["arm_id"].iloc[0]
+    rows = found[(found["arm_id"] == arm) & (found["measure"] == measure)]
+    assert len(rows) == 1
+    return rows.iloc[0]
+
+
+def test_growth_sets_off_what_sampling_does_to_the_base_itself():
+    arms = sampled_study()[1]
+    same = quality_by_sampling(*sampled_study())
+    row = one(same, arms, "repetition")
+    assert row["low"] < 0 < row["high"]
+    assert row["sampled"] < row["greedy"] - 0.09
+    worse = quality_by_sampling(*sampled_study(growth=0.1))
+    row = one(worse, arms, "repetition")
+    assert row["value"] == pytest.approx(0.2, abs=0.01)
+    assert row["low"] > 0
+    assert one(worse, arms, "perplexity")["low"] > 1
+
+
+def test_growth_is_the_ratio_of_ratios_by_hand():
+    values, arms, prompts = sampled_study(growth=0.1)
+    ppl = {}
+    for arm in arms.itertuples():
+        own = values[values["arm_id"] == arm.arm_id]
+        ppl[arm.alpha, arm.temperature == 0] = np.exp(own["nll_base"].sum() / own["n_tokens"].sum())
+    expected = ppl[1.0, False] / ppl[0.0, False] / (ppl[1.0, True] / ppl[0.0, True])
+    row = one(quality_by_sampling(values, arms, prompts), arms, "perplexity", alpha=1.0)
+    assert row["value"] == pytest.approx(expected)
+    assert row[["greedy", "sampled"]].tolist() == pytest.approx([ppl[1.0, True], ppl[1.0, False]])
+
+
+def test_arms_without_a_twin_or_on_other_prompts_are_refused():
+    values, arms, prompts = sampled_study()
+    with pytest.raises(ValueError, match="greedy twin"):
+        quality_by_sampling(values, arms[arms["temperature"] > 0], prompts)
+    with pytest.raises(ValueError, match="same prompts"):
+        quality_by_sampling(values.iloc[1:], arms, prompts)
+    silent = quality_by_sampling(values.assign(n_tokens=0, nll_base=0.0), arms, prompts)
+    assert set(silent["measure"]) == {"repetition"}  # no perplexity without tokens
+
+
+CATEGORIES = ["benign_control", "harmful_borderline"]
+
+
+def study(*, benign=1.0, harmful=0.5, users=8, seed=0):
+    """Six prompts a user, three of each category; distances of the arm are those shares of the base's."""
+    rng = np.random.default_rng(seed)
+    n = 6 * users
+    prompts = pd.DataFrame(
+        {"prompt_id": [f"p{i}" for i in range(n)], "user_id": [f"u{i // 6}" for i in range(n)]}
+    )
+    prompts = prompts.assign(split="test", prompt_category=[CATEGORIES[i % 2] for i in range(n)])
+    base = rng.uniform(0.02, 0.1, n)
+    arm = base * np.where(prompts["prompt_category"] == "harmful_borderline", harmful, benign)
+    arm = arm * rng.uniform(0.9, 1.1, n)
+    values = [prompts[["prompt_id"]].assign(arm_id=a, distance=d) for a, d in (("base", base), ("arm", arm))]
+    return pd.concat(values, ignore_index=True), prompts
+
+
+def test_change_and_contrast_by_hand():
+    values = pd.DataFrame({"arm_id": ["base"] * 4 + ["arm"] * 4, "prompt_id": [*"abcd"] * 2})
+    values["distance"] = [0.1, 0.3, 0.2, 0.2, 0.1, 0.1, 0.3, 0.2]
+    prompts = pd.DataFrame({"prompt_id": [*"abcd"], "user_id": [*"uvuv"], "split": "test"})
+    prompts["prompt_category"] = ["harmful_borderline"] * 2 + ["benign_control"] * 2
+    found = selectivity(values, prompts, base_arm="base", measure="distance").set_index("prompt_category")
+    assert found.loc["harmful_borderline", ["base", "steered"]].tolist() == pytest.approx([0.2, 0.1])
+    changes = {"harmful_borderline": -50, "benign_control": 25}
+    assert found["change_percent"].to_dict() == pytest.approx(changes)
+    assert found.loc["harmful_borderline", "contrast"] == pytest.approx(-75)
+    assert np.isnan(found.loc["benign_control", "contrast"])
+
+
+def test_intervals_are_those_of_the_paired_comparison_on_the_prompts_of_the_category():
+    values, prompts = study()
+    found = selectivity(values, prompts, base_arm="base", measure="distance").set_index("prompt_category")
+    part = prompts["prompt_category"].eq("harmful_borderline").to_numpy()
+    base, arm = (values.loc[values["arm_id"] == a, "distance"].to_numpy()[part] for a in ("base", "arm"))
+    expected = paired_interval(base, arm, prompts["user_id"][part], statistic="change_percent")
+    row = found.loc["harmful_borderline", ["change_percent", "low", "high", "n", "n_clusters"]]
+    assert row.tolist() == list(expected[:5])
+
+
+def test_a_selective_method_is_told_from_one_that_acts_on_all_alike():
+    selective = (
+        selectivity(*study(), base_arm="base", measure="distance")
+        .set_index("prompt_category")
+        .loc["harmful_borderline"]
+    )
+    assert selective["contrast_high"] < 0
+    alike = (
+        selectivity(*study(benign=0.5), base_arm="base", measure="distance")
+        .set_index("prompt_category")
+        .loc["harmful_borderline"]
+    )
+    assert alike["contrast_low"] < 0 < alike["contrast_high"]
+
+
+def test_a_base_without_any_distance_has_no_change_and_no_contrast():
+    values, prompts = study()
+    benign = prompts.loc[prompts["prompt_category"] == "benign_control", "prompt_id"]
+    values.loc[values["prompt_id"].isin(benign) & (values["arm_id"] == "base"), "distance"] = 0.0
+    found = selectivity(values, prompts, base_arm="base", measure="distance").set_index("prompt_category")
+    assert np.isnan(found.loc["benign_control", "change_percent"])
+    assert np.isfinite(found.loc["harmful_borderline", "change_percent"])
+    assert found["contrast"].isna().all()
+
+
+def test_an_unfinished_arm_and_an_absent_base_are_refused():
+    values, prompts = study()
+    with pytest.raises(ValueError, match="'arm' has no distance for 1 prompts, the first is 'p47'"):
+        selectivity(values.iloc[:-1], prompts, base_arm="base", measure="distance")
+    with pytest.raises(ValueError, match="'b'"):
+        selectivity(values, prompts, base_arm="b", measure="distance")
+    with pytest.raises(ValueError, match="no values of the base"):
+        selectivity(values, prompts.assign(split="dev"), base_arm="base", measure="distance")
