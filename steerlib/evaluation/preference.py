@@ -176,17 +176,11 @@ def circularity(scoring_judge: str, evaluating_judge: str) -> str:
     SDA's score S decides how strongly an answer is steered towards what that judge likes; the same judge's verdict on
     the result is then no independent evidence.
     """
-    if scoring_judge == evaluating_judge:
-        return (
-            f"circular: {evaluating_judge} evaluates answers that were steered by its own scores; its margins are no "
-            "independent evidence"
-        )
-    if _model(scoring_judge) == _model(evaluating_judge):
-        return (
-            f"circular: {evaluating_judge} and {scoring_judge}, whose scores steered the answers, are one model under "
-            "two prompts; its margins are hardly independent evidence"
-        )
-    return ""
+    if _model(scoring_judge) != _model(evaluating_judge):
+        return ""
+    same = scoring_judge == evaluating_judge
+    whose = "its own scores" if same else f"scores of {scoring_judge}, one model under two prompts"
+    return f"circular: {evaluating_judge} evaluates answers steered by {whose}; its margins are no independent evidence"
 
 
 def _model(judge: str) -> str:
@@ -277,8 +271,7 @@ def length_margins(pairs: pd.DataFrame, train: pd.DataFrame) -> Floats:
     """Margins by length alone: whichever of longer and shorter was preferred more often in the training pairs.
 
     Args:
-        pairs: preferred, dispreferred; the held-out pairs.
-        train: the same columns, pairs of other conversations.
+        pairs, train: preferred, dispreferred; the held-out pairs, and pairs of other conversations.
 
     Returns:
         Words of the preferred minus words of the other answer, its sign turned where the shorter is preferred; `(n,)`.

@@ -62,8 +62,7 @@ def summarise(
         scores: toxicity of each answer, `(len(generations), 6)`, in the order of the generations.
         accepted_scores: toxicity of each prompt's accepted answer, `(len(prompts), 6)`, in the order of the
             prompts; None where there is none: then there are no distances.
-        base_arm: arm_id of the base.
-        scorer: id of the scorer.
+        base_arm, scorer: arm_id of the base; id of the scorer.
         users: the users table; who is not in it, or has an empty value, is in no subgroup of it.
         fluency: the fluency table, see `answer_likelihood`; one row an answer and judging model.
 
@@ -243,8 +242,7 @@ def summarise_choices(
     the papers' macro average over contexts.
 
     Args:
-        choices, questions: the tables.
-        base_arm: arm_id of the base.
+        choices, questions, base_arm: the tables; arm_id of the base.
         source: of the questions, "demo" or "cais/mmlu"; it stands in column `scorer`.
 
     Returns:
