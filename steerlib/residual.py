@@ -247,13 +247,10 @@ def typical_norms(frozen: FrozenModel, layers: Sequence[int]) -> dict[int, float
 
 
 def in_unit(frozen: FrozenModel, vectors: Vectors, unit: str) -> Vectors:
-    """What an alpha of 1 adds.
+    """What an alpha of 1 adds; a vector of 0 has no direction and is refused in unit "residual".
 
-        v_l                     unit "vector"
-        n_l v_l / ||v_l||       unit "residual": alpha is `relative_norm`, the share of the residual's norm
-
-    Raises:
-        ValueError: an unknown unit, or a vector of 0 that has no direction.
+    v_l                     unit "vector"
+    n_l v_l / ||v_l||       unit "residual": alpha is `relative_norm`, the share of the residual's norm
     """
     if unit not in ("vector", "residual"):
         raise ValueError(f"unit {unit!r} is neither 'vector' nor 'residual'")

@@ -225,11 +225,8 @@ def amplification(score: float | np.ndarray, function: str = "sigmoid") -> np.nd
         a = F(S) = 2 (sigmoid(100/S - 1) - 1/2)
 
     Args:
-        score: S of the first answer on the dimension, in (0, 100]; a number or `(n,)`.
+        score: S of the first answer on the dimension; a number or `(n,)`. Outside (0, 100] its row is refused.
         function: name of F in `SCORE_FUNCTIONS`.
-
-    Raises:
-        ValueError: an unknown function, or a score outside (0, 100]; the row is named.
 
     Source: SDA, eq. 3; it is tanh((100/S - 1)/2). The others are choices of the authors' code.
     """
@@ -271,12 +268,8 @@ def js_temperature(
 
     Args:
         log_p1, log_p2: of the plain and the instructed branch, as for `js_divergence`.
-        t0: temperature at JS = 0; a number or `(batch,)`, as the others.
-        sigma: divergence at which T has halved, in nats; above 0.
-        t_min: lower bound.
-
-    Raises:
-        ValueError: sigma not above 0, or t_min above t0.
+        t0, sigma, t_min: temperature at JS = 0, the divergence in nats at which it has halved (above 0), and its lower
+            bound (not above t0); numbers or `(batch,)`.
 
     Source: SDA, eq. 7.
     """

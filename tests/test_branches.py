@@ -87,8 +87,7 @@ def test_the_base_as_both_branches_gives_the_base_answer(tiny):
         assert rows.kl_to_base.abs().max() < 1e-9
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("base_top_p", [1.0, 0.8])
+@pytest.mark.parametrize(("method", "base_top_p"), [*zip(METHODS, (1.0, 0.8), strict=True)])
 def test_the_alpha_path_reads_trained_branches(tiny, others, method, base_top_p):
     names = {b: BOTH[b] for b in BOTH if b == "anti" or method == "expert_anti_expert"}
     given = {branch: others[branch] for branch in names}

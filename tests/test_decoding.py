@@ -6,8 +6,7 @@ import pandas as pd
 import pytest
 import torch
 from reference import reference_answer
-from tiny import ALPHABET, tiny_llama, tiny_model
-from transformers import GemmaConfig, GPT2Config, GPTNeoXConfig, MistralConfig, Qwen2Config
+from tiny import ARCHITECTURES, tiny_llama, tiny_model
 
 from steerlib.decoding import Factor, Sampling, VectorFamily, alpha_path, decode, make_arms
 from steerlib.decoding.cache import shared_prefixes
@@ -207,17 +206,7 @@ def test_a_logit_that_is_not_finite_stops_the_work_naming_arm_prompt_step_and_pr
         assert 2 < len(passes) < 6
 
 
-SMALL = {"vocab_size": len(ALPHABET) + 2, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
-CONFIGS = [
-    Qwen2Config(**SMALL, intermediate_size=48, num_key_value_heads=2),
-    MistralConfig(**SMALL, intermediate_size=48, num_key_value_heads=2, sliding_window=9),
-    GemmaConfig(**SMALL, intermediate_size=48, num_key_value_heads=1, head_dim=8),
-    GPT2Config(vocab_size=len(ALPHABET) + 2, n_embd=32, n_layer=3, n_head=4),
-    GPTNeoXConfig(**SMALL, intermediate_size=48),
-]
-
-
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.model_type)
+@pytest.mark.parametrize("config", ARCHITECTURES[1:], ids=lambda config: config.model_type)
 def test_other_architectures_decode_alike(config):
     frozen, arms = tiny_model(config), grid()[::2]
     found = answers(decode(frozen, PROMPTS, arms, **SIGNALS))

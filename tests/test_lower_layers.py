@@ -3,18 +3,9 @@
 import pytest
 import torch
 from reference import branch_logits
-from tiny import ALPHABET, tiny_model
+from tiny import ARCHITECTURES, tiny_model
 from torch import nn
 from torch.testing import assert_close
-from transformers import (
-    FalconConfig,
-    GemmaConfig,
-    GPT2Config,
-    GPTNeoXConfig,
-    LlamaConfig,
-    MistralConfig,
-    Qwen2Config,
-)
 
 from steerlib.decoding.cache import (
     Shared,
@@ -26,16 +17,6 @@ from steerlib.decoding.requests import Stream
 from steerlib.decoding.streams import Streams, first_steered
 from steerlib.residual import VectorFamily, steering_hooks
 
-SMALL = {"vocab_size": len(ALPHABET) + 2, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4}
-CONFIGS = [
-    LlamaConfig(**SMALL, intermediate_size=48, num_key_value_heads=2),
-    Qwen2Config(**SMALL, intermediate_size=48, num_key_value_heads=2),
-    MistralConfig(**SMALL, intermediate_size=48, num_key_value_heads=2, sliding_window=7),
-    GemmaConfig(**SMALL, intermediate_size=48, num_key_value_heads=1, head_dim=8),
-    GPT2Config(vocab_size=len(ALPHABET) + 2, n_embd=32, n_layer=4, n_head=4),
-    GPTNeoXConfig(**SMALL, intermediate_size=48),
-    FalconConfig(**SMALL, alibi=False),  # its blocks return tuples
-]
 torch.manual_seed(4)
 FAMILIES = {
     "upper": {2: torch.randn(32), 3: torch.randn(32)},
@@ -101,7 +82,7 @@ def check_all(frozen, streams, families=ALL):
                 assert_close(row, expected, rtol=1e-8, atol=1e-8, msg=lambda m, s=stream: f"{s}: {m}")
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.model_type)
+@pytest.mark.parametrize("config", ARCHITECTURES, ids=lambda config: config.model_type)
 def test_steered_streams_that_share_read_what_each_reads_alone(config):
     check_all(tiny_model(config), [*PLAIN, *STEERED])
 

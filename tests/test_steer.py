@@ -71,26 +71,23 @@ def test_an_empty_answer_is_flagged(tiny, monkeypatch):
     assert table.text.tolist() == [""] and table.perplexity.isna().all() and table.collapsed.all()
 
 
-@pytest.mark.parametrize(
-    "settings", [{}, {"anti": "x", "vector": {1: torch.ones(32)}}, {"expert": "Be kind:"}]
-)
-def test_one_kind_of_steering_must_be_named(tiny, settings):
-    with pytest.raises(ValueError, match="anti="):
-        steer(tiny, "You", **settings)
+VECTOR = {1: torch.ones(32)}
 
 
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        ({"alpha": -1}, "-1"),
-        ({"unit": "norm", "vector": {1: torch.ones(32)}}, "norm"),
-        ({"style": "poem"}, "poem"),
+        ({}, "anti="),
+        ({"anti": "x", "vector": VECTOR}, "anti="),
+        ({"expert": "Be kind:"}, "anti="),
+        ({"alpha": -1, **CONTEXTS}, "-1"),
+        ({"unit": "norm", "vector": VECTOR}, "norm"),
+        ({"style": "poem", **CONTEXTS}, "poem"),
     ],
 )
-def test_settings_out_of_range_are_refused_by_name(tiny, settings, named):
-    contexts = {} if "vector" in settings else CONTEXTS
+def test_one_kind_of_steering_must_be_named_and_settings_out_of_range_are_refused(tiny, settings, named):
     with pytest.raises(ValueError, match=named):
-        steer(tiny, "You", **contexts, **settings)
+        steer(tiny, "You", **settings)
 
 
 def test_sampling_chat_and_a_scorer_are_settings_of_the_same_call(tiny):

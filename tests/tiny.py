@@ -2,11 +2,32 @@
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    FalconConfig,
+    GemmaConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+)
 
 from steerlib.models import FrozenModel
 
 ALPHABET = "".join(chr(i) for i in range(32, 127)) + "\n"
+SMALL = {"vocab_size": len(ALPHABET) + 2, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4}
+ARCHITECTURES = [
+    LlamaConfig(**SMALL, intermediate_size=48, num_key_value_heads=2),
+    Qwen2Config(**SMALL, intermediate_size=48, num_key_value_heads=2),
+    MistralConfig(**SMALL, intermediate_size=48, num_key_value_heads=2, sliding_window=7),
+    GemmaConfig(**SMALL, intermediate_size=48, num_key_value_heads=1, head_dim=8),
+    GPT2Config(vocab_size=len(ALPHABET) + 2, n_embd=32, n_layer=4, n_head=4),
+    GPTNeoXConfig(**SMALL, intermediate_size=48),
+    FalconConfig(**SMALL, alibi=False),  # its blocks return tuples
+]
 TEMPLATE = (
     "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"

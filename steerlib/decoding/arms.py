@@ -142,11 +142,9 @@ def _contexts_hash(contexts: Contexts, branches: set[str]) -> str:
 
 
 def arm_id(settings: Mapping, more: str = "") -> str:
-    """Readable name of an arm with a hash of its settings, the same on every machine.
+    """Readable name of an arm with a hash of its settings and of what else decides its answers, `more`.
 
-    Args:
-        settings: columns of the arm; what is said of it (`control`, `variant`) plays no part.
-        more: what else decides its answers.
+    What is said of an arm (`control`, `variant`) plays no part.
     """
     deciding = {k: v for k, v in settings.items() if k not in ("arm_id", "control", "variant")}
     short = hashlib.sha256((json.dumps(deciding, sort_keys=True) + more).encode()).hexdigest()[:8]
@@ -158,8 +156,7 @@ def amplification_factor(scores: pd.DataFrame, function: str = "sigmoid") -> Fac
     """SDA's a = F(S) of each prompt; prompts without a score have none.
 
     Args:
-        scores: prompt_id, score in (0, 100], see `score_first_answers`.
-        function: name of F, see `amplification`, which refuses other scores.
+        scores: prompt_id, score, see `score_first_answers`; `amplification` reads the score by a function of this name.
     """
     known = scores.dropna(subset="score")
     values = amplification(known["score"].to_numpy(), function)
@@ -167,11 +164,7 @@ def amplification_factor(scores: pd.DataFrame, function: str = "sigmoid") -> Fac
 
 
 def with_variants(arms: pd.DataFrame) -> pd.DataFrame:
-    """Arms with the column `variant`: how each differs from its method's first arm, in words; empty where it does not.
-
-    Args:
-        arms: the arms table, the study's main arms first.
-    """
+    """Arms with the column `variant`: how each differs from its method's first arm, in words; "" if it does not."""
     first: dict[str, Mapping] = {}
     words = [_variant(row, first.setdefault(row["method"], row)) for row in arms.to_dict("records")]
     return arms.assign(variant=words)
@@ -197,14 +190,9 @@ ABLATIONS = ("instructed", "steering_only", "temperature_only", "fixed")
 
 @dataclass(frozen=True)
 class Strengths:
-    """The grid of each method.
+    """The grid of each method: logit rules, vectors (everybody's, users'; those where there are none), and SDA.
 
-    Attributes:
-        alphas: of the logit rules, dimensionless.
-        caa_alphas: of the steering vectors, in units of the vector.
-        composed_alphas: of the users' own vectors; those of `caa_alphas` where empty.
-        sda_ks: k of SDA.
-        vector_alpha: of the population's vector beside each logit rule; 0 for no such arms.
+    `vector_alpha` is that of the population's vector beside each logit rule; 0 for no such arms.
     """
 
     alphas: Sequence[float] = ()

@@ -97,12 +97,13 @@ class SlotCache(Cache):
 
         From `block` on only the columns before `before` are copied, where it is given.
         """
+        a, b = torch.tensor(source), torch.tensor(target)
         for n, (mine, theirs) in enumerate(zip(self.blocks, (origin or self).blocks, strict=True)):
             if not mine.stored:
                 mine.lazy_initialization(*theirs.stored)
             stop = columns.stop if before is None or n < block else before
             for new, old in zip(mine.stored, theirs.stored, strict=True):
-                a, b = (torch.tensor(rows, device=old.device) for rows in (source, target))
+                a, b = a.to(old.device), b.to(old.device)
                 new[b, :, columns.start : stop] = old[a, :, columns.start : stop]
 
 
@@ -243,10 +244,7 @@ def part(output: Output, rows: Sequence[int], width: int) -> Output:
 
 @contextmanager
 def skipped_blocks(blocks: Iterable[nn.Module], output: Output) -> Generator[None, None, None]:
-    """Blocks that return a given output at no cost, whatever they receive; as they were afterwards.
-
-    Their hooks run, their caches are not written to.
-    """
+    """Blocks that return a given output at no cost; their hooks run, their caches are not written to."""
     with ExitStack() as stack:
         for block in blocks:
             # A loader that spreads a model over devices has put a forward of its own on the instance.

@@ -57,14 +57,7 @@ DIMENSION_INSTRUCTIONS = {
 
 
 def default_contexts(style: str) -> dict[str, dict[str, str]]:
-    """Contexts by category ("expert", "anti", "instructed") and by SDA's dimensions ("instructed" alone).
-
-    Args:
-        style: "chat" or "continuation".
-
-    Raises:
-        ValueError: unknown style.
-    """
+    """Contexts of a style by category ("expert", "anti", "instructed") and by SDA's dimensions ("instructed" alone)."""
     if style not in TEMPLATES:
         raise ValueError(f"style {style!r} is none of {', '.join(TEMPLATES)}")
     template, instruction = TEMPLATES[style], INSTRUCTION_TEMPLATES[style]
@@ -113,12 +106,7 @@ def branch_names(text: str) -> dict[str, str]:
 
 
 def check_branch_models(frozen: FrozenModel, arms: pd.DataFrame, models: BranchModels) -> None:
-    """Refuse branch models that cannot stand beside the frozen model, or that are not those the arms name.
-
-    Raises:
-        ValueError: another vocabulary, number of logits or device; an arm whose model is missing, or a model that no
-            arm reads.
-    """
+    """Refuse branch models of another vocabulary, width or device, and those that are not the ones the arms name."""
     for branch, model in models.items():
         _check_beside(frozen, model, f"the {branch} model {model.name!r}")
     read = set()
