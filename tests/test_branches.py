@@ -80,7 +80,11 @@ def test_the_base_as_both_branches_gives_the_base_answer(tiny):
             make_arms("prompt_only", branches={"expert": "twin"}, sampling=SAMPLED),
         ]
     )
-    table = decode(tiny, PROMPTS, arms, branch_models={"expert": twin, "anti": twin})
+    # The twin has the very weights that the vector's hooks are on: those steer the base's own streams alone.
+    steered = make_arms("caa", [0.5], family=POPULATION, sampling=SAMPLED)
+    models = {"expert": twin, "anti": twin}
+    table = decode(tiny, PROMPTS, pd.concat([arms, steered]), branch_models=models, vectors=VECTORS)
+    table = table[table.arm_id.isin(arms.arm_id)]
     for _, rows in table.groupby("prompt_id"):
         assert rows.token_ids.map(tuple).nunique() == 1
         assert rows.nll_base.nunique() == 1
