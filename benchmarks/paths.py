@@ -58,9 +58,7 @@ def decode_as(
         batch = requests[first : first + together]
         with torch.inference_mode():
             found += (
-                kind({"": frozen}, batch, [], ResidualDose(), reference=True)
-                .run(lambda n: n)
-                .to_dict("records")
+                kind({"": frozen}, batch, ResidualDose(), reference=True).run(lambda n: n).to_dict("records")
             )
     return found
 

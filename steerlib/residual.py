@@ -302,20 +302,24 @@ class ResidualDose:
 
     Attributes:
         coefficients: `(batch, seq, n_vectors)`, or None for nothing.
-        first_layers: lowest layer at which each vector is not zero; one above all layers for a zero vector.
+        first_layers: lowest layer at which each vector is not zero, by its key and in the order of the coefficients;
+            one above all layers for a zero vector.
     """
 
-    def __init__(self, vectors: Sequence[Vectors] = ()) -> None:
+    def __init__(self, vectors: Mapping[VectorKey, Vectors] | None = None) -> None:
         self.coefficients: Tensor | None = None
-        none = 1 + max((layer for vector in vectors for layer in vector), default=-1)
-        self.first_layers = [
-            min((layer for layer, direction in vector.items() if direction.any()), default=none)
-            for vector in vectors
-        ]
+        vectors = vectors or {}
+        none = 1 + max((layer for vector in vectors.values() for layer in vector), default=-1)
+        self.first_layers = {
+            key: min((layer for layer, direction in vector.items() if direction.any()), default=none)
+            for key, vector in vectors.items()
+        }
 
 
 @contextmanager
-def steering_hooks(model: nn.Module, vectors: Sequence[Vectors]) -> Generator[ResidualDose, None, None]:
+def steering_hooks(
+    model: nn.Module, vectors: Mapping[VectorKey, Vectors]
+) -> Generator[ResidualDose, None, None]:
     """Hooks on decoder blocks that add a combination of steering vectors to their outputs, under `with`.
 
         h_l <- h_l + sum_i c_i v_il     a vector without a layer adds nothing there
@@ -329,10 +333,10 @@ def steering_hooks(model: nn.Module, vectors: Sequence[Vectors]) -> Generator[Re
         ValueError: a vector has another width than the model; layer and widths are shown.
     """
     blocks, config = decoder_blocks(model), cast(Any, model.config)
-    layers = sorted({layer for vector in vectors for layer in vector})
+    layers = sorted({layer for vector in vectors.values() for layer in vector})
     check_layers(layers, len(blocks))
     nothing = torch.zeros(config.get_text_config().hidden_size)
-    for layer, direction in (pair for vector in vectors for pair in vector.items()):
+    for layer, direction in (pair for vector in vectors.values() for pair in vector.items()):
         if direction.shape != nothing.shape:
             raise ValueError(f"layer {layer}: the vector is {len(direction)} wide, the model {len(nothing)}")
     dose, device = ResidualDose(vectors), next(model.parameters()).device
@@ -349,7 +353,7 @@ def steering_hooks(model: nn.Module, vectors: Sequence[Vectors]) -> Generator[Re
 
     with ExitStack() as stack:
         for layer in layers:
-            directions = torch.stack([vector.get(layer, nothing).to(device) for vector in vectors])
+            directions = torch.stack([one.get(layer, nothing).to(device) for one in vectors.values()])
             stack.callback(blocks[layer].register_forward_hook(adding(directions)).remove)
         yield dose
 
@@ -413,7 +417,7 @@ def add_to_residual(
         steered = steered_positions(positions, position, known) & mask.bool()
         dose.coefficients = (steered * strength.to(mask.device).reshape(-1, 1))[..., None]
 
-    with steering_hooks(model, [vectors]) as dose:
+    with steering_hooks(model, {(): vectors}) as dose:
         handle = model.register_forward_pre_hook(before, with_kwargs=True)
         try:
             yield

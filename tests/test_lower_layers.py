@@ -56,20 +56,19 @@ def by_key(families):
     return {(f.digest, user): v for f in families for user, v in f.vectors.items()}
 
 
-def opened(frozen, streams, dose, families=ALL):
-    keys = [*by_key(families)]
-    return Streams(frozen, streams, capacity=len(streams), max_new_tokens=3, vectors=keys, dose=dose)
+def opened(frozen, streams, dose):
+    return Streams(frozen, streams, capacity=len(streams), max_new_tokens=3, dose=dose)
 
 
 def hooks(frozen, families=ALL):
-    return steering_hooks(frozen.model, [*by_key(families).values()])
+    return steering_hooks(frozen.model, by_key(families))
 
 
 def check_all(frozen, streams, families=ALL):
     """Logits of the prompt and of three tokens behind it against one stream at a time without a cache."""
     n, answers = len(streams), [[]] * len(streams)
     with hooks(frozen, families) as dose, torch.inference_mode():
-        open_streams = opened(frozen, streams, dose, families)
+        open_streams = opened(frozen, streams, dose)
         found = [open_streams.prefill()]
         for step in range(3):
             tokens = 5 + (torch.arange(n) + step) % 7

@@ -15,7 +15,7 @@ from steerlib.decoding.requests import Inputs, Request, make_requests
 from steerlib.decoding.sampling import NEAR_TIE, choose, gumbel_noise, penalise_, text_hash
 from steerlib.decoding.streams import MultiModelStreams
 from steerlib.models import FrozenModel, high_precision
-from steerlib.residual import ResidualDose, VectorKey, steering_hooks, vectors_by_key
+from steerlib.residual import ResidualDose, steering_hooks, vectors_by_key
 from steerlib.rules import RULES, base_nucleus, js_temperature
 
 CPU_CAPACITY, CPU_BYTES = 384, 3 * 2**29
@@ -77,8 +77,8 @@ def decode_requests(
         # Of a thousand users' vectors a batch has a few.
         read = {stream.vector for request in batch for stream in request.branches.values()}
         used = {key: vector for key, vector in known.items() if key in read}
-        with steering_hooks(frozen.model, [*used.values()]) as dose, torch.inference_mode():
-            return Batch(models, batch, [*used], dose, reference=reference).run(progress or (lambda n: n))
+        with steering_hooks(frozen.model, used) as dose, torch.inference_mode():
+            return Batch(models, batch, dose, reference=reference).run(progress or (lambda n: n))
 
     batches, rows = [], capacity
     for request in requests:
@@ -169,7 +169,6 @@ class Batch:
         self,
         models: Mapping[str, FrozenModel],
         requests: Sequence[Request],
-        vectors: Sequence[VectorKey],
         dose: ResidualDose,
         *,
         reference: bool,
@@ -186,7 +185,7 @@ class Batch:
         self.divergent = bool((self.of["js_sigma"] > 0).any())
         self.noise = NoiseKeys(requests, device) if (self.of["temperature"] > 0).any() else None
         self.streams = MultiModelStreams(
-            models, requests, rows_per_request=1, max_new_tokens=self.longest, vectors=vectors, dose=dose
+            models, requests, rows_per_request=1, max_new_tokens=self.longest, dose=dose
         )
         self.names = sorted({name for r in requests for name in r.branches})
         slot = self.streams.slot

@@ -15,7 +15,7 @@ from steerlib.decoding.cache import SlotCache, Span, run_spans, shared_prefixes
 from steerlib.decoding.requests import Request, Stream
 from steerlib.models import FrozenModel
 from steerlib.reading import left_padded, position_ids
-from steerlib.residual import ResidualDose, VectorKey, steered_positions
+from steerlib.residual import ResidualDose, steered_positions
 
 COLUMNS = 16
 """The cache's columns are a multiple of it: attention on a GPU would pad every mask to one."""
@@ -34,7 +34,7 @@ class Streams:
     Args:
         streams: distinct streams; stream i starts in slot i.
         capacity: slots, the most streams that may live at one time.
-        vectors: the steering vectors, in the order of `dose`'s last dimension.
+        dose: what the model's residual hooks add.
     """
 
     def __init__(
@@ -44,11 +44,10 @@ class Streams:
         *,
         capacity: int,
         max_new_tokens: int,
-        vectors: Sequence[VectorKey],
         dose: ResidualDose,
     ) -> None:
         self.frozen, self.dose, self.streams, self.n_live = frozen, dose, list(streams), len(streams)
-        self.first_layers = dict(zip(vectors, dose.first_layers, strict=True))
+        vectors = [*dose.first_layers]
         self.prefixes = self._prefix_lengths()
         self.head = max(self.prefixes, default=0)
         self.length = self.head + max(len(s.ids) - p for s, p in zip(streams, self.prefixes, strict=True))
@@ -87,7 +86,7 @@ class Streams:
     def _span(self, stream: Stream, start: int, stop: int) -> Span:
         """A stretch of a stream's context, and where in it steering begins."""
         token = first_steered(stream.positions, len(stream.ids)) if stream.vector else stop
-        block = self.first_layers[stream.vector] if token < stop else self.frozen.n_layers
+        block = self.dose.first_layers[stream.vector] if token < stop else self.frozen.n_layers
         return Span(stream.ids[:stop], start, block, min(token, stop))
 
     def _read_prefixes(self) -> None:
@@ -188,7 +187,7 @@ class MultiModelStreams:
     Args:
         models: the frozen model under "", trained ones by branch.
         rows_per_request: rows that one answer may split into.
-        vectors, dose: steering of the frozen model's own streams.
+        dose: steering of the frozen model's own streams.
 
     Attributes:
         slot: of each stream, before the first step.
@@ -201,7 +200,6 @@ class MultiModelStreams:
         *,
         rows_per_request: int,
         max_new_tokens: int,
-        vectors: Sequence[VectorKey] = (),
         dose: ResidualDose | None = None,
     ) -> None:
         self.parts: list[Streams] = []
@@ -217,7 +215,6 @@ class MultiModelStreams:
                 ordered,
                 capacity=len(mine) * rows_per_request,
                 max_new_tokens=max_new_tokens,
-                vectors=() if name else vectors,
                 dose=ResidualDose() if name or dose is None else dose,
             )
             self.parts.append(one)

@@ -118,7 +118,7 @@ def _read(
             first = frozen.blocks[min(layer for name in names for layer in vectors[name])]
             hook = first.register_forward_hook(lambda block, inputs, output: _repeated(output, rows))  # noqa: ARG005
             stack.callback(hook.remove)
-        dose = stack.enter_context(steering_hooks(frozen.model, [vectors[name] for name in names]))
+        dose = stack.enter_context(steering_hooks(frozen.model, {name: vectors[name] for name in names}))
         dose.coefficients = added.to(frozen.device)
         z = frozen.model(
             input_ids=ids.to(frozen.device),
