@@ -1,6 +1,8 @@
 import dataclasses
+import gc
 import math
 import sys
+import weakref
 
 import pandas as pd
 import pytest
@@ -9,7 +11,7 @@ from reference import reference_answer
 from tiny import ARCHITECTURES, tiny_llama, tiny_model
 
 from steerlib.decoding import Factor, Sampling, VectorFamily, alpha_path, decode, make_arms
-from steerlib.decoding.cache import shared_prefixes
+from steerlib.decoding.cache import SlotCache, shared_prefixes
 from steerlib.decoding.requests import make_requests
 from steerlib.decoding.streams import MultiModelStreams
 
@@ -235,6 +237,23 @@ def test_without_the_reference_the_answers_are_the_same_and_vectors_cost_fewer_r
         decode(tiny, PROMPTS, arms[arms.method == "caa"].head(2), reference=reference, **SIGNALS)
         totals.append(sum(rows))
     assert totals[1] < 0.7 * totals[0]
+
+
+def test_caches_are_freed_with_their_batch_without_a_garbage_collection(tiny, monkeypatch):
+    caches, init = [], SlotCache.__init__
+
+    def counted(cache, *args, **settings):
+        caches.append(weakref.ref(cache))
+        init(cache, *args, **settings)
+
+    monkeypatch.setattr(SlotCache, "__init__", counted)
+    gc.disable()
+    try:
+        decode(tiny, PROMPTS, grid(), **SIGNALS)
+        alpha_path(tiny, PROMPTS, make_arms("anti_expert", [1.0], profile="own", sampling=GREEDY))
+        assert caches and not any(cache() for cache in caches)
+    finally:
+        gc.enable()
 
 
 def test_an_answer_ends_at_the_stop_token_and_its_rows_leave(tiny):
