@@ -280,7 +280,7 @@ def _problems(name: str, value: Any, takers: Mapping[str, Sequence[Parameter]]) 
                 yield f"{name} must be {text}" + (f" and at most {LARGEST}" * fits(entry)) + f", not {entry}"
         elif name in WORDS and entry and not any(_is_word(entry, word) for word in WORDS[name].split()):
             yield f"{name}: {entry!r} is unknown; {_nearest(entry, WORDS[name].split())}"
-        elif name in REGISTERED and entry != default and entry not in default:
+        elif name in REGISTERED and entry not in (default if isinstance(default, list) else [default]):
             registry = getattr(import_module("steerlib.rules"), REGISTERED[name])  # torch comes with it
             if entry not in registry:
                 yield f"{name}: {entry!r} is unknown; {_nearest(entry, [*registry])}"

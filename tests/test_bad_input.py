@@ -86,6 +86,7 @@ PARAMS = [
     ("positions: first_k:0", "positions: 'first_k:0'"),
     ("more_positions: [first_k:8, alll]", "'alll'"),
     ("personal_vectors: [dislike_weigthed]", "did you mean 'dislike_weighted'"),
+    ("score_function: s", "'s' is unknown"),
     ("score_function: sigmoyd", "did you mean 'sigmoid'"),
     ("judge: scorrer", "did you mean 'scorer'"),
     ("judge: gpt-4.1", "endpoint:NAME"),
