@@ -31,11 +31,7 @@ def beside(*chosen):
 
 
 def test_a_chosen_arm_stands_beside_its_controls_at_its_own_alpha_and_the_plain_prompt():
-    assert beside("o2", "s1") == [
-        "o2",
-        "s2",
-        "plain",
-    ]  # the shuffled profile's own best alpha does not matter
+    assert beside("o2", "s1") == ["o2", "s2", "plain"]  # not the shuffled profile's own best alpha
     assert beside("mine") == ["mine", "r", "other", "plain"]
     assert beside("v", "mine") == ["v", "r", "mine", "other", "plain"]  # a shared control is named once
     assert beside("gated") == ["gated", "plain"]  # no control is gated

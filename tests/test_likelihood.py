@@ -15,7 +15,7 @@ from steerlib.decoding.requests import Stream
 from steerlib.evaluation import answer_likelihood, likelihood_margins, token_divergence
 from steerlib.evaluation.likelihood import forced_logits
 from steerlib.reading import answer_ids, prompt_ids
-from steerlib.rules import RULES, Rule
+from steerlib.rules import RULES
 from steerlib.tables import check_table
 from steerlib.vectors import add_to_residual
 
@@ -180,22 +180,6 @@ def test_a_branch_is_read_once_for_all_alphas_of_a_rule_and_all_pairs(tiny, monk
     monkeypatch.setattr(tiny.model, "forward", lambda *a, **k: reads.append(1) or forward(*a, **k))
     likelihood_margins(tiny, PAIRS, arms)
     assert len(reads) == 1
-
-
-def test_a_rule_of_ones_own_has_margins_without_another_change(tiny, monkeypatch):
-    """Towards the expert and past it, half as much away from the anti-expert."""
-    formula = lambda z, a: z["expert"] + a * (z["expert"] - z["base"] / 2 - z["anti"] / 2)  # noqa: E731
-    steer = lambda z, alpha: formula(z, alpha[:, None])  # noqa: E731
-    monkeypatch.setitem(RULES, "past", Rule("past", ("expert", "anti"), steer, "Past", "#123456"))
-    monkeypatch.setitem(FORMULAS, "past", formula)
-    arms = make_arms("past", [0.5, 2.0], profile="own", style="chat", sampling=SHORT)
-    found = likelihood_margins(tiny, PAIRS.head(1), arms)["margin"].tolist()
-    pair = next(PAIRS.itertuples())
-    sides = (
-        (plain_logp(tiny, arm, pair, t, []) for t in (pair.preferred, pair.dispreferred))
-        for arm in arms.itertuples()
-    )
-    assert found == pytest.approx([likes - dislikes for likes, dislikes in sides], abs=1e-9)
 
 
 def test_a_cut_nucleus_an_empty_answer_one_too_long_and_two_styles_are_refused(tiny):

@@ -27,12 +27,9 @@ def test_clusters_of_one_prompt_give_the_usual_t_interval():
     found = paired_interval(base, method)
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
     assert (found.n, found.n_clusters, found.how) == (30, 30, "cluster-t")
-
-
-def test_equal_clusters_give_the_t_interval_of_their_means():
     values, users = np.random.default_rng(0).random(40), np.repeat(np.arange(10), 4)
     expected = ttest_1samp(values.reshape(10, 4).mean(axis=1), 0).confidence_interval()
-    found = cluster_interval(values, users)
+    found = cluster_interval(values, users)  # of equal clusters: the t interval of their means
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
@@ -65,16 +62,11 @@ def test_a_reduction_never_passes_100_percent_and_too_few_clusters_leave_it_unbo
         base, method, np.arange(len(base)) % 5, **REDUCTION
     )  # 2 of 32 patterns are above 5 %
     assert (few.low, few.high) == (-np.inf, np.inf)
-    one_sided = paired_interval([0.0] * 19 + [1.0], [0.1] * 19 + [0.5], **REDUCTION)
-    assert one_sided.low == -np.inf
-
-
-def test_a_change_is_the_negative_of_a_reduction():
-    base, method, users = skewed(np.random.default_rng(1), 15)
-    a = paired_interval(base, method, users, **REDUCTION)
-    b = paired_interval(base, method, users, statistic="change_percent")
+    a, b = (paired_interval(base, method, users, statistic=f"{s}_percent") for s in ("reduction", "change"))
     assert (a.value, a.low, a.high) == (-b.value, -b.high, -b.low)
     assert a.value == pytest.approx(100 * (1 - method.mean() / base.mean()))
+    one_sided = paired_interval([0.0] * 19 + [1.0], [0.1] * 19 + [0.5], **REDUCTION)
+    assert one_sided.low == -np.inf
 
 
 def test_shares_stay_within_their_range_and_clusters_that_agree_have_exact_bounds():
