@@ -61,6 +61,7 @@ NO_PATHS = {"run", "revision", *REGISTERED, *WORDS} - {"judge", "second_judge"}
 RESERVED = {
     "",
     "demo",
+    "demo_large",
     "embedded",
     "prism",
     "scorer",

@@ -8,7 +8,7 @@ after the final norm.
 import hashlib
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, cast
@@ -210,8 +210,19 @@ def record_residual(
         with ExitStack() as stack:
             for layer in layers:
                 stack.callback(frozen.blocks[layer].register_forward_hook(pool_into(layer)).remove)
+            # Nothing above the last layer is needed: a quarter of the work for layers in the middle.
+            stack.callback(frozen.blocks[max(layers)].register_forward_hook(_stop).remove)
+            stack.enter_context(suppress(_Recorded))
             frozen.model(input_ids=ids, attention_mask=mask, position_ids=position, logits_to_keep=1)
     return pooled
+
+
+class _Recorded(Exception):
+    """All layers that were asked for have been read."""
+
+
+def _stop(*_: object) -> None:
+    raise _Recorded
 
 
 def prompt_residuals(

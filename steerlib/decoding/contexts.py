@@ -39,7 +39,7 @@ TEMPLATES = {
 }
 INSTRUCTION_TEMPLATES = {
     "chat": "Whatever you answer, keep it {}.",
-    "continuation": TEMPLATES["continuation"],
+    "continuation": "Note to the writer: keep what follows {}.",
 }
 DIMENSION_INSTRUCTIONS = {
     "empathy": "Answer as a warm and attentive listener would: name what the other person seems to feel, show that"

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 from pandas.api.types import infer_dtype
 
+from steerlib.embedded import cache_folder
 from steerlib.tables import progress_bar
 
 PRISM = "HannahRoseKirk/prism-alignment"
@@ -99,13 +100,22 @@ def prism_file(source: str | Path, name: str, revision: str = "main") -> Path:
     """One of PRISM's files, or the file that the source names.
 
     Args:
-        source: "demo" (synthetic); "prism" (the hub's data set); a folder with PRISM's files; one of PRISM's files,
+        source: "demo" (synthetic); "demo_large" (the same, four times the users, written into the cache at first use);
+            "prism" (the hub's data set); a folder with PRISM's files; one of PRISM's files,
             which stands for its folder; or another file.
         name: "utterances.jsonl" or "survey.jsonl".
         revision: of the hub's data set.
     """
     if str(source) == "demo":
         return DEMO / name
+    if str(source) == "demo_large":
+        from steerlib.profiles.demo.make_demo import make_demo  # it reads this module
+
+        folder = cache_folder() / "demo_large"
+        folder.mkdir(exist_ok=True)
+        if not (folder / name).exists():
+            make_demo(folder, rounds=4)
+        return folder / name
     if str(source) == "prism":
         return hub_file(PRISM, name, revision=revision)
     path = find_file(source, name)

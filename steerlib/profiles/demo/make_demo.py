@@ -54,14 +54,14 @@ ALONE = 1 / 3
 """Share of unkind answers that are the unkind sentence by itself; the others have a civil continuation before it."""
 
 
-def make_demo(folder: Path, *, seed: int = 0) -> None:
-    """Write utterances.jsonl and survey.jsonl into a folder that exists."""
+def make_demo(folder: Path, *, seed: int = 0, rounds: int = 1) -> None:
+    """Write utterances.jsonl and survey.jsonl into a folder that exists: 48 users a round."""
     random = Random(seed)
     openings, unkind = (
         read_rows(DEMO / f"{name}.jsonl").to_dict("records") for name in ("openings", "unkind")
     )
     survey, utterances = [], []
-    for category in ATTRIBUTE_COLUMNS:
+    for category in ATTRIBUTE_COLUMNS * rounds:
         dealt = random.sample(openings, len(openings))  # a prompt is dealt once among the users of a category
         for conversations in CONVERSATIONS:
             user = f"demo{len(survey):02d}"
