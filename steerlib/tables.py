@@ -16,7 +16,8 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -205,13 +206,9 @@ def _joined(name: str, parts: list[pd.DataFrame]) -> pd.DataFrame:
 
 
 def append_part(folder: Path, name: str, frame: pd.DataFrame, *, part: str) -> Path:
-    """Write one part of a table, whole or not at all, with its checksum; the part's path.
+    """Write one part of a table of `SCHEMA`, whole or not at all, with its checksum; the part's path.
 
-    Args:
-        folder: the run's folder.
-        name: the table, a key of `SCHEMA`.
-        frame: rows with exactly the table's columns.
-        part: stem of the part's file; writing the same part again replaces it.
+    `part` is the stem of the part's file: writing the same part again replaces it.
     """
     data = _packed(name, frame)
     target = folder / "tables" / name / f"{part}.parquet"
@@ -281,40 +278,31 @@ def cached_rows(
     return wanted.merge(table, on=key, how="left", validate="many_to_one")
 
 
-class atomic_path:
+@contextmanager
+def atomic_path(target: Path) -> Generator[Path]:
     """`with atomic_path(target) as partial:` write to `partial`; it becomes `target` only if nothing failed.
 
     A kill at any moment leaves the old state or the new one. Partials of processes that died are removed.
     """
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __enter__(self) -> Path:
-        host = re.sub(r"\W", "_", socket.gethostname())
-        for left in self.target.parent.glob(f".*~{host}~*~*.partial"):
-            if not psutil.pid_exists(int(left.name.split("~")[-2])):
-                left.unlink(missing_ok=True)
-        handle, name = tempfile.mkstemp(
-            dir=self.target.parent, prefix=f".{self.target.stem}~{host}~{os.getpid()}~", suffix=".partial"
-        )
-        os.close(handle)
-        self.partial = Path(name)
-        return self.partial
-
-    def __exit__(self, failure: object, *_: object) -> None:
-        if failure is not None:
-            self.partial.unlink(missing_ok=True)
-            return
-        with self.partial.open("r+b") as written:
+    host = re.sub(r"\W", "_", socket.gethostname())
+    for left in target.parent.glob(f".*~{host}~*~*.partial"):
+        if not psutil.pid_exists(int(left.name.split("~")[-2])):
+            left.unlink(missing_ok=True)
+    own = f".{target.stem}~{host}~{os.getpid()}~"
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=own, suffix=".partial")
+    os.close(handle)
+    partial = Path(name)
+    try:
+        yield partial
+        with partial.open("r+b") as written:
             os.fsync(written.fileno())
-        self.partial.chmod(0o644)
-        self.partial.replace(self.target)
+        partial.chmod(0o644)
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 PACKAGES = ("torch", "transformers", "pandas", "numpy", "pyarrow", "papermill")
-
-
 COMMAND = "STEER_COMMAND"
 """Environment variable in which the runner tells its kernels how it was started."""
 
@@ -322,11 +310,8 @@ COMMAND = "STEER_COMMAND"
 def write_manifest(folder: Path, stage: str, params: Mapping[str, object], *, seconds: float) -> None:
     """Record in the run's `manifest.json` how a stage came about: parameters, versions, date, commit, seconds.
 
-    Args:
-        folder: the run's folder.
-        stage: the notebook, for instance `03_generation_sweep`; an earlier record of it is replaced.
-        params: parameters of the stage; plain values only, never a secret.
-        seconds: wall time of the stage.
+    An earlier record of the stage (the notebook, for instance `03_generation_sweep`) is replaced. `params` holds plain
+    values, never a secret.
     """
     manifest, git = read_manifest(folder), ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
     commit = (
@@ -367,11 +352,7 @@ PROGRESS_FILE = "STEER_PROGRESS"
 def progress_bar(total: int, *, what: str, unit: str, done: int = 0) -> tqdm:
     """A bar with count, rate and time left: on the screen, or in the file that the runner shows.
 
-    Args:
-        total: how many there are.
-        what: the work, shown before the bar.
-        unit: one of them.
-        done: how many were finished by an earlier call.
+    `what` is the work, shown before the bar; `done` of the `total` were finished by an earlier call.
     """
     path = os.environ.get(PROGRESS_FILE)
     stream = open(path, "w", buffering=1, encoding="utf-8") if path else None  # noqa: SIM115  (the bar's)

@@ -1,3 +1,5 @@
+"""What alpha is multiplied by: a judge's scores of first answers, F of them, and their digest."""
+
 import pandas as pd
 import pytest
 
@@ -40,9 +42,6 @@ def test_each_first_answer_is_judged_on_its_prompts_dimension_and_only_once(tmp_
         score_first_answers(judge, PROMPTS, ANSWERS, tmp_path)
     assert judge.asked == asked
     assert ("Why?", "later", "harmlessness") not in asked
-
-
-def test_a_prompt_without_a_first_answer_is_refused_by_name(tmp_path):
     with pytest.raises(ValueError, match="prompt p2 has no first answer"):
         score_first_answers(Written(), PROMPTS, ANSWERS[ANSWERS.prompt_id != "p2"], tmp_path)
 
@@ -52,11 +51,8 @@ def test_the_factor_of_sda_is_f_of_the_score_and_missing_scores_have_none():
     found = amplification_factor(scores)
     assert found.name == "sigmoid"
     assert found.values == {"a": pytest.approx(0.4621, abs=1e-4), "b": 0.0}
-
-
-def test_a_score_outside_the_range_is_refused_naming_its_prompt():
     with pytest.raises(ValueError, match=r"score 120\.0"):
-        amplification_factor(pd.DataFrame({"prompt_id": ["a", "b"], "score": [50.0, 120.0]}))
+        amplification_factor(scores.assign(score=120.0))
 
 
 def test_the_digest_of_a_factor_is_of_its_numbers_whatever_their_order():

@@ -43,9 +43,12 @@ def test_a_template_without_system_role_gets_it_at_the_head_of_the_user_turn(tin
     assert tiny.tokenizer.decode(ids) == expected
 
 
-def test_a_template_that_drops_the_prompt_is_refused(tiny, monkeypatch):
-    monkeypatch.setattr(tiny.tokenizer, "chat_template", "{{ messages[0]['content'] }}")
-    with pytest.raises(ValueError, match=r"'tiny llama'.*'And you"):
+@pytest.mark.parametrize(
+    ("template", "named"), [("{{ messages[0]['content'] }}", "'And you"), (None, "style='continuation'")]
+)
+def test_no_template_or_one_that_drops_the_prompt_is_refused(tiny, monkeypatch, template, named):
+    monkeypatch.setattr(tiny.tokenizer, "chat_template", template)
+    with pytest.raises(ValueError, match=f"'tiny llama'.*{named}"):
         prompt_ids(tiny, "And you", style="chat", context="Be kind.")
 
 
@@ -55,12 +58,6 @@ def test_a_model_that_can_think_first_is_told_not_to_unless_it_shall(tiny, monke
     assert tiny.tokenizer.decode(chat_ids(tiny, MESSAGES[1:])) == "<user>Hi\n<assistant>"
     thinker = dataclasses.replace(tiny, template_arguments={"enable_thinking": True})
     assert tiny.tokenizer.decode(chat_ids(thinker, MESSAGES[1:])) == "<user>Hi\n<assistant><think>"
-
-
-def test_a_model_without_a_chat_template_is_refused_with_the_way_out(tiny, monkeypatch):
-    monkeypatch.setattr(tiny.tokenizer, "chat_template", None)
-    with pytest.raises(ValueError, match=r"'tiny llama'.*style='continuation'"):
-        chat_ids(tiny, MESSAGES)
 
 
 def test_a_continuation_reads_the_context_before_the_prompt(tiny):
@@ -74,18 +71,13 @@ def test_a_continuation_is_joined_by_a_space_unless_punctuation_opens_it(tiny):
     assert tiny.tokenizer.decode(answer_ids(tiny, "upon", style="chat")) == "upon"
 
 
-BAD_PROMPTS = {
-    "an unknown style": ({"prompt": "Once", "style": "letter"}, "'letter'"),
-    "an empty prompt": ({"prompt": "", "style": "chat"}, "empty"),
-    "white space alone": ({"prompt": " \n", "style": "continuation"}, "empty"),
-}
-
-
-@pytest.mark.parametrize("case", BAD_PROMPTS)
-def test_a_prompt_that_cannot_be_read_is_refused(tiny, case):
-    settings, named = BAD_PROMPTS[case]
+@pytest.mark.parametrize(
+    ("prompt", "style", "named"),
+    [("Once", "letter", "'letter'"), ("", "chat", "empty"), (" \n", "continuation", "empty")],
+)
+def test_an_unknown_style_or_an_empty_prompt_is_refused(tiny, prompt, style, named):
     with pytest.raises(ValueError, match=named):
-        prompt_ids(tiny, **settings)
+        prompt_ids(tiny, prompt, style=style)
 
 
 BAD_HISTORIES = [

@@ -108,9 +108,8 @@ def test_a_clean_contrast_is_stable_between_halves_and_noise_is_not():
 def test_pairs_make_the_mean_difference_of_their_texts(tiny):
     likes, dislikes, prompts = ["so kind", "good"], ["so bad", "vile"], ["You are", "It is"]
     vector = SteeringVector.from_pairs(tiny, likes, dislikes, prompts=prompts, layers=[1, 3], style="chat")
-    both = [
-        continuation_residuals(tiny, prompts, side, layers=[1, 3], style="chat") for side in (likes, dislikes)
-    ]
+    read = {"layers": [1, 3], "style": "chat"}
+    both = [continuation_residuals(tiny, prompts, side, **read) for side in (likes, dislikes)]
     assert_same(vector, SteeringVector.from_residuals(*both))
     assert vector.settings["style"] == "chat" and vector.model is tiny
     alone = SteeringVector.from_pairs(tiny, likes, [*dislikes, "cruel"])
@@ -130,6 +129,11 @@ def test_vectors_obey_the_rules_of_linear_algebra(tiny):
     assert (SteeringVector({0: torch.tensor([1.0])}) + {0: torch.tensor([3.0])})[0].tolist() == [4.0]
     mixed = 0.6 * a - b / 2
     assert mixed.model is tiny and mixed.settings == {"style": "chat"}
+    ids = torch.tensor([[5, 9, 20]])
+    with a.apply(tiny), b.apply(tiny.model, alpha=0.5):
+        apart = tiny.model(ids).logits
+    with (a + 0.5 * b).apply(tiny):  # adding a sum to the residual is adding both
+        assert_close(tiny.model(ids).logits, apart)
 
 
 def test_vectors_of_other_layers_or_widths_are_refused_naming_both():
@@ -137,14 +141,6 @@ def test_vectors_of_other_layers_or_widths_are_refused_naming_both():
         drawn(0) + drawn(1, layers=(2, 3))
     with pytest.raises(ValueError, match=r"layer 1: .* 32 and 8"):
         drawn(0) - {1: torch.zeros(8), 2: torch.zeros(8)}
-
-
-def test_adding_a_sum_to_the_residual_is_adding_both(tiny):
-    ids, a, b = torch.tensor([[5, 9, 20]]), drawn(0), drawn(1)
-    with a.apply(tiny), b.apply(tiny.model, alpha=0.5):
-        apart = tiny.model(ids).logits
-    with (a + 0.5 * b).apply(tiny):
-        assert_close(tiny.model(ids).logits, apart)
 
 
 def test_a_vector_survives_its_file_with_its_settings(tmp_path, tiny):
@@ -171,12 +167,8 @@ def test_a_family_survives_its_file_with_all_that_it_is(tmp_path):
     path = save_family(tmp_path / "own.safetensors", family(unit="residual"), {"rank": 3})
     loaded, settings = load_family(path)
     assert settings == {"rank": 3}
-    assert (loaded.name, loaded.vector_user, loaded.control, loaded.unit) == (
-        "own words",
-        "own",
-        "",
-        "residual",
-    )
+    named = (loaded.name, loaded.vector_user, loaded.control, loaded.unit)
+    assert named == ("own words", "own", "", "residual")
     assert loaded.digest == family().digest
     for user, vectors in loaded.vectors.items():
         assert list(vectors) == [9, 16]

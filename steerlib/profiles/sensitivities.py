@@ -50,16 +50,9 @@ def sensitivities(ratings: pd.DataFrame, estimator: str = "paper") -> pd.DataFra
 
 
 def estimate(codes: NDArray, dislike: NDArray, toxicity: NDArray, estimator: str) -> NDArray:
-    """`sensitivities` on arrays, one row a rated response.
+    """`sensitivities` on arrays, `(U, 6)`.
 
-    Args:
-        codes: (N,) each row's user, 0..U-1, every user at least once.
-        dislike: (N,) d in [0, 1].
-        toxicity: (N, 6) P in [0, 1].
-        estimator: one of `ESTIMATORS`.
-
-    Returns:
-        (U, 6).
+    Codes `(N,)` are each rated response's user, 0..U-1; dislike `(N,)` is d, toxicity `(N, 6)` is P, both in [0, 1].
     """
     if estimator not in ESTIMATORS:
         raise ValueError(f"estimator {estimator!r} is not one of {', '.join(ESTIMATORS)}")
@@ -77,10 +70,7 @@ def estimate(codes: NDArray, dislike: NDArray, toxicity: NDArray, estimator: str
 def percentiles(s: pd.DataFrame) -> pd.DataFrame:
     """Where each user stands among all users, per category: midrank p = (average rank - 1/2) / U, in (0, 1).
 
-    Users with equal sensitivities, to 12 decimals, get equal percentiles: the rest is rounding of sums.
-
-    Args:
-        s: (U, 6) sensitivities.
+    Users with equal sensitivities s `(U, 6)`, to 12 decimals, get equal percentiles: the rest is rounding of sums.
     """
     return (s.round(12).rank(method="average") - 0.5) / len(s)
 
@@ -92,12 +82,7 @@ def primary_category(p: pd.DataFrame, s: pd.DataFrame) -> pd.Series:
     the category in which the user lies more standard deviations above the mean of all users wins; where that
     ties too, the first in the order of the six.
 
-    Args:
-        p: (U, 6) percentiles.
-        s: (U, 6) the sensitivities they came from; settles ties.
-
-    Returns:
-        (U,) category names, named "category".
+    p are percentiles, s the sensitivities they came from, both `(U, 6)`.
 
     Source: STEER-Away, user profiles.
     """
@@ -116,12 +101,7 @@ def population_category(s: pd.DataFrame) -> str:
 
 
 def profiles_table(s: pd.DataFrame, *, estimator: str) -> pd.DataFrame:
-    """Sensitivities as the tidy table `profiles`, 6 U rows; one primary category a user.
-
-    Args:
-        s: (U, 6) what `sensitivities` returned.
-        estimator: the one that made `s`.
-    """
+    """Sensitivities `(U, 6)` of an estimator as the tidy table `profiles`, 6 U rows; one primary category a user."""
     p = percentiles(s)
     user, attribute = np.repeat(s.index.to_numpy(), len(SIX)), np.tile(SIX, len(s))
     table = pd.DataFrame({"user_id": user, "attribute": attribute, "estimator": estimator})
@@ -200,11 +180,8 @@ def _halves(ratings: pd.DataFrame, talks: pd.DataFrame, rng: np.random.Generator
 def planted_recovery(ratings: pd.DataFrame) -> pd.DataFrame:
     """Share of the demo's users whose planted category each estimator finds; chance is 1/6.
 
-    Args:
-        ratings: rated responses of demo users with the six attributes, those the profile is fitted on.
-
-    Returns:
-        One row an estimator: users, share, and the exact 95 % binomial interval low, high.
+    One row an estimator: users, share, and the exact 95 % binomial interval low, high; of the ratings that the
+    profiles are fitted on.
     """
     from scipy.stats import binomtest
 

@@ -52,11 +52,7 @@ class Basis:
     def coordinates(self, residuals: Mapping[int, Tensor]) -> NDArray:
         """Whitened coordinates x of answers, `(n, rank)`: mean 0 and standard deviation 1 over the training answers.
 
-        Args:
-            residuals: pooled residuals by layer, `(n, d_model)` each, of every layer of the basis.
-
-        Raises:
-            ValueError: a layer of the basis is missing, or a residual has another width; the layer is named.
+        A ValueError names a layer of the basis that `residuals`, `(n, d_model)` each, lack or have in another width.
         """
         return (_features(residuals, self.norms, self.widths) - self.centre) @ self.axes / self.spread
 
@@ -90,12 +86,8 @@ def difference_basis(
     Swapping the two answers of a pair changes no singular vector: the axes do not know which answer was preferred.
     Only their signs do; each axis points the way of the mean difference.
 
-    Args:
-        preferred, dispreferred: pooled residuals of the two sides of the TRAIN pairs, by layer, `(n, d_model)`.
-        rank: number of axes.
-
-    Raises:
-        ValueError: the sides do not match, or the pairs span fewer axes.
+    Residuals are those of the TRAIN pairs, by layer, `(n, d_model)`. A ValueError says that the sides do not match or
+    that the pairs span fewer axes than `rank`.
 
     Source: CAA on PRISM names the "SVD-orthogonalised basis" without equations; uncentred pair differences and the
     division by the layers' norms are ours.
@@ -158,12 +150,7 @@ class UserCoordinates:
     ) -> NDArray:
         """Utility of each preferred answer minus that of the dispreferred one, in logits, `(n,)`.
 
-        Args:
-            preferred, dispreferred: coordinates x of pairs that the fit has not seen, `(n, at least r)`.
-            users: whose pair each is; None: everybody counts as the population.
-
-        Raises:
-            ValueError: shapes that do not match, or a coordinate that is not finite.
+        Coordinates x are `(n, at least r)`; without users everybody counts as the population.
         """
         n = len(np.asarray(preferred)) if users is None else len(users)
         likes, dislikes, _ = _checked(preferred, dispreferred, n, len(self.population))
@@ -201,8 +188,7 @@ def fit_coordinates(
         ridge: inverse variance of mu about 0.
         curvature: lambda, not negative.
         rank: how many of the first coordinates are used; None: all.
-        weights: w_k of each pair, `(n,)`, for instance 0.5 for a tie; None: 1. A pair of weight 0 is dropped, and its
-            user too if it is the only one.
+        weights: w_k of each pair, `(n,)`, for instance 0.5 for a tie; None: 1. A pair of weight 0 is dropped.
 
     Raises:
         ValueError: shapes that do not match, a coordinate that is not finite, no pairs, or a setting out of range.
@@ -210,9 +196,7 @@ def fit_coordinates(
     Source: Bradley and Terry (1952); ideal points after Coombs (1950), for language models Chen et al., PAL
     (arXiv 2406.08469), who use distances and a simplex of prototypes where we use squared distances and shrinkage.
     """
-    from scipy.optimize import (
-        minimize,  # late: `steerlib.vectors` is imported far more often than this is called
-    )
+    from scipy.optimize import minimize  # late: it is slow to import
 
     if not (0 <= tau < np.inf and 0 < ridge < np.inf and 0 <= curvature < np.inf):
         raise ValueError(f"tau {tau} and curvature {curvature} must be 0 or more, ridge {ridge} above 0")

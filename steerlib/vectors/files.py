@@ -16,13 +16,8 @@ HEADER = ("name", "vector_user", "control", "unit")
 def save_family(path: Path, family: VectorFamily, settings: Mapping[str, object]) -> Path:
     """Write a family of steering vectors, whole or not at all; its name, users, control and unit are in the header.
 
-    Args:
-        path: a `.safetensors` file; its folder is made.
-        family: the vectors.
-        settings: what they were made from (model, pairs, pooling); kept as text.
-
-    Raises:
-        ValueError: a user whose layers are not those of the first.
+    `settings` say what they were made from (model, pairs, pooling). A ValueError names a user whose layers are not
+    those of the first.
     """
     first, layers = next((user, set(vectors)) for user, vectors in family.vectors.items())
     for user, vectors in family.vectors.items():

@@ -27,13 +27,7 @@ def prompt_projections(
 
     A gate opens for prompts with s above a threshold, decided once per prompt.
 
-    Args:
-        vector: the direction by layer, `(d_model,)`; it need not be the one that steers.
-        layer: 0-based block that is read.
-        frozen, prompts, style: see `prompt_residuals`.
-
-    Raises:
-        ValueError: the vector has no such layer, or is zero there.
+    The vector need not be the one that steers; a ValueError says that it is absent or 0 at this 0-based layer.
 
     Source: after Lee et al., Programming Refusal with Conditional Activation Steering (arXiv 2409.05907), who compare
     cosines with a subspace; ours is the projection on one direction.
@@ -55,12 +49,8 @@ def choose_threshold(projections: pd.Series, labels: pd.Series) -> Threshold:
     several equally good ones the highest is taken, which steers the fewest prompts. Dev prompts only: on the prompts
     it was chosen on the accuracy is too good.
 
-    Args:
-        projections: by prompt_id, see `prompt_projections`.
-        labels: True for prompts that shall be steered, by prompt_id.
-
-    Raises:
-        ValueError: a prompt without a label, a projection that is not finite, or only one kind of label.
+    Projections and labels (True: to be steered) are by prompt_id. A ValueError names a prompt without a label, a
+    projection that is not finite, or the only kind of label.
     """
     missing = projections.index.difference(labels.index)
     if len(missing):
@@ -99,10 +89,8 @@ def relative_norms(
     seven layers adds at each of them, to what the layers before have changed.
 
     Args:
-        frozen: the model.
-        prompts: the prompts table.
+        frozen, prompts, vectors, factors: as given to `decode`; a gate that is 0 gives a relative norm of 0.
         arms: the arms table; arms without a vector have no rows.
-        vectors, factors: as given to `decode`; a gate that is 0 gives a relative norm of 0.
 
     Returns:
         The table `relative_norms`: arm_id, prompt_id, layer, norm (of h_l, activation units), relative_norm.

@@ -196,12 +196,7 @@ def pair_residuals(
 ) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
     """Pooled residuals of the preferred and of the dispreferred answers of a pairs table.
 
-    Args:
-        pairs: the pairs table; both answers follow the same prompt.
-        frozen, layers, style, pool: see `continuation_residuals`.
-
-    Returns:
-        Preferred and dispreferred residuals, by layer `(n_pairs, d_model)` each.
+    By layer `(n_pairs, d_model)` each; see `continuation_residuals`. Both answers follow the same prompt.
     """
     prompts, texts = [*pairs.prompt] * 2, [*pairs.preferred, *pairs.dispreferred]
     recorded = continuation_residuals(frozen, prompts, texts, layers=layers, style=style, pool=pool)

@@ -137,17 +137,10 @@ def rescaled(vectors: Vectors, like: Vectors) -> SteeringVector:
 def describe_composed(personal: Mapping[str, Vectors], population: Vectors) -> pd.DataFrame:
     """How long composed vectors are and how far they turn from the population's.
 
-    Args:
-        personal: vectors of each user (or category), raw or rescaled.
-        population: the population's vectors, of the same layers.
-
-    Returns:
-        One row per user, each column a mean over layers: `user_id`, `norm` (activation units), `norm_over_population`
-        (norm over the population vector's), `cosine_with_population` (NaN for a vector of 0), `cosine_with_others`
-        (over the other users; near 1 everybody is steered alike, and a shuffled profile changes little).
-
-    Raises:
-        ValueError: a user's layers are not the population's.
+    One row per user (or category), each column a mean over layers: `user_id`, `norm` (activation units),
+    `norm_over_population`, `cosine_with_population` (NaN for a vector of 0), `cosine_with_others` (over the other
+    users; near 1 everybody is steered alike, and a shuffled profile changes little). A ValueError names a user whose
+    layers are not the population's.
     """
     rows = []
     for user, vectors in personal.items():

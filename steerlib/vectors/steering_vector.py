@@ -77,14 +77,9 @@ def describe_vectors(
 ) -> pd.DataFrame:
     """Norm, relative norm and split-half stability of the mean-difference vector of each layer.
 
-    Args:
-        preferred, dispreferred, weights: see `mean_difference`, by layer.
-        seed: of the random halves.
-
-    Returns:
-        One row per layer: `layer`, `norm` (activation units), `relative_norm` (norm of v_l over the mean norm of the
-        preferred answers' residuals: that of an alpha of 1), `split_half_cosine` (between the vectors of two random
-        halves of the pairs; 1 is perfectly stable).
+    One row per layer: `layer`, `norm` (activation units), `relative_norm` (norm of v_l over the mean norm of the
+    preferred answers' residuals: that of an alpha of 1), `split_half_cosine` (between the vectors of two random halves
+    of the pairs; 1 is perfectly stable).
     """
     rows = []
     for layer, likes in preferred.items():
@@ -159,15 +154,9 @@ class SteeringVector(dict[int, Tensor]):
             IndexError: the model has no such layer.
         """
         chosen = layers or default_layers(model.n_layers)
+        read: dict[str, Any] = {"layers": chosen, "style": style, "pool": pool}
         likes, dislikes = (
-            continuation_residuals(
-                model,
-                [""] * len(side) if prompts is None else prompts,
-                side,
-                layers=chosen,
-                style=style,
-                pool=pool,
-            )
+            continuation_residuals(model, [""] * len(side) if prompts is None else prompts, side, **read)
             for side in (preferred, dispreferred)
         )
         vector = cls.from_residuals(likes, dislikes)
@@ -212,12 +201,7 @@ class SteeringVector(dict[int, Tensor]):
     def steer(
         self, prompt: str | Sequence[str], alpha: float | Sequence[float] = 1.0, **settings: Any
     ) -> pd.DataFrame:
-        """Answers at each alpha: `steerlib.steer` with this vector, on the model that it was made from.
-
-        Args:
-            prompt, alpha: texts and strengths.
-            settings: see `steerlib.steer`; `model` where the vector knows none, `style` by default its own.
-        """
+        """Answers at each alpha: `steerlib.steer` with this vector, on its model and by default in its style."""
         model = settings.pop("model", None) or self._model()
         settings = {"style": self.settings.get("style", "continuation"), **settings}
         return steer(model, prompt, vector=self, alpha=alpha, **settings)
