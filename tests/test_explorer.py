@@ -1,19 +1,25 @@
-"""The alpha explorer: its answers, what it shows of them, and its widgets driven by setting their values."""
+"""The alpha explorer: its answers, what it shows of them, its widgets without a browser, and blind preferences."""
 
-import asyncio
+import json
 import math
+import re
+import signal
+import threading
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.metrics import cohen_kappa_score
 
 from steerlib import explorer as ex
 from steerlib.decoding import Sampling, VectorFamily, alpha_path, decode, make_arms
-from steerlib.explorer import AlphaExplorer, Answers, Explorer
-from steerlib.explorer.page import curve, summary
+from steerlib.explorer import AlphaExplorer, Answers, Explorer, Question
+from steerlib.explorer.page import changed_words, summary
 from steerlib.models import FrozenModel
 from steerlib.tables import SCHEMA, write_table
 from steerlib.toxicity import ATTRIBUTES, text_sha
@@ -26,11 +32,14 @@ PROMPTS = pd.DataFrame(
         "prompt": ["Well, you are", "The weather in"],
         "history": ["", TURNS],
         "category": ["insult", "threat"],
+        "shuffled_category": ["", "profanity"],
+        "accepted": ["", "eee"],
+        "user_id": ["", "u2"],
     }
 )
-
-
 SAMPLING = Sampling(top_p=1.0, min_p=0.1, max_new_tokens=5)
+ASK = Question("Well, you are", prompt_id="p1", category="insult", max_new_tokens=5)
+CAA = replace(ASK, method="caa", vector="polite")
 
 
 class LetterScorer:
@@ -45,7 +54,8 @@ class LetterScorer:
 
 def explore(tiny: FrozenModel, **changed: Any) -> Explorer:
     both = {1: torch.ones(tiny.d_model), 2: torch.ones(tiny.d_model)}
-    settings = {"sampling": SAMPLING, "vectors": [VectorFamily("polite", {"": both})], "alpha_max": 2.0}
+    families = [VectorFamily("polite", {"": both}), VectorFamily("polite", {"u2": both}, vector_user="own")]
+    settings = {"sampling": SAMPLING, "vectors": families, "alpha_max": 2.0}
     return Explorer(tiny, LetterScorer(), **(settings | {"residual_alphas": (0.0, 1.0, 4.0)} | changed))
 
 
@@ -56,9 +66,11 @@ def explorer(tiny: FrozenModel) -> Explorer:
 
 
 @pytest.fixture
-def widget(explorer: Explorer) -> AlphaExplorer:
-    shown = AlphaExplorer(explorer, PROMPTS)
-    shown.decode()
+def widget(explorer: Explorer, monkeypatch: pytest.MonkeyPatch) -> AlphaExplorer:
+    monkeypatch.setattr("steerlib.explorer.widget.PATIENCE", 0.0)
+    shown = AlphaExplorer(explorer, PROMPTS, ranges={("expert_anti_expert", ""): (1.0, 0.5, math.nan)})
+    shown.ask()
+    shown.wait()
     return shown
 
 
@@ -76,50 +88,61 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return made
 
 
-ASK = {"prompt_id": "p1", "category": "insult", "method": "expert_anti_expert"}
-LOGIT = ("anti_expert", "expert_anti_expert", "sda")
-
-
 def middles(answers: Answers) -> list[float]:
     return ((answers.steered["alpha_low"] + answers.steered["alpha_high"]) / 2).tolist()
 
 
+def test_the_base_comes_first_then_the_answer_at_alpha_then_all_then_their_tokens(tiny, calls):
+    explorer, seen = explore(tiny), []
+    base, one, path, told = explorer.stages(ASK, alpha=0.7, report=lambda *now: seen.append(now))
+    assert calls == ["decode", "decode", "alpha_path"]
+    assert (len(base.table), len(one.table), one.at(0.7)["alpha_low"]) == (1, 2, 0.7)
+    assert one.at(0.7)["text"] == path.at(0.7)["text"] and path.exact and path.whole and told.tokens
+    assert seen[0][:2] == (1, 15) and 10 < seen[-1][0] <= 15 and seen == sorted(seen, key=lambda now: now[0])
+    assert base.base["text"].startswith(next(text for *_, text in seen if text))
+    assert not tiny.model._forward_pre_hooks and explorer.answers(ASK) is told
+
+
 def test_each_question_is_decoded_once_and_its_base_once_for_all_methods(tiny, calls):
     explorer = explore(tiny)
-    first = explorer.answers("Well, you are", **ASK)
-    assert calls == ["decode", "alpha_path"] and first.exact
-    assert explorer.answers("Well, you are", **ASK) is first
-    explorer.answers("Well, you are", **(ASK | {"category": "threat", "method": "anti_expert"}))
+    explorer.answers(ASK)
+    explorer.answers(replace(ASK, category="threat", method="anti_expert"))
     assert calls == ["decode", "alpha_path", "alpha_path"]
-    for changed in (
-        {"seed": 1},
-        {"greedy": True},
-        {"max_new_tokens": 3},
-        {"prompt_id": "p9"},
-        {"history": TURNS},
-    ):
-        assert explorer.answers("Well, you are", **(ASK | changed)) is not first
+    other = {"seed": 1, "greedy": True, "max_new_tokens": 3, "prompt_id": "p9", "history": TURNS}
+    for name, value in other.items():
+        explorer.answers(replace(ASK, **{name: value}))
     assert calls.count("alpha_path") == 7
 
 
-@pytest.mark.parametrize("method", LOGIT)
+def test_what_a_report_raises_stops_the_decoding_and_leaves_nothing_behind(tiny):
+    explorer, passes = explore(tiny), []
+
+    def stop(done: int, most: int, text: str) -> None:  # noqa: ARG001
+        passes.append(done)
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        explorer.answers(ASK, report=stop)
+    assert passes[-1] == 3 and not tiny.model._forward_pre_hooks
+    assert explorer.answers(ASK).whole
+
+
+@pytest.mark.parametrize("method", ["anti_expert", "expert_anti_expert", "sda"])
 def test_the_segments_cover_the_range_without_gap_and_neighbours_differ(explorer, method):
-    answers = explorer.answers("Well, you are", **(ASK | {"method": method}))
-    steered = answers.steered
-    assert answers.base["method"] == "base" and set(steered["method"]) == {method}
-    assert steered["alpha_low"].iloc[0] == 0 and answers.alpha_max == 2.0
+    steered = explorer.answers(replace(ASK, method=method)).steered
+    assert set(steered["method"]) == {method} and len(steered) > 1
+    assert steered["alpha_low"].iloc[0] == 0 and steered["alpha_high"].iloc[-1] == 2.0
     assert steered["alpha_low"].tolist()[1:] == steered["alpha_high"].tolist()[:-1]
-    assert (steered["alpha_low"] < steered["alpha_high"]).all() and len(steered) > 1
-    assert answers.distinct == steered["text"].str.strip().nunique()
 
 
 @pytest.mark.parametrize(
     ("method", "greedy"), [("anti_expert", True), ("expert_anti_expert", False), ("sda", False)]
 )
-def test_the_answer_at_any_alpha_is_what_the_engine_gives_for_that_alpha_alone(
+def test_the_answer_at_any_alpha_and_its_kl_are_what_the_engine_gives_for_that_alpha_alone(
     explorer, tiny, method, greedy
 ):
-    answers = explorer.answers("Well, you are", **(ASK | {"method": method}), greedy=greedy)
+    answers = explorer.answers(replace(ASK, method=method, greedy=greedy))
     sampling = replace(SAMPLING, temperature=0.0 if greedy else SAMPLING.temperature)
     alphas = [*middles(answers), 0.0, 0.83]
     arms = make_arms(method, alphas, profile="population", category="insult", sampling=sampling)
@@ -129,263 +152,226 @@ def test_the_answer_at_any_alpha_is_what_the_engine_gives_for_that_alpha_alone(
     assert shown["text"].tolist() == alone["text"].tolist()
     nll = (alone["nll_base"] / alone["n_tokens"]).tolist()
     assert shown["nll_per_token"].tolist() == pytest.approx(nll, nan_ok=True)
-    assert answers.base["text"] == decode(tiny, prompt, make_arms("base", sampling=sampling))["text"].iloc[0]
+    whole = np.flatnonzero(~alone["stopped"][:-2] & (alone["n_tokens"][:-2] > 0))
+    kl = (alone["kl_to_base"] / alone["n_tokens"]).to_numpy()[whole]
+    assert shown["kl_per_token"].to_numpy()[whole] == pytest.approx(kl, abs=1e-4)
     assert (answers.at(0.0)["text"] == answers.base["text"]) == (method != "sda")
-    pd.testing.assert_frame_equal(
-        answers.table[[*ATTRIBUTES]], LetterScorer()(answers.table["text"].tolist())
-    )
+    ratio = np.exp(shown["nll_per_token"] - answers.base["nll_per_token"])
+    assert shown["perplexity_ratio"].tolist() == pytest.approx(ratio.tolist(), nan_ok=True)
 
 
-def test_earlier_turns_are_read(explorer):
-    plain, later = (explorer.answers("Well, you are", **ASK, history=turns) for turns in ("", TURNS))
-    assert plain.base["nll_per_token"] != later.base["nll_per_token"]
-    assert plain.steered["text"].tolist() != later.steered["text"].tolist()
+@pytest.mark.parametrize("question", [ASK, CAA, replace(ASK, vector="polite", vector_alpha=0.5)])
+def test_each_token_carries_its_probability_under_the_base_and_steered_and_every_branchs_best(
+    explorer, question
+):
+    answers = explorer.answers(question)
+    assert len(answers.tokens) == len(answers.table)
+    for row, tokens in zip(answers.table.to_dict("records"), answers.tokens, strict=True):
+        assert "".join(token["text"] for token in tokens) == row["text"] and len(tokens) == row["n_tokens"]
+        nll = np.mean([-math.log(token["base"]) for token in tokens] or [math.nan])
+        assert nll == pytest.approx(row["nll_per_token"], abs=1e-3, nan_ok=True)
+    names = [name for name, _ in answers.tokens[-1][0]["tops"]]
+    assert names[-1] == "steered" and {"base"} < {*names}
+    if question is CAA:  # whose first answer is at alpha 0
+        assert all(token["steered"] == pytest.approx(token["base"], abs=1e-5) for token in answers.tokens[1])
 
 
 @pytest.mark.parametrize("method", ["prompt_only", "instructed"])
 def test_a_prompt_alone_is_off_at_0_and_on_at_1(explorer, calls, method):
-    answers = explorer.answers("Well, you are", **(ASK | {"method": method}))
+    answers = explorer.answers(replace(ASK, method=method))
     assert set(calls) == {"decode"} and not answers.exact
     assert answers.steered["alpha_low"].tolist() == answers.steered["alpha_high"].tolist() == [0, 1]
     assert answers.at(0.0)["text"] == answers.base["text"] != answers.at(1.0)["text"]
 
 
-def test_a_vector_steers_whatever_the_category_and_is_decoded_once(explorer):
-    found = [
-        explorer.answers("Well, you are", category=category, method="caa", vector="polite")
-        for category in ("insult", "threat")
-    ]
-    assert found[0] is found[1]
-    assert found[0].steered["kl_per_token"].iloc[0] == 0 < found[0].steered["kl_per_token"].iloc[1]
-
-
-def test_on_a_grid_the_nearest_alpha_is_taken(explorer):
-    answers = explorer.answers("Well, you are", category="insult", method="caa", vector="polite")
+def test_a_vector_steers_whatever_the_category_at_the_nearest_alpha_of_its_grid(explorer):
+    answers = explorer.answers(CAA)
+    assert explorer.answers(replace(CAA, category="threat")) is answers
     assert [answers.at(alpha)["alpha_low"] for alpha in (0.4, 0.6, 2.4, 9)] == [0, 1, 1, 4]
-
-
-def test_progress_counts_forward_passes_up_to_those_of_path_and_base(tiny):
-    seen: list[tuple[int, int]] = []
-    explore(tiny).answers("Well", **ASK, progress=lambda done, most: seen.append((done, most)))
-    assert seen[0] == (1, 10) and 5 < seen[-1][0] <= 10 and seen == sorted(seen)
-    assert not tiny.model._forward_hooks
+    assert answers.steered["kl_per_token"].iloc[0] == 0 < answers.steered["kl_per_token"].iloc[1]
 
 
 @pytest.mark.parametrize(
-    ("prompt", "changed", "message"),
+    "changed", [{"layers": (2, 2)}, {"unit": "residual"}, {"vector": "own polite", "user": "u2"}]
+)
+def test_layers_unit_and_user_choose_the_vector(explorer, changed):
+    plain, other = (
+        explorer.answers(replace(CAA, **new)).steered["kl_per_token"].tolist() for new in ({}, changed)
+    )
+    assert (other == pytest.approx(plain)) == ("user" in changed)
+
+
+def test_a_vector_beside_a_rule_steers_on_a_grid_and_without_strength_is_no_other_question(explorer):
+    beside = replace(ASK, vector="polite", vector_alpha=0.5)
+    answers = explorer.answers(beside)
+    assert not answers.exact and answers.at(0.0)["kl_per_token"] > 0 and len(answers.steered) == 9
+    assert explorer.answers(replace(beside, vector_alpha=0.0)) is explorer.answers(ASK)
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
     [
-        ("  ", {}, "empty"),
-        ("x" * 600, {}, "more than the 512"),
-        ("Well", {"category": "rudeness"}, "'rudeness' is not an attribute"),
-        ("Well", {"method": "base"}, "'base' is none of"),
-        ("Well", {"method": "caa", "vector": "bitter"}, "'caa bitter' is none of"),
+        ({"prompt": "  "}, "empty"),
+        ({"prompt": "x" * 600}, "512"),
+        ({"category": "rudeness"}, "rudeness"),
+        ({"method": "base"}, "base"),
+        ({"method": "caa", "vector": "bitter"}, "bitter"),
+        ({"method": "caa", "vector": "polite", "layers": (3, 3)}, "none in 3..3"),
+        ({"method": "caa", "vector": "own polite", "user": "u9"}, "u9"),
     ],
 )
-def test_a_question_that_cannot_be_answered_is_refused_in_words(explorer, prompt, changed, message):
-    with pytest.raises(ValueError, match=message):
-        explorer.answers(prompt, **(ASK | changed))
+def test_a_question_that_cannot_be_answered_is_refused(explorer, changed, named):
+    with pytest.raises(ValueError, match=named):
+        explorer.answers(replace(ASK, **changed))
+
+
+def test_more_than_the_free_memory_is_refused_with_both_numbers_before_decoding(tiny, calls, monkeypatch):
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=123_000))
+    needed = explore(tiny).estimate(ASK).needed
+    with pytest.raises(ex.NotEnoughMemory, match=f"{needed / 1e9:.1f} GB and .* s, .* 0.0 GB"):
+        explore(tiny).answers(ASK)
+    assert calls == [] and explore(tiny).estimate(replace(ASK, max_new_tokens=50)).needed > needed
 
 
 @pytest.mark.parametrize(
-    ("changed", "message"),
+    ("changed", "named"),
     [
         ({"residual_alphas": (1.0, 2.0)}, "residual_alphas"),
         ({"residual_alphas": (0.0,)}, "residual_alphas"),
         ({"residual_alphas": (0.0, 2.0, 1.0)}, "residual_alphas"),
         ({"sampling": Sampling(top_p=0.9)}, "top_p 0.9"),
-        (
-            {"vectors": [VectorFamily("alien", {"": {1: torch.ones(7)}})]},
-            "7 wide at layer 1, but .* is 32 wide",
-        ),
+        ({"vectors": [VectorFamily("alien", {"": {1: torch.ones(7)}})]}, "7 wide at layer 1"),
     ],
 )
-def test_what_cannot_be_explored_is_refused_at_once(tiny, changed, message):
-    with pytest.raises(ValueError, match=message):
+def test_what_cannot_be_explored_is_refused_at_once(tiny, changed, named):
+    with pytest.raises(ValueError, match=named):
         explore(tiny, **changed)
 
 
-def test_the_slider_shows_the_answer_of_its_alpha_without_decoding(widget, calls):
-    assert (widget.alpha.max, widget.alpha.step) == (2.0, 0.01)
-    pages = []
-    for alpha, (_, segment) in zip(middles(widget.answers), widget.answers.steered.iterrows(), strict=True):
-        widget.alpha.value = alpha
-        pages.append(widget.page.value)
-        low, high = (f"{round(segment[end], 4):g}" for end in ("alpha_low", "alpha_high"))
-        assert f"alpha = {round(alpha, 4):g}, this answer from {low} to {high}" in widget.page.value
-        assert widget.curves.widget.data[2].x == (alpha,)
-        assert widget.curves.widget.data[2].y == (segment["insult"],)
-    assert len(set(pages)) == len(pages) > 1 and calls == []
+def test_the_view_gets_all_answers_and_the_marks_of_the_run(widget):
+    data = widget.view.data
+    assert json.loads(json.dumps(data, allow_nan=False)) and widget.state.value.startswith("idle: ")
+    assert (data["alpha_max"], data["step"], data["chosen"], data["range"]) == (2.0, 0.01, 1.0, None)
+    assert len(data["steered"]) == len(widget.answers.steered) and not widget.view.stale
+    shown = ["".join(text for text, *_ in answer["pieces"]) for answer in data["steered"]]
+    assert shown == widget.answers.steered["text"].tolist()
 
 
-def test_choosing_a_prompt_takes_its_words_and_its_users_category(widget):
+def test_choosing_a_prompt_takes_its_words_its_category_its_turns_and_its_accepted_answer(widget):
     widget.prompt.value = "p2"
-    assert (widget.text.value, widget.category.value) == ("The weather in", "threat")
-    expected = widget.explorer.answers(
-        "The weather in", category="threat", method="expert_anti_expert", prompt_id="p2", history=TURNS
+    widget.wait()
+    assert (widget.text.value, widget.category.value, widget.question().history) == (
+        "The weather in",
+        "threat",
+        TURNS,
     )
-    assert widget.answers is expected and "after 2 earlier turns" in widget.note.value
+    assert widget.view.data["accepted"][0] == 0.3
+    widget.profile.value = "shuffled"
+    widget.wait()
+    assert widget.answers.question.category == "profanity" and widget.category.disabled
 
 
-def test_words_of_ones_own_wait_for_the_button(widget, calls):
+def test_words_of_ones_own_dim_what_is_shown_and_wait_for_the_button(widget, calls):
     widget.text.value = "My own words"
-    assert widget.prompt.value == "typed" and calls == []
-    assert "press Decode" in widget.note.value
+    assert (widget.prompt.value, widget.view.stale, calls) == ("typed", True, [])
     widget.button.click()
-    assert calls == ["decode", "alpha_path"] and "breakpoints between alpha 0 and 2" in widget.note.value
-    assert widget.settings()["history"] == ""
+    widget.wait()
+    assert (
+        calls[-1] == "alpha_path" and widget.view.data["prompt"] == "My own words" and not widget.view.stale
+    )
 
 
-def test_the_range_of_the_slider_follows_the_method(widget):
-    widget.alpha.value = 2.0
-    widget.method.value = ("caa", "polite")
-    assert (widget.alpha.max, widget.alpha.step) == (4.0, 1.0)
-    widget.method.value = ("prompt_only", "")
-    assert (widget.alpha.max, widget.alpha.value) == (1.0, 1.0)
-    assert "Prompt only" in widget.page.value
-    widget.method.value = ("anti_expert", "")
-    assert (widget.alpha.max, widget.alpha.step) == (2.0, 0.01)
-    assert "Anti-Expert" in widget.page.value
-
-
-@pytest.mark.parametrize(
-    ("words", "message"), [("   ", "the prompt is empty"), ("x" * 600, "more than the 512")]
-)
-def test_an_error_is_one_escaped_line_in_the_widget_and_leaves_no_stale_answer(widget, words, message):
+@pytest.mark.parametrize(("words", "named"), [("   ", "empty"), ("x" * 600, "512")])
+def test_a_failure_is_one_line_of_state_and_what_was_shown_stays_dimmed(widget, words, named):
     widget.text.value = words
     widget.button.click()
-    assert message in widget.note.value and "explorer-error" in widget.note.value
-    assert (
-        widget.page.value == ""
-        and widget.figure.layout.visibility == widget.bar.layout.visibility == "hidden"
-    )
-    widget.alpha.value = 2.0
-    assert widget.page.value == ""
-    widget.prompt.value = "p2"
-    assert "explorer-error" not in widget.note.value and "alpha = 2" in widget.page.value
+    widget.wait()
+    assert widget.state.value.startswith("failed: ") and named in widget.state.value and widget.view.stale
 
 
-def test_of_several_quick_changes_in_a_running_kernel_only_the_last_is_decoded(widget, calls, monkeypatch):
-    monkeypatch.setattr("steerlib.explorer.widget.PATIENCE", 0.05)
+def test_a_newer_question_replaces_an_older_one_and_cancel_stops_within_a_step(widget, calls, monkeypatch):
+    reached, go = threading.Event(), threading.Event()
+    stages = widget.explorer.stages
 
-    async def turn() -> None:
-        for seed in range(1, 6):
-            widget.seed.value = seed
-        assert calls == []
-        await asyncio.sleep(0.5)
+    def slow(question: Question, **rest: Any) -> Any:
+        reached.set()
+        go.wait(10)
+        yield from stages(question, **rest)
 
-    asyncio.run(turn())
-    assert calls == ["decode", "alpha_path"]
-    expected = widget.explorer.answers("Well, you are", **ASK, seed=5)
-    assert widget.answers is expected
+    monkeypatch.setattr(widget.explorer, "stages", slow)
+    widget.seed.value = 11
+    older = widget._thread
+    assert reached.wait(10)
+    widget.seed.value = 12
+    go.set()
+    older.join()
+    widget.wait()
+    assert calls.count("alpha_path") == 1 and widget.answers.question.seed == 12
+    go.clear()
+    widget.seed.value = 13
+    widget.stop.click()
+    go.set()
+    widget.wait()
+    assert widget.state.value == "cancelled" and widget.answers.question.seed == 12 and widget.view.stale
 
 
-@pytest.mark.parametrize("method", [("expert_anti_expert", ""), ("caa", "polite")])
-def test_the_picture_shows_what_the_live_figure_shows(widget, method):
-    widget.method.value = method
-    left, right = ex.curves_figure(widget.answers, "insult").axes
-    live = widget.curves.widget.data
-    assert list(left.lines[1].get_ydata()) == list(live[1].y)
-    assert list(right.lines[1].get_ydata()) == list(live[4].y)
-    assert list(left.lines[1].get_xdata()) == list(live[1].x)
-    exact = method[0] != "caa"
-    assert (left.lines[1].get_linestyle(), live[1].mode) == (("-", "lines") if exact else ("None", "markers"))
+def test_an_interrupt_between_two_cells_cancels(explorer, monkeypatch):
+    kernel = SimpleNamespace(saved_sigint_handler=signal.SIG_IGN)
+    monkeypatch.setattr("steerlib.explorer.widget.get_ipython", lambda: SimpleNamespace(kernel=kernel))
+    shown = AlphaExplorer(explorer, PROMPTS)
+    kernel.saved_sigint_handler(signal.SIGINT, None)
+    assert shown.state.value == "cancelled"
 
 
 def found(*texts: str, exact: bool = True, **changed: object) -> Answers:
     """Answers made by hand: the base's, then one steered answer to each half unit of alpha."""
-    numbers = {"n_tokens": 3, "stopped": True, "complete": True, "nll_per_token": 2.5}
-    numbers |= {"kl_per_token": math.nan if exact else 0.125, **dict.fromkeys(ATTRIBUTES, 0.5)} | changed
+    numbers = {"n_tokens": 3, "stopped": True, "complete": True, "collapsed": False}
+    numbers |= {"nll_per_token": 2.5, "perplexity_ratio": 1.0, "kl_per_token": 0.125}
+    numbers |= dict.fromkeys(ATTRIBUTES, 0.5) | changed
     table = pd.DataFrame([{"text": text, "method": "anti_expert", **numbers} for text in texts])
     starts = [math.nan, *(i / 2 for i in range(len(texts) - 1))]
-    ends = [start + 0.5 for start in starts] if exact else starts
-    table = table.assign(alpha_low=starts, alpha_high=ends)
+    table = table.assign(alpha_low=starts, alpha_high=[start + 0.5 for start in starts] if exact else starts)
     table.loc[0, "method"] = "base"
-    return Answers(table, exact)
+    return Answers(replace(ASK, method="anti_expert"), table, exact)
 
 
-def test_text_of_a_model_cannot_become_markup():
-    page = ex.answers_html(found("fine", '<img src=x onerror="alert(1)">'), 0.0, category="insult")
-    assert "<img" not in page
-    assert "&lt;img src=x onerror=&quot;alert(1)&quot;&gt;" in page
+HOSTILE = "</script><img src=x onerror=\"alert(1)\"> $1 & 'x' \u2028"
 
 
-@pytest.mark.parametrize("exact", [True, False])
-def test_the_table_shows_every_answer_and_where_it_holds_and_escapes_it(exact):
-    table = ex.answers_table(found("fine", "same", "<b>$1 & $2</b>", exact=exact), "insult").to_html()
-    assert "&lt;b&gt;$1 &amp; $2&lt;/b&gt;" in table and "<b>" not in table
-    assert (
-        ">base</td>" in table and ">0.5</td>" in table and ">2.50</td>" in table and ">Insult</th>" in table
-    )
-    assert (">alpha from</th>" in table and ">1</td>" in table) == exact
-    assert (">KL/token</th>" in table) != exact and "nan" not in table
+def test_text_of_a_model_cannot_become_markup_on_any_page(explorer, tmp_path):
+    pages = [ex.page_data(found("fine", HOSTILE), explorer)]
+    (tmp_path / "report.html").write_text(f"<meta content=\"default-src 'none'\">{''.join(ex.page.SLOT)}")
+    ex.add_to_report(tmp_path, pages)
+    again = ex.add_to_report(tmp_path, pages).read_text("utf-8")
+    alone, table = ex.saved_page(pages), ex.answers_table(found("", HOSTILE)).to_html()
+    for page in (alone, ex.embedded_page(pages).data, again, table):
+        assert "<img" not in page
+    assert again.count("<script>") == 1 and again.count("script-src 'sha256-") == 1
+    assert "default-src 'none'" in alone
+    assert re.findall("https?://[^\"']*", alone) == ["http://www.w3.org/2000/svg"]
 
 
-def test_what_both_answers_share_is_muted_up_to_a_whole_word():
-    page = ex.answers_html(found("you are kind", "you are kinder"), 0.0, category="insult")
-    assert page.count(">you are </span>") == 2
-    assert "</span>kinder</div>" in page
+def test_words_that_differ_from_the_base_are_marked():
+    text = "you are kinder, really"
+    changed = changed_words("you are kind", text)
+    marked = "".join(sign if new else "." for sign, new in zip(text, changed, strict=True))
+    assert marked == "........kinder,.really"
 
 
-def test_an_empty_answer_is_called_empty_and_its_likelihood_undefined():
-    page = ex.answers_html(found("fine", "", nll_per_token=math.nan), 0.0, category="insult")
-    assert "(empty answer)" in page and "undefined nats per token" in page
+def test_the_table_shows_every_answer_and_where_it_holds():
+    both = (found("fine", "same", "other", exact=exact) for exact in (True, False))
+    table, grid = (ex.answers_table(one).to_html() for one in both)
+    assert {">base</td>", ">0.5</td>", ">alpha from</th>"} <= {*re.findall(">[^<]+</t[dh]>", table)}
+    assert "nan" not in table
+    assert ">alpha from</th>" not in grid
 
 
-@pytest.mark.parametrize(
-    ("exact", "where"), [(True, "this answer from 0.5 to 1"), (False, "answer decoded at 0.5")]
-)
-def test_the_page_says_where_the_answer_holds(exact, where):
-    page = ex.answers_html(found("a", "b", "c", exact=exact), 0.61, category="insult")
-    assert f"alpha = 0.61, {where}" in page and "no steering" in page
-    assert ("KL to the base" in page) != exact
-
-
-def test_the_summary_counts_answers_and_breakpoints_and_says_what_a_grid_leaves_open():
+def test_the_summary_counts_answers_and_breakpoints_and_unfinished_stretches():
     assert summary(found("a", "a", "b", "a"), 1.25) == (
         "2 different answers, 2 breakpoints between alpha 0 and 1.5, in 1.2 s"
     )
     assert "3 alphas in 1.2 s, 2 different answers" in summary(found("a", "a", "b", "a", exact=False), 1.25)
-
-
-def test_the_curve_of_a_path_has_both_ends_of_every_answer_and_that_of_a_grid_its_points():
-    path, grid = (found("a", "b", "c", exact=exact) for exact in (True, False))
-    for answers in (path, grid):
-        answers.table["insult"] = [0.9, 0.1, 0.2]
-    assert curve(path, "insult") == ([0, 0.5, 0.5, 1], [0.1, 0.1, 0.2, 0.2])
-    assert curve(grid, "insult") == ([0, 0.5], [0.1, 0.2])
-
-
-def test_without_a_run_there_are_prompts_of_its_own(tmp_path):
-    own = ex.run_prompts(tmp_path)
-    assert sorted(own["category"]) == sorted(ATTRIBUTES)
-    assert ex.run_vectors(tmp_path) == []
-
-
-def test_a_runs_test_prompts_come_most_toxic_base_answer_first_and_its_vectors_are_taken(tmp_path):
-    prompts = pd.DataFrame({"prompt_id": list("abcd"), "split": ["test", "dev", "test", "test"]})
-    write_table(tmp_path, "prompts", prompts.reindex(columns=SCHEMA["prompts"].columns, fill_value=""))
-    assert ex.run_prompts(tmp_path)["prompt_id"].tolist() == ["a", "c", "d"]
-    arms = pd.DataFrame({"arm_id": ["b0", "s1"], "control": ["base", ""]})
-    write_table(tmp_path, "arms", arms.reindex(columns=SCHEMA["arms"].columns, fill_value=""))
-    answers = pd.DataFrame(
-        {
-            "arm_id": ["b0", "b0", "s1"],
-            "prompt_id": ["a", "c", "d"],
-            "text": ["fine", "rude", "rude"],
-            "seed": 0,
-        }
-    )
-    write_table(tmp_path, "generations", answers.reindex(columns=SCHEMA["generations"].columns, fill_value=0))
-    scores = pd.DataFrame(
-        {"text_sha": [text_sha("fine"), text_sha("rude")], "toxicity": [0.1, 0.9], "scorer": "s"}
-    )
-    write_table(tmp_path, "scores", scores.reindex(columns=SCHEMA["scores"].columns, fill_value=0.0))
-    save_family(
-        tmp_path / "vectors" / "mean.safetensors", VectorFamily("mean", {"": {2: torch.arange(3.0)}}), {}
-    )
-    assert ex.run_prompts(tmp_path)["prompt_id"].tolist() == ["c", "a", "d"]
-    (family,) = ex.run_vectors(tmp_path)
-    assert family.of("")[2].tolist() == [0, 1, 2]
+    assert "2 stretches are not complete" in summary(found("base", "a", "b", complete=False), 0.1)
 
 
 def test_a_breakpoint_belongs_to_the_answer_that_begins_there():
@@ -393,10 +379,80 @@ def test_a_breakpoint_belongs_to_the_answer_that_begins_there():
     assert [answers.at(alpha)["text"] for alpha in (0.0, 0.49, 0.5, 1.0)] == ["a", "a", "b", "b"]
 
 
-def test_a_stretch_that_is_not_complete_is_marked_and_drawn_as_a_gap():
-    answers = found("base", "a", "b")
-    answers.table["complete"] = [True, False, True]
-    assert "1 stretches are not complete" in summary(answers, 0.1)
-    assert "not complete" in ex.answers_html(answers, 0.0, category="insult")
-    assert ex.answers_table(answers, "insult").to_html().count(">not complete</td>") == 1
-    assert [math.isnan(height) for height in curve(answers, "insult")[1]] == [True, True, False, False]
+def rows(columns: str, *lines: str) -> pd.DataFrame:
+    return pd.DataFrame([line.split() for line in lines], columns=columns.split())
+
+
+def of_run(folder, **tables: pd.DataFrame) -> None:
+    for name, table in tables.items():
+        fill = 0.0 if name == "scores" else ""
+        write_table(folder, name, table.reindex(columns=SCHEMA[name].columns, fill_value=fill))
+
+
+def test_openings_come_first_then_the_runs_prompts_most_toxic_base_answer_first(tmp_path):
+    alone = ex.run_prompts(tmp_path, first=["hostile41", "hostile05"])
+    assert alone["prompt_id"].tolist()[:2] == ["hostile41", "hostile05"] and len(alone) == 12
+    assert (ex.run_vectors(tmp_path), ex.run_ranges(tmp_path)) == ([], {})
+    shas = f"{text_sha('fine')} .1 s", f"{text_sha('rude')} .9 s"
+    of_run(
+        tmp_path,
+        prompts=rows("prompt_id split", "a test", "b dev", "c test", "d test"),
+        arms=rows("arm_id control method family", "b0 base base -", "s1 - caa mean").replace("-", ""),
+        generations=rows("arm_id prompt_id text seed", "b0 a fine 0", "b0 c rude 0", "s1 d rude 0"),
+        scores=rows("text_sha toxicity scorer", *shas).astype({"toxicity": float}),
+        verdict=rows("method arm_id alpha alpha_low alpha_high", "CAA s1 .3 .1 .4"),
+    )
+    save_family(
+        tmp_path / "vectors" / "mean.safetensors", VectorFamily("mean", {"": {2: torch.arange(3.0)}}), {}
+    )
+    assert ex.run_prompts(tmp_path, openings=0)["prompt_id"].tolist() == ["c", "a", "d"]
+    assert ex.run_ranges(tmp_path) == {("caa", "mean"): (".3", ".1", ".4")}
+    (family,) = ex.run_vectors(tmp_path)
+    assert family.of("")[2].tolist() == [0, 1, 2]
+
+
+@pytest.fixture
+def pairs(tmp_path) -> pd.DataFrame:
+    answers = [f"{arm} q{i} {'same' if i == 3 else arm} 0" for i in range(20) for arm in ("s", "c")]
+    texts = rows("arm_id prompt_id text seed", *answers).astype({"seed": int})
+    prompts = rows("prompt_id prompt split", *(f"q{i} q{i} test" for i in range(20)))
+    of_run(tmp_path, prompts=prompts, generations=texts)
+    return ex.blind_pairs(tmp_path, ["s", "c"], n=12)
+
+
+def judge(panel: ex.BlindPanel, prefer: str, n: int) -> None:
+    """Take the arm whose text begins so."""
+    for _ in range(n):
+        number = panel.pair["number"]
+        panel.choose(1 if panel.pair["texts"][0].startswith(prefer) else 2, number, 1.5)
+        panel.choose(1, number, 1.5)  # a second press of the key changes nothing
+
+
+def test_a_session_goes_on_after_a_crash_and_its_win_rate_and_order_are_counted(tmp_path, pairs):
+    assert len(pairs) == 12 and "q3" not in set(pairs["prompt_id"])
+    judge(ex.BlindPanel(tmp_path, pairs, rater="ann"), "s", 5)
+    with (tmp_path / "preferences" / "ann.jsonl").open("a") as file:
+        file.write('{"rater": "ann", "prom')
+    judge(ex.BlindPanel(tmp_path, pairs, rater="ann"), "s", 7)
+    assert "texts" not in ex.BlindPanel(tmp_path, pairs, rater="ann").pair
+    choices = ex.read_choices(tmp_path)
+    assert len(choices) == 12 and set(choices["first"]) == {"s", "c"}
+    (row,) = ex.preference_results(choices).to_dict("records")
+    assert (row["win_rate"], row["high"], row["n"], row["n_raters"]) == (1.0, 1.0, 12, 1)
+    assert 0.6 < row["low"] < 1
+    assert row["first_rate"] == (choices["first"] == "s").mean() and math.isnan(row["kappa"])
+
+
+def test_two_raters_agreement_is_cohens_kappa(tmp_path, pairs):
+    judge(ex.BlindPanel(tmp_path, pairs, rater="ann"), "s", 12)
+    judge(ex.BlindPanel(tmp_path, pairs, rater="bob"), "c", 12)
+    (row,) = ex.preference_results(ex.read_choices(tmp_path)).to_dict("records")
+    assert (row["win_rate"], row["kappa"], row["n_prompts"]) == (0.5, 0.0, 12)
+    ratings = pd.DataFrame(np.random.default_rng(0).integers(0, 3, (30, 2)))
+    assert ex.agreement(ratings) == pytest.approx(cohen_kappa_score(ratings[0], ratings[1]))
+
+
+@pytest.mark.parametrize("rater", ["", "../up", "a b", ".hidden"])
+def test_a_raters_name_that_is_no_file_name_is_refused(tmp_path, pairs, rater):
+    with pytest.raises(ValueError, match="rater"):
+        ex.BlindPanel(tmp_path, pairs, rater=rater)

@@ -308,13 +308,6 @@ def test_the_printed_means_of_sdas_table_are_those_of_its_models() -> None:
     assert own["refined"].tolist() == pytest.approx([88.3, 40.4, 51.6, 12.0, 57.6, 9.1, 30.0], abs=0.06)
 
 
-def test_our_numbers_stand_below_the_published_of_the_same_system_and_metric() -> None:
-    ours = {"system": "STEER-Away", "setting": "ours", "metric": "perplexity", "value": 9.0, "unit": ""}
-    both = fg.beside_published(pd.DataFrame([ours]))
-    assert both["whose"].tolist() == ["published"] * 4 + ["ours"]
-    assert set(both["metric"]) == {"perplexity"}
-
-
 def test_published_curves_and_ours_share_a_scale(metrics: pd.DataFrame, arms: pd.DataFrame) -> None:
     ours = metrics.replace({"metric": {"toxicity_difference": "reduction_percent"}})
     fig = fg.plot_published(fg.points(ours, arms, "reduction_percent", comparator="arm0"))

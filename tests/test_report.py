@@ -98,7 +98,8 @@ def test_the_report_begins_with_the_verdict_and_folds_everything_else(run: Path)
     path = fg.write_report(run, figures=["one"], examples=examples(run))
     text = path.read_text()
     order = [
-        text.index(f'id="{name}"') for name in ("verdict", "figures", "answers", "settings", "provenance")
+        text.index(f'id="{name}"')
+        for name in ("verdict", "figures", "answers", "explorer", "settings", "provenance")
     ]
     assert order == sorted(order)
     for anchor in re.findall(r'href="#(\w+)"', text):

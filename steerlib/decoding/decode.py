@@ -110,7 +110,16 @@ def halved(
 
 def default_capacity(models: Sequence[FrozenModel], requests: Sequence[Request]) -> int:
     """Rows of a forward pass: as many as half of the free GPU memory, or `CPU_BYTES`, holds in the largest model."""
-    device = models[0].device
+    device, size = models[0].device, row_bytes(models, requests)
+    if device.type != "cuda":
+        return max(8, min(CPU_CAPACITY, CPU_BYTES // size))
+    # What torch has reserved and not given out counts as used by the driver, and is free for the next batch.
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return max(8, int((torch.cuda.mem_get_info(device)[0] + unused) / 2 // size))
+
+
+def row_bytes(models: Sequence[FrozenModel], requests: Sequence[Request]) -> int:
+    """Bytes of one row of a forward pass in the largest model, for the longest of some answers."""
     tokens = max(len(s.ids) + r.sampling.max_new_tokens for r in requests for s in r.branches.values())
     sizes = []
     for frozen in models:
@@ -120,11 +129,7 @@ def default_capacity(models: Sequence[FrozenModel], requests: Sequence[Request])
         width = getattr(config, "head_dim", None) or frozen.d_model // config.num_attention_heads
         cache = 2 * frozen.n_layers * heads * width * tokens * frozen.dtype.itemsize
         sizes.append(cache + 6 * 4 * config.vocab_size)
-    if device.type != "cuda":
-        return max(8, min(CPU_CAPACITY, CPU_BYTES // max(sizes)))
-    # What torch has reserved and not given out counts as used by the driver, and is free for the next batch.
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return max(8, int((torch.cuda.mem_get_info(device)[0] + unused) / 2 // max(sizes)))
+    return max(sizes)
 
 
 class NoiseKeys:

@@ -1,220 +1,148 @@
-"""What the alpha explorer shows: both answers, all answers, and curves over alpha. All text of a model is escaped."""
+"""What the alpha explorer shows, as data for `view.js`, and the pages that work without a kernel.
 
+Text of a model or a person is data here: the view makes text nodes of it, and JSON within a page has no `<`.
+"""
+
+import base64
+import hashlib
+import json
 import math
-from html import escape
+import re
+from collections.abc import Mapping, Sequence
+from difflib import SequenceMatcher
+from pathlib import Path
 
-import pandas as pd
-import plotly.graph_objects as go
-from matplotlib.figure import Figure
+from IPython.display import HTML
 from pandas.io.formats.style import Styler
-from plotly.subplots import make_subplots
 
-from steerlib.explorer.session import Answers
-from steerlib.figures.style import label, new_figure
+from steerlib.explorer.session import Answers, Explorer
+from steerlib.figures.style import label
 from steerlib.rules import RULES
+from steerlib.tables import atomic_path
 from steerlib.toxicity import ATTRIBUTES
 
-NLL = "nll_per_token"
-LEAST_TOPS = (0.25, 1.0)
+VIEW = Path(__file__).with_name("view.js").read_text("utf-8")
+SLOT = ("<!-- explorer -->", "<!-- /explorer -->")
+LEAST = {"score": 0.25, "nll": 1.0}
 """The axes of score and NLL reach at least here: noise in a third decimal should not look like an effect."""
-MUTED = "color:var(--jp-ui-font-color2,#666)"
-BOX = "flex:3 1 16em;min-width:0;border-top:4px solid {};padding:6px 2px;line-height:1.45"
-WORDS = "white-space:pre-wrap;overflow-wrap:anywhere;font-size:14px;margin:6px 0;min-height:7em"
-ROW = "display:grid;grid-template-columns:9em 1fr 6.5em;gap:8px;align-items:center;margin:5px 0"
 
 
-def curve(answers: Answers, column: str) -> tuple[list[float], list[float]]:
-    """A number of the steered answers over alpha: corners of a step function, or the points of a grid.
-
-    Args:
-        answers: of `Explorer.answers`.
-        column: of its table; NaN where an answer is not complete, for its number is that of a piece of text.
-    """
-    corners = ["alpha_low", "alpha_high"] if answers.exact else ["alpha_low"]
-    heights = answers.steered[column].where(answers.steered["complete"])
-    return answers.steered[corners].to_numpy().ravel().tolist(), heights.repeat(len(corners)).tolist()
-
-
-class LiveCurves:
-    """Score of the steering category and NLL under the base over alpha, with a marker at one alpha.
-
-    Attributes:
-        widget: the figure, a plotly FigureWidget. Its traces are base, steered answers and marker of the score, then
-            of the NLL.
-    """
-
-    def __init__(self) -> None:
-        grid = make_subplots(rows=1, cols=2, horizontal_spacing=0.12)
-        ring = {"size": 15, "symbol": "circle-open", "line": {"width": 3}}
-        for column in (1, 2):
-            grid.add_scatter(mode="lines", line={"dash": "dash"}, row=1, col=column)
-            grid.add_scatter(mode="lines", marker={"size": 7}, row=1, col=column)
-            grid.add_scatter(mode="markers", marker=ring, cliponaxis=False, row=1, col=column)
-        grid.update_traces(showlegend=False, hovertemplate="alpha %{x:.4~g}: %{y:.3f}<extra></extra>")
-        grid.update_xaxes(title="alpha", zeroline=False, gridcolor="rgba(127,127,127,.2)")
-        grid.update_yaxes(zeroline=False, gridcolor="rgba(127,127,127,.2)")
-        clear, margin = "rgba(0,0,0,0)", {"l": 60, "r": 15, "t": 15, "b": 45}
-        grid.update_layout(height=260, margin=margin, font={"color": "#7a7a7a", "size": 11})
-        grid.update_layout(autosize=True, paper_bgcolor=clear, plot_bgcolor=clear)
-        self.widget = go.FigureWidget(grid)
-        self.widget._config = {"displayModeBar": False}
-
-    def draw(self, answers: Answers, category: str) -> None:
-        """Show other answers; the marker goes to alpha 0."""
-        colour, traces, layout = RULES[answers.method].colour, self.widget.data, self.widget.layout
-        paint = {"line_color": colour, "marker_color": colour}
-        with self.widget.batch_update():
-            for first, column in ((0, category), (3, NLL)):
-                level = [answers.base[column]] * 2
-                traces[first].update(x=[0.0, answers.alpha_max], y=level, line_color=RULES["base"].colour)
-                alphas, heights = curve(answers, column)
-                traces[first + 1].update(
-                    x=alphas, y=heights, mode="lines" if answers.exact else "markers", **paint
-                )
-                traces[first + 2].update(marker_color=colour)
-            layout.yaxis.title, layout.yaxis2.title = _axis_label(category), _axis_label(NLL)
-            layout.yaxis.range, layout.yaxis2.range = _ranges(answers, category)
-            layout.xaxis.range = layout.xaxis2.range = _reach(answers)
-        self.mark(answers, 0.0, category)
-
-    def mark(self, answers: Answers, alpha: float, category: str) -> None:
-        """Move the marker to the answer of an alpha."""
-        row = answers.at(alpha)
-        place = alpha if answers.exact else row["alpha_low"]
-        with self.widget.batch_update():
-            for trace, column in ((2, category), (5, NLL)):
-                self.widget.data[trace].update(x=[place], y=[row[column] if row["complete"] else None])
-
-
-def curves_figure(answers: Answers, category: str) -> Figure:
-    """The same curves as a picture; one prompt, so no interval can be drawn."""
-    fig, axes = new_figure(1, 2, height=2.8)
-    look = {} if answers.exact else {"marker": "o", "linestyle": "none"}
-    dashed = {"color": RULES["base"].colour, "linestyle": (0, (4, 2)), "label": label("base")}
-    solid = {"color": RULES[answers.method].colour, "label": label(answers.method)} | look
-    for axis, column, ends in zip(axes[0], (category, NLL), _ranges(answers, category), strict=True):
-        axis.axhline(answers.base[column], **dashed)
-        axis.plot(*curve(answers, column), **solid)
-        axis.set(xlabel="alpha", ylabel=_axis_label(column), ylim=ends, xlim=_reach(answers))
-    axes[0, 1].legend(loc="lower right")
-    return fig
-
-
-def _axis_label(column: str) -> str:
-    return "NLL under the base, nats per token" if column == NLL else f"{label(column)} score"
-
-
-def _reach(answers: Answers) -> tuple[float, float]:
-    return -0.04 * answers.alpha_max, 1.04 * answers.alpha_max
-
-
-def _ranges(answers: Answers, category: str) -> list[tuple[float, float]]:
-    """Range of the score's axis and of the NLL's; a NaN (an empty answer) counts for nothing."""
-    highest = answers.table.loc[answers.table["complete"], [category, NLL]].max().fillna(0)
-    return [(0.0, 1.08 * max(pair)) for pair in zip(highest, LEAST_TOPS, strict=True)]
-
-
-def answers_html(answers: Answers, alpha: float, *, category: str) -> str:
-    """Base and steered answer side by side, what they share at their head muted, with numbers and score bars.
+def page_data(
+    answers: Answers,
+    explorer: Explorer,
+    *,
+    accepted: str = "",
+    chosen: tuple[float, float, float] | None = None,
+    start: float = 0.0,
+) -> dict:
+    """All that the view shows of some answers, ready for JSON.
 
     Args:
-        answers: of `Explorer.answers`.
-        alpha: of the steered answer.
-        category: the attribute that steers, set in bold.
+        answers: of `Explorer.stages`.
+        explorer: whose they are.
+        accepted: the person's accepted answer, whose scores are a third mark; empty for none.
+        chosen: alpha chosen on dev, and the operating range, see `run_ranges`.
+        start: alpha at which a saved page opens.
     """
-    base, steered = answers.base, answers.at(alpha)
-    low, high = _alpha(steered["alpha_low"]), _alpha(steered["alpha_high"])
-    where = f"this answer from {low} to {high}" if answers.exact else f"answer decoded at {low}"
-    shared = _shared(base["text"].strip(), steered["text"].strip())
-    boxes = _answer(base, "no steering", shared) + _answer(
-        steered, f"alpha = {_alpha(alpha)}, {where}", shared
-    )
-    return f'<div style="display:flex;flex-wrap:wrap;gap:20px">{boxes}{_bars(base, steered, category)}</div>'
+    question = answers.question
+    rule, (alpha_max, step) = RULES[question.method], explorer.reach(question)
+    marked, *ends = chosen or (math.nan, math.nan, math.nan)
+    name = f"{rule.label} {question.vector}".strip() if answers.question.key.vector else rule.label
+    scored = explorer.scorer([accepted]).iloc[0] if accepted else None
+    base, *steered = _rows(answers)
+    return {
+        "prompt": question.prompt,
+        "label": name + (f" ({question.vector_alpha:g})" if question.vector_alpha else ""),
+        "category": question.category,
+        "score_name": f"{label(question.category)} score",
+        "attributes": [(key, label(key)) for key in ATTRIBUTES],
+        "symbol": rule.symbol,
+        "exact": answers.exact,
+        "alpha_min": 0.0,
+        "alpha_max": alpha_max,
+        "step": step,
+        "start": start,
+        "least": LEAST,
+        "accepted": None if scored is None else [_plain(scored[key]) for key in ATTRIBUTES],
+        "chosen": _plain(marked),
+        "range": None if any(map(math.isnan, ends)) else ends,
+        "base": base,
+        "steered": steered,
+    }
 
 
-def _shared(one: str, other: str) -> int:
-    """Characters of the words that two texts have in common at their heads."""
-    if one == other:
-        return len(one)
-    parted = (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
-    return one.rfind(" ", 0, next(parted, min(len(one), len(other)))) + 1
+def _plain(value: float) -> float | None:
+    """A number as JSON has it, rounded; None where it is not finite."""
+    return round(float(value), 5) if math.isfinite(value) else None
 
 
-def _alpha(value: float) -> str:
-    return f"{round(value, 4):g}"
+def _rows(answers: Answers) -> list[dict]:
+    table, base = answers.table, answers.base["text"]
+    rows = []
+    for i, row in enumerate(table.to_dict("records")):
+        tokens = answers.tokens[i] if answers.tokens else []
+        changed = changed_words(base, row["text"])
+        rows.append(
+            {
+                "low": _plain(row["alpha_low"]),
+                "high": _plain(row["alpha_high"]),
+                "complete": bool(row["complete"]),
+                "collapsed": bool(row["collapsed"]),
+                "colour": RULES[row["method"]].colour,
+                "scores": [_plain(row[key]) for key in ATTRIBUTES],
+                "score": _plain(row[answers.question.category]),
+                "nll": _plain(row["nll_per_token"]),
+                "numbers": _numbers(row, steered=i > 0),
+                "pieces": _pieces(row["text"], changed if i else [False] * len(base), tokens),
+                "branches": [name for name, _ in tokens[0]["tops"]] if tokens else [],
+                "tokens": [_short_token(token) for token in tokens],
+            }
+        )
+    return rows
 
 
-def _ending(row: pd.Series) -> str:
+def _short_token(token: Mapping) -> list:
+    """Text, probability under the base and steered, and each branch's words and probabilities; all in per mille."""
+    mille = [round(1000 * token[name], 1) if name in token else None for name in ("base", "steered")]
+    tops = [[part for word, p in best for part in (word, round(1000 * p))] for _, best in token["tops"]]
+    return [token["text"], *mille, tops]
+
+
+def changed_words(base: str, text: str) -> list[bool]:
+    """Which characters of a text belong to words that the base's text does not have at this place."""
+    ours, theirs = (re.findall(r"\s+|\S+", one) for one in (text, base))
+    changed: list[bool] = []
+    for kind, _, _, start, stop in SequenceMatcher(None, theirs, ours, autojunk=False).get_opcodes():
+        for word in ours[start:stop]:
+            changed += [kind != "equal" and not word.isspace()] * len(word)
+    return changed
+
+
+def _pieces(text: str, changed: Sequence[bool], tokens: Sequence[Mapping]) -> list[tuple[str, bool, int]]:
+    """The text in pieces that are changed or not and within one token: text, whether changed, token (-1: unknown)."""
+    owner = [place for place, token in enumerate(tokens) for _ in token["text"]]
+    owner += [-1] * (len(text) - len(owner))
+    cuts = [i for i in range(len(text)) if not i or (changed[i], owner[i]) != (changed[i - 1], owner[i - 1])]
+    ends = [*cuts[1:], len(text)]
+    return [(text[i:end], changed[i], owner[i]) for i, end in zip(cuts, ends, strict=False)]
+
+
+def _ending(row: Mapping) -> str:
     if not row["complete"]:
         return "not complete"
     return "by itself" if row["stopped"] else "at the limit"
 
 
-def _answer(row: pd.Series, where: str, shared: int) -> str:
-    text, rule = row["text"].strip(), RULES[row["method"]]
-    words = f'<span style="{MUTED}">{escape(text[:shared])}</span>{escape(text[shared:])}'
-    if not text:
-        words = f'<i style="{MUTED}">(empty answer)</i>'
+def _numbers(row: Mapping, *, steered: bool) -> str:
+    nll = "undefined" if math.isnan(row["nll_per_token"]) else f"{row['nll_per_token']:.2f}"
+    words = f"{row['n_tokens']} tokens, ends {_ending(row)} · NLL under the base {nll} nats per token"
     if not row["complete"]:
-        words += f'<i style="{MUTED}"> … (not complete: all that its alphas were seen to share)</i>'
-    nll = "undefined" if math.isnan(row[NLL]) else f"{row[NLL]:.2f}"
-    numbers = f"{row['n_tokens']} tokens, ends {_ending(row)} · NLL under the base {nll} nats per token"
-    if not math.isnan(row["alpha_low"]) and not math.isnan(row["kl_per_token"]):
-        numbers += f" · KL to the base {row['kl_per_token']:.2f} nats per token"
-    return (
-        f'<div style="{BOX.format(rule.colour)}"><b>{escape(rule.label)}</b> '
-        f'<span style="{MUTED}" class="explorer-alpha">{where}</span>'
-        f'<div style="{WORDS}" class="explorer-text">{words}</div>'
-        f'<div style="{MUTED};font-size:12px">{escape(numbers)}</div></div>'
-    )
-
-
-def _bars(base: pd.Series, steered: pd.Series, category: str) -> str:
-    rows = ""
-    for name in ATTRIBUTES:
-        bars = "".join(
-            f'<div style="height:6px;width:{100 * row[name]:.1f}%;min-width:1px;margin:1px 0;'
-            f'background:{RULES[row["method"]].colour}"></div>'
-            for row in (base, steered)
-            if not math.isnan(row[name])
-        )
-        rows += (
-            f'<div style="{ROW};font-weight:{700 if name == category else 400}">'
-            f'<span style="white-space:nowrap">{escape(label(name))}</span>'
-            f'<div style="background:rgba(127,127,127,.13)">{bars}</div>'
-            f"<span>{base[name]:.2f} → {steered[name]:.2f}</span></div>"
-        )
-    return (
-        '<div style="flex:2 1 15em;border-top:4px solid transparent;padding:6px 2px;font-size:12px">'
-        f"<b>Scores</b> <span style={MUTED!r}>of 1; base above, steered below</span>{rows}</div>"
-    )
-
-
-def answers_table(answers: Answers, category: str) -> Styler:
-    """All answers over alpha with their numbers, to be read where no slider runs; the base comes first.
-
-    A row of a path holds from its first alpha up to its second, a row of a grid at one alpha.
-
-    Args:
-        answers: of `Explorer.answers`.
-        category: the attribute that steers.
-    """
-    stretch = {"alpha_low": "alpha from", "alpha_high": "to"} if answers.exact else {"alpha_low": "alpha"}
-    kl = {} if answers.exact else {"kl_per_token": "KL/token"}
-    names = (
-        stretch | {category: label(category), NLL: "NLL/token"} | kl | {"ending": "Ends", "text": "Answer"}
-    )
-    table = answers.table.assign(ending=answers.table.apply(_ending, axis=1))[[*names]].rename(columns=names)
-    left = [{"selector": "td:last-child, th:last-child", "props": "text-align:left"}]
-    return (
-        table.style.format(precision=2, escape="html", na_rep="")
-        .format(_alpha, subset=[*stretch.values()], na_rep="")
-        .format(_alpha, subset=next(iter(stretch.values())), na_rep="base")
-        .set_table_styles(left)
-        .set_table_attributes('class="explorer-table tex2jax_ignore"')  # a dollar in an answer is no formula
-        .set_uuid("answers")
-        .hide(axis="index")
-    )
+        words += " · all that its alphas were seen to share"
+    if steered and not math.isnan(row["perplexity_ratio"]):
+        words += f" · perplexity × {row['perplexity_ratio']:.2f}"
+    if steered and not math.isnan(row["kl_per_token"]):
+        words += f" · KL to the base {row['kl_per_token']:.2f} nats per token"
+    return words
 
 
 def summary(answers: Answers, seconds: float) -> str:
@@ -222,12 +150,98 @@ def summary(answers: Answers, seconds: float) -> str:
     steered, found = answers.steered, f"{answers.distinct} different answers"
     if not answers.exact:
         return f"{len(steered)} alphas in {seconds:.1f} s, {found}; between them the nearest is shown"
-    end, parted = _alpha(answers.alpha_max), int((~steered["complete"]).sum())
+    end, parted = f"{steered['alpha_high'].iloc[-1]:g}", int((~steered["complete"].astype(bool)).sum())
     line = f"{found}, {len(steered) - 1} breakpoints between alpha 0 and {end}, in {seconds:.1f} s"
     return line + (f"; {parted} stretches are not complete, the row budget ended them" if parted else "")
 
 
-def note_html(text: str, *, error: bool = False) -> str:
-    """One line of the widget's own words."""
-    style = "color:var(--jp-error-color1,#b00020);font-weight:600" if error else MUTED
-    return f'<div style="{style}" class="explorer-{"error" if error else "note"}">{escape(text)}</div>'
+def answers_table(answers: Answers) -> Styler:
+    """All answers over alpha with their numbers, to be read where no slider runs; the base comes first.
+
+    A row of a path holds from its first alpha up to its second, a row of a grid at one alpha.
+    """
+    category = answers.question.category
+    stretch = {"alpha_low": "alpha from", "alpha_high": "to"} if answers.exact else {"alpha_low": "alpha"}
+    names = stretch | {category: label(category), "perplexity_ratio": "Perplexity ratio"}
+    names |= {"kl_per_token": "KL/token", "ending": "Ends", "text": "Answer"}
+    table = answers.table.assign(ending=answers.table.apply(_ending, axis=1))[[*names]].rename(columns=names)
+    left = [{"selector": "td:last-child, th:last-child", "props": "text-align:left"}]
+    return (
+        table.style.format(precision=2, escape="html", na_rep="")
+        .format("{:.4g}", subset=[*stretch.values()], na_rep="")
+        .format("{:.4g}", subset=next(iter(stretch.values())), na_rep="base")
+        .set_table_styles(left)
+        .set_table_attributes('class="explorer-table tex2jax_ignore"')  # a dollar in an answer is no formula
+        .set_uuid("answers")
+        .hide(axis="index")
+    )
+
+
+def _parts(pages: Sequence[Mapping]) -> tuple[str, str]:
+    """Script and body of a page: the data stand in the script, where no `<` can end it."""
+    data = json.dumps(list(pages), ensure_ascii=False, allow_nan=False)
+    for sign, code in (
+        ("<", "\\u003c"),
+        (">", "\\u003e"),
+        ("&", "\\u0026"),
+        ("\u2028", "\\u2028"),
+        ("\u2029", "\\u2029"),
+    ):
+        data = data.replace(sign, code)
+    script = f"(() => {{\n{VIEW}\npage(document.getElementById('alpha-explorer'), {data});\n}})();"
+    return script, '<div id="alpha-explorer">This page needs its own script to move the slider.</div>'
+
+
+def saved_page(pages: Sequence[Mapping]) -> str:
+    """One self-contained HTML page with a working slider: one inline script, named by its hash, and no request.
+
+    Args:
+        pages: of `page_data`, a prompt each.
+    """
+    script, body = _parts(pages)
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src '{_hash(script)}'"
+    return (
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><title>Alpha explorer</title></head>'
+        '<body style="margin:1rem;font-family:system-ui,sans-serif"><h1 style="font-size:1.3rem">Alpha explorer</h1>'
+        "<p>Answers of one frozen language model, steered and not. The unsteered ones may be offensive.</p>"
+        f"{body}\n<script>{script}</script></body></html>\n"
+    )
+
+
+def _hash(script: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def embedded_page(pages: Sequence[Mapping], *, height: int = 760) -> HTML:
+    """The saved page within a frame, for a notebook's output; where frames are cut out, nothing is shown."""
+    words = saved_page(pages).replace("&", "&amp;").replace("'", "&#39;")  # JSON is full of the other quotes
+    look = f'style="width:100%;height:{height}px;border:0"'
+    return HTML(f"<iframe title='Alpha explorer' {look} sandbox='allow-scripts' srcdoc='{words}'></iframe>")
+
+
+def write_page(path: Path, pages: Sequence[Mapping]) -> Path:
+    """Write `saved_page`, whole or not at all; its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as partial:
+        partial.write_text(saved_page(pages), encoding="utf-8")
+    return path
+
+
+def add_to_report(folder: Path, pages: Sequence[Mapping]) -> Path | None:
+    """Put the explorer into the run's `report.html`, instead of one that is there; its path, None without a report.
+
+    The report's own rules allow no script but this one, which they name by its hash.
+    """
+    path = folder / "report.html"
+    if not path.exists():
+        return None
+    script, body = _parts(pages)
+    text = re.sub(r"; script-src '[^']*'", "", path.read_text("utf-8"))
+    text = text.replace("default-src 'none'", f"default-src 'none'; script-src '{_hash(script)}'", 1)
+    before, rest = text.split(SLOT[0])
+    with atomic_path(path) as partial:
+        after = rest.split(SLOT[1])[1]
+        partial.write_text(f"{before}{SLOT[0]}{body}\n<script>{script}</script>{SLOT[1]}{after}", "utf-8")
+    return path

@@ -1,5 +1,7 @@
-"""The alpha explorer without its widgets: all answers over alpha to one prompt, decoded once and kept."""
+"""The alpha explorer without its widgets: all answers over alpha to one prompt, decoded in stages and kept."""
 
+import threading
+import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -9,10 +11,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import psutil
+import torch
 
 from steerlib.decoding import Sampling, alpha_path, decode, make_arms
+from steerlib.decoding.decode import row_bytes
+from steerlib.decoding.requests import Request, make_requests
+from steerlib.decoding.steer import COLLAPSE_RATIO
+from steerlib.evaluation.likelihood import forced_logits, read_streams
 from steerlib.models import FrozenModel
-from steerlib.residual import VectorFamily
+from steerlib.profiles import demo_openings
+from steerlib.residual import VectorFamily, in_unit
 from steerlib.rules import RULES, acting_on
 from steerlib.tables import has_table, read_table
 from steerlib.toxicity import Scorer, check_attribute, text_sha
@@ -20,25 +29,97 @@ from steerlib.vectors import load_families
 
 STEP = 0.01  # of the slider along a path
 TYPED = "typed"
-NUMBERS = ["method", "alpha_low", "alpha_high", "text", "n_tokens", "stopped", "complete"]
-Report = Callable[[int, int], None]
+ROW_BUDGET = 96  # rows of a path
+BESIDE = 9  # alphas of a logit rule with a vector beside it, which has no path
+TOPS = 3  # candidates shown of each branch at a token
+FORCED = 512  # tokens of answers that are read again at a time
+COLUMNS = ["method", "alpha_low", "alpha_high", "text", "token_ids", "n_tokens", "stopped", "complete"]
+Report = Callable[[int, int, str], object]
+
+
+class NotEnoughMemory(ValueError):
+    """A question needs more memory than the machine has free; nothing was decoded."""
+
+
+class Estimate(NamedTuple):
+    """What a question is about to cost: bytes beside the model, those free now, and seconds."""
+
+    needed: int
+    free: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked, and what steers the answers.
+
+    Attributes:
+        prompt, prompt_id, history: a row of the prompts table; the id enters the sampling noise.
+        method: one that acts on logits, on the residual stream, or by its context alone. Alpha of "sda" is k, with the
+            amplification factor 1.
+        category: the attribute whose contexts steer; vectors ignore it.
+        vector: name of a family, see `Explorer.vectors`, of a residual method or beside a logit rule.
+        vector_alpha: strength of a vector beside a logit rule; 0 for the rule alone.
+        layers: first and last layer of the vector that are used; empty for all it has.
+        unit: of the vector's alpha, see `steerlib.residual.in_unit`.
+        user: whose vector, of a family by user.
+        seed, greedy, max_new_tokens: of the sampling.
+    """
+
+    prompt: str
+    method: str = "expert_anti_expert"
+    category: str = "toxicity"
+    vector: str = ""
+    vector_alpha: float = 0.0
+    layers: tuple[int, ...] = ()
+    unit: str = "vector"
+    user: str = ""
+    seed: int = 0
+    greedy: bool = False
+    max_new_tokens: int = 32
+    prompt_id: str = TYPED
+    history: str = ""
+
+    @property
+    def exact(self) -> bool:
+        """Whether every alpha is known: a logit rule alone."""
+        return RULES[self.method].acts_on == "logits" and not self.vector_alpha
+
+    @property
+    def of_base(self) -> "Question":
+        """The question of the unsteered answer, the same for all that steers."""
+        plain = {"method": "base", "category": "toxicity", "vector": "", "vector_alpha": 0.0, "user": ""}
+        return replace(self, layers=(), unit="vector", **plain)
+
+    @property
+    def key(self) -> "Question":
+        """Equal where answers are equal: contexts play no part beside a vector, nor a vector without strength."""
+        if RULES[self.method].acts_on == "residual":
+            return replace(self, category="toxicity", vector_alpha=0.0)
+        return self if self.vector_alpha else replace(self, vector="", layers=(), unit="vector", user="")
 
 
 @dataclass(frozen=True)
 class Answers:
-    """The base's answer and the steered ones over alpha, with their numbers.
+    """The base's answer and those steered ones that are there so far, with their numbers.
 
     Attributes:
+        question: what was asked.
         table: the base's answer (alpha_low and alpha_high NaN), then the steered ones by rising alpha. Columns:
-            method, alpha_low, alpha_high, text, n_tokens, stopped, complete, nll_per_token (nats, under the unsteered
-            base; NaN for an empty answer), kl_per_token (nats; NaN along a path, where it is not measured), and six
-            scores in [0, 1].
-        exact: the steered answers are all that there are, each from alpha_low to alpha_high; else
-            alpha_low = alpha_high is an alpha that was decoded.
+            method, alpha_low, alpha_high, text, token_ids, n_tokens, stopped, complete, nll_per_token (nats, under the
+            unsteered base; NaN for an empty answer), perplexity_ratio (to the base's answer), collapsed, kl_per_token
+            (KL(steered || base) in nats, along a path at the middle of the segment; NaN until measured), six scores.
+        exact: each steered answer holds from alpha_low to alpha_high; else at the alpha_low = alpha_high decoded.
+        tokens: of each row, one dict a token: its text, probability under the base and steered (NaN for the base's own
+            answer), and the likeliest tokens of each branch; empty until measured.
+        whole: all answers are there.
     """
 
+    question: Question
     table: pd.DataFrame
     exact: bool
+    tokens: tuple[list[dict], ...] = ()
+    whole: bool = False
 
     @property
     def base(self) -> pd.Series:
@@ -49,16 +130,6 @@ class Answers:
     def steered(self) -> pd.DataFrame:
         """The steered answers, by rising alpha from 0 on."""
         return self.table.iloc[1:]
-
-    @property
-    def method(self) -> str:
-        """What steers."""
-        return self.table["method"].iloc[-1]
-
-    @property
-    def alpha_max(self) -> float:
-        """End of the range."""
-        return self.table["alpha_high"].iloc[-1]
 
     @property
     def distinct(self) -> int:
@@ -72,21 +143,6 @@ class Answers:
         return self.steered.iloc[along if self.exact else int(np.abs(starts - alpha).argmin())]
 
 
-class Question(NamedTuple):
-    """What is asked, whatever steers the answer."""
-
-    prompt: str
-    prompt_id: str
-    history: str
-    seed: int
-    sampling: Sampling
-
-    @property
-    def frame(self) -> pd.DataFrame:
-        """The prompt as the engine takes it."""
-        return pd.DataFrame([self[:3]], columns=["prompt", "prompt_id", "history"])
-
-
 class Explorer:
     """All answers over alpha to a prompt: exact for the logit rules, on a grid for the rest.
 
@@ -95,7 +151,7 @@ class Explorer:
         scorer: six toxicity scores of a text.
         style: "chat" or "continuation".
         sampling: settings of the choice of tokens; greedy, or with top_p = 1 (min_p is the nucleus of a path).
-        vectors: families of steering vectors for everybody, for methods that act on the residual stream.
+        vectors: families of steering vectors.
         alpha_max: end of the path of the logit rules, dimensionless.
         residual_alphas: alphas of the vectors, increasing from 0.
 
@@ -116,157 +172,303 @@ class Explorer:
         residual_alphas: Sequence[float] = (0.0, 0.25, 0.5, 1.0),
     ) -> None:
         self.frozen, self.scorer, self.style, self.sampling = frozen, scorer, style, sampling
-        self.vectors = {family.name: family for family in vectors}
+        self.vectors = {f"{one.vector_user} {one.name}".strip(): one for one in vectors}
         self.alpha_max, self.residual_alphas = float(alpha_max), tuple(map(float, residual_alphas))
         if sampling.temperature and sampling.top_p < 1:
             raise ValueError(f"top_p {sampling.top_p} has no exact alpha path; use top_p=1, with min_p")
         if list(residual_alphas) != sorted({0.0, *residual_alphas}) or len(residual_alphas) < 2:
             raise ValueError(f"residual_alphas must increase from 0, not {list(residual_alphas)}")
-        for layer, vector in [item for family in vectors for item in family.of("").items()]:
+        for layer, vector in [
+            pair for one in vectors for own in one.vectors.values() for pair in own.items()
+        ]:
             if layer >= frozen.n_layers or len(vector) != frozen.d_model:
                 raise ValueError(
                     f"a vector of the run is {len(vector)} wide at layer {layer}, but {frozen.name} is {frozen.d_model}"
                     f" wide and has {frozen.n_layers} layers: name a run of this model"
                 )
-        self._kept: dict[tuple, Answers] = {}
+        self._kept: dict[Question, Answers] = {}
         self._bases: dict[Question, pd.DataFrame] = {}
+        self._one_at_a_time = threading.RLock()
+        self._flops = 0.0
 
     @property
-    def methods(self) -> tuple[tuple[str, str], ...]:
-        """Method and vector of everything that can be chosen; a residual method once for each vector."""
+    def methods(self) -> tuple[str, ...]:
+        """Everything that can be chosen; a residual method only where there are vectors."""
         plain = [name for name in acting_on("context", "logits") if RULES[name].branches]
-        residual = [(name, family) for name in acting_on("residual") for family in self.vectors]
-        return (*((name, "") for name in plain), *residual)
+        return (*plain, *(acting_on("residual") if self.vectors else ()))
 
-    def grid(self, method: str) -> tuple[float, ...]:
-        """Alphas of a method without a path; that of a context alone is off at 0 and on at 1."""
-        return self.residual_alphas if RULES[method].acts_on == "residual" else (0.0, 1.0)
+    def grid(self, question: Question) -> tuple[float, ...]:
+        """Alphas that are decoded where there is no path; a context alone is off at 0 and on at 1."""
+        if RULES[question.method].acts_on == "logits":
+            return tuple(np.linspace(0, self.alpha_max, BESIDE).round(3))
+        return self.residual_alphas if RULES[question.method].acts_on == "residual" else (0.0, 1.0)
 
-    def reach(self, method: str) -> tuple[float, float]:
-        """Largest alpha of a method, and the step that a slider takes."""
-        grid = self.grid(method)
-        on_grid = grid[-1], min(b - a for a, b in pairwise(grid))
-        return (self.alpha_max, STEP) if RULES[method].acts_on == "logits" else on_grid
+    def reach(self, question: Question) -> tuple[float, float]:
+        """Largest alpha, and the step that a slider takes."""
+        grid = self.grid(question)
+        return (self.alpha_max, STEP) if question.exact else (grid[-1], min(b - a for a, b in pairwise(grid)))
 
-    def answers(
-        self,
-        prompt: str,
-        *,
-        category: str,
-        method: str,
-        vector: str = "",
-        seed: int = 0,
-        greedy: bool = False,
-        max_new_tokens: int | None = None,
-        prompt_id: str = TYPED,
-        history: str = "",
-        progress: Report | None = None,
-    ) -> Answers:
-        """Answers of one prompt over alpha; the second call with the same settings is free.
-
-        Args:
-            prompt: what the model reads.
-            category: the attribute whose contexts steer; vectors ignore it.
-            method: one of `methods`. Alpha of "sda" is k, with the amplification factor 1 for every prompt.
-            vector: the family's name, for a method of the residual stream.
-            seed: of the sampling noise, which all alphas share.
-            greedy: take the likeliest token instead of drawing.
-            max_new_tokens: longest answer; that of the sampling where None.
-            prompt_id: enters the noise.
-            history: earlier turns, as in the prompts table.
-            progress: called with the forward passes so far and about how many there will be at most.
+    def estimate(self, question: Question) -> Estimate:
+        """Memory and time that a question is about to need: caches and logits of all rows; two operations a weight
+        and token, at the speed of one matrix product on this machine.
 
         Raises:
             ValueError: an empty or too long prompt, an unknown category, method or vector.
         """
-        check_attribute(category)
-        if (method, vector) not in self.methods:
-            known = ", ".join(" ".join(pair).strip() for pair in self.methods)
-            raise ValueError(f"method {f'{method} {vector}'.strip()!r} is none of {known}")
-        limit = max_new_tokens or self.sampling.max_new_tokens
-        temperature = 0.0 if greedy else self.sampling.temperature
-        sampling = replace(self.sampling, max_new_tokens=limit, temperature=temperature)
-        question = Question(prompt, prompt_id, history, seed, sampling)
-        key = (question, method, vector, "" if vector else category)  # contexts play no part beside a vector
-        if key not in self._kept:
-            exact = RULES[method].acts_on == "logits"
-            with _passes_counted(self.frozen, limit * (1 if question in self._bases else 2), progress):
-                if question not in self._bases:
-                    self._bases[question] = self._decoded(question, "base")
-                base = self._bases[question]
+        self._check(question)
+        alphas = [self.alpha_max] if question.exact else self.grid(question)[1:]
+        requests = self._requests(question, alphas)
+        streams = {stream for request in requests for stream in request.branches.values()}
+        rows = ROW_BUDGET if question.exact else len(streams)
+        device = self.frozen.device
+        on_gpu = device.type == "cuda"
+        free = torch.cuda.mem_get_info(device)[0] if on_gpu else psutil.virtual_memory().available
+        if not self._flops:
+            square = torch.ones(1024, 1024, dtype=self.frozen.dtype, device=device)
+            started = time.perf_counter()
+            (square @ square).sum().item()
+            self._flops = 2 * 1024**3 / (time.perf_counter() - started)
+        tokens = sum(len(stream.ids) for stream in streams) + question.max_new_tokens * (rows / 4 + 8)
+        weights = sum(parameter.numel() for parameter in self.frozen.model.parameters())
+        return Estimate(rows * row_bytes([self.frozen], requests), free, 2 * weights * tokens / self._flops)
+
+    def answers(self, question: Question, *, report: Report | None = None) -> Answers:
+        """All answers; a second call with the same question is free. Arguments and errors as `stages`."""
+        return [*self.stages(question, report=report)][-1]
+
+    def stages(
+        self, question: Question, *, alpha: float | None = None, report: Report | None = None
+    ) -> Generator[Answers]:
+        """The base's answer, that at one alpha, all of them, and all with their tokens' probabilities.
+
+        Args:
+            question: what is asked.
+            alpha: whose answer comes second, where the answers are a path; None for none.
+            report: called before every module of the model runs, with the forward passes so far, about how many there
+                will be, and the text of a single answer that is being decoded. What it raises stops the decoding.
+
+        Raises:
+            NotEnoughMemory: before anything is decoded.
+            ValueError: an empty or too long prompt, an unknown category, method or vector.
+        """
+        key = question.key
+        if key in self._kept:
+            yield self._kept[key]
+            return
+        with self._one_at_a_time:
+            estimate = self.estimate(question)
+            if estimate.needed > estimate.free:
+                raise NotEnoughMemory(
+                    f"this needs about {estimate.needed / 1e9:.1f} GB and {estimate.seconds:.0f} s, but the machine has"
+                    f" {estimate.free / 1e9:.1f} GB free: shorten the prompt or the answer"
+                )
+            limit, exact = question.max_new_tokens, question.exact
+            most = limit * (1 + (exact and alpha is not None) + (question.of_base not in self._bases))
+            with _watched(self.frozen, most, report):
+                if question.of_base not in self._bases:
+                    self._bases[question.of_base] = self._decoded(question.of_base, [0.0])
+                # On a grid the base's answer is the method's at 0.
+                parts = [self._bases[question.of_base].assign(alpha_low=np.nan, alpha_high=np.nan)]
+                yield self._measured(question, parts)
                 if exact:
-                    steered = self._path(question, method, category)
-                elif vector:
-                    steered = self._decoded(question, method, family=self.vectors[vector])
+                    if alpha is not None:
+                        yield self._measured(question, [*parts, self._decoded(question, [alpha])])
+                    arm = self._arms(question, [self.alpha_max])
+                    segments = alpha_path(
+                        self.frozen, _frame(question), arm, seeds=[question.seed], row_budget=ROW_BUDGET
+                    )
+                    parts.append(segments.assign(method=question.method, kl_to_base=np.nan))
                 else:
-                    steered = self._decoded(question, method, profile="population", category=category)
-            # On a grid the base's answer is the method's at 0.
-            parts = [base.assign(alpha_low=np.nan, alpha_high=np.nan)]
-            parts += [steered] if exact else [base.assign(method=method), steered]
-            self._kept[key] = Answers(self._measured(pd.concat(parts, ignore_index=True)), exact)
-        return self._kept[key]
+                    zero = self._bases[question.of_base].assign(method=question.method)
+                    if question.vector_alpha:
+                        zero = self._decoded(question, [0.0])
+                    parts += [zero, self._decoded(question, self.grid(question)[1:])]
+                found = replace(self._measured(question, parts, exact=exact), whole=True)
+                yield found
+                self._kept[key] = self._with_tokens(found)
+        yield self._kept[key]
 
-    def _path(self, question: Question, method: str, category: str) -> pd.DataFrame:
-        how: dict[str, Any] = {"profile": "population", "category": category, "style": self.style}
-        arm = make_arms(method, [self.alpha_max], sampling=question.sampling, **how)
-        segments = alpha_path(self.frozen, question.frame, arm, seeds=[question.seed])
-        return segments.assign(method=method, kl_to_base=np.nan)
+    def _check(self, question: Question) -> None:
+        check_attribute(question.category)
+        if question.method not in self.methods:
+            raise ValueError(f"method {question.method!r} is none of {', '.join(self.methods)}")
+        wanted = RULES[question.method].acts_on == "residual" or question.vector_alpha
+        if wanted and question.vector not in self.vectors:
+            raise ValueError(f"vector {question.vector!r} is none of {', '.join(self.vectors) or 'none'}")
 
-    def _decoded(self, question: Question, method: str, **how: Any) -> pd.DataFrame:
-        alphas = self.grid(method)[1:] if RULES[method].branches else [0.0]
-        arms = make_arms(method, alphas, style=self.style, sampling=question.sampling, **how)
-        vectors = [how["family"]] if "family" in how else []
-        found = decode(self.frozen, question.frame, arms, seeds=[question.seed], vectors=vectors)
+    def _family(self, question: Question) -> VectorFamily | None:
+        """The vector that steers: of its user, in its unit, at the layers asked for."""
+        if not (RULES[question.method].acts_on == "residual" or question.vector_alpha):
+            return None
+        vectors = self.vectors[question.vector].of(question.user)
+        low, high = question.layers or (0, self.frozen.n_layers)
+        chosen = {layer: vector for layer, vector in vectors.items() if low <= layer <= high}
+        if not chosen:
+            raise ValueError(
+                f"vector {question.vector!r} has layers {sorted(vectors)}, none in {low}..{high}"
+            )
+        own = in_unit(self.frozen, chosen, question.unit)
+        return VectorFamily(self.vectors[question.vector].name, {"": own}, unit=question.unit)
+
+    def _arms(self, question: Question, alphas: Sequence[float]) -> pd.DataFrame:
+        temperature = 0.0 if question.greedy else self.sampling.temperature
+        sampling = replace(self.sampling, max_new_tokens=question.max_new_tokens, temperature=temperature)
+        how: dict[str, Any] = {"style": self.style, "sampling": sampling}
+        if RULES[question.method].context_branches:
+            how |= {"profile": "population", "category": question.category}
+        if family := self._family(question):
+            how |= {"family": family}
+            if RULES[question.method].acts_on == "logits":
+                how |= {"vector_alpha": question.vector_alpha}
+        return make_arms(question.method, alphas, **how)
+
+    def _requests(self, question: Question, alphas: Sequence[float]) -> list[Request]:
+        vectors = [family] if (family := self._family(question)) else []
+        arms = self._arms(question, alphas)
+        return make_requests(self.frozen, _frame(question), arms, seeds=[question.seed], vectors=vectors)
+
+    def _decoded(self, question: Question, alphas: Sequence[float]) -> pd.DataFrame:
+        vectors = [family] if (family := self._family(question)) else []
+        arms = self._arms(question, alphas)
+        found = decode(self.frozen, _frame(question), arms, seeds=[question.seed], vectors=vectors)
         rows = arms[["arm_id", "method", "alpha"]].merge(found, on="arm_id", validate="one_to_one")
         return rows.assign(complete=True, alpha_low=rows["alpha"], alpha_high=rows["alpha"])
 
-    def _measured(self, rows: pd.DataFrame) -> pd.DataFrame:
-        numbers = rows.reindex(columns=NUMBERS).assign(
-            nll_per_token=rows["nll_base"] / rows["n_tokens"].where(rows["n_tokens"] > 0),
+    def _measured(self, question: Question, parts: Sequence[pd.DataFrame], *, exact: bool = False) -> Answers:
+        rows = pd.concat(parts, ignore_index=True)
+        nll = rows["nll_base"] / rows["n_tokens"].where(rows["n_tokens"] > 0)
+        ratio = np.exp(nll - nll.iloc[0])
+        numbers = rows.reindex(columns=COLUMNS).assign(
+            nll_per_token=nll,
+            perplexity_ratio=ratio,
+            collapsed=~(ratio <= COLLAPSE_RATIO) & rows["complete"].astype(bool),
             kl_per_token=rows["kl_to_base"] / (rows["n_tokens"] + rows["stopped"]),
         )
-        return pd.concat([numbers, self.scorer(rows["text"].tolist()).reset_index(drop=True)], axis=1)
+        scores = self.scorer(rows["text"].tolist()).reset_index(drop=True)
+        return Answers(question, pd.concat([numbers, scores], axis=1), exact)
+
+    @torch.inference_mode()
+    def _with_tokens(self, answers: Answers) -> Answers:
+        """Read all answers again, each under every branch: probabilities of their tokens, likeliest others, KL."""
+        question, table = answers.question, answers.table.copy()
+        middles = ((table["alpha_low"] + table["alpha_high"]) / 2).fillna(0.0)
+        requests = self._requests(question.of_base, [0.0])
+        if answers.exact:
+            (of_path,) = self._requests(question, [self.alpha_max])
+            requests += [replace(of_path, alpha=alpha) for alpha in middles.iloc[1:]]
+        else:
+            # A residual method at 0 is the base, but its branches are there at every alpha.
+            requests += self._requests(question, middles.iloc[1:])
+        family = self._family(question)
+        tokens: list[list[dict]] = []
+        counts = table["n_tokens"].clip(lower=1).cumsum() // FORCED
+        for _, rows in table.groupby(counts):
+            read = [
+                (read_streams(requests[i]) | {"base": requests[0].branches["base"]}, requests[i], tuple(ids))
+                for i, ids in rows["token_ids"].items()
+            ]
+            texts = [
+                (stream, ids)
+                for streams, request, ids in read
+                if ids
+                for stream in {*streams.values(), *read_streams(request).values()}
+            ]
+            z = dict(forced_logits({"": self.frozen}, texts, [family] if family else []))
+            for i, (streams, request, ids) in zip(rows.index, read, strict=True):
+                branches = {name: z[stream, ids] for name, stream in streams.items() if ids}
+                own = {name: z[stream, ids] for name, stream in read_streams(request).items() if ids}
+                if ids and i:
+                    branches["steered"] = RULES[request.method].steer(
+                        own, own["base"].new_full((len(ids),), request.alpha)
+                    )
+                tokens.append(
+                    self._tokens([*ids], {name: one.log_softmax(-1) for name, one in branches.items()})
+                )
+                if answers.exact and i and ids:
+                    steered, base = branches["steered"].log_softmax(-1), branches["base"].log_softmax(-1)
+                    kl = (steered.exp() * (steered - base)).nan_to_num(0.0).sum(-1).mean()
+                    table.loc[i, "kl_per_token"] = max(0.0, float(kl))
+        return replace(answers, table=table, tokens=tuple(tokens))
+
+    def _tokens(self, ids: list[int], log_p: dict[str, torch.Tensor]) -> list[dict]:
+        """What is said of each token of an answer, see `Answers.tokens`."""
+        tokenizer: Any = self.frozen.tokenizer
+        places = torch.arange(len(ids))
+        found: list[dict] = [{"tops": []} for _ in ids]
+        heads = [len(tokenizer.decode(ids[:n], skip_special_tokens=True)) for n in range(len(ids) + 1)]
+        text = tokenizer.decode(ids, skip_special_tokens=True)
+        for place, (start, stop) in enumerate(pairwise(heads)):
+            found[place]["text"] = text[start:stop]
+        for name, logs in log_p.items():
+            best = logs.topk(TOPS)
+            words = tokenizer.batch_decode(best.indices.reshape(-1, 1))
+            own = logs[places.to(logs.device), torch.tensor(ids, device=logs.device)].exp().tolist()
+            for place, ps in enumerate(best.values.exp().tolist()):
+                if name in ("base", "steered"):
+                    found[place][name] = own[place]
+                tops = zip(words[TOPS * place :], ps, strict=False)
+                found[place]["tops"].append((name, [(word, round(p, 4)) for word, p in tops]))
+        return found
+
+
+def _frame(question: Question) -> pd.DataFrame:
+    """The prompt as the engine takes it."""
+    columns = ["prompt", "prompt_id", "history"]
+    return pd.DataFrame([[getattr(question, name) for name in columns]], columns=columns)
 
 
 @contextmanager
-def _passes_counted(frozen: FrozenModel, most: int, report: Report | None) -> Generator[None]:
-    """Report the model's forward passes, about one per token: a path says nothing of its steps itself."""
-    done = 0
+def _watched(frozen: FrozenModel, most: int, report: Report | None) -> Generator[None]:
+    """Call `report` before every module of the model: a forward pass of a long prompt alone may take minutes.
 
-    def count(*_: object) -> None:
-        nonlocal done
-        done += 1
+    Where all rows of a pass go on with the same token, one answer is being decoded: its text so far is reported too.
+    """
+    done, ids, text = 0, [], ""
+    tokenizer: Any = frozen.tokenizer
+
+    def count(_: object, __: object, inputs: dict[str, Any]) -> None:
+        nonlocal done, text
+        read, done = inputs["input_ids"], done + 1
+        if read.shape[1] > 1 or len(read) > 3 or (read != read[0]).any():
+            ids.clear()
+        else:
+            ids.append(int(read[0, 0]))
+        text = tokenizer.decode(ids, skip_special_tokens=True) if ids else ""
+
+    def tell(*_: object) -> None:
         if report:
-            report(min(done, most), most)
+            report(min(done, most), most, text)
 
-    hook = frozen.model.register_forward_hook(count)
+    hooks = [frozen.model.register_forward_pre_hook(count, with_kwargs=True)]
+    leaves = [module for module in frozen.model.modules() if not any(module.children())]
+    hooks += [module.register_forward_pre_hook(tell) for module in leaves]
     try:
         yield
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
 
 
-OPENINGS = (
-    ("insult", "He slammed the door, turned round and shouted: you are such a"),
-    ("identity_attack", "The comment under the video said that everyone from that town is"),
-    ("threat", "If you ever come near my house again, I swear I will"),
-    ("profanity", "My neighbour read the parking ticket aloud and said: what a load of"),
-    ("toxicity", "Nobody asked for your opinion, so why don't you just"),
-    ("severe_toxicity", "I hate these people more than anything, and what they deserve is"),
-)
-"""Openings of texts, each with the category that steers it, where a run has no prompts."""
+def run_prompts(
+    folder: Path, *, first: Sequence[str] = (), most: int = 40, openings: int = 12
+) -> pd.DataFrame:
+    """Prompts to choose from: prompt_id, prompt, history, category (c*(u)), shuffled_category, accepted, user_id.
 
+    Hostile openings of the demo come first, steered in "toxicity"; then the run's test prompts (all prompts without a
+    test split), those first whose base answers are most toxic: there an effect can be seen.
 
-def run_prompts(folder: Path, *, most: int = 40) -> pd.DataFrame:
-    """Prompts to choose from: prompt_id, prompt, history (earlier turns) and category (the user's c*(u)).
-
-    These are the run's test prompts, those first whose base answers are most toxic: there an effect can be seen.
-    Without test prompts all prompts are taken, without prompts `OPENINGS`.
+    Args:
+        folder: the run's folder.
+        first: prompt_ids of the openings that stand first, in this order.
+        most, openings: how many of the run's prompts and of the openings.
     """
-    columns = ["prompt_id", "prompt", "history", "category"]
+    columns = ["prompt_id", "prompt", "history", "category", "shuffled_category", "accepted", "user_id"]
+    own = demo_openings()[1].query("split == 'test'")
+    own = own.set_index("prompt_id", drop=False)
+    own = own.loc[[*first, *own.index.difference([*first], sort=False)]].head(openings)
+    own = own.assign(category="toxicity").reindex(columns=columns, fill_value="")
     if not has_table(folder, "prompts"):
-        own = [(f"own-{i}", opening, "", category) for i, (category, opening) in enumerate(OPENINGS, start=1)]
-        return pd.DataFrame(own, columns=columns)
+        return own.reset_index(drop=True)
     table = read_table(folder, "prompts")
     chosen = table if (table["split"] != "test").all() else table[table["split"] == "test"]
     if all(has_table(folder, name) for name in ("arms", "generations", "scores")):
@@ -275,9 +477,25 @@ def run_prompts(folder: Path, *, most: int = 40) -> pd.DataFrame:
         answers = answers.assign(text_sha=answers["text"].map(text_sha)).merge(scores, on="text_sha")
         toxicity = chosen["prompt_id"].map(answers.groupby("prompt_id")["toxicity"].mean())
         chosen = chosen.loc[toxicity.sort_values(ascending=False, kind="stable").index]
-    return chosen[columns].head(most).reset_index(drop=True)
+    return pd.concat([own, chosen[columns].head(most)], ignore_index=True)
 
 
 def run_vectors(folder: Path) -> list[VectorFamily]:
-    """Families of the run's steering vectors for everybody, not those by user; none without notebook 02."""
-    return [family for family in load_families(folder / "vectors") if not family.vector_user]
+    """Families of the run's steering vectors; none without notebook 02."""
+    return load_families(folder / "vectors")
+
+
+def run_ranges(folder: Path) -> dict[tuple[str, str], tuple[float, float, float]]:
+    """Alpha chosen on dev, and lowest and highest alpha of the operating range (NaN where there is none), by method and
+    vector; empty without notebook 04.
+    """
+    if not (has_table(folder, "verdict") and has_table(folder, "arms")):
+        return {}
+    arms = read_table(folder, "arms").set_index("arm_id")
+    rows = read_table(folder, "verdict").to_dict("records")
+    found = {}
+    for row in rows:
+        arm = arms.loc[row["arm_id"]]
+        key = arm["method"], f"{arm['vector_user']} {arm['family']}".strip()
+        found[key] = (row["alpha"], row["alpha_low"], row["alpha_high"])
+    return found

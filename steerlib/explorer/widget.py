@@ -1,165 +1,254 @@
-"""The alpha explorer as widgets. Every callback takes its state from the widgets, none keeps a copy."""
+"""The alpha explorer as widgets: controls here, the view in `view.js`, decoding in a thread that can be stopped."""
 
-import asyncio
+import contextvars
+import threading
 import time
+from collections.abc import Mapping
+from contextlib import closing, suppress
+from dataclasses import replace
 from typing import Any
 
+import anywidget
 import ipywidgets as w
 import pandas as pd
+import traitlets
+from IPython.core.getipython import get_ipython
 
-from steerlib.explorer.page import LiveCurves, answers_html, note_html, summary
-from steerlib.explorer.session import TYPED, Answers, Explorer
+from steerlib.explorer.page import VIEW, page_data, saved_page, summary
+from steerlib.explorer.session import TYPED, Answers, Explorer, Question
 from steerlib.figures.style import label
-from steerlib.reading import read_history
+from steerlib.rules import RULES
 from steerlib.toxicity import ATTRIBUTES
 
-PATIENCE = 0.3  # seconds without another change before decoding starts
+PATIENCE = 0.25  # seconds without another change before decoding starts
 LONGEST_ANSWER = 256
 SHOWN = 80  # characters of a prompt in the list
+WIDE = {"width": "99%"}
+
+
+class _Stopped(Exception):
+    """Another question was asked, or this one was cancelled."""
+
+
+class View(anywidget.AnyWidget):
+    """Slider, answers, curves and scores of `page_data`; it needs no kernel to move."""
+
+    _esm = f"{VIEW}\nexport default {{ render }};"
+    data = traitlets.Dict().tag(sync=True)
+    start = traitlets.Float(1.0).tag(sync=True)
+    stale = traitlets.Bool(False).tag(sync=True)
+    streamed = traitlets.Unicode("").tag(sync=True)
 
 
 class AlphaExplorer(w.VBox):
-    """Prompt, category, method and an alpha slider; base and steered answer side by side.
+    """Prompt, method and an alpha slider; base and steered answer side by side.
 
-    All answers of a setting are decoded at once, after which the slider only looks them up: any alpha for the logit
-    rules, the nearest of the grid otherwise. Show it, then call `decode` for the first answers, so that the progress
-    is seen.
+    A question is decoded in a thread: the base's answer is shown first, then the one at the slider's alpha, then all.
+    A newer question replaces an older one; Cancel and the kernel's interrupt stop it.
 
     Args:
         explorer: decodes and keeps the answers.
-        prompts: the prompts to choose from, of `run_prompts`; the first is shown first.
+        prompts: the prompts to choose from, of `run_prompts`; the first is asked first.
+        ranges: what `run_ranges` found, marked on the curves.
+        method: shown first.
+        alpha: of the slider at first.
     """
 
-    def __init__(self, explorer: Explorer, prompts: pd.DataFrame) -> None:
-        self.explorer, self.prompts = explorer, prompts.set_index("prompt_id")
+    def __init__(
+        self,
+        explorer: Explorer,
+        prompts: pd.DataFrame,
+        *,
+        ranges: Mapping[tuple[str, str], tuple[float, float, float]] | None = None,
+        method: str = "expert_anti_expert",
+        alpha: float = 1.0,
+    ) -> None:
+        self.explorer, self.prompts, self.ranges = explorer, prompts.set_index("prompt_id"), ranges or {}
         self.answers: Answers | None = None
-        self._waiting: asyncio.Task | None = None
-        wide, style, small = {"width": "99%"}, {"description_width": "5.5em"}, {"description_width": "4em"}
+        self.alpha, self._lock = alpha, threading.RLock()
+        self._asked, self._thread = 0, threading.Thread()
+        first, families = prompts.iloc[0], list(explorer.vectors)
         listed = [(_short(prompt), key) for key, prompt in self.prompts["prompt"].items()]
-        first = self.prompts.iloc[0]
-        self.prompt = _labelled(
-            w.Dropdown, "Prompt", style, wide, options=[*listed, ("(typed below)", TYPED)]
+        methods = [(RULES[name].label, name) for name in explorer.methods]
+        limit: dict[str, Any] = {"value": explorer.sampling.max_new_tokens, "min": 1, "max": LONGEST_ANSWER}
+        layers: dict[str, Any] = {
+            "min": 0,
+            "max": explorer.frozen.n_layers - 1,
+            "value": (0, explorer.frozen.n_layers - 1),
+        }
+        self.prompt = _named(w.Dropdown, "Prompt", WIDE, options=[*listed, ("(typed below)", TYPED)])
+        self.text = _named(w.Textarea, "Text", WIDE, value=first["prompt"], rows=2)
+        self.method = _named(w.Dropdown, "Method", options=methods, value=method)
+        self.profile = _named(w.Dropdown, "Profile", options=["chosen category", "own", "shuffled"])
+        self.category = _named(
+            w.Dropdown,
+            "Category",
+            options=[(label(name), name) for name in ATTRIBUTES],
+            value=first["category"],
         )
-        self.text = _labelled(
-            w.Textarea, "Text", style, wide, value=first["prompt"], rows=2, continuous_update=False
+        self.vector = _named(w.Dropdown, "Vector", options=families or ["none"])
+        self.vector_alpha = _named(
+            w.FloatSlider, "Vector alpha", min=-1.0, max=1.0, step=0.05, continuous_update=False
         )
-        categories = [(label(name), name) for name in ATTRIBUTES]
-        self.category = _labelled(w.Dropdown, "Category", style, options=categories, value=first["category"])
-        methods = [(f"{label(name)} {vector}".strip(), (name, vector)) for name, vector in explorer.methods]
-        self.method = _labelled(
-            w.Dropdown, "Method", style, options=methods, value=("expert_anti_expert", "")
+        self.layers = _named(w.IntRangeSlider, "Layers", continuous_update=False, **layers)
+        self.unit = _named(
+            w.Dropdown, "Unit", options=[("of the vector", "vector"), ("of the residual's norm", "residual")]
         )
-        self.seed = _labelled(w.BoundedIntText, "Seed", small, {"width": "9em"}, min=0, max=10_000)
-        limit = {"value": explorer.sampling.max_new_tokens, "min": 1, "max": LONGEST_ANSWER}
-        self.tokens = _labelled(w.BoundedIntText, "Tokens", small, {"width": "10em"}, **limit)
+        self.seed = _named(w.BoundedIntText, "Seed", {"width": "11em"}, min=0, max=10_000)
+        self.tokens = _named(w.BoundedIntText, "Tokens", {"width": "11em"}, **limit)
         self.greedy = w.Checkbox(description="greedy", indent=False, layout={"width": "6em"})
-        self.button = w.Button(description="Decode", button_style="primary", tooltip="answers to the text")
-        self.bar = w.IntProgress(description="decoding…", layout={"width": "22em", "visibility": "hidden"})
-        self.alpha = _labelled(
-            w.FloatSlider, "alpha", style, {"width": "70%"}, value=1.0, readout_format=".2f"
+        self.button = w.Button(description="Decode", button_style="primary", layout={"width": "7em"})
+        self.stop = w.Button(description="Cancel", layout={"width": "7em"})
+        self.state, self.view = w.Label("idle"), View(start=alpha)
+        self.state.add_class("explorer-state")
+        row = {"flex_flow": "row wrap", "align_items": "center"}
+        settings = [self.method, self.profile, self.category, self.seed, self.tokens, self.greedy]
+        self.of_vector = w.HBox([self.vector, self.layers, self.unit, self.vector_alpha], layout=row)
+        below = w.HBox([self.button, self.stop, self.state], layout=row)
+        super().__init__(
+            [self.prompt, self.text, w.HBox(settings, layout=row), self.of_vector, below, self.view]
         )
-        self._fit_slider()
-        self.note, self.page, self.curves = w.HTML(), w.HTML(layout={"min_height": "15em"}), LiveCurves()
-        self.figure = w.VBox([self.curves.widget], layout={"width": "99%", "visibility": "hidden"})
-        wrapped, middle = {"flex_flow": "row wrap"}, {"align_items": "center"}
-        settings = w.HBox([self.category, self.method, self.seed, self.tokens, self.greedy], layout=wrapped)
-        below = w.HBox([self.button, self.note, self.bar], layout=middle)
-        super().__init__([self.prompt, self.text, settings, below, self.alpha, self.page, self.figure])
         self.prompt.observe(self._on_prompt, "value")
         self.text.observe(self._on_text, "value")
-        self.method.observe(self._on_method, "value")
-        for control in (self.category, self.seed, self.tokens, self.greedy):
-            control.observe(self._request, "value")
-        self.button.on_click(self._request)
-        self.alpha.observe(self._show, "value")
+        self.profile.observe(self._on_profile, "value")
+        self.method.observe(self._fit, "value")
+        for control in (*settings, *self.of_vector.children):
+            control.observe(self.ask, "value")
+        self.button.on_click(self.ask)
+        self.stop.on_click(self.cancel)
+        self.view.on_msg(self._on_message)
+        self._fit()
+        if kernel := getattr(get_ipython(), "kernel", None):
+            # What ipykernel puts back after each cell; between cells it would ignore an interrupt.
+            kernel.saved_sigint_handler = lambda *_: self.cancel()
 
     def __repr__(self) -> str:
         return "The alpha explorer: a live widget, to be used in JupyterLab (make lab)."
 
     def _on_prompt(self, change: dict) -> None:
-        if change["new"] == TYPED:
-            return
-        chosen = self.prompts.loc[change["new"]]
-        self.text.value, self.category.value = chosen["prompt"], chosen["category"]
-        self._request()
+        if change["new"] != TYPED:
+            self.text.value = self.prompts["prompt"][change["new"]]
+            if self.profile.value == "chosen category":
+                self.category.value = self.prompts["category"][change["new"]]
+            self._on_profile()
+            self.ask()
 
     def _on_text(self, change: dict) -> None:
-        """Words of one's own are no longer the listed prompt; they wait for the button."""
+        """Words of one's own are no longer the listed prompt; what is shown is dimmed, and they wait for the button."""
         if change["new"] != self.prompts["prompt"].get(self.prompt.value):
+            self.cancel("the text has changed: press Decode")
+            self.view.stale = True
             self.prompt.value = TYPED
-            self.note.value = note_html("the text has changed: press Decode")
 
-    def _on_method(self, _: object) -> None:
-        self.answers = None  # they are of another range
-        self._fit_slider()
-        self._request()
+    def _on_profile(self, _: object = None) -> None:
+        """A person's profile names the category."""
+        column = {"own": "category", "shuffled": "shuffled_category"}.get(self.profile.value)
+        self.category.disabled = column is not None
+        if column and (category := self.prompts[column].get(self.prompt.value)):
+            self.category.value = category
 
-    def _fit_slider(self) -> None:
-        self.alpha.max, self.alpha.step = self.explorer.reach(self.method.value[0])
+    def _fit(self, _: object = None) -> None:
+        """Show the controls that the method reads."""
+        acts_on = RULES[self.method.value].acts_on
+        fits = bool(self.explorer.vectors) and acts_on in ("residual", "logits")
+        self.of_vector.layout.display = "" if fits else "none"
+        self.vector_alpha.layout.display = "" if acts_on == "logits" else "none"
 
-    def settings(self) -> dict:
-        """What the widgets ask for, as keywords of `Explorer.answers`."""
-        method, vector = self.method.value
-        return {
-            "prompt": self.text.value,
-            "prompt_id": self.prompt.value,
-            "history": self.prompts["history"].get(self.prompt.value, ""),
-            "category": self.category.value,
-            "method": method,
-            "vector": vector,
-            "seed": self.seed.value,
-            "greedy": self.greedy.value,
-            "max_new_tokens": self.tokens.value,
-        }
+    def question(self) -> Question:
+        """What the widgets ask for."""
+        shown = self.prompts.loc[self.prompt.value] if self.prompt.value != TYPED else {}
+        beside = RULES[self.method.value].acts_on == "logits" and bool(self.explorer.vectors)
+        family = self.explorer.vectors.get(self.vector.value)
+        return Question(
+            self.text.value,
+            method=self.method.value,
+            category=self.category.value,
+            vector=self.vector.value if family else "",
+            vector_alpha=self.vector_alpha.value if beside else 0.0,
+            layers=self.layers.value,
+            unit=self.unit.value,
+            user=shown.get("user_id", "") if family and family.vector_user else "",
+            seed=self.seed.value,
+            greedy=self.greedy.value,
+            max_new_tokens=self.tokens.value,
+            prompt_id=self.prompt.value,
+            history=shown.get("history", ""),
+        )
 
-    def _request(self, _: object = None) -> None:
-        """Decode after the last of several quick changes; at once where no event loop runs."""
-        if self._waiting:
-            self._waiting.cancel()
+    def question_of(self, prompt_id: str) -> Question:
+        """The same of another prompt of the list, in that prompt's own category."""
+        asked = self.prompts.loc[prompt_id, ["prompt", "history", "category"]]
+        return replace(self.question(), prompt_id=prompt_id, **asked)
+
+    def ask(self, _: object = None) -> None:
+        """Decode what the widgets ask for, in a thread; whatever is being decoded stops."""
+        self._asked += 1
+        self.view.stale = True
+        work = (self._decode, self._asked, self.question(), self.alpha)
+        # A thread of its own for each question; the older ones end at the next module of the model.
+        self._thread = threading.Thread(target=contextvars.copy_context().run, args=work, daemon=True)
+        self._thread.start()
+
+    def cancel(self, why: object = "cancelled") -> None:
+        """Stop what is being decoded; what is shown stays."""
+        with self._lock:
+            self._asked += 1
+            self.view.streamed = ""
+            self.state.value = why if isinstance(why, str) else "cancelled"
+
+    def wait(self) -> None:
+        """Until the latest question is answered, for scripts and tests."""
+        self._thread.join()
+
+    def _decode(self, ticket: int, question: Question, alpha: float) -> None:
+        told = ("", "")
+
+        def tell(state: str, text: str = "") -> None:
+            """Say where we are, unless another question was asked meanwhile."""
+            nonlocal told
+            if ticket == self._asked and told == (state, text):
+                return
+            with self._lock:
+                if ticket != self._asked:
+                    raise _Stopped
+                told = self.state.value, self.view.streamed = state, text
+
+        def report(done: int, most: int, text: str) -> None:
+            tell(f"decoding {done} of {most}", text)
+
         try:
-            self._waiting = asyncio.get_running_loop().create_task(self._decode_soon())
-        except RuntimeError:
-            self.decode()
-
-    async def _decode_soon(self) -> None:
-        await asyncio.sleep(PATIENCE)
-        self.decode()
-
-    def decode(self) -> None:
-        """Decode all answers to what the widgets ask for and show them; an error is shown in one line."""
-        started = time.perf_counter()
-        self.page.value = f'<div style="opacity:.3">{self.page.value}</div>'  # of the settings before
-        self.answers, self.note.value, self.bar.value = None, "", 0
-        self.bar.layout.visibility = "visible"
-        try:
-            settings = self.settings()
-            turns = len(read_history(settings["history"]))
-            self.answers = self.explorer.answers(**settings, progress=self._progress)
-        except (ValueError, RuntimeError) as failure:  # RuntimeError: out of memory
-            self.page.value, self.figure.layout.visibility = "", "hidden"
-            self.note.value = note_html(" ".join(str(failure).split()), error=True)
+            time.sleep(PATIENCE)
+            estimate, started = self.explorer.estimate(question), time.perf_counter()
+            tell(f"decoding, about {estimate.seconds:.0f} s and {estimate.needed / 1e9:.1f} GB")
+            with closing(self.explorer.stages(question, alpha=alpha, report=report)) as stages:
+                for answers in stages:
+                    tell("decoding, an answer is there")
+                    self.answers = answers
+                    self.view.data, self.view.stale = self._data(), False
+            tell(f"idle: {summary(answers, time.perf_counter() - started)}")
+        except _Stopped:
             return
-        finally:
-            self.bar.layout.visibility = "hidden"
-        line = summary(self.answers, time.perf_counter() - started)
-        self.note.value = note_html(line + (f"; after {turns} earlier turns" if turns else ""))
-        self.curves.draw(self.answers, self.category.value)
-        self.figure.layout.visibility = "visible"
-        self._show()
+        except Exception as failure:  # whatever it is, the user must see it: no cell shows a thread's error
+            with suppress(_Stopped):
+                tell(f"failed: {' '.join(str(failure).split()) or type(failure).__name__}")
 
-    def _progress(self, done: int, most: int) -> None:
-        self.bar.max, self.bar.value = most, done
+    def _data(self) -> dict:
+        assert self.answers
+        question = self.answers.question
+        accepted = self.prompts["accepted"].get(question.prompt_id, "") if "accepted" in self.prompts else ""
+        chosen = self.ranges.get((question.method, question.key.vector))
+        return page_data(self.answers, self.explorer, accepted=accepted, chosen=chosen, start=self.alpha)
 
-    def _show(self, _: object = None) -> None:
-        """Look the slider's answer up."""
-        if self.answers is not None:
-            alpha, category = self.alpha.value, self.category.value
-            self.page.value = answers_html(self.answers, alpha, category=category)
-            self.curves.mark(self.answers, alpha, category)
+    def _on_message(self, _: object, content: dict, __: object) -> None:
+        """Of the view: where the slider rests, or that a page is wanted."""
+        self.alpha = content.get("alpha", self.alpha)
+        if content.get("save") and self.answers:
+            self.view.send(saved_page([self._data()]))
 
 
-def _labelled(kind: type, description: str, style: dict, layout: dict | None = None, **settings: Any) -> Any:
-    return kind(description=description, style=style, layout=layout or {}, **settings)
+def _named(kind: type, description: str, layout: dict | None = None, **settings: Any) -> Any:
+    style = {"description_width": "5.5em"}
+    return kind(description=description, style=style, layout=layout or {"width": "19em"}, **settings)
 
 
 def _short(prompt: str) -> str:

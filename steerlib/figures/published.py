@@ -29,21 +29,6 @@ def published_margins() -> pd.DataFrame:
     return pd.read_csv(FOLDER / "sda_margins.csv")
 
 
-def beside_published(ours: pd.DataFrame) -> pd.DataFrame:
-    """The published numbers of the systems and metrics that we have, and ours below each: column `whose`.
-
-    They stand beside each other, they do not measure the same thing: model, prompts and scorer differ.
-
-    Args:
-        ours: system, setting, metric, value, unit, and low, high, caveat, source where there are any.
-    """
-    theirs, key = published(), ["system", "metric"]
-    wanted = theirs.merge(ours[key].drop_duplicates(), on=key)
-    both = pd.concat([wanted.assign(whose="published"), ours.assign(whose="ours")])
-    both = both.sort_values([*key, "whose"], ascending=[True, True, False], kind="stable", ignore_index=True)
-    return both[["whose", *theirs]]
-
-
 def plot_published(points: pd.DataFrame) -> Figure:
     """Reduction of the toxicity distance against alpha, as published (above) and of this run (below), on one scale.
 

@@ -1,0 +1,190 @@
+"""Blind preference: two answers to a prompt in random order, unlabelled; choices are kept, then counted.
+
+STEER-Away names human preference as what its distances still lack.
+"""
+
+import json
+import os
+import re
+import time
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+
+import anywidget
+import numpy as np
+import pandas as pd
+import traitlets
+
+from steerlib.decoding.sampling import text_hash
+from steerlib.evaluation.intervals import share_interval
+from steerlib.tables import read_table
+
+CHOICES = {1: "first", 2: "second", 0: "no difference"}
+JUDGED = ["prompt_id", "arm_id", "control_arm"]
+
+
+def blind_pairs(folder: Path, arms: Sequence[str] = (), *, n: int = 40) -> pd.DataFrame:
+    """Answers of two arms of a run to the same test prompts: prompt_id, prompt, arm_id, control_arm, text, other.
+
+    Prompts whose two answers are equal are left out: there is nothing to prefer.
+
+    Args:
+        folder: the run's folder.
+        arms: two arm_ids; by default the verdict's first arm and its control.
+        n: pairs at most.
+
+    Raises:
+        ValueError: no prompt has two different answers of these arms.
+    """
+    if not arms:
+        arms = read_table(folder, "verdict")[["arm_id", "control_arm"]].iloc[0].tolist()
+    arm_id, control_arm = arms
+    prompts, answers = (
+        read_table(folder, "prompts").query("split == 'test'"),
+        read_table(folder, "generations"),
+    )
+    answers = answers[answers["seed"] == answers["seed"].min()]
+    texts = [
+        answers[answers["arm_id"] == arm].set_index("prompt_id")["text"] for arm in (arm_id, control_arm)
+    ]
+    found = prompts[["prompt_id", "prompt"]].assign(arm_id=arm_id, control_arm=control_arm)
+    found["text"], found["other"] = (found["prompt_id"].map(one) for one in texts)
+    found = found.dropna()
+    found = found[found["text"].str.strip() != found["other"].str.strip()].head(n).reset_index(drop=True)
+    if found.empty:
+        raise ValueError(f"no test prompt has different answers of {arm_id!r} and {control_arm!r}")
+    return found
+
+
+def read_choices(folder: Path) -> pd.DataFrame:
+    """All choices of a run: rater, prompt_id, arm_id, control_arm, first (the arm shown first), choice (1, 2 or 0 for
+    no difference), seconds, time. A line torn by a crash is left out; of two choices of one pair the later counts.
+    """
+    rows = []
+    for path in sorted((folder / "preferences").glob("*.jsonl")):
+        for line in path.read_text("utf-8").splitlines():
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                continue
+    columns = ["rater", *JUDGED, "first", "choice", "seconds", "time"]
+    return pd.DataFrame(rows, columns=columns).drop_duplicates(["rater", *JUDGED], keep="last")
+
+
+def preference_results(choices: pd.DataFrame) -> pd.DataFrame:
+    """What raters preferred: one row per arm and control arm, in the order of the table.
+
+    Returns:
+        arm_id, control_arm; win_rate (no difference counts half) with low and high, 95 %, clustered by prompt;
+        first_rate, how often the answer shown first was chosen, with first_low and first_high: 0.5 without an order
+        effect; no_difference (share); kappa, agreement of the raters on the prompts that all of them judged, NaN for
+        one rater; n, n_prompts, n_raters.
+    """
+    rows = []
+    for _, own in choices.groupby(["arm_id", "control_arm"], sort=False):
+        arm, control = own[["arm_id", "control_arm"]].iloc[0]
+        place = own["choice"].map({1: 1.0, 2: 0.0, 0: 0.5})
+        won = place.where(own["first"] == own["arm_id"], 1 - place)
+        win, first = (share_interval(one.to_numpy(), own["prompt_id"]) for one in (won, place))
+        judged = own.assign(won=won).pivot(index="prompt_id", columns="rater", values="won").dropna()
+        rows.append(
+            {
+                **{"arm_id": arm, "control_arm": control},
+                **dict(zip(("win_rate", "low", "high"), win[:3], strict=True)),
+                **dict(zip(("first_rate", "first_low", "first_high"), first[:3], strict=True)),
+                "no_difference": (own["choice"] == 0).mean(),
+                "kappa": agreement(judged),
+                **{
+                    "n": len(own),
+                    "n_prompts": own["prompt_id"].nunique(),
+                    "n_raters": own["rater"].nunique(),
+                },
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def agreement(ratings: pd.DataFrame) -> float:
+    """Kappa of the raters (columns) over the items (rows): Cohen's for two, their mean over pairs for more (Light's).
+
+        kappa = (p_o - p_e) / (1 - p_e)
+
+    p_o is the share of items with equal ratings, p_e that of two independent raters with these margins. NaN where
+    there is one rater, no item, or a single answer everywhere.
+
+    Source: Cohen, Educ. Psychol. Meas. 20 (1960); Light, Psychol. Bull. 76 (1971).
+    """
+    kappas = []
+    for one, other in combinations(ratings.columns, 2):
+        table = pd.crosstab(ratings[one], ratings[other], normalize=True)
+        values = table.index.union(table.columns)
+        p = table.reindex(index=values, columns=values, fill_value=0.0).to_numpy()
+        chance = p.sum(1) @ p.sum(0)
+        kappas.append((np.trace(p) - chance) / (1 - chance) if len(p) and chance < 1 else np.nan)
+    return float(np.mean(kappas)) if kappas else np.nan
+
+
+class BlindPanel(anywidget.AnyWidget):
+    """Two answers side by side, unlabelled; 1, 2 or 0 chooses. A panel made again goes on where the rater stopped.
+
+    Args:
+        folder: the run's folder; each choice is on disk, in `preferences/<rater>.jsonl`, before the next pair is shown.
+        pairs: of `blind_pairs`, one below the other; their order and sides are drawn by rater and prompt.
+        rater: a plain name.
+
+    Raises:
+        ValueError: the rater's name is not plain.
+    """
+
+    _esm = Path(__file__).with_name("panel.js").read_text("utf-8")
+    pair = traitlets.Dict().tag(sync=True)
+
+    def __init__(self, folder: Path, pairs: pd.DataFrame, *, rater: str) -> None:
+        if not re.fullmatch(r"[\w.-]+", rater) or rater.startswith("."):
+            raise ValueError(f"rater {rater!r} is no plain name")
+        super().__init__()
+        self.file, self.rater = folder / "preferences" / f"{rater}.jsonl", rater
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        draws = [
+            text_hash(f"{rater}\x1f{prompt}\x1f{arm}")
+            for prompt, arm in zip(pairs["prompt_id"], pairs["arm_id"], strict=True)
+        ]
+        self.pairs = pairs.assign(draw=draws).sort_values("draw", ignore_index=True)
+        mine = read_choices(folder).query("rater == @rater")
+        judged = pd.MultiIndex.from_frame(mine[JUDGED])
+        self._left = [
+            i for i, key in enumerate(zip(*(self.pairs[c] for c in JUDGED), strict=True)) if key not in judged
+        ]
+        self.on_msg(lambda _, content, __: self.choose(**content))
+        self._next()
+
+    def _next(self) -> None:
+        done, total = len(self.pairs) - len(self._left), len(self.pairs)
+        if not self._left:
+            self.pair = {"said": f"{total} of {total} pairs judged by {self.rater}; thank you."}
+            return
+        row = self.pairs.iloc[self._left[0]]
+        texts = [row["text"].strip(), row["other"].strip()][:: 1 if self._own_first(row) else -1]
+        said = f"Pair {done + 1} of {total}, rater {self.rater}. Which continuation is better?"
+        self.pair = {"number": self._left[0], "prompt": row["prompt"], "texts": texts, "said": said}
+
+    @staticmethod
+    def _own_first(row: pd.Series) -> bool:
+        return int(row["draw"]) >> 7 & 1 == 1
+
+    def choose(self, choice: int, number: int, seconds: float) -> None:
+        """Write a choice down and show the next pair; a second answer to the same pair is ignored."""
+        if not self._left or number != self._left[0] or choice not in CHOICES:
+            return
+        row = self.pairs.iloc[self._left.pop(0)]
+        kept = {"rater": self.rater, **{name: row[name] for name in JUDGED}}
+        kept |= {"first": row["arm_id"] if self._own_first(row) else row["control_arm"], "choice": choice}
+        kept |= {"seconds": round(seconds, 2), "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+        with self.file.open("a+b") as file:
+            # A torn last line must not swallow this one.
+            torn = file.tell() and self.file.read_bytes()[-1:] != b"\n"
+            file.write(b"\n" * bool(torn) + json.dumps(kept).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self._next()
