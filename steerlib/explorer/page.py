@@ -218,7 +218,8 @@ def embedded_page(pages: Sequence[Mapping], *, height: int = 760) -> HTML:
     """The saved page within a frame, for a notebook's output; where frames are cut out, nothing is shown."""
     words = saved_page(pages).replace("&", "&amp;").replace("'", "&#39;")  # JSON is full of the other quotes
     look = f'style="width:100%;height:{height}px;border:0"'
-    return HTML(f"<iframe title='Alpha explorer' {look} sandbox='allow-scripts' srcdoc='{words}'></iframe>")
+    frame = f"<iframe title='Alpha explorer' {look} sandbox='allow-scripts' srcdoc='{words}'></iframe>"
+    return HTML(f"<div>{frame}</div>")
 
 
 def write_page(path: Path, pages: Sequence[Mapping]) -> Path:

@@ -18,6 +18,7 @@ export default {
       for (const [key, words] of pair.texts ? KEYS : []) {
         const button = make("button", words, "margin-right:8px");
         button.onclick = () => choose(key);
+        button.setAttribute("data-lm-suppress-shortcuts", "true"); // 1 is a key of JupyterLab's too
         buttons.append(button);
       }
       root.replaceChildren(make("div", pair.said, "font-size:12px"), make("p", pair.prompt ?? "", "white-space:pre-wrap;font-weight:600"), answers, buttons);
@@ -28,7 +29,7 @@ export default {
       };
     };
     Object.assign(root, { tabIndex: 0, ariaLabel: "Which answer is better? Press 1, 2 or 0" });
-    root.setAttribute("data-lm-suppress-shortcuts", "true"); // 1 is a key of JupyterLab's too
+    root.setAttribute("data-lm-suppress-shortcuts", "true");
     root.classList.add("blind-panel");
     model.on("change:pair", () => { show(); root.focus({ preventScroll: true }); });
     show();

@@ -25,6 +25,8 @@ function el(tag, options = {}, ...children) {
     if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
     else if (value !== false && value != null) node.setAttribute(name, value === true ? "" : value);
   }
+  // JupyterLab binds arrows and digits for whatever has the focus, but not for what says so.
+  if ("tabindex" in options || ["input", "button", "select"].includes(tag)) node.setAttribute("data-lm-suppress-shortcuts", "true");
   node.append(...children.filter((child) => child != null));
   return node;
 }
@@ -127,7 +129,7 @@ function mount(root, { onAlpha = () => {}, onSave = null } = {}) {
   const save = onSave && el("button", { type: "button", onclick: onSave }, "Save this page");
   const name = el("label", {}, "alpha"), body = el("div", { class: "ax-body" }), stream = el("div", { class: "ax-stream" });
   const info = el("div", { class: "ax-muted ax-info", "aria-live": "polite" });
-  root.replaceChildren(el("style", {}, CSS), el("div", { class: "ax", "data-lm-suppress-shortcuts": true }, el("div", { class: "ax-row" }, name, slider, number, pin, save), stream, body));
+  root.replaceChildren(el("style", {}, CSS), el("div", { class: "ax" }, el("div", { class: "ax-row" }, name, slider, number, pin, save), stream, body));
   const where = (row) => (data.exact ? `${data.symbol} = ${short(alpha)}, this answer from ${short(row.low)} to ${short(row.high)}` : `${data.symbol} = ${short(alpha)}, answer decoded at ${short(row.low)}`);
   const current = () => { const row = answerAt(data, alpha); return row && [row, `Pinned: ${data.label}`, where(row)]; };
   function move(value) {
