@@ -20,6 +20,7 @@ AT_THE_CALL = {"run", "data_folder"}
 LONGEST_CELL = 15
 MOST_PARAMETERS = 20
 MOST_CELLS = 30
+MOST_BYTES = 3_000_000
 CODE_LINES = range(30, 131)  # those of the imports and parameters are lists, and not counted
 
 numbered_notebook = pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
@@ -90,6 +91,13 @@ def test_a_notebook_is_committed_as_it_ran_from_top_to_bottom(notebook: Path) ->
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     assert any(cell.outputs for cell in cells)
     assert not [cell.id for cell in cells if any(output.output_type == "error" for output in cell.outputs)]
+
+
+@every_notebook
+def test_a_notebook_is_stored_with_outputs_or_says_that_it_was_not_run(notebook: Path) -> None:
+    stored = nbformat.read(notebook, as_version=4)
+    assert any(cell.get("outputs") for cell in stored.cells) != ("**Not run here**" in stored.cells[0].source)
+    assert notebook.stat().st_size < MOST_BYTES
 
 
 @every_notebook

@@ -8,10 +8,12 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import PIL.Image
 from IPython.display import Image
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
+from PIL.PngImagePlugin import PngInfo
 
 from steerlib.rules import RULES
 from steerlib.tables import atomic_path, read_manifest
@@ -126,10 +128,21 @@ def save(fig: Figure, name: str, folder: Path, *, data: pd.DataFrame, model: str
     for suffix, metadata in written.items():
         with atomic_path(target.with_name(name + suffix)) as partial, plt.style.context(STYLE):
             fig.savefig(partial, format=suffix[1:], metadata=metadata)
+            if suffix == ".png":
+                _with_few_colours(partial, fig.get_supxlabel())
     with atomic_path(target.with_name(f"{name}.csv")) as partial:
         data.to_csv(partial, index=False, lineterminator="\n", float_format="%.6g")
     width = round(PIXELS * fig.get_figwidth() / WIDTH)
     return Image(target.with_name(f"{name}.png").read_bytes(), width=width, alt=fig.get_supxlabel())
+
+
+def _with_few_colours(png: Path, description: str) -> None:
+    """Rewrite a picture with 128 colours: a third of the bytes, and no difference to the eye."""
+    text = PngInfo()
+    text.add_itxt("Description", description)
+    with PIL.Image.open(png) as picture:
+        few = picture.convert("RGB").quantize(128, dither=PIL.Image.Dither.NONE)
+    few.save(png, "png", pnginfo=text, optimize=True)
 
 
 def half_widths(rows: pd.DataFrame) -> np.ndarray:
