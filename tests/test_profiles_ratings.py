@@ -3,6 +3,8 @@
 import csv
 import gzip
 import json
+import subprocess
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -235,6 +237,25 @@ def test_many_ratings_are_read_in_blocks_with_a_bar(tmp_path: Path, monkeypatch,
     ratings, _ = read_ratings(tmp_path / "many.csv")
     assert ratings["prompt"].tolist() == rows["prompt"]
     assert "reading many.csv: 100%" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_hundred_thousand_ratings_are_read_in_bounded_memory(tmp_path: Path) -> None:
+    answers = [f"answer {i} " + "with some more words " * 14 for i in range(1000)]
+    with (tmp_path / "many.csv").open("w") as file:
+        file.write(HEADER)
+        file.writelines(
+            f"u{i // 50},prompt {i // 4},{answers[i % 1000]},{1 + i % 100}\n" for i in range(200_000)
+        )
+    code = "import resource, sys; from pathlib import Path; from steerlib.profiles import read_ratings\n"
+    code += (
+        "print(len(read_ratings(Path(sys.argv[1]))[0]), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    run = [sys.executable, "-c", code, str(tmp_path / "many.csv")]
+    found = subprocess.run(run, capture_output=True, text=True, check=True)
+    rows, peak = map(int, found.stdout.split())
+    assert rows == 200_000 and peak < 700_000  # kB, Python and its libraries included
+    assert "reading many.csv: 100%" in found.stderr
 
 
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:

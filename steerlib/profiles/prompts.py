@@ -48,13 +48,9 @@ def split_conversations(
 
     Args:
         ratings: user_id, conversation_id.
-        train_share: share of a user's conversations in train, in (0, 1).
-        dev_share: by users, share of users in the dev group; by conversations, share of a user's
-            conversations in dev. In (0, 1).
+        train_share: share of a user's conversations in train.
+        dev_share: by users, share of users in the dev group; by conversations, of a user's conversations in dev.
         seed: of the random order; the order of the rows and other users do not matter.
-
-    Returns:
-        conversation_id, user_id, split.
 
     Raises:
         ValueError: unknown `by`, a share outside (0, 1), or a conversation of two users.
@@ -113,7 +109,6 @@ def draw_prompts(
         profiles: of one estimator, fitted on train conversations.
         per_category: prompts wanted in each of the six categories; the paper has 40. A category with fewer gives all
             that it has.
-        split: "dev" or "test".
         turn: 0 for the opening prompt, as in the paper; later ones have the turns before them, with the answers that
             the user chose, as their history.
         seed: of the draw and of the shuffled categories.
@@ -204,12 +199,7 @@ def prompt_categories(prompts: pd.DataFrame, scores: pd.DataFrame) -> pd.Series:
     A harmful request in polite words has a small t, so without labels this sees attacks, not requests: of XSTest's
     200 harmful prompts the embedded scorer puts 20 in harmful_borderline and 111 in benign_control.
 
-    Args:
-        prompts: `(n,)` rows with prompt and prompt_category ("" where there is no label).
-        scores: toxicity of each prompt, `(n, 6)` in [0, 1], row for row.
-
-    Returns:
-        `(n,)` categories, with the index of `prompts`.
+    Scores are those of the n prompts, `(n, 6)`, row for row; the categories have the index of `prompts`.
 
     Source: 0.5 is what RealToxicityPrompts calls toxic (Gehman et al., 2020).
     """

@@ -131,7 +131,7 @@ class UserCoordinates:
     """What `fit_coordinates` found.
 
     Attributes:
-        population: mu, `(r,)`: the coordinates of a user of whom nothing is known.
+        population: mu, `(r,)`, of a user of whom nothing is known.
         users: `(U, r)` theta_u of each user with pairs, by user_id. The ideal point of a user is theta_u / lambda.
         curvature: lambda; 0 for Bradley-Terry.
     """
@@ -150,7 +150,8 @@ class UserCoordinates:
     ) -> NDArray:
         """Utility of each preferred answer minus that of the dispreferred one, in logits, `(n,)`.
 
-        Coordinates x are `(n, at least r)`; without users everybody counts as the population.
+        Coordinates x are `(n, at least r)`; without users everybody counts as the population. A ValueError says that
+        shapes do not match or that a coordinate is not finite.
         """
         n = len(np.asarray(preferred)) if users is None else len(users)
         likes, dislikes, _ = _checked(preferred, dispreferred, n, len(self.population))

@@ -57,14 +57,10 @@ def choose_threshold(projections: pd.Series, labels: pd.Series) -> Threshold:
         raise ValueError(f"prompt {missing[0]} has a projection and no label")
     along = projections.to_numpy(dtype=float)
     wanted = labels.loc[projections.index].to_numpy(dtype=bool)
-    if not np.isfinite(along).all():
-        raise ValueError(
-            f"the projection of prompt {projections.index[~np.isfinite(along)][0]} is not finite"
-        )
+    for prompt in projections.index[~np.isfinite(along)]:
+        raise ValueError(f"the projection of prompt {prompt} is not finite")
     if wanted.all() or not wanted.any():
-        raise ValueError(
-            f"all {len(wanted)} prompts have the label {bool(wanted.all())}: nothing to separate"
-        )
+        raise ValueError(f"all {len(wanted)} prompts have the label {wanted.all()}: nothing to separate")
     values = np.unique(along)
     candidates = np.r_[-np.inf, (values[1:] + values[:-1]) / 2, np.inf]
     above = along > candidates[:, None]

@@ -165,10 +165,11 @@ def continuation_residuals(
 ) -> dict[int, Tensor]:
     """Pooled residuals of texts, each read after its prompt.
 
+    After an empty prompt a text is read from its own second token on: the first token of a sequence is an attention
+    sink, whose residual is far longer than all others.
+
     Args:
-        frozen: the model.
-        prompts, continuations: n texts each. After an empty prompt a text is read from its own second token on: the
-            first token of a sequence is an attention sink, whose residual is far longer than all others.
+        prompts, continuations: n texts each.
         layers: 0-based decoder blocks.
         style: "chat" or "continuation", as for generation.
         pool: see `record_residual`.
