@@ -33,9 +33,11 @@ lab: env
 notebooks: env
 	@$(BIN)/python tests/stored.py
 
-# Moves the slider in a real browser; needs the extra `browser` and Chromium, else it says so.
+# Notebook 06 in a real Chromium: installs what it needs where it may, else says how and ends well.
 browser-check: env
-	@$(BIN)/python tests/browser/check_slider.py
+	@$(BIN)/python -m pip install -q -c constraints.txt -e '.[browser]'
+	@command -v chromium chromium-browser >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } || echo "Chromium is missing: apt-get install chromium, or name one in CHROMIUM"
+	@$(BIN)/python tests/browser/check_slider.py $(if $(PICTURES),'$(PICTURES)')
 
 # Peers stand beside the pins without their dependencies, see benchmarks/peers.txt; without them they are not measured.
 bench: env

@@ -19,11 +19,10 @@ from sklearn.metrics import cohen_kappa_score
 from steerlib import explorer as ex
 from steerlib.decoding import Sampling, VectorFamily, alpha_path, decode, make_arms
 from steerlib.explorer import AlphaExplorer, Answers, Explorer, Question
-from steerlib.explorer.page import changed_words, summary
+from steerlib.explorer.page import SLOT, changed_words, summary
 from steerlib.models import FrozenModel
 from steerlib.tables import SCHEMA, write_table
 from steerlib.toxicity import ATTRIBUTES, text_sha
-from steerlib.vectors import save_family
 
 TURNS = '[{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]'
 PROMPTS = pd.DataFrame(
@@ -228,7 +227,7 @@ def test_a_question_that_cannot_be_answered_is_refused(explorer, changed, named)
 def test_more_than_the_free_memory_is_refused_with_both_numbers_before_decoding(tiny, calls, monkeypatch):
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=123_000))
     needed = explore(tiny).estimate(ASK).needed
-    with pytest.raises(ex.NotEnoughMemory, match=f"{needed / 1e9:.1f} GB and .* s, .* 0.0 GB"):
+    with pytest.raises(MemoryError, match=f"{needed / 1e9:.1f} GB and .* s, .* 0.0 GB"):
         explore(tiny).answers(ASK)
     assert calls == [] and explore(tiny).estimate(replace(ASK, max_new_tokens=50)).needed > needed
 
@@ -340,10 +339,12 @@ HOSTILE = "</script><img src=x onerror=\"alert(1)\"> $1 & 'x' \u2028"
 
 def test_text_of_a_model_cannot_become_markup_on_any_page(explorer, tmp_path):
     pages = [ex.page_data(found("fine", HOSTILE), explorer)]
-    (tmp_path / "report.html").write_text(f"<meta content=\"default-src 'none'\">{''.join(ex.page.SLOT)}")
-    ex.add_to_report(tmp_path, pages)
-    again = ex.add_to_report(tmp_path, pages).read_text("utf-8")
-    alone, table = ex.saved_page(pages), ex.answers_table(found("", HOSTILE)).to_html()
+    (tmp_path / "report.html").write_text(f"<meta content=\"default-src 'none'\">{''.join(SLOT)}")
+    ex.publish(tmp_path, pages)
+    ex.publish(tmp_path, pages)
+    again = (tmp_path / "report.html").read_text("utf-8")
+    alone = (tmp_path / "figures" / "alpha_explorer.html").read_text("utf-8")
+    table = ex.answers_table(found("", HOSTILE)).to_html()
     for page in (alone, ex.embedded_page(pages).data, again, table):
         assert "<img" not in page
     assert again.count("<script>") == 1 and again.count("script-src 'sha256-") == 1
@@ -392,7 +393,7 @@ def of_run(folder, **tables: pd.DataFrame) -> None:
 def test_openings_come_first_then_the_runs_prompts_most_toxic_base_answer_first(tmp_path):
     alone = ex.run_prompts(tmp_path, first=["hostile41", "hostile05"])
     assert alone["prompt_id"].tolist()[:2] == ["hostile41", "hostile05"] and len(alone) == 12
-    assert (ex.run_vectors(tmp_path), ex.run_ranges(tmp_path)) == ([], {})
+    assert ex.run_ranges(tmp_path) == {}
     shas = f"{text_sha('fine')} .1 s", f"{text_sha('rude')} .9 s"
     of_run(
         tmp_path,
@@ -402,13 +403,8 @@ def test_openings_come_first_then_the_runs_prompts_most_toxic_base_answer_first(
         scores=rows("text_sha toxicity scorer", *shas).astype({"toxicity": float}),
         verdict=rows("method arm_id alpha alpha_low alpha_high", "CAA s1 .3 .1 .4"),
     )
-    save_family(
-        tmp_path / "vectors" / "mean.safetensors", VectorFamily("mean", {"": {2: torch.arange(3.0)}}), {}
-    )
     assert ex.run_prompts(tmp_path, openings=0)["prompt_id"].tolist() == ["c", "a", "d"]
     assert ex.run_ranges(tmp_path) == {("caa", "mean"): (".3", ".1", ".4")}
-    (family,) = ex.run_vectors(tmp_path)
-    assert family.of("")[2].tolist() == [0, 1, 2]
 
 
 @pytest.fixture

@@ -156,25 +156,21 @@ def summary(answers: Answers, seconds: float) -> str:
 
 
 def answers_table(answers: Answers) -> Styler:
-    """All answers over alpha with their numbers, to be read where no slider runs; the base comes first.
+    """All answers over alpha with their numbers, the base first, to be read where no slider runs.
 
     A row of a path holds from its first alpha up to its second, a row of a grid at one alpha.
     """
     category = answers.question.category
-    stretch = {"alpha_low": "alpha from", "alpha_high": "to"} if answers.exact else {"alpha_low": "alpha"}
-    names = stretch | {category: label(category), "perplexity_ratio": "Perplexity ratio"}
+    names = {"alpha_low": "alpha from", "alpha_high": "to"} if answers.exact else {"alpha_low": "alpha"}
+    ends = [*names.values()]
+    names |= {category: label(category), "perplexity_ratio": "Perplexity ratio"}
     names |= {"kl_per_token": "KL/token", "ending": "Ends", "text": "Answer"}
     table = answers.table.assign(ending=answers.table.apply(_ending, axis=1))[[*names]].rename(columns=names)
-    left = [{"selector": "td:last-child, th:last-child", "props": "text-align:left"}]
-    return (
-        table.style.format(precision=2, escape="html", na_rep="")
-        .format("{:.4g}", subset=[*stretch.values()], na_rep="")
-        .format("{:.4g}", subset=next(iter(stretch.values())), na_rep="base")
-        .set_table_styles(left)
-        .set_table_attributes('class="explorer-table tex2jax_ignore"')  # a dollar in an answer is no formula
-        .set_uuid("answers")
-        .hide(axis="index")
-    )
+    styler = table.style.format(precision=2, escape="html", na_rep="").hide(axis="index").set_uuid("answers")
+    styler = styler.format("{:.4g}", subset=ends, na_rep="").format("{:.4g}", subset=ends[0], na_rep="base")
+    styler.set_table_styles([{"selector": "td:last-child, th:last-child", "props": "text-align:left"}])
+    # A dollar in an answer is no formula.
+    return styler.set_table_attributes('class="explorer-table tex2jax_ignore"')
 
 
 def _parts(pages: Sequence[Mapping]) -> tuple[str, str]:
@@ -222,22 +218,17 @@ def embedded_page(pages: Sequence[Mapping], *, height: int = 760) -> HTML:
     return HTML(f"<div>{frame}</div>")
 
 
-def write_page(path: Path, pages: Sequence[Mapping]) -> Path:
-    """Write `saved_page`, whole or not at all; its path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as partial:
-        partial.write_text(saved_page(pages), encoding="utf-8")
-    return path
-
-
-def add_to_report(folder: Path, pages: Sequence[Mapping]) -> Path | None:
-    """Put the explorer into the run's `report.html`, instead of one that is there; its path, None without a report.
+def publish(folder: Path, pages: Sequence[Mapping]) -> None:
+    """Write `figures/alpha_explorer.html` of a run, and put the explorer into its `report.html` where there is one.
 
     The report's own rules allow no script but this one, which they name by its hash.
     """
-    path = folder / "report.html"
+    alone, path = folder / "figures" / "alpha_explorer.html", folder / "report.html"
+    alone.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(alone) as partial:
+        partial.write_text(saved_page(pages), encoding="utf-8")
     if not path.exists():
-        return None
+        return
     script, body = _parts(pages)
     text = re.sub(r"; script-src '[^']*'", "", path.read_text("utf-8"))
     text = text.replace("default-src 'none'", f"default-src 'none'; script-src '{_hash(script)}'", 1)
@@ -245,4 +236,3 @@ def add_to_report(folder: Path, pages: Sequence[Mapping]) -> Path | None:
     with atomic_path(path) as partial:
         after = rest.split(SLOT[1])[1]
         partial.write_text(f"{before}{SLOT[0]}{body}\n<script>{script}</script>{SLOT[1]}{after}", "utf-8")
-    return path

@@ -25,7 +25,6 @@ from steerlib.residual import VectorFamily, in_unit
 from steerlib.rules import RULES, acting_on
 from steerlib.tables import has_table, read_table
 from steerlib.toxicity import Scorer, check_attribute, text_sha
-from steerlib.vectors import load_families
 
 STEP = 0.01  # of the slider along a path
 TYPED = "typed"
@@ -35,10 +34,6 @@ TOPS = 3  # candidates shown of each branch at a token
 FORCED = 512  # tokens of answers that are read again at a time
 COLUMNS = ["method", "alpha_low", "alpha_high", "text", "token_ids", "n_tokens", "stopped", "complete"]
 Report = Callable[[int, int, str], object]
-
-
-class NotEnoughMemory(ValueError):
-    """A question needs more memory than the machine has free; nothing was decoded."""
 
 
 class Estimate(NamedTuple):
@@ -248,7 +243,7 @@ class Explorer:
                 will be, and the text of a single answer that is being decoded. What it raises stops the decoding.
 
         Raises:
-            NotEnoughMemory: before anything is decoded.
+            MemoryError: more is needed than is free; before anything is decoded.
             ValueError: an empty or too long prompt, an unknown category, method or vector.
         """
         key = question.key
@@ -258,7 +253,7 @@ class Explorer:
         with self._one_at_a_time:
             estimate = self.estimate(question)
             if estimate.needed > estimate.free:
-                raise NotEnoughMemory(
+                raise MemoryError(
                     f"this needs about {estimate.needed / 1e9:.1f} GB and {estimate.seconds:.0f} s, but the machine has"
                     f" {estimate.free / 1e9:.1f} GB free: shorten the prompt or the answer"
                 )
@@ -273,10 +268,8 @@ class Explorer:
                 if exact:
                     if alpha is not None:
                         yield self._measured(question, [*parts, self._decoded(question, [alpha])])
-                    arm = self._arms(question, [self.alpha_max])
-                    segments = alpha_path(
-                        self.frozen, _frame(question), arm, seeds=[question.seed], row_budget=ROW_BUDGET
-                    )
+                    arm, how = self._arms(question, [self.alpha_max]), self._inputs(question)
+                    segments = alpha_path(self.frozen, _frame(question), arm, row_budget=ROW_BUDGET, **how)
                     parts.append(segments.assign(method=question.method, kl_to_base=np.nan))
                 else:
                     zero = self._bases[question.of_base].assign(method=question.method)
@@ -304,9 +297,7 @@ class Explorer:
         low, high = question.layers or (0, self.frozen.n_layers)
         chosen = {layer: vector for layer, vector in vectors.items() if low <= layer <= high}
         if not chosen:
-            raise ValueError(
-                f"vector {question.vector!r} has layers {sorted(vectors)}, none in {low}..{high}"
-            )
+            raise ValueError(f"vector {question.vector!r}: layers {sorted(vectors)}, none in {low}..{high}")
         own = in_unit(self.frozen, chosen, question.unit)
         return VectorFamily(self.vectors[question.vector].name, {"": own}, unit=question.unit)
 
@@ -322,15 +313,17 @@ class Explorer:
                 how |= {"vector_alpha": question.vector_alpha}
         return make_arms(question.method, alphas, **how)
 
+    def _inputs(self, question: Question) -> dict[str, Any]:
+        family = self._family(question)
+        return {"seeds": [question.seed], "vectors": [family] if family else []}
+
     def _requests(self, question: Question, alphas: Sequence[float]) -> list[Request]:
-        vectors = [family] if (family := self._family(question)) else []
         arms = self._arms(question, alphas)
-        return make_requests(self.frozen, _frame(question), arms, seeds=[question.seed], vectors=vectors)
+        return make_requests(self.frozen, _frame(question), arms, **self._inputs(question))
 
     def _decoded(self, question: Question, alphas: Sequence[float]) -> pd.DataFrame:
-        vectors = [family] if (family := self._family(question)) else []
         arms = self._arms(question, alphas)
-        found = decode(self.frozen, _frame(question), arms, seeds=[question.seed], vectors=vectors)
+        found = decode(self.frozen, _frame(question), arms, **self._inputs(question))
         rows = arms[["arm_id", "method", "alpha"]].merge(found, on="arm_id", validate="one_to_one")
         return rows.assign(complete=True, alpha_low=rows["alpha"], alpha_high=rows["alpha"])
 
@@ -357,37 +350,31 @@ class Explorer:
             (of_path,) = self._requests(question, [self.alpha_max])
             requests += [replace(of_path, alpha=alpha) for alpha in middles.iloc[1:]]
         else:
-            # A residual method at 0 is the base, but its branches are there at every alpha.
             requests += self._requests(question, middles.iloc[1:])
         family = self._family(question)
         tokens: list[list[dict]] = []
         counts = table["n_tokens"].clip(lower=1).cumsum() // FORCED
         for _, rows in table.groupby(counts):
-            read = [
-                (read_streams(requests[i]) | {"base": requests[0].branches["base"]}, requests[i], tuple(ids))
-                for i, ids in rows["token_ids"].items()
-            ]
-            texts = [
-                (stream, ids)
-                for streams, request, ids in read
-                if ids
-                for stream in {*streams.values(), *read_streams(request).values()}
-            ]
-            z = dict(forced_logits({"": self.frozen}, texts, [family] if family else []))
-            for i, (streams, request, ids) in zip(rows.index, read, strict=True):
-                branches = {name: z[stream, ids] for name, stream in streams.items() if ids}
-                own = {name: z[stream, ids] for name, stream in read_streams(request).items() if ids}
+            read = {i: tuple(ids) for i, ids in rows["token_ids"].items()}
+            base = requests[0].branches["base"]
+            texts = [(s, ids) for i, ids in read.items() for s in (base, *read_streams(requests[i]).values())]
+            some = [(stream, ids) for stream, ids in texts if ids]
+            z = dict(forced_logits({"": self.frozen}, some, [family] if family else []))
+            for i, ids in read.items():
+                log_p: dict[str, torch.Tensor] = {}
+                if ids:
+                    own = {name: z[stream, ids] for name, stream in read_streams(requests[i]).items()}
+                    log_p = {
+                        name: one.log_softmax(-1) for name, one in (own | {"base": z[base, ids]}).items()
+                    }
                 if ids and i:
-                    branches["steered"] = RULES[request.method].steer(
-                        own, own["base"].new_full((len(ids),), request.alpha)
-                    )
-                tokens.append(
-                    self._tokens([*ids], {name: one.log_softmax(-1) for name, one in branches.items()})
-                )
-                if answers.exact and i and ids:
-                    steered, base = branches["steered"].log_softmax(-1), branches["base"].log_softmax(-1)
-                    kl = (steered.exp() * (steered - base)).nan_to_num(0.0).sum(-1).mean()
-                    table.loc[i, "kl_per_token"] = max(0.0, float(kl))
+                    alphas = own["base"].new_full((len(ids),), requests[i].alpha)
+                    steered = RULES[requests[i].method].steer(own, alphas).log_softmax(-1)
+                    log_p["steered"] = steered
+                    if answers.exact:
+                        kl = (steered.exp() * (steered - log_p["base"])).nan_to_num(0.0).sum(-1).mean()
+                        table.loc[i, "kl_per_token"] = max(0.0, float(kl))
+                tokens.append(self._tokens([*ids], log_p))
         return replace(answers, table=table, tokens=tuple(tokens))
 
     def _tokens(self, ids: list[int], log_p: dict[str, torch.Tensor]) -> list[dict]:
@@ -478,11 +465,6 @@ def run_prompts(
         toxicity = chosen["prompt_id"].map(answers.groupby("prompt_id")["toxicity"].mean())
         chosen = chosen.loc[toxicity.sort_values(ascending=False, kind="stable").index]
     return pd.concat([own, chosen[columns].head(most)], ignore_index=True)
-
-
-def run_vectors(folder: Path) -> list[VectorFamily]:
-    """Families of the run's steering vectors; none without notebook 02."""
-    return load_families(folder / "vectors")
 
 
 def run_ranges(folder: Path) -> dict[tuple[str, str], tuple[float, float, float]]:

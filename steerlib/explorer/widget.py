@@ -24,6 +24,7 @@ PATIENCE = 0.25  # seconds without another change before decoding starts
 LONGEST_ANSWER = 256
 SHOWN = 80  # characters of a prompt in the list
 WIDE = {"width": "99%"}
+UNIT_OF_RESIDUAL = ("of the residual's norm", "residual")
 
 
 class _Stopped(Exception):
@@ -80,20 +81,12 @@ class AlphaExplorer(w.VBox):
         self.text = _named(w.Textarea, "Text", WIDE, value=first["prompt"], rows=2)
         self.method = _named(w.Dropdown, "Method", options=methods, value=method)
         self.profile = _named(w.Dropdown, "Profile", options=["chosen category", "own", "shuffled"])
-        self.category = _named(
-            w.Dropdown,
-            "Category",
-            options=[(label(name), name) for name in ATTRIBUTES],
-            value=first["category"],
-        )
+        attributes = [(label(name), name) for name in ATTRIBUTES]
+        self.category = _named(w.Dropdown, "Category", options=attributes, value=first["category"])
         self.vector = _named(w.Dropdown, "Vector", options=families or ["none"])
-        self.vector_alpha = _named(
-            w.FloatSlider, "Vector alpha", min=-1.0, max=1.0, step=0.05, continuous_update=False
-        )
-        self.layers = _named(w.IntRangeSlider, "Layers", continuous_update=False, **layers)
-        self.unit = _named(
-            w.Dropdown, "Unit", options=[("of the vector", "vector"), ("of the residual's norm", "residual")]
-        )
+        self.vector_alpha = _named(w.FloatSlider, "Vector alpha", min=-1.0, max=1.0, step=0.05)
+        self.layers = _named(w.IntRangeSlider, "Layers", **layers)
+        self.unit = _named(w.Dropdown, "Unit", options=[("of the vector", "vector"), UNIT_OF_RESIDUAL])
         self.seed = _named(w.BoundedIntText, "Seed", {"width": "11em"}, min=0, max=10_000)
         self.tokens = _named(w.BoundedIntText, "Tokens", {"width": "11em"}, **limit)
         self.greedy = w.Checkbox(description="greedy", indent=False, layout={"width": "6em"})
@@ -105,9 +98,8 @@ class AlphaExplorer(w.VBox):
         settings = [self.method, self.profile, self.category, self.seed, self.tokens, self.greedy]
         self.of_vector = w.HBox([self.vector, self.layers, self.unit, self.vector_alpha], layout=row)
         below = w.HBox([self.button, self.stop, self.state], layout=row)
-        super().__init__(
-            [self.prompt, self.text, w.HBox(settings, layout=row), self.of_vector, below, self.view]
-        )
+        above = w.HBox(settings, layout=row)
+        super().__init__([self.prompt, self.text, above, self.of_vector, below, self.view])
         self.prompt.observe(self._on_prompt, "value")
         self.text.observe(self._on_text, "value")
         self.profile.observe(self._on_profile, "value")
@@ -197,8 +189,12 @@ class AlphaExplorer(w.VBox):
             self.state.value = why if isinstance(why, str) else "cancelled"
 
     def wait(self) -> None:
-        """Until the latest question is answered, for scripts and tests."""
-        self._thread.join()
+        """Until the latest question is answered; an interrupt of the waiting cell cancels it."""
+        try:
+            self._thread.join()
+        except KeyboardInterrupt:
+            self.cancel()
+            raise
 
     def _decode(self, ticket: int, question: Question, alpha: float) -> None:
         told = ("", "")
