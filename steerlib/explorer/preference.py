@@ -20,8 +20,9 @@ from steerlib.decoding.sampling import text_hash
 from steerlib.evaluation.intervals import share_interval
 from steerlib.tables import read_table
 
-CHOICES = {1: "first", 2: "second", 0: "no difference"}
 JUDGED = ["prompt_id", "arm_id", "control_arm"]
+RESULTS = [*JUDGED[1:], "win_rate", "low", "high", "first_rate", "first_low", "first_high"]
+RESULTS += ["no_difference", "kappa", "n", "n_prompts", "n_raters"]
 
 
 def blind_pairs(folder: Path, arms: Sequence[str] = (), *, n: int = 40) -> pd.DataFrame:
@@ -76,33 +77,20 @@ def preference_results(choices: pd.DataFrame) -> pd.DataFrame:
     """What raters preferred: one row per arm and control arm, in the order of the table.
 
     Returns:
-        arm_id, control_arm; win_rate (no difference counts half) with low and high, 95 %, clustered by prompt;
-        first_rate, how often the answer shown first was chosen, with first_low and first_high: 0.5 without an order
-        effect; no_difference (share); kappa, agreement of the raters on the prompts that all of them judged, NaN for
-        one rater; n, n_prompts, n_raters.
+        `RESULTS`: no difference counts half in win_rate, intervals are 95 %, clustered by prompt; first_rate is how
+        often the answer shown first was chosen, 0.5 without an order effect; kappa, the raters' agreement on the
+        prompts that all of them judged, is NaN for one rater.
     """
     rows = []
     for _, own in choices.groupby(["arm_id", "control_arm"], sort=False):
-        arm, control = own[["arm_id", "control_arm"]].iloc[0]
         place = own["choice"].map({1: 1.0, 2: 0.0, 0: 0.5})
         won = place.where(own["first"] == own["arm_id"], 1 - place)
         win, first = (share_interval(one.to_numpy(), own["prompt_id"]) for one in (won, place))
         judged = own.assign(won=won).pivot(index="prompt_id", columns="rater", values="won").dropna()
-        rows.append(
-            {
-                **{"arm_id": arm, "control_arm": control},
-                **dict(zip(("win_rate", "low", "high"), win[:3], strict=True)),
-                **dict(zip(("first_rate", "first_low", "first_high"), first[:3], strict=True)),
-                "no_difference": (own["choice"] == 0).mean(),
-                "kappa": agreement(judged),
-                **{
-                    "n": len(own),
-                    "n_prompts": own["prompt_id"].nunique(),
-                    "n_raters": own["rater"].nunique(),
-                },
-            }
-        )
-    return pd.DataFrame(rows)
+        named, counts = own[["arm_id", "control_arm"]].iloc[0], own[["prompt_id", "rater"]].nunique()
+        shares = [*win[:3], *first[:3], (own["choice"] == 0).mean(), agreement(judged)]
+        rows.append([*named, *shares, len(own), *counts])
+    return pd.DataFrame(rows, columns=RESULTS)
 
 
 def agreement(ratings: pd.DataFrame) -> float:
@@ -146,16 +134,11 @@ class BlindPanel(anywidget.AnyWidget):
         super().__init__()
         self.file, self.rater = folder / "preferences" / f"{rater}.jsonl", rater
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        draws = [
-            text_hash(f"{rater}\x1f{prompt}\x1f{arm}")
-            for prompt, arm in zip(pairs["prompt_id"], pairs["arm_id"], strict=True)
-        ]
+        draws = [text_hash(f"{rater} {key}") for key in pairs["prompt_id"] + pairs["arm_id"]]
         self.pairs = pairs.assign(draw=draws).sort_values("draw", ignore_index=True)
-        mine = read_choices(folder).query("rater == @rater")
-        judged = pd.MultiIndex.from_frame(mine[JUDGED])
-        self._left = [
-            i for i, key in enumerate(zip(*(self.pairs[c] for c in JUDGED), strict=True)) if key not in judged
-        ]
+        judged = read_choices(folder).query("rater == @rater")[JUDGED].agg(tuple, axis=1).tolist()
+        keys = self.pairs[JUDGED].agg(tuple, axis=1)
+        self._left = [i for i, key in enumerate(keys) if key not in judged]
         self.on_msg(lambda _, content, __: self.choose(**content))
         self._next()
 
@@ -175,7 +158,7 @@ class BlindPanel(anywidget.AnyWidget):
 
     def choose(self, choice: int, number: int, seconds: float) -> None:
         """Write a choice down and show the next pair; a second answer to the same pair is ignored."""
-        if not self._left or number != self._left[0] or choice not in CHOICES:
+        if not self._left or number != self._left[0] or choice not in (1, 2, 0):
             return
         row = self.pairs.iloc[self._left.pop(0)]
         kept = {"rater": self.rater, **{name: row[name] for name in JUDGED}}

@@ -50,15 +50,13 @@ class Question:
 
     Attributes:
         prompt, prompt_id, history: a row of the prompts table; the id enters the sampling noise.
-        method: one that acts on logits, on the residual stream, or by its context alone. Alpha of "sda" is k, with the
-            amplification factor 1.
+        method: of `Explorer.methods`. Alpha of "sda" is k, with the amplification factor 1.
         category: the attribute whose contexts steer; vectors ignore it.
         vector: name of a family, see `Explorer.vectors`, of a residual method or beside a logit rule.
         vector_alpha: strength of a vector beside a logit rule; 0 for the rule alone.
         layers: first and last layer of the vector that are used; empty for all it has.
         unit: of the vector's alpha, see `steerlib.residual.in_unit`.
         user: whose vector, of a family by user.
-        seed, greedy, max_new_tokens: of the sampling.
     """
 
     prompt: str
@@ -107,14 +105,12 @@ class Answers:
         exact: each steered answer holds from alpha_low to alpha_high; else at the alpha_low = alpha_high decoded.
         tokens: of each row, one dict a token: its text, probability under the base and steered (NaN for the base's own
             answer), and the likeliest tokens of each branch; empty until measured.
-        whole: all answers are there.
     """
 
     question: Question
     table: pd.DataFrame
     exact: bool
     tokens: tuple[list[dict], ...] = ()
-    whole: bool = False
 
     @property
     def base(self) -> pd.Series:
@@ -142,11 +138,8 @@ class Explorer:
     """All answers over alpha to a prompt: exact for the logit rules, on a grid for the rest.
 
     Args:
-        frozen: the model.
-        scorer: six toxicity scores of a text.
-        style: "chat" or "continuation".
+        frozen, scorer, style, vectors: model, scorer, "chat" or "continuation", families of steering vectors.
         sampling: settings of the choice of tokens; greedy, or with top_p = 1 (min_p is the nucleus of a path).
-        vectors: families of steering vectors.
         alpha_max: end of the path of the logit rules, dimensionless.
         residual_alphas: alphas of the vectors, increasing from 0.
 
@@ -204,8 +197,7 @@ class Explorer:
         return (self.alpha_max, STEP) if question.exact else (grid[-1], min(b - a for a, b in pairwise(grid)))
 
     def estimate(self, question: Question) -> Estimate:
-        """Memory and time that a question is about to need: caches and logits of all rows; two operations a weight
-        and token, at the speed of one matrix product on this machine.
+        """Memory of all rows; time of two operations a weight and token, at the speed of one matrix product here.
 
         Raises:
             ValueError: an empty or too long prompt, an unknown category, method or vector.
@@ -248,7 +240,7 @@ class Explorer:
         """
         key = question.key
         if key in self._kept:
-            yield self._kept[key]
+            yield replace(self._kept[key], question=question)
             return
         with self._one_at_a_time:
             estimate = self.estimate(question)
@@ -276,10 +268,10 @@ class Explorer:
                     if question.vector_alpha:
                         zero = self._decoded(question, [0.0])
                     parts += [zero, self._decoded(question, self.grid(question)[1:])]
-                found = replace(self._measured(question, parts, exact=exact), whole=True)
+                found = self._measured(question, parts, exact=exact)
                 yield found
                 self._kept[key] = self._with_tokens(found)
-        yield self._kept[key]
+                yield self._kept[key]
 
     def _check(self, question: Question) -> None:
         check_attribute(question.category)
