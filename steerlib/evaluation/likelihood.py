@@ -231,7 +231,7 @@ def likelihood_margins(
     models, sides = {"": frozen, **(branch_models or {})}, ("preferred", "dispreferred")
     asked, shortest = (
         pairs.rename(columns={"pair_id": "prompt_id"}),
-        arms.assign(max_new_tokens=1, temperature=0.0),
+        arms.assign(max_new_tokens=1, temperature=0.0, min_temperature=0.0),
     )
     ask = partial(make_requests, contexts=contexts, vectors=vectors, branch_models=branch_models)
     requests = ask(frozen, asked, shortest, seeds=[0])

@@ -192,7 +192,9 @@ def ask_questions(
     of_prompts = (arms["factor"] != "") & pd.to_numeric(arms["factor"], errors="coerce").isna()
     left_out = (arms["profile"] == "shuffled") | (arms["vector_user"] != "") | of_prompts
     left_out |= arms["method"].map(lambda method: RULES[method].acts_on == "text")
-    arms = arms[~left_out].assign(style="continuation", max_new_tokens=1, temperature=0.0)
+    arms = arms[~left_out].assign(
+        style="continuation", max_new_tokens=1, temperature=0.0, min_temperature=0.0
+    )
     ask = partial(make_requests, contexts=contexts, vectors=vectors, branch_models=branch_models)
     reads = [
         bool({*RULES[method].context_branches} - {*branch_names(trained)})
