@@ -343,14 +343,9 @@ def _located(name: str, entry: Any, folders: Sequence[Path]) -> tuple[Any, Path 
 
 
 def check_hub(params: Mapping[str, Any], inputs: Mapping[str, Sequence[Path]]) -> None:
-    """Refuse a model that is neither in the hub's cache nor, asked once for five seconds, to be had from the hub.
+    """Refuse, with its parameter's name, a model that is no path and neither in the hub's cache nor on the hub.
 
-    Args:
-        params: keys and values; those that name a model are looked at.
-        inputs: paths that were found, by parameter.
-
-    Raises:
-        BadInput: naming the parameter and what is not there.
+    The hub is asked once and for five seconds at most.
     """
     for name in [name for name in MODELS & params.keys() - inputs.keys() if params[name]]:
         kind, model = re.findall(r"^(?:(local|reward|scorer|endpoint):)?(.*)", str(params[name]))[0]

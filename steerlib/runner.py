@@ -57,17 +57,12 @@ class NotebookFailed(RuntimeError):
 
 @dataclass(frozen=True)
 class Stage:
-    """A notebook, the parameters it is handed, and the files and folders that these name."""
+    """A notebook, the parameters it is handed, the files that these name, and what it takes of the params file."""
 
     notebook: Path
     parameters: dict[str, Any]
     inputs: dict[str, list[Path]]
-
-    @property
-    def given(self) -> dict[str, Any]:
-        """Parameters by the keys of a params file: entries of a dict stand beside the others."""
-        inside = [value for value in self.parameters.values() if isinstance(value, dict)]
-        return dict(entry for values in [*inside, self.parameters] for entry in values.items())
+    given: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -106,8 +101,8 @@ def plan(
     params, inputs = resolved(params, [Path.cwd(), params_file.parent])
     stages = {}
     for file in files:
-        named = {name: inputs[name] for name in inputs if name in flat(taken[file])}
-        stages[file.stem] = Stage(file, handed(params, taken[file]), named)
+        given, named = ({name: d[name] for name in flat(taken[file]) if name in d} for d in (params, inputs))
+        stages[file.stem] = Stage(file, handed(params, taken[file]), named, given)
     return Study(run, stages)
 
 

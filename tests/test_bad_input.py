@@ -178,7 +178,7 @@ def test_any_params_are_taken_as_they_are_or_refused_in_one_line(tmp_path_factor
         assert len(str(refusal).splitlines()) == 1
         return
     for stage in study.stages.values():
-        for name, value in stage.parameters.items():
+        for name, value in stage.given.items():
             assert name == "run" or value == params[name] or name in stage.inputs
 
 

@@ -15,7 +15,6 @@ import pytest
 
 from steerlib.__main__ import main
 from steerlib.judges import judged, load_judge
-from steerlib.tables import read_table
 
 KEY = "sk-secret-0123456789"
 ITEMS = [(f"question {i}", f"answer {i}") for i in range(6)]
@@ -280,20 +279,6 @@ def test_the_spend_is_shown_before_the_first_question_and_only_of_what_is_not_ca
     assert "1 calls" in before[2]
     judged(judge_at(server), frame(2), "honesty", tmp_path)
     assert capsys.readouterr().out == ""
-
-
-@pytest.mark.usefixtures("impatient")
-def test_work_that_broke_off_goes_on_and_no_cached_answer_is_asked_again(server, tmp_path, monkeypatch):
-    monkeypatch.setattr("steerlib.judges.base.CHUNK", 2)
-    server.script = lambda number, _body: Reply() if number < 4 else Reply("down", status=503)
-    with pytest.raises(ConnectionError):
-        judged(judge_at(server, workers=1), frame(), "honesty", tmp_path)
-    assert len(read_table(tmp_path, "judged")) == 4
-    asked = len(server.bodies)
-    server.script = lambda _number, _body: Reply('{"score": 50}')
-    found = judged(judge_at(server), frame(), "honesty", tmp_path)
-    assert len(server.bodies) - asked == 2
-    assert list(found["score"]) == [73, 73, 73, 73, 50, 50]
 
 
 # --- checked before a run -----------------------------------------------------------------------------------

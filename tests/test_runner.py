@@ -273,13 +273,6 @@ def test_data_and_model_given_at_the_call_reach_the_notebook(toy: Path) -> None:
     assert (parameters["data_folder"], parameters["model"]) == (str(toy / "notebooks"), "gpt2")
 
 
-def test_notebooks_with_a_letter_come_after_those_without(toy: Path) -> None:
-    for name in ("02b_costs", "03_third", "00_zeroth"):
-        write_notebook(toy / "notebooks" / f"{name}.ipynb", FIRST)
-    stages = plan(toy / "toy.yaml", notebooks=toy / "notebooks").stages
-    assert [*stages] == ["00_zeroth", "01_first", "02_second", "02b_costs", "03_third"]
-
-
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
