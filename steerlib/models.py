@@ -12,10 +12,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import torch
 from torch import Tensor, nn
 
-from steerlib.embedded import embedded_model
+from steerlib.embedded import cache_folder, embedded_model
 
 if TYPE_CHECKING:  # two seconds of import, of use only where a model is loaded
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -49,7 +50,12 @@ class FrozenModel:
 
     @property
     def device(self) -> torch.device:
-        return self.model.device
+        """Where inputs go; weights that accelerate keeps on disk are on no device."""
+        if self.model.device.type != "meta":
+            return self.model.device
+        hooks = (getattr(module, "_hf_hook", None) for module in self.model.modules())
+        places = (getattr(hook, "execution_device", None) for hook in hooks)
+        return torch.device(next(place for place in places if place is not None))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -101,9 +107,10 @@ def load_model(
     Args:
         name: "embedded", a folder with a saved model or a PEFT adapter, or a hub id of a model. An adapter is merged
             into the base model that its config names:  W <- W + scale B A  for LoRA (Hu et al. 2022, sec. 4.1).
-        device: "cpu", "cuda", "cuda:1", "mps", or "auto" to spread a large model over all GPUs; by default the
-            accelerator at hand, else the CPU.
-        dtype: weights' precision, for instance "float32"; by default bfloat16 on cuda and float32 elsewhere.
+        device: "cpu", "cuda", "cuda:1", "mps", or "auto" to spread a large model over all GPUs and, where they do not
+            hold it, the memory and the disk of the machine; by default the accelerator at hand, else the CPU.
+        dtype: weights' precision, for instance "float32"; by default bfloat16 on cuda and float32 elsewhere. "4bit"
+            and "8bit" quantise the linear layers (bitsandbytes: NF4, LLM.int8) and compute in bfloat16, on a GPU.
         template_arguments: of the chat template, for instance {"enable_thinking": True}.
 
     Raises:
@@ -114,14 +121,20 @@ def load_model(
     """
     loaded = {"name": name, "device": device and device.partition(":")[0], "dtype": dtype}
     device = device or default_device()
-    precision = _precision(dtype or ("bfloat16" if device.startswith(("cuda", "auto")) else "float32"))
+    quantised = _quantised(dtype, device)
+    on_gpu = quantised or device.startswith(("cuda", "auto"))
+    precision = _precision((not quantised and dtype) or ("bfloat16" if on_gpu else "float32"))
     adapter = name if (Path(name) / ADAPTER).is_file() else ""
     base = _adapter_base(adapter) if adapter else name
     source = embedded_model() if base == "embedded" else base
-    check_architecture(pretrained("AutoConfig", source, what="model"), str(name))
+    config = pretrained("AutoConfig", source, what="model")
+    check_architecture(config, str(name))
+    if not (base == "embedded" or quantised):
+        announce(needs(config, precision), str(name))
     tokenizer = pretrained("AutoTokenizer", source, what="model")
-    placement = {"device_map": "auto"} if device == "auto" else {}
-    settings = {"dtype": precision, "use_safetensors": True} | placement
+    spread = {"device_map": "auto", "offload_folder": str(cache_folder() / "offload")}
+    placement = spread if device == "auto" else {"device_map": device} if quantised else {}
+    settings = {"dtype": precision, "use_safetensors": True} | placement | quantised
     model = pretrained("AutoModelForCausalLM", source, what="model", **settings)
     model = model if placement else model.to(device)
     if adapter:
@@ -138,6 +151,72 @@ def load_model(
     return replace(frozen, template_arguments=template_arguments) if template_arguments else frozen
 
 
+@dataclass(frozen=True)
+class Needs:
+    """Memory that a model needs.
+
+    Attributes:
+        parameters: how many there are.
+        weights: bytes of all of them.
+        row: bytes of a row of a batch, see `row_size`.
+    """
+
+    parameters: int
+    weights: int
+    row: int
+
+    def rows(self, memory: float) -> int:
+        """Rows that half of what the weights leave of so many bytes holds; 0 where the weights do not fit."""
+        return max(0, int((memory - self.weights) / 2 // self.row))
+
+
+def row_size(config: Any, dtype: torch.dtype, tokens: int) -> int:
+    """Bytes of a row whose context and answer are so many tokens: keys and values, and copies of its logits."""
+    text = config.get_text_config()
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return 2 * text.num_hidden_layers * heads * width * tokens * dtype.itemsize + 6 * 4 * text.vocab_size
+
+
+def needs(config: Any, dtype: torch.dtype, *, tokens: int = 1024) -> Needs:
+    """What a model of this configuration needs; its parameters are counted on a skeleton without weights."""
+    with torch.device("meta"):
+        skeleton = import_module("transformers").AutoModelForCausalLM.from_config(config, dtype=dtype)
+    parameters = sum(weight.numel() for weight in skeleton.parameters())
+    return Needs(parameters, parameters * dtype.itemsize, row_size(config, dtype, tokens))
+
+
+def announce(need: Needs, name: str) -> None:
+    """Print, before a large model is loaded, what it needs and what this machine has free."""
+    if need.weights < LARGE:
+        return
+    gpus = [torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count())]
+    free, where = (sum(gpus), f"{len(gpus)} GPUs") if gpus else (psutil.virtual_memory().available, "memory")
+    print(
+        f"{name}: {need.parameters / 1e9:.1f}B parameters, weights {need.weights / 1e9:.1f} GB, "
+        f"a row of 1,024 tokens {need.row / 1e6:.0f} MB; {where} {free / 1e9:.1f} GB free, {need.rows(free)} rows fit"
+    )
+
+
+LARGE = 2**30
+"""Models whose weights are smaller than that are loaded without a word."""
+
+
+def _quantised(dtype: str | torch.dtype | None, device: str) -> dict[str, Any]:
+    """Settings of `from_pretrained` for 4 or 8 bits a weight; empty for plain precisions."""
+    if dtype not in ("4bit", "8bit"):
+        return {}
+    if not device.startswith(("cuda", "auto")) or not torch.cuda.is_available():
+        raise ValueError(
+            f"dtype {dtype!r} needs a CUDA GPU, and there is none: choose float32 or a smaller model"
+        )
+    if find_spec("bitsandbytes") is None:
+        raise ImportError(f"dtype {dtype!r} needs one more package: pip install 'steerlib[quantised]'")
+    kinds = {"4bit": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, "8bit": {"load_in_8bit": True}}
+    settings = kinds[str(dtype)] | ({"bnb_4bit_compute_dtype": torch.bfloat16} if dtype == "4bit" else {})
+    return {"quantization_config": import_module("transformers").BitsAndBytesConfig(**settings)}
+
+
 def pretrained(kind: str, name: str | Path, *, what: str, **settings: Any) -> Any:
     """`transformers.<kind>.from_pretrained(name)`: from a folder, the hub's cache or the hub, which is tried once.
 
@@ -152,6 +231,11 @@ def pretrained(kind: str, name: str | Path, *, what: str, **settings: Any) -> An
         return getattr(transformers, kind).from_pretrained(name, local_files_only=here, **settings)
     except (OSError, ValueError) as failure:
         reason = str(failure).strip().splitlines()[0]
+        if "gated repo" in str(failure):
+            raise FileNotFoundError(
+                f"{what} {str(name)!r} is gated: accept its licence on https://huggingface.co/{name} and put a token"
+                " of that account into the environment variable HF_TOKEN"
+            ) from failure
         if isinstance(failure, ValueError):
             raise ValueError(f"{what} {str(name)!r} cannot be loaded: {reason}") from failure
         raise FileNotFoundError(

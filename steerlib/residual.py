@@ -350,7 +350,8 @@ def steering_hooks(
     for layer, direction in (pair for vector in vectors.values() for pair in vector.items()):
         if direction.shape != nothing.shape:
             raise ValueError(f"layer {layer}: the vector is {len(direction)} wide, the model {len(nothing)}")
-    dose, device = ResidualDose(vectors), next(model.parameters()).device
+    dose, on = ResidualDose(vectors), {weight.device for weight in model.parameters()}
+    device = next((place for place in on if place.type != "meta"), "cpu")  # accelerate keeps weights on none
 
     def adding(directions: Tensor) -> Callable:
         def hook(block: nn.Module, inputs: tuple, output: Tensor | tuple) -> Tensor | tuple | None:  # noqa: ARG001

@@ -46,7 +46,7 @@ def character_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def tiny_model(
-    config: PreTrainedConfig, *, dtype: torch.dtype = torch.float64, attention: str = "sdpa"
+    config: PreTrainedConfig, *, dtype: torch.dtype = torch.float64, attention: str | None = None
 ) -> FrozenModel:
     """A random model of an architecture with the tokenizer of characters; sharp enough that choices differ."""
     torch.manual_seed(0)

@@ -14,7 +14,7 @@ from torch import Tensor
 from steerlib.decoding.requests import Inputs, Request, make_requests
 from steerlib.decoding.sampling import NEAR_TIE, choose, gumbel_noise, penalise_, text_hash
 from steerlib.decoding.streams import MultiModelStreams
-from steerlib.models import FrozenModel, high_precision
+from steerlib.models import FrozenModel, high_precision, row_size
 from steerlib.residual import ResidualDose, steering_hooks, vectors_by_key
 from steerlib.rules import RULES, base_nucleus, js_temperature
 
@@ -121,15 +121,7 @@ def default_capacity(models: Sequence[FrozenModel], requests: Sequence[Request])
 def row_bytes(models: Sequence[FrozenModel], requests: Sequence[Request]) -> int:
     """Bytes of one row of a forward pass in the largest model, for the longest of some answers."""
     tokens = max(len(s.ids) + r.sampling.max_new_tokens for r in requests for s in r.branches.values())
-    sizes = []
-    for frozen in models:
-        # A row: its keys and values, and some copies of its logits.
-        config = frozen.model.config.get_text_config()
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        width = getattr(config, "head_dim", None) or frozen.d_model // config.num_attention_heads
-        cache = 2 * frozen.n_layers * heads * width * tokens * frozen.dtype.itemsize
-        sizes.append(cache + 6 * 4 * config.vocab_size)
-    return max(sizes)
+    return max(row_size(frozen.model.config, frozen.dtype, tokens) for frozen in models)
 
 
 class NoiseKeys:
