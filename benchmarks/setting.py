@@ -25,7 +25,15 @@ SHAPES = {
         "num_attention_heads": 32,
         "num_key_value_heads": 8,
         "max_position_embeddings": 2048,
-    }
+    },
+    "llama-70b": {
+        "hidden_size": 8192,
+        "intermediate_size": 28672,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 2048,
+    },
 }
 """Sizes of models as their configurations give them, but for the vocabulary, which is the embedded tokenizer's."""
 RESULTS = Path(__file__).parent / "results"

@@ -5,8 +5,13 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import pandas as pd
+import torch
+from transformers import LlamaConfig
+
 from benchmarks.rules import OURS
-from benchmarks.setting import RESULTS
+from benchmarks.setting import RESULTS, SHAPES
+from steerlib.models import needs
 from steerlib.tables import ROOT
 
 DOCUMENT = ROOT / "docs" / "engine.md"
@@ -29,11 +34,56 @@ QUESTIONS = {
 
 
 def rewrite(folder: Path = RESULTS) -> None:
-    """Put the tables of the kept results between the marks of docs/engine.md."""
+    """Put the tables of the kept results between their marks in docs/engine.md."""
     text = DOCUMENT.read_text(encoding="utf-8")
-    before, rest = text.split(START)
-    after = rest.split(END)[1]
-    DOCUMENT.write_text(before + START + tables(folder) + END + after, encoding="utf-8")
+    for name, made in {"benchmarks": tables, "gpu": gpu_table, "memory": memory_table}.items():
+        start, end = START.replace("benchmarks", name), END.replace("benchmarks", name)
+        before, rest = text.split(start)
+        text = before + start + made(folder) + end + rest.split(end)[1]
+    DOCUMENT.write_text(text, encoding="utf-8")
+
+
+def gpu_table(folder: Path = RESULTS) -> str:
+    """Seconds a thousand answers of what was timed on a GPU, one row a decoder: results/gpu.csv."""
+    rows = pd.read_csv(folder / "gpu.csv", keep_default_na=False)
+    alone = {"(e) base, generate": "the *base alone* by `generate`, one by one"}
+    what, names = ["model", "setting"], PEERS | alone | {OURS: "here, the whole grid"}
+    each = rows.assign(each=rows.seconds / rows.answers)
+    ours = each[each.decoder == OURS].set_index(what)["each"]
+    lines = [
+        [
+            row.model.partition(" (")[0],
+            row.hardware,
+            row.setting.split(", ")[1],
+            names[row.decoder],
+            row.answers,
+            f"{row.seconds:.1f}",
+            f"{1000 * row.each:.0f}",
+            f"{row.each / ours[row.model, row.setting]:.1f}",
+            row.same_answers,
+        ]
+        for row in each.itertuples()
+    ]
+    head = ["model", "on", "choice", "decoder", "answers", "seconds"]
+    return _table([*head, "seconds per 1,000 answers", "here = 1", "same answers"], lines)
+
+
+MEMORIES = (24, 80, 160, 320)
+"""GB of the memory table, of one GPU or of several together."""
+
+
+def memory_table(_: Path = RESULTS) -> str:
+    """What models of the shapes in `SHAPES` need, by precision, and how many rows fit beside them."""
+    lines = []
+    for shape, settings in SHAPES.items():
+        config = LlamaConfig(vocab_size=128_256, **settings)
+        for dtype in (torch.bfloat16, torch.float32):
+            need = needs(config, dtype)
+            rows = [f"{need.rows(gb * 1e9):,}" for gb in MEMORIES]
+            sizes = [f"{need.parameters / 1e9:.1f}", f"{need.weights / 1e9:.0f}", f"{need.row / 1e6:.0f}"]
+            lines.append([shape, str(dtype).removeprefix("torch."), *sizes, *rows])
+    head = ["model", "precision", "parameters, 10^9", "weights, GB", "a row, MB"]
+    return _table([*head, *(f"rows in {gb} GB" for gb in MEMORIES)], lines)
 
 
 def tables(folder: Path = RESULTS) -> str:
@@ -99,3 +149,7 @@ def _measured_on(kept: Sequence[Mapping]) -> str:
 def _table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     lines = [columns, ["---"] * len(columns), *rows]
     return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
+
+
+if __name__ == "__main__":
+    rewrite()
