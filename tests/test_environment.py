@@ -65,7 +65,7 @@ def test_ci_checks_size_and_style_then_runs_the_tests_and_the_quick_run() -> Non
     script = ROOT / ".ci" / "run"
     assert script.stat().st_mode & 0o111
     targets = re.findall(r"^make (.*)", script.read_text(), flags=re.MULTILINE)
-    assert targets == ["lines", "lint", "test", "run"]
+    assert targets == ["lines", "lint", "test", "run", "browser-check"]
     assert set(targets) <= set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
 
 

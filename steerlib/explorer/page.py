@@ -210,10 +210,10 @@ def _hash(script: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
-def embedded_page(pages: Sequence[Mapping], *, height: int = 760) -> HTML:
+def embedded_page(pages: Sequence[Mapping]) -> HTML:
     """The saved page within a frame, for a notebook's output; where frames are cut out, nothing is shown."""
     words = saved_page(pages).replace("&", "&amp;").replace("'", "&#39;")  # JSON is full of the other quotes
-    look = f'style="width:100%;height:{height}px;border:0"'
+    look = 'style="width:100%;height:760px;border:0"'
     frame = f"<iframe title='Alpha explorer' {look} sandbox='allow-scripts' srcdoc='{words}'></iframe>"
     return HTML(f"<div>{frame}</div>")
 

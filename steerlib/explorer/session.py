@@ -31,7 +31,7 @@ TYPED = "typed"
 ROW_BUDGET = 96  # rows of a path
 BESIDE = 9  # alphas of a logit rule with a vector beside it, which has no path
 TOPS = 3  # candidates shown of each branch at a token
-FORCED = 512  # tokens of answers that are read again at a time
+FORCED = 256  # tokens of answers that are read again at a time
 COLUMNS = ["method", "alpha_low", "alpha_high", "text", "token_ids", "n_tokens", "stopped", "complete"]
 Report = Callable[[int, int, str], object]
 

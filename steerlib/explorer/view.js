@@ -188,6 +188,10 @@ function render({ model, el: root }) {
     onSave: () => model.send({ save: true }),
   });
   view.move(model.get("start"));
+  // Typing dims at once, however busy the kernel is.
+  document.addEventListener("input", ({ target }) => {
+    if (target.matches(".explorer-text textarea")) view.stale(target.value !== model.get("data").prompt);
+  });
   const follow = {
     data: (data) => data.base && view.show(data),
     stale: view.stale,

@@ -51,8 +51,6 @@ class AlphaExplorer(w.VBox):
         explorer: decodes and keeps the answers.
         prompts: the prompts to choose from, of `run_prompts`; the first is asked first.
         ranges: what `run_ranges` found, marked on the curves.
-        method: shown first.
-        alpha: of the slider at first.
     """
 
     def __init__(
@@ -61,12 +59,10 @@ class AlphaExplorer(w.VBox):
         prompts: pd.DataFrame,
         *,
         ranges: Mapping[tuple[str, str], tuple[float, float, float]] | None = None,
-        method: str = "expert_anti_expert",
-        alpha: float = 1.0,
     ) -> None:
         self.explorer, self.prompts, self.ranges = explorer, prompts.set_index("prompt_id"), ranges or {}
         self.answers: Answers | None = None
-        self.alpha, self._lock = alpha, threading.RLock()
+        self.alpha, self._lock = 1.0, threading.RLock()
         self._asked, self._thread = 0, threading.Thread()
         first, families = prompts.iloc[0], list(explorer.vectors)
         listed = [(_short(prompt), key) for key, prompt in self.prompts["prompt"].items()]
@@ -79,7 +75,7 @@ class AlphaExplorer(w.VBox):
         }
         self.prompt = _named(w.Dropdown, "Prompt", WIDE, options=[*listed, ("(typed below)", TYPED)])
         self.text = _named(w.Textarea, "Text", WIDE, value=first["prompt"], rows=2)
-        self.method = _named(w.Dropdown, "Method", options=methods, value=method)
+        self.method = _named(w.Dropdown, "Method", options=methods, value="expert_anti_expert")
         self.profile = _named(w.Dropdown, "Profile", options=["chosen category", "own", "shuffled"])
         attributes = [(label(name), name) for name in ATTRIBUTES]
         self.category = _named(w.Dropdown, "Category", options=attributes, value=first["category"])
@@ -92,8 +88,9 @@ class AlphaExplorer(w.VBox):
         self.greedy = w.Checkbox(description="greedy", indent=False, layout={"width": "6em"})
         self.button = w.Button(description="Decode", button_style="primary", layout={"width": "7em"})
         self.stop = w.Button(description="Cancel", layout={"width": "7em"})
-        self.state, self.view = w.Label("idle"), View(start=alpha)
+        self.state, self.view = w.Label("idle"), View()
         self.state.add_class("explorer-state")
+        self.text.add_class("explorer-text")
         row = {"flex_flow": "row wrap", "align_items": "center"}
         settings = [self.method, self.profile, self.category, self.seed, self.tokens, self.greedy]
         self.of_vector = w.HBox([self.vector, self.layers, self.unit, self.vector_alpha], layout=row)

@@ -175,8 +175,8 @@ def check_first_answer(page: Any, address: str, pictures: Path) -> None:
     print(f"Run All to first text: {time.perf_counter() - started:.1f} s")
     state(page, "idle: \\d+ different")
     print(f"Run All to all answers: {time.perf_counter() - started:.1f} s")
+    page.wait_for_selector("text=No choices yet.", state="attached", timeout=SLOW)  # the last cell
     page.locator(".ax-slider").first.scroll_into_view_if_needed()
-    page.wait_for_selector("#jp-main-statusbar >> text=/\\| Idle/", timeout=SLOW)
     page.screenshot(path=str(pictures / "opening.png"))
 
 
