@@ -147,7 +147,7 @@ function mount(root, { onAlpha = () => {}, onSave = null } = {}) {
     const boxes = [[data.base, "Base", "no steering"], steered && [steered, data.label, where(steered)], pinned].filter(Boolean);
     body.replaceChildren(
       el("div", { class: "ax-curves" }, curve(data, alpha, "score", data.score_name), curve(data, alpha, "nll", "NLL under the base, nats per token")),
-      el("div", { class: "ax-boxes" }, ...boxes.map((one) => box(...one, info))), info, bars(data, data.base, steered));
+      el("div", { class: "ax-boxes" }, ...boxes.map((one) => box(...one, info))), bars(data, data.base, steered), info);
   }
   return {
     show(next) {
