@@ -63,7 +63,8 @@ def tell_readme(stored: list[nbformat.NotebookNode], readme: Path = ROOT / "READ
 
 def executed(source: Path, copy: Path) -> nbformat.NotebookNode:
     """The source with the outputs of its executed copy; of a widget, whose view dies with its kernel, the text."""
-    print(f"{source.stem:<24} done    {execute(source, copy, {})[0]:8.1f} s", flush=True)
+    seconds, memory = execute(source, copy, {})
+    print(f"{source.stem:<24} done    {seconds:8.1f} s {memory:6.2f} GB", flush=True)
     notebook, ran = (nbformat.read(path, as_version=4) for path in (source, copy))
     for cell, run in zip(notebook.cells, ran.cells, strict=True):
         cell.metadata = {name: cell.metadata[name] for name in ("tags",) if name in cell.metadata}
