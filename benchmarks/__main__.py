@@ -1,8 +1,8 @@
 """`python -m benchmarks [part ...]`: the decoder against what one would write without it, ratios from one run.
 
-Parts: rules, vectors, path, choices, growth, precision; all of them by default. Every finished row is printed and kept,
-so that a benchmark that is stopped goes on where it was; tables are kept as JSON in benchmarks/results, and
-those of docs/engine.md are made from them.
+Parts: rules, vectors, path, choices, growth, precision, all of them by default; and workers, which needs ray. Every
+finished row is printed and kept, so that a benchmark that is stopped goes on where it was; tables are kept as JSON in
+benchmarks/results, and those of docs/engine.md are made from them.
 """
 
 import argparse
@@ -10,7 +10,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks import choices, growth, paths, precision, rules, tables, vectors
+from benchmarks import choices, growth, paths, precision, rules, tables, vectors, workers
 from benchmarks.setting import RESULTS, SHAPES, SMALL, Setting, Size, plainly_loaded, random_model
 from steerlib.models import load_model
 
@@ -21,6 +21,7 @@ PARTS = {
     "choices": choices,
     "growth": growth,
     "precision": precision,
+    "workers": workers,
 }
 
 
@@ -48,7 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
         frozen = load_model(device=asked.device, dtype=asked.dtype)
         plain = plainly_loaded(frozen)
     setting = Setting(frozen, size, asked.questions, asked.out, plain, asked.small)
-    for part in asked.parts or PARTS:
+    for part in asked.parts or [part for part in PARTS if part != "workers"]:  # which needs the extra `ray`
         PARTS[part].run(setting)
     if asked.out == RESULTS:
         tables.rewrite()

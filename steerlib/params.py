@@ -19,7 +19,7 @@ WORDS = {
     "composed_scale": "population raw",
     "controls": "prompt_only shuffled random instructed steering_only temperature_only fixed",
     "device": "cpu mps auto cuda cuda:N",
-    "dtype": "float32 float64 bfloat16 float16",
+    "dtype": "float32 float64 bfloat16 float16 4bit 8bit",
     "estimator": "paper exposure_adjusted",
     "more_positions": "all prompt generation first_k:K",
     "judge": "scorer scorer:NAME local:NAME reward:NAME endpoint:NAME",
@@ -32,6 +32,7 @@ WORDS = {
     "style": "continuation chat",
     "styles": "continuation chat",
     "ties": "drop half",
+    "workers": "auto",
 }
 """What a parameter, or each entry of its list, may be; in place of a capital stands what `HOLES` says."""
 HOLES = {"NAME": ".+", "K": r"[1-9]\d*", "N": r"\d+"}

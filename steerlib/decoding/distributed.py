@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Workers = int | str
+Workers = int | str | None
 
 ATTEMPTS = 3
 OBJECT_STORE = 2**29
@@ -56,8 +56,8 @@ def mapped(
         held: what every worker holds for all blocks: models, vectors, a scorer. A model that `load_model` loaded is
             loaded by each worker for itself, on its own device.
         blocks: work that may be done in any order.
-        workers: 0 for this process, N for as many Ray actors, "auto" for one a GPU of the cluster (without GPUs: one
-            a machine). The cluster is that of the environment variable RAY_ADDRESS, else this machine.
+        workers: 0 or None for this process, N for as many Ray actors, "auto" for one a GPU of the cluster (without
+            GPUs: one a machine). The cluster is that of the environment variable RAY_ADDRESS, else this machine.
         bar: counts finished items and shows the throughput of a worker.
         name: what a block is called in an error.
 
@@ -70,6 +70,7 @@ def mapped(
         BlocksFailed: after all other blocks were yielded.
         Exception: what a worker raised while it loaded the models.
     """
+    workers = workers or 0
     if not (workers == "auto" or (isinstance(workers, int) and workers >= 0)):
         raise ValueError(f"workers must be 0, a number of Ray actors or 'auto', not {workers!r}")
     if not blocks:

@@ -55,12 +55,13 @@ def run_sweep(
     """
     requests = make_requests(frozen, prompts, arms, seeds=seeds, **inputs)
     held = (frozen, inputs)
-    return finish_requests(requests, _decoded, held, folder=folder, what="sweep", workers=workers)
+    return finish_requests(requests, decode_block, held, folder=folder, what="sweep", workers=workers)
 
 
-def _decoded(
+def decode_block(
     held: tuple[FrozenModel, Inputs], requests: Sequence[Request], *, progress: Progress | None = None
 ) -> pd.DataFrame:
+    """What a worker does with a block: `decode_requests` by the model and with the inputs that it holds."""
     frozen, inputs = held
     return decode_requests(frozen, requests, progress=progress, **inputs)
 
