@@ -83,11 +83,40 @@ def _check(options: argparse.Namespace) -> None:
     for key, paths in {key: v for stage in study.stages.values() for key, v in stage.inputs.items()}.items():
         sizes = [file.stat().st_size for path in paths for file in (path, *path.rglob("*")) if file.is_file()]
         print(f"{key:<24} {len(sizes)} files, {sum(sizes) / 1e6:,.1f} MB: {', '.join(map(str, paths))}")
+    for model in sorted(
+        {str(stage.given.get("model", "embedded")) for stage in study.stages.values()} - {"embedded"}
+    ):
+        _size(model, study)
     for notebook in [stage.notebook for stage in study.stages.values() if stage.notebook.stem == RATINGS]:
         given = study.stages[RATINGS].given
         _check_ratings({name: p.default for name, p in flat(notebook_parameters(notebook)).items()} | given)
     for key, judge in check_reachable(study, [*study.stages]).items():
         _describe(key, judge)
+
+
+def _size(model: str, study: Any) -> None:
+    """Print what a model needs in bfloat16, and the time of a thousand answers as it was measured on a GPU."""
+    import pandas as pd
+    import torch
+
+    from steerlib.models import needs, pretrained
+    from steerlib.tables import ROOT
+
+    try:
+        need = needs(pretrained("AutoConfig", model, what="model"), torch.bfloat16)
+    except (OSError, ValueError) as failure:
+        print(f"{model:<24} size unknown: {failure}")
+        return
+    rows = f"{need.rows(80e9)} rows of 1,024 tokens beside them in 80 GB"
+    print(
+        f"{model:<24} {need.parameters / 1e9:.1f}B parameters, {need.weights / 1e9:.1f} GB in bfloat16, {rows}"
+    )
+    timed = pd.read_csv(ROOT / "benchmarks" / "results" / "gpu.csv")
+    row = timed[timed.setting.str.contains("sampled") & timed.decoder.str.startswith("ours")].iloc[0]
+    tokens = max(stage.given.get("max_new_tokens", 64) for stage in study.stages.values())
+    seconds = 1000 * tokens * row.seconds / row.tokens * need.parameters / row.parameters
+    scaled = f"scaled from {row.parameters / 1e9:.1f}B parameters on {row.hardware}"
+    print(f"{'a thousand answers':<24} about {seconds:.2g} s of {tokens} tokens, {scaled}")
 
 
 RATINGS = "01_user_profiles"

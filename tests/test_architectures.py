@@ -3,6 +3,7 @@
 The list of docs/engine.md is `ARCHITECTURES`: `python tests/test_architectures.py` prints it.
 """
 
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -15,6 +16,7 @@ from tiny import ALPHABET, tiny_llama, tiny_model
 from torch.testing import assert_close
 
 from steerlib import models
+from steerlib.__main__ import main
 from steerlib.decoding import alpha_path, decode, make_arms
 from steerlib.decoding.requests import make_requests
 from steerlib.models import FrozenModel, check_architecture, load_model, needs, row_size
@@ -162,6 +164,17 @@ def test_a_large_model_is_announced_before_it_is_loaded(saved, monkeypatch, caps
     monkeypatch.setattr(models, "LARGE", 0)
     load_model(saved, device="cpu")
     assert f"{saved}: 0.0B parameters" in capsys.readouterr().out
+
+
+def test_the_check_of_a_params_file_says_what_its_model_needs_and_how_long_a_thousand_answers_take(
+    saved, capsys
+):
+    assert main(["check", str(ROOT / "params" / "quick.yaml"), "--model", saved]) == 0
+    assert re.search(r"0\.0B parameters, .* a thousand answers +about [\de.-]+ s of \d+ tokens", flat(capsys))
+
+
+def flat(capsys) -> str:
+    return " ".join(capsys.readouterr().out.split())
 
 
 @pytest.fixture
