@@ -221,7 +221,9 @@ class Explorer:
 
     def answers(self, question: Question, *, report: Report | None = None) -> Answers:
         """All answers; a second call with the same question is free. Arguments and errors as `stages`."""
-        return [*self.stages(question, report=report)][-1]
+        found = [*self.stages(question, report=report)][-1]
+        time.sleep(0.01)  # locks are not fair: whoever waits, a person for instance, comes next
+        return found
 
     def stages(
         self, question: Question, *, alpha: float | None = None, report: Report | None = None

@@ -38,6 +38,7 @@ SLOW = 240_000  # milliseconds for a cell or a decode on a busy machine
 HARMLESS = ("font-awesome", "all.min.css")  # what voila asks a CDN for; it does without
 
 HOSTILE = "</script><img src=x onerror=\"document.title='broken'\">"
+DONE = "() => ![...document.querySelectorAll('.jp-InputPrompt')].some(one => one.innerText.includes('*'))"
 DRAGGED = """async () => {
     const slider = document.querySelector('.ax-slider'), times = [];
     for (let i = 0; i <= 100; i++) {
@@ -175,7 +176,7 @@ def check_first_answer(page: Any, address: str, pictures: Path) -> None:
     print(f"Run All to first text: {time.perf_counter() - started:.1f} s")
     state(page, "idle: \\d+ different")
     print(f"Run All to all answers: {time.perf_counter() - started:.1f} s")
-    page.wait_for_selector("text=No choices yet.", state="attached", timeout=SLOW)  # the last cell
+    page.wait_for_function(DONE, timeout=SLOW)
     page.locator(".ax-slider").first.scroll_into_view_if_needed()
     page.screenshot(path=str(pictures / "opening.png"))
 
@@ -274,7 +275,7 @@ def check_kernel(page: Any) -> None:
     state(page, "cancelled")
     print(f"interrupt: {time.perf_counter() - pressed:.2f} s")
     menu(page, "Kernel", "Restart Kernel…")
-    page.get_by_role("button", name="Restart", exact=True).click()
+    page.locator(".jp-Dialog button").last.click()
     page.wait_for_selector("#jp-main-statusbar >> text=/\\| Idle/", timeout=SLOW)
 
 
@@ -297,7 +298,7 @@ def check_saved_page(page: Any, saved: Path, pictures: Path) -> None:
 
 def check_voila(page: Any, address: str, pictures: Path) -> None:
     complaints = watched(page)
-    page.goto(address, timeout=SLOW)
+    page.goto(address, timeout=SLOW, wait_until="commit")
     state(page, "idle: \\d+ different")
     slider = page.locator(".ax-slider").first
     slider.focus()
