@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 from reference import reference_answer
-from test_decoding import GREEDY, POPULATION, PROMPTS, SAMPLED, SIGNALS, VECTORS, answers, grid
+from test_decoding import GREEDY, PROMPTS, SIGNALS, VECTORS, answers, grid
 from tiny import ALPHABET, tiny_llama, tiny_model
 from torch.testing import assert_close
 
@@ -127,18 +127,6 @@ def test_an_alpha_path_has_the_answers_of_plain_decoding(made, name):
         assert row.token_ids == segment.token_ids
 
 
-@pytest.mark.parametrize("name", ["Llama 3", "Gemma 3", "Falcon"])
-def test_transformers_own_generate_under_a_vector_gives_the_decoders_answers(made, name):
-    frozen = made(name)
-    ids = torch.tensor([prompt_ids(frozen, PROMPTS.prompt[0], style="continuation")])
-    arms = make_arms("caa", [2.0], family=POPULATION, sampling=GREEDY)
-    (expected,) = decode(frozen, PROMPTS.iloc[:1], arms, **SIGNALS).token_ids
-    with add_to_residual(frozen.model, POPULATION.of(""), alpha=2.0):
-        limits = {"max_new_tokens": GREEDY.max_new_tokens, "repetition_penalty": GREEDY.repetition_penalty}
-        found = frozen.model.generate(ids, do_sample=False, pad_token_id=0, **limits)[0, ids.shape[1] :]
-    assert [token for token in found.tolist() if token] == expected
-
-
 def test_the_documented_list_is_that_of_these_tests():
     text = " ".join((ROOT / "docs" / "engine.md").read_text(encoding="utf-8").split())
     assert LISTED in text
@@ -240,17 +228,6 @@ def test_a_gated_model_names_its_licence_and_the_token(monkeypatch):
     with pytest.raises(FileNotFoundError, match=r"https://huggingface.co/meta/llama .*HF_TOKEN") as failure:
         load_model("meta/llama", device="cpu")
     assert "\n" not in str(failure.value)
-
-
-def test_a_trained_branch_with_another_vocabulary_is_refused_by_name(tiny):
-    other = tiny_model(transformers.GPT2Config(vocab_size=VOCAB + 8, n_embd=32, n_layer=2, n_head=4))
-    tokens = [f"<extra {i}>" for i in range(8)]
-    other.tokenizer.add_tokens(tokens)
-    arms = make_arms(
-        "expert_anti_expert", [1.0], profile="own", sampling=SAMPLED, branches={"expert": other.name}
-    )
-    with pytest.raises(ValueError, match=f"{other.name}.*{tiny.name}|{tiny.name}.*{other.name}"):
-        decode(tiny, PROMPTS, arms, branch_models={"expert": other})
 
 
 if __name__ == "__main__":
