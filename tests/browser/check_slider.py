@@ -35,7 +35,7 @@ QUIET = [
 NO_NEWS = {"fetchNews": "false", "checkForUpdates": False, "doNotDisturbMode": True}
 COPIED = ("notebooks", "steerlib", "results")
 SLOW = 240_000  # milliseconds for a cell or a decode on a busy machine
-HARMLESS = ("font-awesome", "all.min.css")  # what voila asks a CDN for; it does without
+HARMLESS = ("fontawesome",)  # what voila asks a CDN for; it does without
 
 HOSTILE = "</script><img src=x onerror=\"document.title='broken'\">"
 DONE = "() => ![...document.querySelectorAll('.jp-InputPrompt')].some(one => one.innerText.includes('*'))"
