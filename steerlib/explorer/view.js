@@ -98,7 +98,7 @@ function bars(data, base, steered) {
 }
 
 function curve(data, alpha, key, name) {
-  const W = 420, H = 128, left = 38, right = 412, top = 20, bottom = 98;
+  const W = 420, H = 128, left = 46, right = 412, top = 20, bottom = 98;
   const rows = [data.base, ...data.steered].filter((row) => known(row[key]));
   const high = Math.max(data.least[key], ...rows.map((row) => row[key])) * 1.08;
   const x = (a) => left + ((a - data.alpha_min) / (data.alpha_max - data.alpha_min || 1)) * (right - left);
