@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from steerlib import figures as fg
+from steerlib.figures.responses import clipped
 from steerlib.figures.style import direct_labels
 from steerlib.rules import RULES, Rule
 from steerlib.tables import ATTRIBUTE_COLUMNS, SCHEMA, write_manifest
@@ -342,3 +343,10 @@ def test_a_figure_is_not_saved_outside_its_folder_or_without_its_data(tmp_path: 
         fg.save(Figure(), "../dose", tmp_path, data=pd.DataFrame({"x": [1]}))
     with pytest.raises(ValueError, match="'dose'"):
         fg.save(Figure(), "dose", tmp_path, data=pd.DataFrame())
+
+
+def test_an_interval_without_ends_is_not_drawn():
+    rows = pd.DataFrame({"metric": "kl_per_token", "low": [-np.inf, -0.1], "high": [np.inf, 0.3]})
+    cut = clipped(rows)
+    assert cut.low.isna().tolist() == cut.high.isna().tolist() == [True, False]
+    assert cut.low[1] == 0

@@ -79,9 +79,10 @@ def curves(rows: pd.DataFrame) -> Iterator[tuple[str, bool, pd.DataFrame]]:
 
 
 def clipped(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows with intervals cut to the range that their metric cannot leave."""
-    metric = METRICS[rows["metric"].iloc[0]]
-    return rows.assign(**{end: rows[end].clip(metric.low, metric.high) for end in ("low", "high")})
+    """The rows with intervals cut to the range that their metric cannot leave; an unbounded interval is none."""
+    metric, bounded = METRICS[rows["metric"].iloc[0]], np.isfinite(rows[["low", "high"]]).all(axis=1)
+    cut = {end: rows[end].where(bounded).clip(metric.low, metric.high) for end in ("low", "high")}
+    return rows.assign(**cut)
 
 
 def plot_against_alpha(points: pd.DataFrame) -> Figure:
