@@ -317,3 +317,19 @@ def test_an_arm_is_named_by_its_settings_alone():
     assert one.arm_id.is_unique
     other = grid(dataclasses.replace(SAMPLED, top_p=0.8))
     assert not set(one.arm_id) & set(other.arm_id)
+
+
+def test_two_threads_write_what_one_writes_and_stop_where_one_fails(tiny, monkeypatch):
+    threads, settings = torch.get_num_threads(), {"seeds": [0, 1], **SIGNALS}
+    try:
+        torch.set_num_threads(1)
+        alone = answers(decode(tiny, PROMPTS, grid(), **settings))
+        torch.set_num_threads(2)
+        assert answers(decode(tiny, PROMPTS, grid(), **settings)) == alone
+        monkeypatch.setattr(DECODE, "choose", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            decode(tiny, PROMPTS, grid(), **settings)
+        assert torch.get_num_threads() == 2
+        assert not any(module._forward_hooks for module in tiny.model.modules())
+    finally:
+        torch.set_num_threads(threads)

@@ -1,6 +1,7 @@
 """What every committed notebook and params file keeps to, so that none can drift from the others."""
 
 import ast
+import re
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,7 +21,7 @@ AT_THE_CALL = {"run", "data_folder"}
 LONGEST_CELL = 15
 MOST_PARAMETERS = 20
 MOST_CELLS = 30
-MOST_BYTES = 3_000_000
+MOST_BYTES = 1_000_000
 CODE_LINES = range(30, 131)  # those of the imports and parameters are lists, and not counted
 
 numbered_notebook = pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
@@ -106,6 +107,16 @@ def test_a_notebook_carries_no_metadata_of_the_machine_it_ran_on(notebook: Path)
     assert stored.metadata == {"kernelspec": KERNEL, "language_info": {"name": "python"}}
     assert {key for cell in stored.cells for key in cell.metadata} <= {"tags"}
     assert machine_paths(stored) == []
+
+
+def test_the_quick_runs_prompts_are_enough_that_no_few_of_them_make_the_distance_or_the_toxicity() -> None:
+    stored = nbformat.read(ROOT / "notebooks" / "04_evaluation.ipynb", as_version=4)
+    texts = [output.get("text", "") for cell in stored.cells for output in cell.get("outputs", [])]
+    text = next(text for text in texts if "distance_effective_n" in text)
+    assert text.split()[:3] == ["split", "dev", "test"]
+    for measure in ("distance", "toxicity"):
+        numbers = re.search(rf"{measure}_effective_n +([\d.]+) +([\d.]+)", text)
+        assert numbers and min(map(float, numbers.groups())) >= 15, text
 
 
 def test_a_parameter_means_the_same_in_every_notebook() -> None:
