@@ -51,33 +51,14 @@ RANGES = (  # all other numbers are at least 0
     ("a number", lambda x: True, ANY),  # noqa: ARG005
 )
 LARGEST = 2**31 - 1
-MAY_BE_EMPTY = {
-    "composed_alphas",
-    "controls",
-    "methods",
-    "personal_vectors",
-}  # beside lists whose default is empty
+# Beside lists whose default is empty.
+MAY_BE_EMPTY = {"composed_alphas", "controls", "methods", "personal_vectors"}
 
 NO_PATHS = {"run", "revision", *REGISTERED, *WORDS} - {"judge", "second_judge"}
-RESERVED = {
-    "",
-    "demo",
-    "demo_large",
-    "embedded",
-    "prism",
-    "scorer",
-    "cais/mmlu",
-}  # no paths; a folder of that name is `./demo`
-MODELS = {
-    "aligner",
-    "anti_model",
-    "expert_model",
-    "fluency_model",
-    "judge",
-    "model",
-    "scorer",
-    "second_judge",
-}
+# No paths; a folder of that name is `./demo`.
+RESERVED = {"", "demo", "demo_large", "embedded", "prism", "scorer", "cais/mmlu"}
+MODELS = {"model", "scorer", "judge", "second_judge"}
+MODELS |= {"aligner", "anti_model", "expert_model", "fluency_model"}
 FILES = {"pairs_file", "questions", "ratings"}  # never the name of a model
 WITHIN_DATA = {"pair_file", "prompt_file", "text_files"}  # files of data_folder, absent where the hub is read
 PATH = re.compile(r"[~.]{0,2}/.*|.*/.*/.*|.*\.(csv|tsv|jsonl?|gz|parquet|safetensors|gguf|txt)")

@@ -152,19 +152,8 @@ def test_a_params_file_in_another_encoding_is_named_and_a_byte_order_mark_is_ski
 TEXT = st.text("a1é/.:- \n\0{\ud800", max_size=6)
 SCALAR = st.none() | st.booleans() | st.integers() | st.floats() | TEXT
 ANYTHING = st.recursive(SCALAR, lambda s: st.lists(s, max_size=3) | st.dictionaries(TEXT, s), max_leaves=6)
-KNOWN = [
-    "alphas",
-    "contexts",
-    "dtype",
-    "judge",
-    "judge_settings",
-    "methods",
-    "model",
-    "ratings",
-    "run",
-    "seed",
-    "zzz",
-]
+KNOWN = ["alphas", "contexts", "dtype", "judge", "judge_settings", "methods", "model", "ratings", "run"]
+KNOWN += ["seed", "zzz"]
 
 
 @settings(max_examples=60, deadline=None)

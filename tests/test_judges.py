@@ -81,11 +81,11 @@ def test_a_whole_number_in_json_is_read(reply):
 BAD_REPLIES = [f'{{"score": {value}}}' for value in ('"73"', 73.5, "true", 0, 101, "NaN", "[7]", "9" * 5000)]
 BAD_REPLIES += [
     "73",
-    '{"score": 73, "why": "good"}',
-    'Score: {"score": 73}',
     "",
     "[" * 100_000,
     '{"first": 20}',
+    'Score: {"score": 73}',
+    '{"score": 73, "why": "good"}',
 ]
 
 

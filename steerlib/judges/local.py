@@ -33,11 +33,8 @@ class LocalJudge:
     """
 
     def __init__(self, frozen: FrozenModel) -> None:
-        self.frozen, self.id, opening = (
-            frozen,
-            f"local:{frozen.name}:{base.prompt_hash()}",
-            PROMPTS["opening"],
-        )
+        self.frozen, self.id = frozen, f"local:{frozen.name}:{base.prompt_hash()}"
+        opening = PROMPTS["opening"]
         encode = partial(frozen.tokenizer.encode, add_special_tokens=False)
         written = [tuple(encode(f"{opening} {digit}")) for digit in DIGITS]
         self.opening, self.digits = written[0][:-1], [ids[-1] for ids in written]
