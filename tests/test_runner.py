@@ -457,5 +457,6 @@ def test_a_run_killed_at_random_moments_ends_with_the_tables_of_one_that_was_not
             read_table(folder, name).sort_values(list(SCHEMA[name].key)).reset_index(drop=True)
             for folder in (whole, broken)
         )
-        pd.testing.assert_frame_equal(one, other, obj=name)
+        # Tokens are equal; a sum of float32 logits may end otherwise when what is left is another batch.
+        pd.testing.assert_frame_equal(one, other, obj=name, rtol=1e-3, atol=1e-4)
     assert not [path for path in broken.rglob("*") if "partial" in path.name]
