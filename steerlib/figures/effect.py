@@ -53,7 +53,8 @@ def plot_effect(points: pd.DataFrame, *, operating: tuple[float, float] | None =
         if METRICS[metric].log:
             style.log_scale(row[0])
         if operating:
-            row[0].axvspan(*operating, color="#fdf3d0", linewidth=0, zorder=0)
+            # The line shows a range of a single alpha.
+            row[0].axvspan(*operating, facecolor="#fdf3d0", edgecolor="#f2d98a", linewidth=3, zorder=0)
         names = _draw_vectors(row[0], own)
         if beside:
             _draw_beside(row[1], own)
@@ -62,7 +63,9 @@ def plot_effect(points: pd.DataFrame, *, operating: tuple[float, float] | None =
         style.direct_labels(row[0], names)
         row[0].set_ylabel(f"{METRICS[metric].name}\n({METRICS[metric].unit}; 95 % interval)")
     axes[1, 0].set_xlabel("alpha of the steering vector (shaded: operating range)")
-    within = f"alpha {operating[0]:g} to {operating[1]:g}" if operating else "no alpha that was tried"
+    within = "no alpha that was tried"
+    if operating:
+        within = "alpha " + " to ".join(f"{end:g}" for end in sorted(set(operating)))
     caption = f"{_ends(points)}. Operating range: {within}."
     return style.say(fig, "Toxicity of the answers, and what steering costs", caption)
 
