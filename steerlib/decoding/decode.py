@@ -5,8 +5,9 @@ their rows (neighbouring alphas with common random numbers often do), so a grid 
 """
 
 import copy
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from itertools import chain
 from threading import Event
@@ -103,15 +104,21 @@ def decode_requests(
     if n == 1:
         return decoded(0)
     try:
-        with ThreadPoolExecutor(n) as pool:
-            running = [pool.submit(decoded, number) for number in range(n)]
-            try:
-                return pd.concat([one.result() for one in running], ignore_index=True)
-            except BaseException:
-                stop.set()
-                raise
+        running = [_pool(n).submit(decoded, number) for number in range(n)]
+        try:
+            return pd.concat([one.result() for one in running], ignore_index=True)
+        except BaseException:
+            stop.set()
+            wait(running)
+            raise
     finally:
         torch.set_num_threads(threads)
+
+
+@functools.cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """The same threads for every call: new ones would leave memory behind that malloc keeps for each."""
+    return ThreadPoolExecutor(threads)
 
 
 def _can_share(frozen: FrozenModel) -> bool:
