@@ -8,11 +8,7 @@ CURVE = ("method", "profile", "family", "vector_user", "control", "variant")
 
 
 def first_temperature(arms: pd.DataFrame) -> pd.DataFrame:
-    """Arms sampled as the first base of the table; those of a second temperature go to `quality_by_sampling`.
-
-    Raises:
-        ValueError: there is no base.
-    """
+    """Arms sampled as the first base; others go to `quality_by_sampling`. A ValueError without a base."""
     base = arms[arms["control"] == "base"]
     if base.empty:
         raise ValueError("the arms have no base")
@@ -38,16 +34,15 @@ def chosen_arms(
 ) -> pd.DataFrame:
     """The arm of each curve at the alpha chosen on dev prompts; the base, alpha 0, where nothing helps.
 
-    Test rows are not looked at. Ties go to the smaller alpha.
+    Ties go to the smaller alpha.
 
     Args:
-        metrics, arms: the tables; rows against `base_arm` over all prompts are read.
-        metric: what is made large on dev prompts.
-        max_perplexity_ratio: alphas whose dev perplexity is above so many times the base's take no part.
+        metrics, arms: the tables; dev rows against `base_arm` over all prompts are read.
+        metric: what is made large.
+        max_perplexity_ratio: alphas of a larger dev perplexity over the base's take no part.
 
     Returns:
-        A row a curve: the columns of `CURVE`, alpha, arm_id, and `dev`, the metric on dev at that alpha (0 at the
-        base). Methods without an alpha (base, contexts as a prompt) have none.
+        A row a curve with an alpha: the columns of `CURVE`, alpha, arm_id, and `dev`, the metric (0 at the base).
 
     Raises:
         ValueError: no dev rows of the metric, or two arms of one curve and alpha.
@@ -82,7 +77,7 @@ NEAR = 1.5
 
 
 def kl_on_dev(values: pd.DataFrame, prompts: pd.DataFrame) -> pd.Series:
-    """KL per token of each arm over the dev prompts, over all prompts where there are none; see `match_controls`."""
+    """KL per token of each arm over the dev prompts, over all prompts where there are none."""
     dev = prompts.loc[prompts["split"] == "dev", "prompt_id"]
     rows = values[values["prompt_id"].isin(dev)] if len(dev) else values
     sums = rows.groupby("arm_id")[["kl_to_base", "n_tokens"]].sum()
@@ -92,12 +87,7 @@ def kl_on_dev(values: pd.DataFrame, prompts: pd.DataFrame) -> pd.Series:
 def equal_kl_multiple(kl: pd.Series, target: float) -> float:
     """Multiple of a vector at which its KL per token is the target: log-log interpolation between those tried.
 
-    Args:
-        kl: nats per token, by multiple.
-        target: nats per token.
-
-    Raises:
-        ValueError: the target lies outside what was tried; both ends are shown.
+    `kl` is by multiple, in nats per token as the target. A ValueError shows both ends where the target lies outside.
     """
     tried = kl.sort_values()
     if not 0 < tried.iloc[0] <= target <= tried.iloc[-1]:
@@ -110,15 +100,12 @@ def match_controls(arms: pd.DataFrame, kl: pd.Series | None = None) -> pd.DataFr
     """The controls of each arm under study: the same settings with a shuffled profile or a random vector.
 
     At equal KL the control lies between the two alphas of its curve, on the arm's side of 0, whose KL per token are
-    next below and above the arm's:
+    next below and above the arm's; beyond the curve's ends its outermost arm is taken alone, within a factor of 1.5:
 
         control = weight * control_arm + (1 - weight) * other_arm,   weights linear in KL per token, see `mix_controls`
 
-    Beyond the curve's ends its outermost arm is taken alone, where its KL is within a factor of 1.5.
-
     Args:
-        arms: the arms table.
-        kl: KL per token by arm_id, from dev prompts; None for controls at equal alpha alone.
+        kl: KL per token by arm_id, see `kl_on_dev`; None for controls at equal alpha alone.
 
     Returns:
         arm_id, control_arm, kind ("shuffled_profile", "random_vector"), matched ("alpha", for vectors that is equal
@@ -160,16 +147,10 @@ def _between(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def mix_controls(values: pd.DataFrame, matched: pd.DataFrame) -> pd.DataFrame:
-    """Each arm's control at equal KL, prompt by prompt: its two neighbours' values, weighted.
+    """Each arm's control at equal KL, prompt by prompt: its two neighbours' values, weighted; see `match_controls`.
 
-    It is what a control measures that answers with one of two alphas, drawn with these probabilities.
-
-    Args:
-        values: what `per_prompt` returned.
-        matched: what `match_controls` returned.
-
-    Returns:
-        The columns of `values`, arm_id being the arm under study, and kind.
+    It measures a control that answers with one of two alphas, drawn with these probabilities. Returns the columns of
+    `values` (see `per_prompt`), arm_id being the arm under study, and kind.
     """
     by_arm = {
         arm: rows.drop(columns="arm_id") for arm, rows in values.set_index("prompt_id").groupby("arm_id")
@@ -186,12 +167,7 @@ def mix_controls(values: pd.DataFrame, matched: pd.DataFrame) -> pd.DataFrame:
 def with_controls(chosen: pd.DataFrame, arms: pd.DataFrame) -> pd.DataFrame:
     """Chosen arms under study, each followed by its controls at the same alpha, then the contexts as a plain prompt.
 
-    Args:
-        chosen: what `chosen_arms` returned; arms: the arms table.
-
-    Returns:
-        Rows of `arms`, each once; none where the base was chosen throughout. A control has no alpha of its own to
-        choose: it answers what the same strength does without the signal.
+    Rows of `arms`, each once; none where `chosen_arms` chose the base throughout.
     """
     picked = arms.loc[arms["arm_id"].isin(chosen["arm_id"]) & (arms["control"] == ""), "arm_id"]
     matched = match_controls(arms)

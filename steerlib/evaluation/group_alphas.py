@@ -1,7 +1,4 @@
-"""An alpha for each category or each user, chosen on dev prompts, and what it is worth on test prompts.
-
-Nothing is decoded: each prompt's answer is that of the existing arm with the alpha of its category or user.
-"""
+"""An alpha for each category or user, chosen on dev prompts, and what it is worth on test; nothing is decoded."""
 
 import pandas as pd
 
@@ -32,12 +29,8 @@ def personal_alphas(
     `min_prompts` dev prompts takes the global alpha, the best over all dev prompts.
 
     Args:
-        values: what `per_prompt` returned; rows of test prompts are not looked at.
-        prompts, arms: the tables.
+        values: see `per_prompt`; dev prompts are read, and `column` is made small.
         by: "category" (of the prompt's user, c*(u); needs splits by users) or "user" (needs splits by conversations).
-        base_arm: arm_id of the base.
-        min_prompts: dev prompts that a group needs for an alpha of its own.
-        column: of `values`; what is made small.
 
     Returns:
         A row a curve and group: the columns of `CURVE`, by, group, alpha, arm_id, global_alpha, global_arm_id,
@@ -101,15 +94,10 @@ def tuned_arm(
     scorer: str,
     users: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
-    """Metrics on test prompts of each curve with an alpha by category or user, against base and its global alpha.
+    """Metrics on test prompts of each curve with the alphas of `personal_alphas`, against base and its global alpha.
 
-    Args:
-        values, alphas, prompts: what `personal_alphas` was given and returned.
-        base_arm, scorer, users: see `summarise`.
-
-    Returns:
-        Rows of the metrics table, split "test". arm_id is the curve's columns and `alpha-by-category` or `-user`,
-        joined by "-"; it is in no arms table, so every metric of `summarise` has `tuned_` before its name.
+    Other arguments as `summarise`. Rows of the metrics table: arm_id is the curve's columns and `alpha-by-category` or
+    `-user`, joined by "-"; it is in no arms table, so every metric of `summarise` has `tuned_` before its name.
 
     Raises:
         ValueError: a test prompt without alpha or without a value under its arm.

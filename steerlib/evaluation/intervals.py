@@ -91,9 +91,8 @@ def jackknife_bounds(
     q = 1 - .025^(1/K): g - q (g - A) and g + q (B - g). A width of 0 would claim certainty.
 
     Args:
-        sums: `(columns, ..., K)`; sizes: `(K,)`, rows of each cluster.
+        sums: `(columns, ..., K)`; sizes: `(K,)`, rows of each cluster; within: range of the statistic.
         of_means: means `(columns, ...)` -> statistic `(...)`.
-        within: range of the statistic.
 
     Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, ch. 11; the jackknife over clusters is CR3
     of MacKinnon, Nielsen and Webb, J. Applied Econometrics 2023.
@@ -116,7 +115,7 @@ def jackknife_bounds(
 
 
 def mean_bounds(sums: Floats, sizes: Floats, *, within: Range = ANY) -> Bounds:
-    """Cluster-t bounds of means; sums `(..., K)`. Arguments as `jackknife_bounds`."""
+    """Cluster-t bounds of means; sums `(..., K)`, see `jackknife_bounds`."""
     return jackknife_bounds(sums[None], sizes, lambda m: m[0], within=within)
 
 
@@ -150,10 +149,8 @@ def share_bounds(sums: Floats, sizes: Floats, *, within: Range = (0.0, 1.0)) -> 
 
 @lru_cache(maxsize=32)
 def _halves(k: int) -> Floats:
-    """Halves of the clusters that sign flips pick out, `(K, patterns)` of 0 and 1; the first has all clusters.
-
-    A pattern and its opposite say the same, so cluster 0 is always in. Fixed seed: every arm has the same patterns.
-    """
+    """Clusters that sign flips pick out, `(K, patterns)` of 0 and 1; the first has all."""
+    # A pattern and its opposite say the same, so cluster 0 is always in. Every arm has the same patterns.
     if k <= EXACT:
         others = np.arange(2 ** (k - 1)) >> np.arange(k - 1)[:, None] & 1 == 0
         return np.vstack([np.ones_like(others[:1], shape=(1, 2 ** (k - 1))), others]).astype(float)
@@ -207,13 +204,12 @@ def cluster_interval(
     """Cluster-t interval of a function of column means, by default the mean of the first column.
 
     Args:
-        rows, clusters: see `cluster_sums`, one row a prompt.
+        rows, clusters: see `cluster_sums`, one row a prompt; within: see `jackknife_bounds`.
         of_means: column means `(..., columns)` -> statistic `(...)`.
-        within: see `jackknife_bounds`.
 
     Raises:
-        ValueError: as `cluster_sums`; an undefined statistic. Bounds are NaN for one cluster, and where the
-            statistic is undefined without some cluster.
+        ValueError: as `cluster_sums`, or an undefined statistic. Where it is undefined without some cluster, or there
+            is one cluster, bounds are NaN.
     """
     sums, sizes, n = cluster_sums(rows, clusters)
     found = jackknife_bounds(sums, sizes, lambda m: of_means(np.moveaxis(m, 0, -1)), within=within)
@@ -223,7 +219,7 @@ def cluster_interval(
 def share_interval(
     rows: ArrayLike, clusters: ArrayLike | None = None, *, within: Range = (0.0, 1.0)
 ) -> Interval:
-    """Interval of a share, or of a mean of values in a finite range, by `share_bounds`; arguments as there."""
+    """Interval of a share, or of a mean of values in a finite range, see `share_bounds` and `cluster_sums`."""
     sums, sizes, n = cluster_sums(rows, clusters)
     return _one(share_bounds(sums[0], sizes, within=within), n, sizes, "Korn-Graubard")
 
@@ -243,9 +239,7 @@ def paired_interval(
 
     Args:
         base, method: one value a prompt, `(n,)`, in the same order; average over seeds first.
-        clusters: user of each prompt, `(n,)`; None where prompts are independent.
-        statistic: one of the above.
-        within: range of a difference, see `jackknife_bounds`.
+        clusters, within: see `cluster_interval`; the range is that of a difference.
 
     Raises:
         ValueError: shapes differ, no prompts, a missing value, a ratio to 0, or an unknown statistic.
@@ -268,11 +262,7 @@ def paired_interval(
 
 
 def sign_flip_test(values: ArrayLike, clusters: ArrayLike | None = None) -> float:
-    """Two-sided p value of a mean of 0, the signs of whole clusters being flipped; in (0, 1].
-
-    Args:
-        values: `(n,)`, under the null hypothesis as likely to be x as -x; clusters: see `cluster_sums`.
-    """
+    """Two-sided p value of a mean of 0, in (0, 1], the signs of whole clusters being flipped; see `cluster_sums`."""
     sums, _, _ = cluster_sums(values, clusters)
     flipped = np.abs(sums[0] @ (2 * _halves(sums.shape[1]) - 1))
     return float((flipped >= flipped[0] * (1 - 1e-12)).mean())
@@ -283,9 +273,7 @@ def max_t_band(responses: pd.DataFrame, clusters: ArrayLike | None = None) -> pd
 
         m_a -+ q error_a,   q: quantile of max_a |m*_a - m_a| / error*_a over 10,000 resamples of clusters
 
-    Args:
-        responses: `(prompts, alphas)`, alphas as column labels; differences from the base for a band of the effect.
-        clusters: user of each prompt.
+    `responses` is `(prompts, alphas)`, alphas as column labels; differences from the base for a band of the effect.
 
     Returns:
         alpha, value, low, high, n, n_clusters, by rising alpha. A point without any spread has a band of no width;

@@ -48,10 +48,7 @@ def forced_logits(
 
         z[t] = logits after (context, y_1 .. y_{t-1}), float32 or the model's own precision where that is higher
 
-    Args:
-        models: the frozen model under "", trained branches by name, see `Stream.model`.
-        texts: no answer is empty.
-        families: of the steering vectors that branches name.
+    `models` has the frozen model under "" and trained branches by name, see `Stream.model`; no answer is empty.
     """
     vectors = vectors_by_key(families)
     readings: dict[tuple, list[Stream]] = defaultdict(list)
@@ -155,11 +152,7 @@ def answer_likelihood(
         nll = -sum_t ln p(y_t | prompt, y_<t)     over the answer's tokens, in nats
 
     Answers are read as text, so a model with another tokenizer can judge them; a stop token is not part of an answer.
-
-    Args:
-        frozen: the model that judges; its name stands in the table.
-        prompts, generations: the tables.
-        style: of the generations, "chat" (the judging model's own template) or "continuation".
+    `style` is that of the generations: "chat" (the judging model's own template) or "continuation".
 
     Returns:
         The fluency table, in the order of the generations: nll and n_tokens of the judging model, both 0 for an empty
@@ -210,10 +203,9 @@ def likelihood_margins(
     are compared per token, or a longer answer would nearly always be the less likely one; see also `length_margins`.
 
     Args:
-        frozen, arms: the model; the arms table, of one style.
         pairs: pair_id, user_id, prompt, preferred, dispreferred; for arms of profile "own" or "shuffled" also category
             or shuffled_category, the user's, unless the arm's signal is a user's vector.
-        vectors, contexts, branch_models: see `decode`.
+        arms: of one style; vectors, contexts, branch_models: see `decode`.
 
     Returns:
         The preference table, model being the arm_id: one row an arm and pair, pair by pair; margin in nats per token.
@@ -299,9 +291,7 @@ def token_divergence(
         JS_t = KL(P1 || M)/2 + KL(P2 || M)/2,   P1 = P(. | Q, y_<t),  P2 = P(. | Q, I, y_<t),  M = (P1 + P2)/2
 
     Args:
-        frozen, style, contexts: see `decode`; None for the style's default contexts.
-        prompts: prompt_id, prompt, category (key of the contexts).
-        answers: text by prompt_id; prompts without one are left out, as are empty texts.
+        prompts: prompt_id, prompt, category (key of the contexts); answers: text by prompt_id, of some of them.
 
     Returns:
         One row a token: prompt_id, place (from 0), token_id, token (its text), js in nats (0 to ln 2), and the token's

@@ -1,7 +1,4 @@
-"""Multiple-choice questions: a small set of our own or MMLU, as the model reads them, and option probabilities.
-
-The embedded set was written for this project and is not MMLU; a result on it is never to be called one.
-"""
+"""Multiple-choice questions and option probabilities. The demo set is our own, never to be called MMLU."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -31,16 +28,13 @@ CELLS = ["question", *LETTERS, "answer"]
 
 
 def read_questions(source: str = "demo", *, split: str = "test") -> pd.DataFrame:
-    """Questions with four options each.
+    """Questions with four options: question_id (subject/split/row), subject, question, A, B, C, D, answer (a letter).
 
     Args:
         source: "demo", our own 60 questions in six subjects (and one dev question each); the hub id "cais/mmlu", at a
             pinned revision; or a folder with `<split>/<subject>_<split>.csv`, either without header (question, A, B,
             C, D, letter) or with the header question, choice0..choice3, answer 0..3.
         split: "test", or "dev" for the shots.
-
-    Returns:
-        question_id (subject/split/row), subject, question, A, B, C, D, answer (a letter).
 
     Raises:
         FileNotFoundError: no such folder or split, or the hub cannot be reached; the message says what to do.
@@ -84,15 +78,9 @@ def _read_csv(file: Path, split: str) -> pd.DataFrame:
 
 
 def sample_questions(questions: pd.DataFrame, n: int, *, seed: int = 0) -> pd.DataFrame:
-    """n questions spread over the subjects as evenly as they allow, in the order of their ids.
+    """n questions spread over the subjects as evenly as they allow, in the order of their ids; all if there are fewer.
 
-    Args:
-        questions: the questions table; the order of its rows does not matter.
-        n: how many; all of them where there are not more.
-        seed: of the draw.
-
-    Raises:
-        ValueError: n below 1, or no questions.
+    The order of the table does not matter. A ValueError for n below 1 or no questions.
     """
     if n < 1 or questions.empty:
         raise ValueError(f"cannot draw {n} of {len(questions)} questions")
@@ -106,11 +94,7 @@ def sample_questions(questions: pd.DataFrame, n: int, *, seed: int = 0) -> pd.Da
 
 
 def question_prompt(question: Mapping, shots: Sequence[Mapping] = ()) -> str:
-    """A question as the model reads it, ending in "Answer:"; the next token is " A", " B", " C" or " D".
-
-    Args:
-        question: a row of the questions table.
-        shots: solved questions that stand before it; none is zero-shot.
+    """A question as the model reads it behind solved ones, ending in "Answer:"; the next token is " A" to " D".
 
     Source: Hendrycks et al., MMLU, ICLR 2021 (evaluation code), with one space before the subject where that code has
     two, as lm-evaluation-harness.
@@ -126,11 +110,7 @@ def _asked(question: Mapping) -> str:
 
 
 def letter_ids(frozen: FrozenModel) -> list[int]:
-    """Ids of the tokens " A", " B", " C" and " D" after "Answer:".
-
-    Raises:
-        ValueError: a letter is not a single token there, so that its logit would not be the answer's.
-    """
+    """Ids of the tokens " A" to " D" after "Answer:"; a ValueError where a letter is not one token there."""
     before = frozen.tokenizer.encode("Answer:", add_special_tokens=False)
     found = [frozen.tokenizer.encode(f"Answer: {letter}", add_special_tokens=False) for letter in LETTERS]
     for letter, ids in zip(LETTERS, found, strict=True):
@@ -166,23 +146,17 @@ def ask_questions(
     shots: int = 0,
     categories: Sequence[str] = ATTRIBUTES,
 ) -> pd.DataFrame:
-    """Option probabilities of every question under every arm; each branch reads a question once for all alphas.
+    """The choices table: option probabilities of every question under every arm; a branch reads it once for all alphas.
 
-    A question stands as plain text behind the context, as in the reference, whatever the style of the generations;
-    sampling plays no part, nor does a limit to the base's nucleus.
+    A question stands as plain text behind the context, as in the reference, whatever the style of the generations. Left
+    out are arms of a shuffled profile, whose contexts are those of "own", those that a question alone does not settle
+    (a vector of each user, a factor of each prompt), and an aligner. Column category is that of the contexts, or "".
 
     Args:
-        frozen, questions: the model and the questions table.
-        arms: the arms table. Left out are those of a shuffled profile, whose contexts are those of "own", those that a
-            question alone does not settle (a vector of each user, a factor of each prompt), and an aligner.
         contexts, vectors, branch_models: see `decode`.
-        dev: questions that the shots are taken from, the first ones of the subject.
-        shots: solved questions before each; STEER-Away has 1, the CAA study 0.
+        dev, shots: solved questions, the first so many of the subject before each; STEER-Away has 1, the CAA study 0.
         categories: under whose contexts an arm of profile "own" is asked; by default the six of STEER-Away, in an SDA
             run the dimensions of its prompts.
-
-    Returns:
-        The choices table; category is that of the contexts, "" where there are none.
 
     Raises:
         ValueError: fewer dev questions than shots, a question longer than the model's context, letters that are not
@@ -248,9 +222,7 @@ def brier(probabilities: ArrayLike, answers: Sequence[str]) -> Floats:
 def calibration_gaps(probabilities: ArrayLike, answers: Sequence[str], *, bins: int = 10) -> Floats:
     """Confidence minus correctness of each question, in the column of its confidence bin, `(n, bins)`.
 
-    The sum over bins of the absolute column means is the expected calibration error:
-
-        ECE = sum_b n_b / n |mean confidence_b - accuracy_b|
+        ECE = sum_b n_b / n |mean confidence_b - accuracy_b| = sum_b |column mean b|
 
     It is never below 0, so it is biased upwards where bins hold few questions.
 

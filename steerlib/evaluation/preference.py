@@ -1,9 +1,4 @@
-"""Pairwise preferences: net margins by a judge, and pairwise preference accuracy (PPA) on held-out pairs.
-
-A judge reads SDA's answers beside what SDA has to beat, in both orders, and its habits are stated. PPA asks in how many
-held-out pairs a model rates the preferred answer higher; its margins come from coordinates, from likelihood
-(`likelihood_margins`), or from the baselines below.
-"""
+"""Pairwise preferences: net margins by a judge, and pairwise preference accuracy (PPA) on held-out pairs."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,13 +18,10 @@ SCORES = ["score", "other_score", "score_second", "other_score_first"]
 
 
 def sda_comparators(arms: pd.DataFrame) -> dict[str, str]:
-    """What SDA is compared with, in the words of the paper: arm_id by name, of those that the run has.
+    """What SDA is compared with, in the words of the paper: arm_id by name, of those among arms of one temperature.
 
     base; instructed, the instruction as a plain prompt, which the paper does not show; steering_only, SDA at one
     temperature, where the first SDA arm changes it; aligner, the base's answers corrected by an external model.
-
-    Args:
-        arms: the arms table at one temperature, see `first_temperature`.
     """
     rule = arms["method"].map(RULES)
     sda = arms[rule.map(lambda one: one.instructed and one.has_alpha) & (arms["profile"] == "own")]
@@ -54,9 +46,8 @@ def judge_pairs(
     """Verdicts on each answer of an arm to a test prompt beside the comparators' with the same seed, in both orders.
 
     Args:
-        judge, generations, prompts: see `load_judge`; the tables.
         folder: the run's folder; its table `verdicts` is the cache.
-        arm, comparators: arm_id; arm_id by name, see `sda_comparators`.
+        comparators: arm_id by name, see `sda_comparators`.
         dimension: of each prompt_id, what is judged; prompts without one are left out.
 
     Returns:
@@ -91,9 +82,9 @@ class PlaceBias(NamedTuple):
 
 
 def place_bias(shown: pd.DataFrame) -> PlaceBias:
-    """How much a judge favours the answer that it reads first; `shown` is what `judge_pairs` returned.
+    """How much a judge favours the answer that it reads first, over the pairs of `judge_pairs` that have all scores.
 
-    Pairs that lack a score are left out; a ValueError where all do.
+    A ValueError where none has.
     """
     rows = shown.dropna(subset=SCORES)
     if rows.empty:
@@ -109,14 +100,11 @@ COUNTS = {"win": 1, "even": 0, "lose": -1}
 
 
 def margins_by(shown: pd.DataFrame) -> pd.DataFrame:
-    """Net margins of each dimension against each comparator, scores averaged over both orders.
+    """Net margins of each dimension against each comparator, scores of `judge_pairs` averaged over both orders.
 
         omega = (win - lose) / (win + even + lose)
 
-    The paper calls it win rate; 0 is no difference, and a win rate of one half.
-
-    Args:
-        shown: what `judge_pairs` returned; a pair that lacks a score is counted as missing and left out.
+    The paper calls it win rate; 0 is no difference, and a win rate of one half. Pairs that lack a score are missing.
 
     Returns:
         dimension, comparator, value, low, high (by user within [-1, 1], see `share_bounds`), win, even, lose, missing,
@@ -143,12 +131,7 @@ def margins_by(shown: pd.DataFrame) -> pd.DataFrame:
 def margin_metrics(
     margins: pd.DataFrame, *, arm: str, comparators: Mapping[str, str], judge: str
 ) -> pd.DataFrame:
-    """Net margins as rows of the metrics table: net_margin, n being the pairs with both scores.
-
-    Args:
-        margins, arm, comparators: what `margins_by` returned, see `judge_pairs`.
-        judge: id of the judge; it stands in column `scorer`.
-    """
+    """Net margins of `margins_by` as rows of the metrics table; n is the number of pairs, `scorer` the judge."""
     rows = margins.assign(
         arm_id=arm,
         comparator=margins["comparator"].map(comparators),
@@ -171,11 +154,7 @@ def read_margins(metrics: pd.DataFrame, arms: pd.DataFrame) -> pd.DataFrame:
 
 
 def circularity(scoring_judge: str, evaluating_judge: str) -> str:
-    """A warning where the judge that steered is the judge that evaluates, "" where they differ.
-
-    SDA's score S decides how strongly an answer is steered towards what that judge likes; the same judge's verdict on
-    the result is then no independent evidence.
-    """
+    """A warning where the judge that steered, by SDA's score, is the judge that evaluates; "" where they differ."""
     if _model(scoring_judge) != _model(evaluating_judge):
         return ""
     same = scoring_judge == evaluating_judge
@@ -240,14 +219,13 @@ def compare_preferences(preference: pd.DataFrame, *, reference: str) -> pd.DataF
 def safety_margins(
     sensitivities: pd.DataFrame, users: ArrayLike, preferred: pd.DataFrame, dispreferred: pd.DataFrame
 ) -> Floats:
-    """Margins by safety alone: the user prefers what has less of the toxicity that they are sensitive to.
+    """Margins by safety alone, `(n,)`: the user prefers what has less of the toxicity that they are sensitive to.
 
         m_k = -s_u . (P(y+_k) - P(y-_k))
 
     Args:
         sensitivities: s_u, (users, six), fitted on other conversations, see `steerlib.profiles.sensitivities`.
-        users: whose pair each is, `(n,)`.
-        preferred, dispreferred: six toxicity scores of both sides, `(n, 6)`, row for row.
+        users: whose pair each is; preferred, dispreferred: toxicity of both sides, `(n, 6)`, row for row.
 
     Raises:
         ValueError: a user without sensitivities, or other numbers of rows.
@@ -268,16 +246,10 @@ def safety_margins(
 
 
 def length_margins(pairs: pd.DataFrame, train: pd.DataFrame) -> Floats:
-    """Margins by length alone: whichever of longer and shorter was preferred more often in the training pairs.
+    """Margins by length alone, `(n,)`: words of the preferred minus words of the other answer of `pairs`.
 
-    Args:
-        pairs, train: preferred, dispreferred; the held-out pairs, and pairs of other conversations.
-
-    Returns:
-        Words of the preferred minus words of the other answer, its sign turned where the shorter is preferred; `(n,)`.
-
-    Raises:
-        ValueError: no training pairs.
+    The sign is turned where training pairs, of other conversations, more often prefer the shorter; a ValueError without
+    training pairs.
     """
     if train.empty:
         raise ValueError(

@@ -14,15 +14,10 @@ from steerlib.models import FrozenModel
 
 
 def dose_responses(values: pd.DataFrame, arms: pd.DataFrame, column: str) -> dict[str, pd.DataFrame]:
-    """Responses by vector family: a row a prompt, a column an alpha, the base being alpha 0 of every family.
+    """Responses by vector family, `(prompts, alphas)` by rising alpha, the base being alpha 0 of every family.
 
-    Args:
-        values: arm_id, prompt_id and the column, one row an arm and prompt (see `per_prompt`).
-        arms: the arms table with one base arm; arms without a vector other than the base are left out.
-        column: the measure.
-
-    Returns:
-        By family (", shuffled" after it for another user's vectors), `(prompts, alphas)` by rising alpha.
+    Keys end in ", shuffled" for another user's vectors. `values` has the column by arm and prompt, see `per_prompt`;
+    arms without a vector are left out.
 
     Raises:
         ValueError: there is not exactly one base arm, or a prompt lacks an arm.
@@ -45,10 +40,7 @@ def dose_responses(values: pd.DataFrame, arms: pd.DataFrame, column: str) -> dic
 def response_slopes(responses: pd.DataFrame) -> pd.Series:
     """Least-squares slope of each prompt's responses on alpha, in units of the response per unit of alpha.
 
-        b_i = sum_a (a - mean a) y_ia / sum_a (a - mean a)^2
-
-    Args:
-        responses: `(prompts, alphas)`, alphas as column labels.
+        b_i = sum_a (a - mean a) y_ia / sum_a (a - mean a)^2     of `(prompts, alphas)`, alphas as column labels
 
     Raises:
         ValueError: fewer than 2 alphas, or a value that is not finite.
@@ -76,9 +68,8 @@ def quality_by_sampling(values: pd.DataFrame, arms: pd.DataFrame, prompts: pd.Da
     add up under sampling would show as a growth above 0 (or 1).
 
     Args:
-        values: what `per_prompt` returned; greedy and sampled arms may have been run with other seeds.
+        values: see `per_prompt`, of test prompts; greedy and sampled arms may have been run with other seeds.
         arms: the arms table. Twins differ in their sampling settings alone.
-        prompts: the prompts table; test prompts are read.
 
     Returns:
         arm_id (sampled), greedy_arm, measure, greedy, sampled (the two values), value, low, high, n, n_clusters, how.
@@ -147,10 +138,8 @@ def selectivity(
     category with more to lose shows a larger difference even where all prompts fall by the same share.
 
     Args:
-        values: arm_id, prompt_id and the measure, one row an arm and prompt, from `per_prompt`.
+        values, measure: see `per_prompt`, and its column; "distance" is the CAA study's MAE.
         prompts: the prompts table; test prompts with a prompt_category are read.
-        base_arm: arm_id of the base.
-        measure: column of `values`; "distance" is the CAA study's MAE.
         reference: the category that the others are compared with; where it has no prompt there are no contrasts.
 
     Returns:
@@ -206,12 +195,8 @@ def arm_path(
     """Every answer that a logit rule gives from alpha 0 to the arm's own alpha: the segments table, see `alpha_path`.
 
     Args:
-        frozen, prompts: the model and the prompts to be answered.
         arm: a row of the arms table, of a logit rule whose branches are contexts; of SDA the path has a = 1.
         min_p: nucleus of a sampled path, linear in alpha, in place of the arm's top-p; a greedy arm has none.
-        max_new_tokens: longest answer.
-        contexts: texts of the branches by category.
-        seeds: of the noise.
     """
     own = sampling_of(arm)
     own = replace(own, top_p=1.0, min_p=min_p if own.temperature else 0.0, max_new_tokens=max_new_tokens)

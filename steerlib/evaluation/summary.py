@@ -58,11 +58,10 @@ def summarise(
     """Metrics of each arm, and its comparison with base and with its controls (`match_controls`), clustered by user.
 
     Args:
-        generations, arms, prompts: the tables of the run.
         scores: toxicity of each answer, `(len(generations), 6)`, in the order of the generations.
         accepted_scores: toxicity of each prompt's accepted answer, `(len(prompts), 6)`, in the order of the
             prompts; None where there is none: then there are no distances.
-        base_arm, scorer: arm_id of the base; id of the scorer.
+        scorer: id of the scorer.
         users: the users table; who is not in it, or has an empty value, is in no subgroup of it.
         fluency: the fluency table, see `answer_likelihood`; one row an answer and judging model.
 
@@ -72,17 +71,16 @@ def summarise(
         Comparator "": distance (the CAA study's MAE), toxicity, repetition, distinct_2, length (words), overshoot and
         stopped (shares), perplexity, kl_per_token (nats); distance_effective_n, toxicity_effective_n and
         distance_top_three, toxicity_top_three: see `effective_number`, `top_share`.
-        Comparator an arm: distance_difference, toxicity_difference, repetition_difference (arm - comparator);
-        reduction_percent (of the distance), toxicity_reduction_percent; win_rate, tie_rate (of the distance);
-        perplexity_ratio.
-        Comparator "shuffled_profile" or "random_vector": the arm's control of that kind at equal KL, the same measures,
-        and control_kl_per_token; comparators that are arms are controls at equal alpha.
+        Comparator an arm, base or control at equal alpha: distance_difference, toxicity_difference,
+        repetition_difference (arm - comparator); reduction_percent (of the distance), toxicity_reduction_percent;
+        win_rate, tie_rate (of the distance); perplexity_ratio.
+        Comparator "shuffled_profile" or "random_vector", the arm's control of that kind at equal KL: the same measures,
+        and control_kl_per_token.
         With `fluency`: perplexity_of_text and perplexity_of_text_ratio; their scorer is the judging model.
         A metric that is undefined (a perplexity of no tokens, a reduction from 0, an aligner's KL) has no row.
 
     Raises:
-        ValueError: scores of another length than their rows, a prompt or arm not in its table, no base, an arm that
-            lacks some of the base's prompts or seeds, or an answer that a judging model lacks.
+        ValueError: as `check_paired` and `per_prompt`, or an answer that a judging model lacks.
     """
     check_paired(generations, arms, base_arm)
     values = per_prompt(generations, prompts, scores, accepted_scores)
@@ -104,12 +102,9 @@ def summarise(
 def compare(
     values: pd.DataFrame, members: Sequence[Subgroup], against: Mapping[str, Sequence[str]], *, scorer: str
 ) -> pd.DataFrame:
-    """Rows of the metrics table for all arms of `values` at once, see `summarise`.
+    """Rows of the metrics table for all arms of `values` (see `per_prompt`) at once, see `summarise`.
 
-    Args:
-        values: what `per_prompt` returned; other columns than those measured are left out.
-        members: the subgroups.
-        against: by arm, the arms that it is compared with; arms without an entry are measured and not compared.
+    `against` has, by arm, the arms that it is compared with; arms without an entry are measured alone.
     """
     wide = {
         column: values.pivot(index="arm_id", columns="prompt_id", values=column)
@@ -239,11 +234,7 @@ def summarise_choices(
     """Accuracy and calibration on multiple choice and the change against base, rows of the metrics table.
 
     A question asked under several contexts is one cluster, and each is asked in every context, so that `accuracy` is
-    the papers' macro average over contexts.
-
-    Args:
-        choices, questions, base_arm: the tables; arm_id of the base.
-        source: of the questions, "demo" or "cais/mmlu"; it stands in column `scorer`.
+    the papers' macro average over contexts. `source` of the questions stands in column `scorer`.
 
     Returns:
         accuracy (per cent), calibration_error and brier (comparator ""), accuracy_change (points, on the same

@@ -53,18 +53,12 @@ def operating_range(
     base_arm: str,
     max_perplexity_ratio: float = MAX_PERPLEXITY_RATIO,
 ) -> pd.DataFrame:
-    """At which alphas a method works and what ends its range: one row a steered arm.
+    """At which alphas a method works and what ends its range, against base over all test prompts: a row a steered arm.
 
-    Args:
-        metrics, arms: the tables; rows against `base_arm` over all test prompts are read.
-        base_arm: arm_id of the base.
-        max_perplexity_ratio: largest perplexity over the base's.
-
-    Returns:
-        arm_id, the columns of `CURVE`, alpha; falls (the interval of the toxicity difference lies below 0), fluent
-        (perplexity ratio within the limit), repeats and forgets (repetition above, accuracy below the base's, interval
-        excluding 0; False where not measured), inside (falls, fluent, and neither of these). Intervals are those of
-        single alphas: with many of them some exclude 0 by chance, see `max_t_band`.
+    arm_id, the columns of `CURVE`, alpha; falls (the interval of the toxicity difference lies below 0), fluent
+    (perplexity ratio within the limit), repeats and forgets (repetition above, accuracy below the base's, interval
+    excluding 0; False where not measured), inside (falls, fluent, and neither of these). Intervals are those of
+    single alphas: with many of them some exclude 0 by chance, see `max_t_band`.
     """
     against = _over_all(metrics, "test").xs(base_arm, level="comparator").unstack("metric")
     rows = arms.loc[arms["alpha"] != 0, ["arm_id", *(name for name in CURVE if name in arms), "alpha"]]
@@ -100,21 +94,14 @@ def verdict(
     """The verdict of a run: each method at the alpha chosen on dev, reported on test beside its control.
 
     Alpha is the one with the largest fall of toxicity on dev among those within the perplexity limit. The control is
-    the rule's own (random vector, shuffled profile) at equal KL, else at equal alpha, else the base. A control at equal
-    KL is interpolated, prompt by prompt and linearly in KL per token on dev, between its two neighbouring alphas, see
-    `match_controls`; intervals are those of the paired difference to it, the weights being fixed.
+    the rule's own (random vector, shuffled profile) at equal KL (see `match_controls`; KL is measured on dev, and the
+    weights are fixed in the intervals of the paired difference), else at equal alpha, else the base.
 
-    Args:
-        metrics: the metrics table, with `accuracy` rows where questions were asked.
-        arms: the arms table.
-        base_arm, max_perplexity_ratio: see `operating_range`.
-
-    Returns:
-        The sentence and the table `verdict`. Its differences are method - comparator in units of toxicity, below 0
-        where the method is less toxic: change (from the base), difference (to the control), own_minus_shuffled;
-        distance is the change of the toxicity distance (missing without accepted answers). control_arm is the arm next
-        to the control. KL per token of method, control and shuffled profile are measured on test. alpha_low and
-        alpha_high are the operating range, effective_n is that of the base's toxicity, see `effective_number`.
+    The table's differences are method - comparator in units of toxicity, below 0 where the method is less toxic: change
+    (from the base), difference (to the control), own_minus_shuffled; distance is the change of the toxicity distance
+    (missing without accepted answers). control_arm is the arm next to the control. KL per token of method, control and
+    shuffled profile are measured on test. alpha_low and alpha_high are the operating range, effective_n is that of the
+    base's toxicity, see `effective_number`.
     """
     limits = {"base_arm": base_arm, "max_perplexity_ratio": max_perplexity_ratio}
     chosen = chosen_arms(metrics, arms, metric="toxicity_reduction_percent", **limits)
@@ -246,13 +233,7 @@ def verdict_shown(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def enough(table: pd.DataFrame, *, least: int, what: str, column: str = "n") -> pd.DataFrame | str:
-    """The rows of a table that rest on at least `least` prompts (or users); one sentence where there are none.
-
-    Args:
-        table: rows with their number in `column`.
-        least: smallest number that is shown.
-        what: of the table, for the sentence.
-    """
+    """The rows of a table that rest on at least `least` prompts (or users, by `column`); a sentence where none does."""
     if table.empty:
         return f"{what}: this run has none."
     kept = table[table[column] >= least]
