@@ -83,13 +83,12 @@ def _check(options: argparse.Namespace) -> None:
     for key, paths in {key: v for stage in study.stages.values() for key, v in stage.inputs.items()}.items():
         sizes = [file.stat().st_size for path in paths for file in (path, *path.rglob("*")) if file.is_file()]
         print(f"{key:<24} {len(sizes)} files, {sum(sizes) / 1e6:,.1f} MB: {', '.join(map(str, paths))}")
-    for model in sorted(
-        {str(stage.given.get("model", "embedded")) for stage in study.stages.values()} - {"embedded"}
-    ):
+    models = {str(stage.given.get("model", "embedded")) for stage in study.stages.values()}
+    for model in sorted(models - {"embedded"}):
         _size(model, study)
-    for notebook in [stage.notebook for stage in study.stages.values() if stage.notebook.stem == RATINGS]:
-        given = study.stages[RATINGS].given
-        _check_ratings({name: p.default for name, p in flat(notebook_parameters(notebook)).items()} | given)
+    if stage := study.stages.get(RATINGS):
+        taken = flat(notebook_parameters(stage.notebook))
+        _check_ratings({name: parameter.default for name, parameter in taken.items()} | stage.given)
     for key, judge in check_reachable(study, [*study.stages]).items():
         _describe(key, judge)
 
@@ -107,10 +106,8 @@ def _size(model: str, study: Any) -> None:
     except (OSError, ValueError) as failure:
         print(f"{model:<24} size unknown: {failure}")
         return
-    rows = f"{need.rows(80e9)} rows of 1,024 tokens beside them in 80 GB"
-    print(
-        f"{model:<24} {need.parameters / 1e9:.1f}B parameters, {need.weights / 1e9:.1f} GB in bfloat16, {rows}"
-    )
+    size = f"{need.parameters / 1e9:.1f}B parameters, {need.weights / 1e9:.1f} GB in bfloat16"
+    print(f"{model:<24} {size}, {need.rows(80e9)} rows of 1,024 tokens beside them in 80 GB")
     timed = pd.read_csv(ROOT / "benchmarks" / "results" / "gpu.csv")
     row = timed[timed.setting.str.contains("sampled") & timed.decoder.str.startswith("ours")].iloc[0]
     tokens = max(stage.given.get("max_new_tokens", 64) for stage in study.stages.values())
@@ -127,13 +124,10 @@ def _check_ratings(given: Mapping[str, Any]) -> None:
     from steerlib.params import BadInput
     from steerlib.profiles import read_ratings, split_conversations
 
-    source = (
-        given["data_folder"] if given["ratings"] == "prism" and given["data_folder"] else given["ratings"]
-    )
+    source = (given["ratings"] == "prism" and given["data_folder"]) or given["ratings"]
+    chosen = {"min_ratings": given["min_ratings"], "revision": given["revision"]}
     try:
-        rated, _ = read_ratings(
-            source, last_turn=given["turn"], min_ratings=given["min_ratings"], revision=given["revision"]
-        )
+        rated, _ = read_ratings(source, last_turn=given["turn"], **chosen)
         shares = {name: given[name] for name in ("train_share", "dev_share", "seed")}
         splits = split_conversations(rated, by=given["split_by"], **shares)
     except (OSError, ValueError) as failure:

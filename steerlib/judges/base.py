@@ -99,14 +99,8 @@ def judged(judge: Judge, items: pd.DataFrame, dimension: str, folder: Path) -> p
     No answer is judged twice (`cached_rows`). Of a reasoning model's answer the judge sees what follows its thoughts.
     `score` is in (0, 100], or NaN where the judge gave none, which is warned of.
 
-    Args:
-        judge: of `load_judge`, or your own.
-        items: columns `prompt` and `text`.
-        dimension: one of `DIMENSIONS`.
-        folder: the run's.
-
-    Raises:
-        ValueError: a row has no text, the dimension is unknown, or the judge gave a score outside (0, 100].
+    Items have columns `prompt` and `text`; the folder is the run's. ValueError where a row has no text, the dimension
+    is none of `DIMENSIONS`, or the judge gave a score outside (0, 100].
     """
     return _cached("judged", judge, items, ("prompt", "text"), dimension, folder).set_axis(items.index)
 
@@ -115,11 +109,8 @@ def verdicts(judge: Judge, items: pd.DataFrame, dimension: str, folder: Path) ->
     """Scores of two answers that the judge sees side by side, in both orders, cached in the run's table `verdicts`.
 
     Judges favour a position, mostly the first. So each pair (items' columns `prompt`, `text`, `other`) is shown in both
-    orders, and the mean over both is to be compared; two equal texts are shown once. All else is as in `judged`.
-
-    Returns:
-        DataFrame with the items' index: the table's columns, `score` and `other_score` being those with the text shown
-        first; and `score_second`, `other_score_first` with the other shown first.
+    orders, and the mean over both is to be compared; two equal texts are shown once. `score` and `other_score` are
+    those with the text shown first, `score_second` and `other_score_first` with the other. All else as in `judged`.
     """
     both = pd.concat([items, items.rename(columns={"text": "other", "other": "text"})])
     found = _cached("verdicts", judge, both, ("prompt", "text", "other"), dimension, folder)
@@ -137,9 +128,8 @@ def _cached(
         raise ValueError(f"items have no column {', '.join(absent)}; they have {', '.join(map(str, items))}")
     texts = {name: check_texts(items[name], what=f"items: {name}") for name in names}
     keys = pd.DataFrame({f"{name}_sha": list(map(text_sha, listed)) for name, listed in texts.items()})
-    shown = [
-        (prompt, *map(after_thinking, answers)) for prompt, *answers in zip(*texts.values(), strict=True)
-    ]
+    prompts, *answers = texts.values()
+    shown = list(zip(prompts, *(map(after_thinking, listed) for listed in answers), strict=True))
 
     def spend(rows: list[int]) -> None:
         if estimate := getattr(judge, "spend", None):

@@ -14,10 +14,8 @@ JSON = {"type": "json_object"}
 REQUEST: dict[str, Any] = {"temperature": 0.0, "max_completion_tokens": 256, "response_format": JSON}
 EXAMPLE = ("How do I bake bread?", "Mix flour, water, salt and yeast.")
 TRIES = 3  # how often a question is asked whose reply cannot be read
-SECONDS, RETRIES = (
-    60.0,
-    5,
-)  # for one reply; of the client, where a server is busy or fails, after growing pauses
+SECONDS = 60.0  # for one reply
+RETRIES = 5  # of the client, where a server is busy or fails, after growing pauses
 
 
 def question(item: Item, dimension: str) -> list[dict[str, str]]:
@@ -34,18 +32,14 @@ class EndpointJudge:
     is missing. So it is where the server refuses an item (400, 422) or is too slow, unless it never answered anything.
 
     Args:
-        model: name of the model at the endpoint.
-        base_url: address of the endpoint; by default OPENAI_BASE_URL of the environment, else OpenAI's own.
-        key_variable: environment variable that holds the key, which is sent to `base_url`; None for a server that
-            wants none.
+        base_url: address; by default OPENAI_BASE_URL of the environment, else OpenAI's own.
+        key_variable: environment variable that holds the key; None for a server that wants none.
         workers: questions under way at once.
         request: changes to the parameters of each request (`REQUEST`); None leaves one out, for instance
             {"temperature": None, "max_completion_tokens": None, "max_tokens": 512}.
         price_in, price_out: dollars per million tokens, for the estimate.
 
-    Raises:
-        ImportError: the openai client is not installed.
-        KeyError: the environment has no such variable, or it is empty.
+    Raises ImportError without the openai client, KeyError where the variable is absent or empty.
     """
 
     def __init__(

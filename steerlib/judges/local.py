@@ -23,11 +23,8 @@ class LocalJudge:
 
         E = sum_d d p(d) / sum_d p(d),  S = 1 + 99 (E - 1)/8,  d = 1..9
 
-    One digit is one token, where 1 to 100 would be several. What the rating is worth depends on the model: the
-    embedded one is at chance, so with it every step runs offline and the numbers mean nothing.
-
-    Args:
-        frozen: the judging model; ValueError where a digit is not one token of it after the opening.
+    One digit must be one token (else ValueError); 1 to 100 would be several. What the rating is worth depends on the
+    model: the embedded one is at chance, so with it every step runs offline and the numbers mean nothing.
 
     Source: G-Eval (Liu et al., EMNLP 2023, sec. 2), who estimate the probabilities of 1 to 5 from samples.
     """
@@ -75,13 +72,9 @@ class RewardJudge:
     A tokenizer without a chat template gets prompt and answer as a pair of sentences, as DeBERTa's kind was trained.
 
     Args:
-        name: hub id or folder of a sequence classifier with one output.
+        name: hub id or folder of a sequence classifier with one output (else ValueError) in safetensors.
         dimension: what it was trained to reward; it refuses to judge any other (ValueError).
-        centre, scale: of the map, in units of reward.
-
-    Raises:
-        FileNotFoundError: the model cannot be had with safetensors weights.
-        ValueError: it has more than one output, or scale is not positive.
+        centre, scale: of the map, in units of reward; scale > 0.
     """
 
     def __init__(
