@@ -16,16 +16,9 @@ from steerlib.tables import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CONDA = yaml.safe_load((ROOT / "environment.yml").read_text())
-PINS = {
-    canonicalize_name(pin.name): pin
-    for pin in map(
-        Requirement, re.findall(r"^[^#\n]+$", (ROOT / "constraints.txt").read_text(), flags=re.MULTILINE)
-    )
-}
-ASKED = [
-    Requirement(line)
-    for line in [*PROJECT["dependencies"], *chain(*PROJECT["optional-dependencies"].values())]
-]
+LINES = re.findall(r"^[^#\n]+$", (ROOT / "constraints.txt").read_text(), flags=re.MULTILINE)
+PINS = {canonicalize_name(pin.name): pin for pin in map(Requirement, LINES)}
+ASKED = [*map(Requirement, chain(PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()))]
 
 COMES_WITH = {
     "yaml": "pyyaml",
@@ -48,16 +41,13 @@ def test_every_pin_is_exact_and_free_of_a_local_version() -> None:
     assert [str(pin) for pin in PINS.values() if not re.fullmatch(r"[\w.-]+==[\w.]+", str(pin))] == []
 
 
-def test_conda_installs_python_and_leaves_the_rest_to_pip_and_the_pins() -> None:
+def test_conda_installs_python_and_leaves_the_rest_to_pip_and_the_pins_as_the_makefile_does() -> None:
     python, pip, section = CONDA["dependencies"]
     assert CONDA["channels"] == ["conda-forge"]
     assert pip == "pip"
     assert SpecifierSet(PROJECT["requires-python"]).contains(python.removeprefix("python="))
     assert section["pip"] == ["-c constraints.txt", "-e .[test,ray]"]
     assert "test" in PROJECT["optional-dependencies"]
-
-
-def test_the_makefile_installs_with_the_same_pins_as_conda() -> None:
     assert "pip install -q -c constraints.txt -e '.[test,ray]'" in (ROOT / "Makefile").read_text()
 
 

@@ -106,7 +106,6 @@ def test_a_model_that_is_not_there_is_named(name, tmp_path):
 
 # --- local judge --------------------------------------------------------------------------------------------
 
-
 SMALL = {"vocab_size": len(ALPHABET) + 2, "hidden_size": 16, "intermediate_size": 32}
 SMALL |= {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
 
@@ -236,10 +235,7 @@ class CountingJudge:
         return [(n[0] + 2, n[1]) if n[1:] else (n if n[0] else None) for n in lengths]
 
 
-ITEMS = pd.DataFrame(
-    {"prompt": ["p", "q", "p", "p"], "text": ["aaa", "hm</think>aaa", "bb", "aaa"]},
-    index=["w", "x", "y", "z"],
-)
+ITEMS = pd.DataFrame({"prompt": [*"pqpp"], "text": ["aaa", "hm</think>aaa", "bb", "aaa"]}, index=[*"wxyz"])
 
 
 def test_each_question_is_put_once_a_judge_and_dimension_without_thoughts_and_rows_follow_the_items(tmp_path):
@@ -340,9 +336,8 @@ def test_six_pairs_by_the_embedded_scorer_are_in_their_plain_order_and_by_the_mo
         judge = load_judge(name)
     except FileNotFoundError as absent:
         pytest.skip(str(absent))
-    good, bad = (
-        np.ravel(judge.rate([(pair[0], pair[at]) for pair in PLAIN_PAIRS], "harmlessness")) for at in (1, 2)
-    )
+    items = [(prompt, answer) for prompt, *answers in PLAIN_PAIRS for answer in answers]
+    good, bad = np.reshape(judge.rate(items, "harmlessness"), (-1, 2)).T
     assert ((good >= 1) & (good <= 100) & (bad >= 1) & (bad <= 100)).all()
     # If the embedded model ever judges well, say so where it is described.
     assert (good > bad).all() == (name == "scorer")

@@ -147,8 +147,7 @@ def test_parameters_that_a_server_does_not_know_can_be_left_out_or_replaced(serv
 def test_two_answers_are_shown_in_one_prompt_in_the_order_given(server):
     server.script = lambda _number, _body: Reply('{"second": 90, "first": 20}')
     assert judge_at(server).rate([("q", "one", "two")], "helpfulness") == [(20, 90)]
-    (body,) = server.bodies
-    assert shown(body).index("one") < shown(body).index("two")
+    assert shown(server.bodies[0]).index("one") < shown(server.bodies[0]).index("two")
 
 
 # --- failing servers ----------------------------------------------------------------------------------------
@@ -216,14 +215,11 @@ def test_a_reply_that_never_can_be_read_is_missing_after_three_tries(server, rep
 # --- the key ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("settings", "named"), [({}, "OPENAI_API_KEY"), ({"key_variable": "MY_KEY"}, "MY_KEY")]
-)
-def test_without_a_key_the_variable_is_named(monkeypatch, settings, named):
-    for name in ("OPENAI_API_KEY", "MY_KEY"):
-        monkeypatch.delenv(name, raising=False)
-    with pytest.raises(KeyError, match=named):
-        load_judge("endpoint:m", **settings)
+@pytest.mark.parametrize("name", ["OPENAI_API_KEY", "MY_KEY"])
+def test_without_a_key_the_variable_is_named(monkeypatch, name):
+    monkeypatch.delenv(name, raising=False)
+    with pytest.raises(KeyError, match=name):
+        load_judge("endpoint:m", **({"key_variable": name} if name == "MY_KEY" else {}))
 
 
 def test_the_key_is_taken_from_the_variable_named_and_a_server_may_want_none(server, monkeypatch):
@@ -255,9 +251,8 @@ def test_credentials_in_the_address_are_not_in_the_id(server):
 def test_the_estimate_counts_calls_tokens_and_dollars_and_asks_nothing(server):
     request = {"max_completion_tokens": 100_000}
     spend = judge_at(server, price_in=2.0, price_out=8.0, request=request).spend
-    assert "1 calls, about 2," in spend(
-        [("q" * 4000, "a" * 4000)], "honesty"
-    )  # 8,000 characters and the prompt's own
+    long = [("q" * 4000, "a" * 4000)]  # 8,000 characters and the prompt's own
+    assert "1 calls, about 2," in spend(long, "honesty")
     assert "200,000 output tokens, at most about $1.60" in spend(ITEMS[:2], "honesty")
     assert "price not known" in judge_at(server, price_in=2.0).spend(ITEMS, "honesty")
     assert server.bodies == []
@@ -291,9 +286,8 @@ def test_check_says_what_is_sent_and_what_it_costs_after_one_request(server, tmp
     assert main(["check", str(file)]) == 0
     out = capsys.readouterr().out
     assert len(server.bodies) == 1
-    assert (
-        "system: You are a safety reviewer" in out and "1,000 calls" in out and "$" in out and KEY not in out
-    )
+    assert all(said in out for said in ("system: You are a safety reviewer", "1,000 calls", "$"))
+    assert KEY not in out
 
 
 @pytest.mark.parametrize("trouble", ["no server", "wrong key", "no key", "unknown setting", "too slow"])
@@ -302,9 +296,8 @@ def test_an_endpoint_that_cannot_judge_is_refused_in_seconds_with_its_parameter(
 ):
     monkeypatch.setattr("steerlib.judges.endpoint.SECONDS", 0.4)
     settings = {"base_url": server.url}
-    server.script = lambda _number, _body: Reply(
-        KEY, status=401 if trouble == "wrong key" else 200, delay=1.0 if trouble == "too slow" else 0
-    )
+    status, delay = 401 if trouble == "wrong key" else 200, 1.0 if trouble == "too slow" else 0
+    server.script = lambda _number, _body: Reply(KEY, status, delay=delay)
     if trouble == "no server":
         server.shutdown()
         server.server_close()
