@@ -24,12 +24,7 @@ from steerlib.decoding import (
 )
 from steerlib.decoding import sweep as corrected_module
 from steerlib.decoding.sweep import EDIT
-from steerlib.evaluation import (
-    answer_likelihood,
-    sda_comparators,
-    summarise,
-    with_controls,
-)
+from steerlib.evaluation import answer_likelihood, sda_comparators, summarise, with_controls
 from steerlib.models import FrozenModel
 from steerlib.tables import check_table, read_table
 

@@ -6,13 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from steerlib.evaluation import (
-    paired_interval,
-    share_interval,
-    small_subgroups,
-    summarise,
-    toxicity_distance,
-)
+from steerlib.evaluation import paired_interval, share_interval, small_subgroups, summarise, toxicity_distance
 from steerlib.tables import ATTRIBUTE_COLUMNS, check_table
 
 N = 24
