@@ -215,7 +215,7 @@ def test_a_base_without_any_distance_has_no_change_and_no_contrast():
 
 def test_an_unfinished_arm_and_an_absent_base_are_refused():
     values, prompts = study()
-    with pytest.raises(ValueError, match="'arm' has no distance for 1 prompts, the first is 'p47'"):
+    with pytest.raises(ValueError, match="'arm' has no distance for 1 prompts, first 'p47'"):
         selectivity(values.iloc[:-1], prompts, base_arm="base", measure="distance")
     with pytest.raises(ValueError, match="'b'"):
         selectivity(values, prompts, base_arm="b", measure="distance")

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from steerlib.evaluation.intervals import Floats
 from steerlib.tables import ATTRIBUTE_COLUMNS
 
-Floats = NDArray[np.float64]
 Scores = ArrayLike | pd.DataFrame
 """Toxicity, `(n, 6)`; of a DataFrame the six columns are taken by name."""
 ATTRIBUTES = list(ATTRIBUTE_COLUMNS)

@@ -18,9 +18,7 @@ def first_temperature(arms: pd.DataFrame) -> pd.DataFrame:
 def one_alpha_each(curve: pd.DataFrame) -> dict[str, float]:
     """Alpha by arm_id of one curve's arms; a ValueError where two of them have one alpha."""
     if curve["alpha"].duplicated().any():
-        raise ValueError(
-            f"{curve['arm_id'].iloc[0]!r} has several arms at one alpha: give one curve's at a time"
-        )
+        raise ValueError(f"{curve['arm_id'].iloc[0]!r} has several arms at one alpha: give one curve's")
     return dict(zip(curve["arm_id"], curve["alpha"], strict=True))
 
 
@@ -48,18 +46,14 @@ def chosen_arms(
         ValueError: no dev rows of the metric, or two arms of one curve and alpha.
     """
     names = [column for column in CURVE if column in arms]
-    rows = metrics[
-        (metrics["subgroup"] == "all") & (metrics["comparator"] == base_arm) & (metrics["split"] == "dev")
-    ]
-    costly = rows.loc[
-        (rows["metric"] == "perplexity_ratio") & (rows["value"] > max_perplexity_ratio), "arm_id"
-    ]
+    over_all = (metrics["subgroup"] == "all") & (metrics["split"] == "dev")
+    rows = metrics[over_all & (metrics["comparator"] == base_arm)]
+    dear = (rows["metric"] == "perplexity_ratio") & (rows["value"] > max_perplexity_ratio)
+    costly = rows.loc[dear, "arm_id"]
     rows = rows[rows["metric"] == metric].merge(arms.loc[arms["alpha"] != 0, ["arm_id", "alpha", *names]])
     if rows.empty:
         raise ValueError(f"no rows of {metric!r} of a steered arm against {base_arm!r} over all dev prompts")
-    rows = rows.assign(
-        size=rows["alpha"].abs(), dev=rows["value"].where(~rows["arm_id"].isin(costly), -np.inf)
-    )
+    rows["size"], rows["dev"] = rows["alpha"].abs(), rows["value"].mask(rows["arm_id"].isin(costly), -np.inf)
     chosen = []
     for values, group in rows.groupby(names, sort=True):
         one_alpha_each(group)
@@ -112,9 +106,8 @@ def match_controls(arms: pd.DataFrame, kl: pd.Series | None = None) -> pd.DataFr
         norm, or "kl"), other_arm ("" where control_arm stands alone), weight (of control_arm, the nearer of the two).
     """
     settings = [column for column in arms if column not in VARIES]
-    both = arms[arms["control"] == ""].merge(
-        arms[arms["control"].isin(KINDS)], on=settings, suffixes=("", "_control")
-    )
+    controls = arms[arms["control"].isin(KINDS)]
+    both = arms[arms["control"] == ""].merge(controls, on=settings, suffixes=("", "_control"))
     if "family" in arms:
         shuffled = both["control_control"] == "shuffled_profile"
         both = both[~shuffled | (both["family"] == both["family_control"])]
@@ -122,9 +115,7 @@ def match_controls(arms: pd.DataFrame, kl: pd.Series | None = None) -> pd.DataFr
     both = both.assign(other_arm="", weight=1.0)
     found = [both[both["alpha"] == both["alpha_control"]].assign(matched="alpha")]
     if kl is not None:
-        both = both.assign(
-            own=both["arm_id"].map(kl).astype(float), other=both["control_arm"].map(kl).astype(float)
-        )
+        both["own"], both["other"] = (both[one].map(kl).astype(float) for one in ("arm_id", "control_arm"))
         same_side = np.sign(both["alpha"]) == np.sign(both["alpha_control"])
         both = both[same_side & (both["own"] > 0) & (both["other"] > 0)]
         curve = [f"{name}_control" for name in VARIES if f"{name}_control" in both and name != "alpha"]
@@ -152,14 +143,11 @@ def mix_controls(values: pd.DataFrame, matched: pd.DataFrame) -> pd.DataFrame:
     It measures a control that answers with one of two alphas, drawn with these probabilities. Returns the columns of
     `values` (see `per_prompt`), arm_id being the arm under study, and kind.
     """
-    by_arm = {
-        arm: rows.drop(columns="arm_id") for arm, rows in values.set_index("prompt_id").groupby("arm_id")
-    }
-    parts = []
+    by_arm, parts = dict(list(values.set_index("prompt_id").groupby("arm_id"))), []
     for row in matched[matched["matched"] == "kl"].itertuples():
-        mixed = by_arm[row.control_arm]
+        mixed = by_arm[row.control_arm].drop(columns="arm_id")
         if row.other_arm:
-            mixed = row.weight * mixed + (1 - row.weight) * by_arm[row.other_arm]
+            mixed = row.weight * mixed + (1 - row.weight) * by_arm[row.other_arm].drop(columns="arm_id")
         parts.append(mixed.reset_index().assign(arm_id=row.arm_id, kind=row.kind))
     return pd.concat(parts, ignore_index=True) if parts else values.head(0).assign(kind="")
 

@@ -75,11 +75,9 @@ def _check_splits(prompts: pd.DataFrame, by: str) -> None:
     if dev.empty:
         raise ValueError(f"no dev prompts to choose alpha on; splits are {sorted(set(prompts['split']))}")
     if by == "category" and both:
-        raise ValueError(
-            f"user {min(both)!r} has dev and test prompts: an alpha by category needs splits by users"
-        )
+        raise ValueError(f"user {min(both)!r} has dev and test prompts: a category needs splits by users")
     if by == "user" and not both and len(test):
-        raise ValueError("no user has dev and test prompts: an alpha by user needs splits by conversations")
+        raise ValueError("no user has dev and test prompts: a user's alpha needs splits by conversations")
     shared = set(dev.get("conversation_id", ())) & set(test.get("conversation_id", ()))
     if shared:
         raise ValueError(f"conversation {min(shared)!r} is in both dev and test")
@@ -114,10 +112,8 @@ def tuned_arm(
             raise ValueError(f"no alpha was chosen for {test.loc[arm.isna(), BY[first['by']]].iloc[0]!r}")
         taken = test[["prompt_id"]].assign(arm_id=arm).merge(values, how="left")
         if taken["n_tokens"].isna().any():
-            missing = taken[taken["n_tokens"].isna()].iloc[0]
-            raise ValueError(
-                f"test prompt {missing['prompt_id']!r} has no value under arm {missing['arm_id']!r}"
-            )
+            prompt, own = taken.loc[taken["n_tokens"].isna(), ["prompt_id", "arm_id"]].iloc[0]
+            raise ValueError(f"test prompt {prompt!r} has no value under arm {own!r}")
         parts.append(taken.assign(arm_id=name))
         same = (chosen["arm_id"] == chosen["global_arm_id"]).all()
         against[name] = [base_arm] if same else [base_arm, first["global_arm_id"]]

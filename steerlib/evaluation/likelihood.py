@@ -77,9 +77,8 @@ def _trees(texts: Sequence[Text], most: int) -> Iterator[list[tuple[Text, list[i
         shared = 0
         if tree and tree[-1][0].steering == text.steering:
             differs = (a != b for a, b in zip(tree[-1][0].tokens, text.tokens, strict=False))
-            shared = next(
-                (i for i, one in enumerate(differs) if one), min(len(tree[-1][1]), len(text.tokens))
-            )
+            shortest = min(len(tree[-1][1]), len(text.tokens))
+            shared = next((i for i, one in enumerate(differs) if one), shortest)
         if tree and size + len(text.tokens) - shared > most:
             yield tree
             tree, size, shared = [], 0, 0
@@ -215,16 +214,13 @@ def likelihood_margins(
             cuts the base's nucleus (an answer outside it has no likelihood), or what `make_requests` refuses.
     """
     cut, styles = arms[arms["base_top_p"] < 1], arms["style"].unique()
-    if len(cut) or len(styles) != 1:
-        wrong = (
-            f"{cut['arm_id'].iloc[0]} cuts the base's nucleus" if len(cut) else f"styles {', '.join(styles)}"
-        )
-        raise ValueError(f"arms must be of one style and leave every answer a likelihood: {wrong}")
+    if len(cut):
+        raise ValueError(f"arm {cut['arm_id'].iloc[0]} cuts the base's nucleus: an answer has no likelihood")
+    if len(styles) != 1:
+        raise ValueError(f"arms must be of one style, not {', '.join(styles)}")
     models, sides = {"": frozen, **(branch_models or {})}, ("preferred", "dispreferred")
-    asked, shortest = (
-        pairs.rename(columns={"pair_id": "prompt_id"}),
-        arms.assign(max_new_tokens=1, temperature=0.0, min_temperature=0.0),
-    )
+    asked = pairs.rename(columns={"pair_id": "prompt_id"})
+    shortest = arms.assign(max_new_tokens=1, temperature=0.0, min_temperature=0.0)
     ask = partial(make_requests, contexts=contexts, vectors=vectors, branch_models=branch_models)
     requests = ask(frozen, asked, shortest, seeds=[0])
     by_pair = [requests[i : i + len(arms)] for i in range(0, len(requests), len(arms))]
@@ -318,7 +314,6 @@ def token_divergence(
             tokens = frozen.tokenizer.batch_decode([[one] for one in ids])
             one, two = (z[stream, ids] for stream in both)
             each = (js_divergence(one, two).tolist(), log_probability(one, ids), log_probability(two, ids))
-            rows += [
-                (prompt["prompt_id"], *at) for at in zip(range(len(ids)), ids, tokens, *each, strict=True)
-            ]
+            told = zip(range(len(ids)), ids, tokens, *each, strict=True)
+            rows += [(prompt["prompt_id"], *at) for at in told]
     return pd.DataFrame(rows, columns=columns)

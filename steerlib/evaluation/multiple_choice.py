@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from steerlib.decoding.contexts import BranchModels, Contexts, branch_names
 from steerlib.decoding.requests import Request, make_requests
+from steerlib.evaluation.intervals import Floats
 from steerlib.evaluation.likelihood import forced_logits, read_streams
 from steerlib.models import FrozenModel
 from steerlib.profiles.sources import hub_file, read_rows
@@ -20,7 +21,6 @@ from steerlib.rules import RULES
 from steerlib.tables import SCHEMA, progress_bar
 from steerlib.toxicity import ATTRIBUTES
 
-Floats = NDArray[np.float64]
 LETTERS = ("A", "B", "C", "D")
 DEMO = Path(__file__).with_name("demo") / "questions.jsonl"
 MMLU, MMLU_REVISION = "cais/mmlu", "c30699e8356da336a370243923dbaf21066bb9fe"
@@ -53,9 +53,7 @@ def read_questions(source: str = "demo", *, split: str = "test") -> pd.DataFrame
         files = sorted((Path(source) / split).glob(f"*_{split}.csv"))
         if not files:
             wanted = Path(source) / split / f"*_{split}.csv"
-            raise FileNotFoundError(
-                f"questions {source!r}: no {wanted}; give 'demo', {MMLU!r} or MMLU's folder"
-            )
+            raise FileNotFoundError(f"no {wanted}; give 'demo', {MMLU!r} or MMLU's folder")
         table = pd.concat([_read_csv(file, split) for file in files], ignore_index=True)
     table["row"] = table.groupby("subject").cumcount()
     table["question_id"] = table["subject"] + f"/{split}/" + table["row"].astype(str)
@@ -115,9 +113,7 @@ def letter_ids(frozen: FrozenModel) -> list[int]:
     found = [frozen.tokenizer.encode(f"Answer: {letter}", add_special_tokens=False) for letter in LETTERS]
     for letter, ids in zip(LETTERS, found, strict=True):
         if ids[:-1] != before:
-            raise ValueError(
-                f"{frozen.name}: ' {letter}' is not one token after 'Answer:', but {ids[len(before) :]}"
-            )
+            raise ValueError(f"{frozen.name}: ' {letter}' is not one token, but {ids[len(before) :]}")
     return [ids[-1] for ids in found]
 
 
@@ -166,9 +162,8 @@ def ask_questions(
     of_prompts = (arms["factor"] != "") & pd.to_numeric(arms["factor"], errors="coerce").isna()
     left_out = (arms["profile"] == "shuffled") | (arms["vector_user"] != "") | of_prompts
     left_out |= arms["method"].map(lambda method: RULES[method].acts_on == "text")
-    arms = arms[~left_out].assign(
-        style="continuation", max_new_tokens=1, temperature=0.0, min_temperature=0.0
-    )
+    shortest = {"style": "continuation", "max_new_tokens": 1, "temperature": 0.0, "min_temperature": 0.0}
+    arms = arms[~left_out].assign(**shortest)
     ask = partial(make_requests, contexts=contexts, vectors=vectors, branch_models=branch_models)
     reads = [
         bool({*RULES[method].context_branches} - {*branch_names(trained)})

@@ -194,9 +194,8 @@ def compare_preferences(preference: pd.DataFrame, *, reference: str) -> pd.DataF
     """
     bad = preference[~np.isfinite(preference["margin"])]
     if len(bad):
-        raise ValueError(
-            f"model {bad['model'].iloc[0]!r}, pair {bad['pair_id'].iloc[0]}: the margin is not finite"
-        )
+        model, pair = bad[["model", "pair_id"]].iloc[0]
+        raise ValueError(f"model {model!r}, pair {pair}: the margin is not finite")
     models = {str(name): rows.set_index("pair_id") for name, rows in preference.groupby("model", sort=False)}
     if reference not in models:
         raise ValueError(f"no margins of model {reference!r}; there are {', '.join(models)}")
@@ -205,9 +204,7 @@ def compare_preferences(preference: pd.DataFrame, *, reference: str) -> pd.DataF
     rows = []
     for name, own in models.items():
         if set(own.index) != set(users.index) or own.index.has_duplicates:
-            raise ValueError(
-                f"model {name!r} has {len(own)} pairs, {reference!r} {len(users)}: not the same ones"
-            )
+            raise ValueError(f"model {name!r} has {len(own)} pairs, not the {len(users)} of {reference!r}")
         hits = np.heaviside(own.loc[users.index, "margin"].to_numpy(float), 0.5)
         found: dict[str, Interval] = {"": share_interval(hits, users)}
         if name != reference:
@@ -238,9 +235,7 @@ def safety_margins(
     if len(unknown):
         raise ValueError(f"{len(unknown)} users have no sensitivities, the first is {unknown[0]!r}")
     if not len(asked) == len(preferred) == len(dispreferred):
-        raise ValueError(
-            f"{len(asked)} users, {len(preferred)} preferred, {len(dispreferred)} dispreferred answers"
-        )
+        raise ValueError(f"{len(asked)} users, {len(preferred)} preferred, {len(dispreferred)} other answers")
     change = preferred[six].to_numpy(np.float64) - dispreferred[six].to_numpy(np.float64)
     return -(sensitivities.loc[asked, six].to_numpy(np.float64) * change).sum(axis=1)
 
@@ -252,8 +247,6 @@ def length_margins(pairs: pd.DataFrame, train: pd.DataFrame) -> Floats:
     training pairs.
     """
     if train.empty:
-        raise ValueError(
-            "no training pairs: whether people prefer longer answers must not be read off held-out ones"
-        )
+        raise ValueError("no training pairs: the direction must not be read off held-out ones")
     learnt, asked = (length(rows["preferred"]) - length(rows["dispreferred"]) for rows in (train, pairs))
     return asked if np.sign(learnt).sum() >= 0 else -asked

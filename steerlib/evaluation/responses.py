@@ -86,9 +86,7 @@ def quality_by_sampling(values: pd.DataFrame, arms: pd.DataFrame, prompts: pd.Da
     twins = arms[~greedy].merge(arms[greedy], on=settings, suffixes=("", "_greedy"))
     bases = twins[twins["control"] == "base"]
     if bases.empty:
-        raise ValueError(
-            "no sampled arm has a greedy twin (temperature 0, all other settings equal), base included"
-        )
+        raise ValueError("no base has a greedy twin (temperature 0, all other settings equal)")
     users = prompts.loc[prompts["split"] == "test"].set_index("prompt_id")["user_id"]
     wide = values.pivot(index="prompt_id", columns="arm_id").reindex(users.index)
     rows = []
@@ -96,17 +94,14 @@ def quality_by_sampling(values: pd.DataFrame, arms: pd.DataFrame, prompts: pd.Da
         same = bases[(bases[CHOICE] == twin[CHOICE]).all(axis=1)]
         base = (same if len(same) else bases).iloc[0]  # SDA's temperature is its own
         four = [arm[name] for name in ("arm_id", "arm_id_greedy") for arm in (twin, base)]
-        repetition, nll, tokens = (
-            wide[name][four].to_numpy(float) for name in ("repetition", "nll_base", "n_tokens")
-        )
+        repetition, nll, tokens = (wide[name][four].to_numpy(float) for name in MEASURED)
         if np.isnan(repetition).any():
             raise ValueError(f"arms {four} were not run on the same prompts: finish the sweep first")
         means, found = repetition.mean(axis=0), cluster_interval(repetition @ SIGNS, users)
         rows.append([*twin[["arm_id", "arm_id_greedy"]], "repetition", means[2], means[0], *found])
         if tokens.sum(axis=0).all():
-            log = cluster_interval(
-                np.hstack([nll, tokens]), users, lambda m: (m[..., :4] / m[..., 4:]) @ SIGNS
-            )
+            both = np.hstack([nll, tokens])
+            log = cluster_interval(both, users, lambda m: (m[..., :4] / m[..., 4:]) @ SIGNS)
             ppl = np.exp(nll.sum(axis=0) / tokens.sum(axis=0))
             found = [*np.exp(log[:3]), *log[3:]]
             rows.append([*twin[["arm_id", "arm_id_greedy"]], "perplexity", ppl[2], ppl[0], *found])
@@ -114,6 +109,7 @@ def quality_by_sampling(values: pd.DataFrame, arms: pd.DataFrame, prompts: pd.Da
     return pd.DataFrame(rows, columns=names)
 
 
+MEASURED = ("repetition", "nll_base", "n_tokens")
 SIGNS = np.array([1.0, -1.0, -1.0, 1.0])
 """Of an arm, its base, their greedy twins in a difference of differences."""
 SELECTIVITY = [
@@ -163,7 +159,7 @@ def selectivity(
         if np.isnan(own).any():
             first = wide.index[np.isnan(own)][0]
             raise ValueError(
-                f"arm {arm!r} has no {measure} for {np.isnan(own).sum()} prompts, the first is {first!r}"
+                f"arm {arm!r} has no {measure} for {np.isnan(own).sum()} prompts, first {first!r}"
             )
         for category in sorted(set(categories)):
             here = categories == category

@@ -7,22 +7,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from steerlib.evaluation import intervals
 from steerlib.evaluation.answers import Scores, check_paired, effective_number, per_prompt, top_share
 from steerlib.evaluation.controls import kl_on_dev, match_controls, mix_controls
-from steerlib.evaluation.intervals import (
-    Bounds,
-    cluster_interval,
-    jackknife_bounds,
-    mean_bounds,
-    ratio_bounds,
-    share_bounds,
-    share_interval,
-)
+from steerlib.evaluation.intervals import Bounds, Floats
 from steerlib.evaluation.multiple_choice import LETTERS, brier, calibration_gaps
 from steerlib.profiles.sources import DEMOGRAPHICS
 from steerlib.tables import SCHEMA
 
-Floats = NDArray[np.float64]
 COLUMNS = list(SCHEMA["metrics"].columns)
 MEANS = {
     **dict.fromkeys(("distance", "toxicity", "repetition", "distinct_2"), (0.0, 1.0)),
@@ -151,14 +143,14 @@ Found = tuple[str, Bounds]
 def _of_arms(part: Mapping[str, Floats], sums: Mapping[str, Floats], sizes: Floats) -> Iterator[Found]:
     """Measures of each arm; `part` has `(arms, prompts)` by column, `sums` `(arms, K)`."""
     for column in [name for name in MEANS if name in sums]:
-        yield column, mean_bounds(sums[column], sizes, within=MEANS[column])
+        yield column, intervals.mean_bounds(sums[column], sizes, within=MEANS[column])
     for column in [name for name in SHARES if name in sums]:
-        yield column, share_bounds(sums[column], sizes)
+        yield column, intervals.share_bounds(sums[column], sizes)
     with np.errstate(over="ignore"):
-        nll = ratio_bounds(sums["nll_base"], sums["n_tokens"])
+        nll = intervals.ratio_bounds(sums["nll_base"], sums["n_tokens"])
         yield "perplexity", Bounds(*(np.exp(x) for x in nll))
     if "kl_to_base" in sums:
-        yield "kl_per_token", ratio_bounds(sums["kl_to_base"], sums["n_tokens"])
+        yield "kl_per_token", intervals.ratio_bounds(sums["kl_to_base"], sums["n_tokens"])
     for column in [name for name in REDUCTIONS if name in part]:
         yield f"{column}_effective_n", _plain(effective_number(part[column]))
         yield f"{column}_top_three", _plain(top_share(part[column]))
@@ -175,17 +167,17 @@ def _of_pairs(
     """Comparisons of the arms `own` with the arms `other`, pair by pair."""
     for column in [name for name in DIFFERENCES if name in sums]:
         change = sums[column][own] - sums[column][other]
-        yield f"{column}_difference", mean_bounds(change, sizes, within=(-1, 1))
+        yield f"{column}_difference", intervals.mean_bounds(change, sizes, within=(-1, 1))
     for column in [name for name in REDUCTIONS if name in sums]:
-        ratio = ratio_bounds(sums[column][own], sums[column][other])
+        ratio = intervals.ratio_bounds(sums[column][own], sums[column][other])
         yield REDUCTIONS[column], Bounds(*(100 * (1 - x) for x in (ratio.value, ratio.high, ratio.low)))
     if "distance" in part:
         mine, theirs = part["distance"][own], part["distance"][other]
-        yield "win_rate", share_bounds((mine < theirs) @ membership, sizes)
-        yield "tie_rate", share_bounds((mine == theirs) @ membership, sizes)
+        yield "win_rate", intervals.share_bounds((mine < theirs) @ membership, sizes)
+        yield "tie_rate", intervals.share_bounds((mine == theirs) @ membership, sizes)
     four = np.stack([sums[column][arm] for arm in (own, other) for column in ("nll_base", "n_tokens")])
     with np.errstate(over="ignore"):
-        found = jackknife_bounds(four, sizes, lambda m: m[0] / m[1] - m[2] / m[3])
+        found = intervals.jackknife_bounds(four, sizes, lambda m: m[0] / m[1] - m[2] / m[3])
         yield "perplexity_ratio", Bounds(*(np.exp(x) for x in found))
 
 
@@ -260,14 +252,15 @@ def summarise_choices(
         contexts = [(f"category={name}", part) for name, part in own.groupby("category") if name]
         for subgroup, part in [("all", own), *contexts]:
             ids, place = part["question_id"], part.index
-            calibration = cluster_interval(gaps[place], ids, lambda m: np.abs(m).sum(axis=-1), within=(0, 1))
+            error = intervals.cluster_interval(gaps[place], ids, lambda m: abs(m).sum(-1), within=(0, 1))
             found = {
-                ("accuracy", ""): share_interval(part["right"], ids, within=(0, 100)),
-                ("calibration_error", ""): calibration,
-                ("brier", ""): cluster_interval(squared[place], ids, within=(0, 2)),
+                ("accuracy", ""): intervals.share_interval(part["right"], ids, within=(0, 100)),
+                ("calibration_error", ""): error,
+                ("brier", ""): intervals.cluster_interval(squared[place], ids, within=(0, 2)),
             }
             if arm != base_arm:
                 change = part["right"] - ids.map(of_base)
-                found["accuracy_change", base_arm] = cluster_interval(change, ids, within=(-100, 100))
+                difference = intervals.cluster_interval(change, ids, within=(-100, 100))
+                found["accuracy_change", base_arm] = difference
             rows += [[arm, c, "test", subgroup, source, metric, *i[:5]] for (metric, c), i in found.items()]
     return pd.DataFrame(rows, columns=COLUMNS)

@@ -41,9 +41,8 @@ def _over_all(metrics: pd.DataFrame, split: str) -> pd.DataFrame:
     """value, low, high, n, n_clusters over all prompts of a split, by arm_id, comparator and metric."""
     rows = metrics[(metrics["subgroup"] == "all") & (metrics["split"] == split)]
     names = ["arm_id", "comparator", "metric"]
-    return (
-        rows.drop_duplicates(names).set_index(names)[["value", "low", "high", "n", "n_clusters"]].sort_index()
-    )
+    rows = rows.drop_duplicates(names).set_index(names).sort_index()
+    return rows[["value", "low", "high", "n", "n_clusters"]]
 
 
 def operating_range(
@@ -123,9 +122,8 @@ def verdict(
             return of(arm, "control_kl_per_token", control["comparator"])[0]
         return of(control["control_arm"], "kl_per_token")[0]
 
-    for _, curve in (
-        chosen[chosen["control"] == ""].sort_values("dev", ascending=False, kind="stable").iterrows()
-    ):
+    chosen = chosen[chosen["control"] == ""].sort_values("dev", ascending=False, kind="stable")
+    for _, curve in chosen.iterrows():
         arm, rule = curve["arm_id"], RULES[curve["method"]]
         own = matched[matched["arm_id"] == arm].drop_duplicates("kind").set_index("kind")
         kind = rule.control if rule.control in own.index else next(iter(own.index), "")
@@ -133,12 +131,9 @@ def verdict(
         control = own.loc[kind] if kind else nobody
         shuffled = own.loc["shuffled_profile"] if "shuffled_profile" in own.index else None
         words = [rule.label, curve.get("family", ""), curve.get("variant", "")]
-        row = {
-            "method": ", ".join(filter(None, words)).replace("_", " "),
-            "arm_id": arm,
-            "control_arm": control["control_arm"],
-        }
-        row |= {"alpha": curve["alpha"], "toxicity_base": base["value"], "toxicity": of(arm, "toxicity")[0]}
+        row = {"method": ", ".join(filter(None, words)).replace("_", " "), "arm_id": arm}
+        row |= {"control_arm": control["control_arm"], "alpha": curve["alpha"]}
+        row |= {"toxicity_base": base["value"], "toxicity": of(arm, "toxicity")[0]}
         row["alpha_low"], row["alpha_high"] = _ends(ranges[(ranges[names] == curve[names]).all(axis=1)])
         for columns, comparator, metric in (
             (("change", "change_low", "change_high"), base_arm, "toxicity_difference"),
@@ -178,10 +173,8 @@ def _sentence(row: dict, against: Mapping[str, tuple[str, str]], users: int) -> 
         text += f"; difference to {CONTROLS[kind]}{MATCHED[how]} {_stated(value, low, high)}"
         smallest = detectable(low, high, users)
         if low <= 0 <= high and np.isfinite(smallest):
-            share = 100 * smallest / row["toxicity_base"]
-            text += (
-                f" (the run detects {smallest:.3f}, {share:.0f} % of the base's toxicity, with 80 % power)"
-            )
+            share = f"{100 * smallest / row['toxicity_base']:.0f} % of the base's toxicity"
+            text += f" (the run detects {smallest:.3f}, {share}, with 80 % power)"
         if kind:
             kls += f", {CONTROLS[kind]} {row[KLS[name]]:.2f}"
     text += f"; perplexity x {row['perplexity_ratio']:.2f}, {kls}. "
@@ -238,7 +231,6 @@ def enough(table: pd.DataFrame, *, least: int, what: str, column: str = "n") -> 
         return f"{what}: this run has none."
     kept = table[table[column] >= least]
     if kept.empty:
-        return (
-            f"{what}: not shown, no row rests on {least} or more ({column} is {table[column].max()} at most)."
-        )
+        most = table[column].max()
+        return f"{what}: not shown, no row rests on {least} or more ({column} is {most} at most)."
     return kept.reset_index(drop=True)
