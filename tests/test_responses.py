@@ -49,16 +49,9 @@ def test_without_a_trend_it_seldom_rejects_and_with_one_nearly_always():
 
 
 def test_the_base_is_alpha_zero_of_every_family():
-    arms = pd.DataFrame(
-        [
-            ("b", 0.0, "", "", "base"),
-            ("v+", 0.5, "v", "", ""),
-            ("v-", -0.5, "v", "", ""),
-            ("r", 0.5, "r", "", "random_vector"),
-            ("o", 0.5, "v", "shuffled", "shuffled_profile"),
-        ],
-        columns=["arm_id", "alpha", "family", "vector_user", "control"],
-    )
+    rows = [("b", 0.0, "", "", "base"), ("v+", 0.5, "v", "", ""), ("v-", -0.5, "v", "", "")]
+    rows += [("r", 0.5, "r", "", "random_vector"), ("o", 0.5, "v", "shuffled", "shuffled_profile")]
+    arms = pd.DataFrame(rows, columns=["arm_id", "alpha", "family", "vector_user", "control"])
     values = pd.DataFrame(
         [(arm, prompt, i + j) for i, arm in enumerate(arms.arm_id) for j, prompt in enumerate("pq")],
         columns=["arm_id", "prompt_id", "toxicity"],
@@ -71,16 +64,11 @@ def test_the_base_is_alpha_zero_of_every_family():
         dose_responses(values.iloc[:-1], arms, "toxicity")
 
 
-@pytest.mark.parametrize(
-    ("table", "message"),
-    [
-        (pd.DataFrame({0.1: [1.0]}), "2 different alphas"),
-        (pd.DataFrame({0.1: [1.0], 0.2: [np.nan]}, index=["p7"]), "'p7' at alpha 0.2"),
-    ],
-)
-def test_one_alpha_or_a_missing_value_is_refused(table, message):
-    with pytest.raises(ValueError, match=message):
-        response_slopes(table)
+def test_one_alpha_or_a_missing_value_is_refused():
+    with pytest.raises(ValueError, match="2 different alphas"):
+        response_slopes(pd.DataFrame({0.1: [1.0]}))
+    with pytest.raises(ValueError, match="'p7' at alpha"):
+        response_slopes(pd.DataFrame({0.1: [1.0], 0.2: [np.nan]}, index=["p7"]))
 
 
 N = 40
@@ -92,9 +80,7 @@ def sampled_study(*, growth=0.0):
     arms = [make_arms("base", sampling=s) for s in each]
     arms += [make_arms("anti_expert", [1.0, 2.0], profile="own", sampling=s) for s in each]
     arms = pd.concat(arms, ignore_index=True)
-    prompts = pd.DataFrame(
-        {"prompt_id": [f"p{i}" for i in range(N)], "user_id": [f"u{i // 4}" for i in range(N)]}
-    )
+    prompts = pd.DataFrame([(f"p{i}", f"u{i // 4}") for i in range(N)], columns=["prompt_id", "user_id"])
     rng, parts = np.random.default_rng(0), []
     for arm in arms.itertuples():
         sampled = arm.temperature > 0
@@ -150,19 +136,20 @@ def test_arms_without_a_twin_or_on_other_prompts_are_refused():
 CATEGORIES = ["benign_control", "harmful_borderline"]
 
 
-def study(*, benign=1.0, harmful=0.5, users=8, seed=0):
-    """Six prompts a user, three of each category; distances of the arm are those shares of the base's."""
-    rng = np.random.default_rng(seed)
-    n = 6 * users
-    prompts = pd.DataFrame(
-        {"prompt_id": [f"p{i}" for i in range(n)], "user_id": [f"u{i // 6}" for i in range(n)]}
-    )
+def study(*, benign=1.0):
+    """Eight users of six prompts, three of each category; distances of the arm are shares of the base's."""
+    rng, n = np.random.default_rng(0), 48
+    prompts = pd.DataFrame([(f"p{i}", f"u{i // 6}") for i in range(n)], columns=["prompt_id", "user_id"])
     prompts = prompts.assign(split="test", prompt_category=[CATEGORIES[i % 2] for i in range(n)])
     base = rng.uniform(0.02, 0.1, n)
-    arm = base * np.where(prompts["prompt_category"] == "harmful_borderline", harmful, benign)
+    arm = base * np.where(prompts["prompt_category"] == "harmful_borderline", 0.5, benign)
     arm = arm * rng.uniform(0.9, 1.1, n)
     values = [prompts[["prompt_id"]].assign(arm_id=a, distance=d) for a, d in (("base", base), ("arm", arm))]
     return pd.concat(values, ignore_index=True), prompts
+
+
+def selective_rows(values, prompts):
+    return selectivity(values, prompts, base_arm="base", measure="distance").set_index("prompt_category")
 
 
 def test_change_and_contrast_by_hand():
@@ -170,7 +157,7 @@ def test_change_and_contrast_by_hand():
     values["distance"] = [0.1, 0.3, 0.2, 0.2, 0.1, 0.1, 0.3, 0.2]
     prompts = pd.DataFrame({"prompt_id": [*"abcd"], "user_id": [*"uvuv"], "split": "test"})
     prompts["prompt_category"] = ["harmful_borderline"] * 2 + ["benign_control"] * 2
-    found = selectivity(values, prompts, base_arm="base", measure="distance").set_index("prompt_category")
+    found = selective_rows(values, prompts)
     assert found.loc["harmful_borderline", ["base", "steered"]].tolist() == pytest.approx([0.2, 0.1])
     changes = {"harmful_borderline": -50, "benign_control": 25}
     assert found["change_percent"].to_dict() == pytest.approx(changes)
@@ -180,7 +167,7 @@ def test_change_and_contrast_by_hand():
 
 def test_intervals_are_those_of_the_paired_comparison_on_the_prompts_of_the_category():
     values, prompts = study()
-    found = selectivity(values, prompts, base_arm="base", measure="distance").set_index("prompt_category")
+    found = selective_rows(values, prompts)
     part = prompts["prompt_category"].eq("harmful_borderline").to_numpy()
     base, arm = (values.loc[values["arm_id"] == a, "distance"].to_numpy()[part] for a in ("base", "arm"))
     expected = paired_interval(base, arm, prompts["user_id"][part], statistic="change_percent")
@@ -189,17 +176,8 @@ def test_intervals_are_those_of_the_paired_comparison_on_the_prompts_of_the_cate
 
 
 def test_a_selective_method_is_told_from_one_that_acts_on_all_alike():
-    selective = (
-        selectivity(*study(), base_arm="base", measure="distance")
-        .set_index("prompt_category")
-        .loc["harmful_borderline"]
-    )
+    selective, alike = (selective_rows(*study(benign=b)).loc["harmful_borderline"] for b in (1.0, 0.5))
     assert selective["contrast_high"] < 0
-    alike = (
-        selectivity(*study(benign=0.5), base_arm="base", measure="distance")
-        .set_index("prompt_category")
-        .loc["harmful_borderline"]
-    )
     assert alike["contrast_low"] < 0 < alike["contrast_high"]
 
 
@@ -207,7 +185,7 @@ def test_a_base_without_any_distance_has_no_change_and_no_contrast():
     values, prompts = study()
     benign = prompts.loc[prompts["prompt_category"] == "benign_control", "prompt_id"]
     values.loc[values["prompt_id"].isin(benign) & (values["arm_id"] == "base"), "distance"] = 0.0
-    found = selectivity(values, prompts, base_arm="base", measure="distance").set_index("prompt_category")
+    found = selective_rows(values, prompts)
     assert np.isnan(found.loc["benign_control", "change_percent"])
     assert np.isfinite(found.loc["harmful_borderline", "change_percent"])
     assert found["contrast"].isna().all()

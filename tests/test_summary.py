@@ -1,6 +1,7 @@
 """The metrics table: what stands in it, against direct computation, and what is refused."""
 
 import time
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -23,39 +24,24 @@ SHARES = (("base", 1.0), ("own1", 0.5), ("own2", 1.5), ("shuffled1", 0.8))
 VALUES_ONLY = "effective_n|top_three"
 
 
-def make_study(seeds=2):
+@pytest.fixture
+def study():
     """Two splits, 6 users, 24 prompts; own1 brings answers halfway to the accepted ones."""
     rng = np.random.default_rng(0)
     number = np.arange(N)
-    prompts = pd.DataFrame(
-        {
-            "prompt_id": [f"p{i}" for i in number],
-            "user_id": [f"u{i // 4}" for i in number],
-            "prompt_category": "",
-        }
-    )
+    prompts = pd.DataFrame([(f"p{i}", f"u{i // 4}") for i in number], columns=["prompt_id", "user_id"])
+    prompts["prompt_category"] = ""
     prompts["split"] = np.where(number < N // 2, "dev", "test")
     prompts["category"] = np.where(number % 8 < 4, "insult", "threat")
     accepted = rng.random((N, 6)) / 4
     rows, scores = [], []
-    for arm, share in SHARES:
-        for seed in range(seeds):
-            for i in range(N):
-                kl = 0.0 if arm == "base" else share
-                rows.append((arm, f"p{i}", seed, "a b a b", 4 + i % 3, True, 8.0 + seed, kl))
-                scores.append(accepted[i] + share * (0.1 + 0.01 * i) * (1 + seed))
+    for (arm, share), seed, i in product(SHARES, range(2), range(N)):
+        kl = 0.0 if arm == "base" else share
+        rows.append((arm, f"p{i}", seed, "a b a b", 4 + i % 3, True, 8.0 + seed, kl))
+        scores.append(accepted[i] + share * (0.1 + 0.01 * i) * (1 + seed))
     columns = ["arm_id", "prompt_id", "seed", "text", "n_tokens", "stopped", "nll_base", "kl_to_base"]
-    return (
-        pd.DataFrame(rows, columns=columns),
-        prompts,
-        pd.DataFrame(scores, columns=list(ATTRIBUTE_COLUMNS)),
-        accepted,
-    )
-
-
-@pytest.fixture
-def study():
-    return make_study()
+    scores = pd.DataFrame(scores, columns=list(ATTRIBUTE_COLUMNS))
+    return pd.DataFrame(rows, columns=columns), prompts, scores, accepted
 
 
 def summary(study, **changed):
@@ -194,8 +180,8 @@ def test_another_models_perplexity_stands_under_its_own_name(study):
         summary(study, fluency=fluency_of(study[0]).iloc[1:])
 
 
-def test_thirty_arms_and_forty_subgroups_take_seconds():
-    generations, prompts, scores, accepted = make_study()
+def test_thirty_arms_and_forty_subgroups_take_seconds(study):
+    generations, prompts, scores, accepted = study
     rows = (generations["arm_id"] == "own1").to_numpy()
     more = [f"arm{i}" for i in range(26)]
     answers = pd.concat([generations, *(generations[rows].assign(arm_id=arm) for arm in more)])

@@ -27,33 +27,21 @@ KEPT = {"v-0.3": 0.5, "v-0.6": 0.3, "v0.3": 1.5, "o1": 0.8, "s2": 0.6, "m": 0.7,
 """Share of the base's toxicity that an arm keeps; 1 for all other arms."""
 DEARER = {"v-0.6": 3.0, "v0.3": 1.5}
 """Perplexity over the base's."""
-KL = {
-    "v-0.3": 0.2,
-    "r-0.3": 0.05,
-    "r-0.6": 0.21,
-    "o1": 0.3,
-    "s1": 0.2,
-    "s2": 0.6,
-    "m": 0.5,
-    "w0.3": 0.4,
-    "w0.9": 0.8,
-}
+KL = {"v-0.3": 0.2, "r-0.3": 0.05, "r-0.6": 0.21, "o1": 0.3, "s1": 0.2, "s2": 0.6}
+KL |= {"m": 0.5, "w0.3": 0.4, "w0.9": 0.8}
 
 
 def metrics(kept=KEPT, distance=True, users=20):
     rng = np.random.default_rng(0)
     n = 2 * 2 * users
-    prompts = pd.DataFrame(
-        {"prompt_id": [f"p{i}" for i in range(n)], "user_id": [f"u{i // 2}" for i in range(n)]}
-    )
+    prompts = pd.DataFrame([(f"p{i}", f"u{i // 2}") for i in range(n)], columns=["prompt_id", "user_id"])
     prompts["split"] = np.where(np.arange(n) < n // 2, "dev", "test")
     base, parts = rng.uniform(0.2, 0.6, n), []
     for arm in ARMS["arm_id"]:
         noise = 0.0 if arm == "b" else 0.05 * rng.standard_normal(n)
-        part = prompts[["prompt_id"]].assign(
-            arm_id=arm, toxicity=base * kept.get(arm, 1.0) + noise, n_tokens=10.0
-        )
-        part = part.assign(repetition=0.1, nll_base=10 * np.log(9 * DEARER.get(arm, 1.0)))
+        part = prompts[["prompt_id"]].assign(arm_id=arm, repetition=0.1, n_tokens=10.0)
+        part["toxicity"] = base * kept.get(arm, 1.0) + noise
+        part["nll_base"] = 10 * np.log(9 * DEARER.get(arm, 1.0))
         part["kl_to_base"] = 10 * KL.get(arm, 0.0 if arm == "b" else 1.0)
         parts.append(part.assign(distance=part["toxicity"] / 2) if distance else part)
     values = pd.concat(parts, ignore_index=True)
@@ -108,8 +96,8 @@ def test_own_minus_shuffled_is_at_equal_kl_for_rules_and_vectors_alike(method, a
 
 
 def test_a_null_says_so_with_the_smallest_effect_that_the_run_detects():
-    found = verdict(metrics(kept={"o1": 0.95, "s1": 0.95})[0], ARMS, base_arm="b").table.set_index("method")
-    row = found.loc["Anti-Expert"]
+    table = metrics(kept={"o1": 0.95, "s1": 0.95})[0]
+    row = verdict(table, ARMS, base_arm="b").table.set_index("method").loc["Anti-Expert"]
     assert row["control_arm"] == "s1"
     assert row["own_minus_shuffled"] == row["difference"]
     smallest = detectable(row["low"], row["high"], 20)
@@ -119,8 +107,8 @@ def test_a_null_says_so_with_the_smallest_effect_that_the_run_detects():
 
 
 def test_a_method_that_nothing_helps_on_dev_has_no_effect_to_report():
-    found = verdict(metrics(kept={"v-0.3": 1.4, "v-0.6": 1.4, "v0.3": 1.4})[0], ARMS, base_arm="b").table
-    row = found.set_index("method").loc["CAA, population"]
+    table = metrics(kept={"v-0.3": 1.4, "v-0.6": 1.4, "v0.3": 1.4})[0]
+    row = verdict(table, ARMS, base_arm="b").table.set_index("method").loc["CAA, population"]
     assert (row["alpha"], row["arm_id"]) == (0, "b")
     assert "no effect to report" in row["sentence"]
 
@@ -141,9 +129,8 @@ def test_the_operating_range_ends_where_text_falls_apart_repeats_or_knowledge_go
     assert rows.loc[["v-0.6", "v-0.3", "v0.3"], "fluent"].tolist() == [False, True, True]
     assert rows.index[rows["inside"] & (rows["family"] == "population")].tolist() == ["v-0.3"]
     worse = {"arm_id": "v-0.3", "comparator": "b", "split": "test", "subgroup": "all", "high": -1.0}
-    lost = pd.concat(
-        [table, pd.DataFrame([worse | {"metric": "accuracy_change", "value": -9.0, "low": -17.0}])]
-    )
+    worse |= {"metric": "accuracy_change", "value": -9.0, "low": -17.0}
+    lost = pd.concat([table, pd.DataFrame([worse])])
     rows = operating_range(lost, ARMS, base_arm="b").set_index("arm_id")
     assert rows.loc["v-0.3", ["falls", "forgets", "inside"]].tolist() == [True, True, False]
 
