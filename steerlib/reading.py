@@ -28,12 +28,8 @@ def chat_ids(frozen: FrozenModel, messages: Messages) -> TokenIds:
     at the head of the first user turn. Some templates insert a system prompt of their own where none is given
     (SmolLM2's does), so a conversation without a system message is not context-free.
 
-    Args:
-        frozen: the model.
-        messages: turns with "role" and "content"; the last is the user's.
-
-    Raises:
-        ValueError: the tokenizer has no chat template, or the template drops a context or the last turn.
+    The last of the turns is the user's. A ValueError says that the tokenizer has no chat template, or that the
+    template drops a context or the last turn.
     """
     from jinja2 import TemplateError
 
@@ -75,7 +71,6 @@ def prompt_ids(
     """Token ids of a prompt within a context: what one branch of the frozen model reads.
 
     Args:
-        frozen: the model.
         prompt: the user's words, or the opening of a text to continue.
         style: "chat" (the chat template; the context is the system message) or "continuation" (plain text;
             the context is a paragraph before the prompt).
@@ -100,8 +95,7 @@ def prompt_ids(
 def read_history(text: str) -> Messages:
     """Earlier turns of a conversation, from the JSON of the prompts table; none for the empty text.
 
-    Raises:
-        ValueError: not a list of turns with role "user" or "assistant" and content; the text is shown.
+    A ValueError shows a text that is no list of turns with role "user" or "assistant" and content.
     """
     if not text:
         return ()
@@ -136,11 +130,7 @@ def after_thinking(text: str) -> str:
 
 
 def check_length(frozen: FrozenModel, ids: Sequence[int], max_new_tokens: int, *, what: str) -> None:
-    """Refuse a context that leaves no room for the answer.
-
-    Raises:
-        ValueError: context and answer together are longer than the model's context; both lengths are shown.
-    """
+    """Refuse, with a ValueError that shows both lengths, a context that leaves no room for the answer."""
     needed = len(ids) + max_new_tokens
     if needed > frozen.max_length:
         raise ValueError(
@@ -168,10 +158,8 @@ def position_ids(mask: Tensor) -> Tensor:
 def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
     """Indices of the sequences of each forward pass, the longest first: memory runs out at once or not at all.
 
-    Args:
-        lengths: tokens of each sequence.
-        batch_tokens: tokens of a pass, pads counted; bounds memory. A longer sequence is a pass of its own, and one
-            that would be half pads begins the next pass.
+    A pass has at most `batch_tokens`, pads counted, which bounds memory. A longer sequence is a pass of its own, and
+    one that would be half pads begins the next pass.
     """
     batch: list[int] = []
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
@@ -190,10 +178,7 @@ def last_logits(
 ) -> Tensor:
     """Raw next-token logits after each context, `(len(contexts), vocab)`, in float32 or the model's own precision.
 
-    Args:
-        frozen: the model.
-        contexts: token ids, one sequence a context.
-        batch_tokens: as in `batches_by_length`.
+    Contexts are token ids; `batch_tokens` as in `batches_by_length`.
     """
     found: dict[int, Tensor] = {}
     for batch in batches_by_length([len(ids) for ids in contexts], batch_tokens):

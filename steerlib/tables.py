@@ -107,8 +107,7 @@ SCHEMA: Mapping[str, Table] = {
 def results_folder(run: str) -> Path:
     """Folder of a run, made if absent: `results/<run>`, or `$STEERLIB_RESULTS/<run>` where that is set.
 
-    Raises:
-        ValueError: `run` is not a plain folder name.
+    A ValueError says that `run` is not a plain folder name.
     """
     if not isinstance(run, str) or not re.fullmatch(r"\w([\w .-]*[\w-])?", run):
         raise ValueError(
@@ -122,9 +121,7 @@ def results_folder(run: str) -> Path:
 def check_table(name: str, frame: pd.DataFrame) -> pd.DataFrame:
     """The frame with its schema's columns in order.
 
-    Raises:
-        KeyError: no such table.
-        ValueError: a column is missing or unknown, or two rows share a key.
+    A KeyError says that there is no such table; a ValueError names missing or unknown columns or a repeated key.
     """
     if name not in SCHEMA:
         raise KeyError(f"no table is called {name!r}; the tables are {', '.join(SCHEMA)}")
@@ -240,19 +237,14 @@ def cached_rows(
 ) -> pd.DataFrame:
     """Rows of a table for the keys asked for: from the table where it has them, else computed and appended.
 
-    Each key is computed once however often it occurs. A kill loses at most one chunk, and each part is read
-    once.
+    Each key is computed once however often it occurs. A kill loses at most one chunk. Rows are those of `keys`.
 
     Args:
-        folder, name: as for `append_part`.
         keys: the table's key columns, one row per row wanted; repeats are fine.
         compute: for row numbers of `keys`, the table's other columns, row by row.
         unit, what: of the progress bar, shown where something is to be computed.
         chunk: rows of one part.
         announce: called once with the row numbers of all that is to be computed, before the first is.
-
-    Returns:
-        DataFrame with the table's columns, row by row with `keys`.
     """
     key = list(SCHEMA[name].key)
     wanted = keys[key].astype("str").reset_index(drop=True)

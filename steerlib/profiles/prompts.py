@@ -47,7 +47,6 @@ def split_conversations(
     one in each); a user with one has it in train.
 
     Args:
-        ratings: user_id, conversation_id.
         train_share: share of a user's conversations in train.
         dev_share: by users, share of users in the dev group; by conversations, of a user's conversations in dev.
         seed: of the random order; the order of the rows and other users do not matter.
@@ -104,8 +103,6 @@ def draw_prompts(
     no other is left.
 
     Args:
-        ratings: user_id, conversation_id, turn, prompt, response, chosen, prompt_category.
-        splits: conversation_id, user_id, split.
         profiles: of one estimator, fitted on train conversations.
         per_category: prompts wanted in each of the six categories; the paper has 40. A category with fewer gives all
             that it has.
@@ -155,12 +152,8 @@ def draw_prompts(
 def shuffled_users(primaries: pd.Series, *, seed: int = 0) -> pd.Series:
     """For each user another user with a DIFFERENT primary category, whose profile or vector is the shuffled one.
 
-    Args:
-        primaries: primary category by user.
-        seed: of the draw; the order of the users does not matter.
-
-    Raises:
-        ValueError: no users, a user without a category, or all users have one category.
+    The order of the users does not matter. A ValueError says that there are no users, that one has no primary
+    category, or that all have the same.
     """
     if primaries.isna().any():
         raise ValueError(f"user {primaries.index[int(primaries.isna().argmax())]!r} has no primary category")

@@ -106,8 +106,7 @@ def with_toxicity(ratings: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
 def checked_scores(scores: pd.DataFrame, n: int) -> np.ndarray:
     """The six scores of n texts, `(n, 6)`, row for row; the index is not used.
 
-    Raises:
-        ValueError: other numbers of rows, or a score that is missing or outside [0, 1].
+    A ValueError says that the numbers of rows differ, or names a score that is missing or outside [0, 1].
     """
     if len(scores) != n:
         raise ValueError(f"{n} texts but {len(scores)} rows of scores")
@@ -122,18 +121,9 @@ def read_demographics(source: str | Path = "demo", *, revision: str = "main") ->
     """The table `users`: what people said about themselves, in the categories of the source.
 
     Of PRISM's nested religion the coarse category is taken (`simplified`), else the finer one (`categorised`). What is
-    missing is "unknown"; "Prefer not to say" is an answer and stays.
-
-    Args:
-        source, revision: as for `read_ratings`; a file of one's own has user_id and, if it has them, age, gender,
-            religion, and may name a user many times.
-
-    Returns:
-        user_id, age, gender, religion; in the order of the file, users without a rating too.
-
-    Raises:
-        ValueError: no user_id in a row, or two values of a field for one user, named.
-        FileNotFoundError: no such file, no survey in the folder, or the hub cannot be reached.
+    missing is "unknown"; "Prefer not to say" is an answer and stays. Users are in the order of the file, those without
+    a rating too. Source, revision and errors as for `read_ratings`; a file of one's own has user_id and, if it has
+    them, age, gender, religion, and may name a user many times, but not with two values of a field.
 
     Source: PRISM codebook. Its 12 finer religions and its self-descriptions are not used: most are too rare for
     a subgroup, and free text may identify a person.

@@ -23,15 +23,9 @@ def sensitivities(ratings: pd.DataFrame, estimator: str = "paper") -> pd.DataFra
     A user whose ratings are all 100 has sum d_i = 0 and gets the plain mean of P_c, the limit of equal dislikes; the
     adjusted estimate is then 0.
 
-    Args:
-        ratings: user_id, rating (1..100) and the six attributes in [0, 1]; a row a rated response.
-        estimator: one of `ESTIMATORS`.
-
-    Returns:
-        (U, 6), users in the order of their ids. Independent of the order of the rows.
-
-    Raises:
-        ValueError: unknown estimator, no rows, or a value that is missing.
+    Ratings have user_id, rating (1..100) and the six attributes in [0, 1]. `(U, 6)`, users in the order of their ids,
+    independent of the order of the rows. A ValueError says that the estimator is none of `ESTIMATORS`, that there are
+    no rows, or that a value is missing.
 
     Source: STEER-Away, user profiles. Its s averages what the user happened to be shown; the adjustment is ours.
     """
@@ -124,12 +118,7 @@ def split_half_agreement(
 
     with q the shares of users whose c* is c in a half: the agreement of independent halves.
 
-    Args:
-        ratings: user_id, conversation_id, rating and the six attributes; the conversations that profiles are
-            fitted on.
-        estimator: one of `ESTIMATORS`.
-        n_splits: random halvings; their mean is reported.
-        seed: of the halvings; the order of the rows does not matter.
+    Ratings are those that profiles are fitted on, with conversation_id; the mean of `n_splits` halvings is reported.
 
     Returns:
         One row: estimator, users, left_out (users with one conversation), splits, agreement, low, high (95 %, t

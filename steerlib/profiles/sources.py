@@ -54,8 +54,7 @@ def round_robin(rows: pd.DataFrame, by: str | list[str]) -> pd.DataFrame:
 def hub_file(dataset: str, name: str, *, revision: str = "main") -> Path:
     """Path of a file of a data set on the Hugging Face hub; a cached copy is used without a request.
 
-    Raises:
-        FileNotFoundError: neither cached nor reachable; names what to give instead.
+    A FileNotFoundError, neither cached nor reachable, names what to give instead.
     """
     from huggingface_hub import get_session, hf_hub_download, hf_hub_url
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -82,11 +81,7 @@ def hub_file(dataset: str, name: str, *, revision: str = "main") -> Path:
 
 
 def find_file(source: str | Path, *names: str) -> Path:
-    """A file itself, or the first of `names` that lies in a folder.
-
-    Raises:
-        FileNotFoundError: no such file, or none of the names in the folder.
-    """
+    """A file itself, or the first of `names` that lies in a folder; else a FileNotFoundError."""
     path = Path(source)
     found = [path / name for name in names if (path / name).is_file()] if path.is_dir() else [path]
     if not found:
@@ -99,12 +94,9 @@ def find_file(source: str | Path, *names: str) -> Path:
 def prism_file(source: str | Path, name: str, revision: str = "main") -> Path:
     """One of PRISM's files, or the file that the source names.
 
-    Args:
-        source: "demo" (synthetic); "demo_large" (the same, four times the users, written into the cache at first use);
-            "prism" (the hub's data set); a folder with PRISM's files; one of PRISM's files,
-            which stands for its folder; or another file.
-        name: "utterances.jsonl" or "survey.jsonl".
-        revision: of the hub's data set.
+    The source is "demo" (synthetic); "demo_large" (the same, four times the users, written into the cache at first
+    use); "prism" (the hub's data set); a folder with PRISM's files; one of PRISM's files, which stands for its folder;
+    or another file. The name is "utterances.jsonl" or "survey.jsonl".
     """
     if str(source) == "demo":
         return DEMO / name

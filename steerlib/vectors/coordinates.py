@@ -29,7 +29,7 @@ class Basis:
     Residual norms grow with depth, so each layer is divided by its own; the last one would otherwise be the basis.
 
     Attributes:
-        widths: d_model of each layer, in the order of the features.
+        widths: d_model of each layer.
         norms: n_l, mean norm of the training answers' residuals at layer l.
         axes: Q, `(n_features, rank)`, Q^T Q = I; the first axis carries the largest share.
         centre: `(n_features,)` mean features of the training answers, so that x = 0 is the mean answer.
@@ -191,8 +191,7 @@ def fit_coordinates(
         rank: how many of the first coordinates are used; None: all.
         weights: w_k of each pair, `(n,)`, for instance 0.5 for a tie; None: 1. A pair of weight 0 is dropped.
 
-    Raises:
-        ValueError: shapes that do not match, a coordinate that is not finite, no pairs, or a setting out of range.
+    Raises ValueError for shapes that do not match, a coordinate that is not finite, no pairs, a setting out of range.
 
     Source: Bradley and Terry (1952); ideal points after Coombs (1950), for language models Chen et al., PAL
     (arXiv 2406.08469), who use distances and a simplex of prototypes where we use squared distances and shrinkage.
@@ -285,19 +284,15 @@ def choose_rank_and_shrinkage(
     no reason to tell users apart. A chosen loss at or above ln 2: the basis does not predict preference at all. It is
     the best of many and so a little too good: report the accuracy on other conversations.
 
-    Args:
-        preferred, dispreferred, users, weights: see `fit_coordinates`; weights count in the held-out loss too.
-        conversations: where each pair comes from, `(n,)`.
-        ranks, taus, curvatures: what is tried, all combinations, each with a ridge of 1 and of 10.
-        seed: of the random folds; the order of the rows does not matter.
+    Pairs and weights: see `fit_coordinates`; weights count in the held-out loss too. All combinations of ranks, taus
+    and curvatures are tried, each with a ridge of 1 and of 10; the order of the rows does not matter.
 
     Returns:
         The best setting; of equal losses that of the lowest rank, then the smallest tau, the largest ridge and the
         smallest curvature. And a table with one row per setting: rank, tau, ridge, curvature, loss, standard_error
         (clustered by user), chosen.
 
-    Raises:
-        ValueError: nothing to try, fewer than two conversations, or as `fit_coordinates`.
+    Raises ValueError where there is nothing to try or fewer than two conversations, or as `fit_coordinates`.
 
     Source: cross-validation by groups; CAA on PRISM does not say how its coordinates were regularised.
     """

@@ -39,12 +39,7 @@ def save_family(path: Path, family: VectorFamily, settings: Mapping[str, object]
 
 
 def load_family(path: Path) -> tuple[VectorFamily, dict[str, object]]:
-    """A family of steering vectors, and the settings that it was saved with.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: the file is no family; it is named.
-    """
+    """A family of steering vectors, and the settings that it was saved with; a ValueError names any other file."""
     if not path.exists():
         raise FileNotFoundError(f"no steering vectors at {path}: run notebook 02 first")
     with safe_open(path, framework="pt") as file:
@@ -76,16 +71,12 @@ def vectors_to_gguf(path: str | Path, vectors: Vectors, *, model_hint: str) -> P
     `add_to_residual` does with positions "all", so layers keep their numbers. llama.cpp has no place for block 0 and
     refuses a file with `direction.0`; so do we, rather than move all layers by one.
 
-    Args:
-        path: a `.gguf` file; its folder is made.
-        vectors: by layer, `(d_model,)`; written in float32, as llama.cpp demands. The strength is given to llama.cpp at
-            the call (`--control-vector-scaled FILE:ALPHA`), so write raw vectors and keep alpha.
-        model_hint: the model's architecture in llama.cpp's words, for instance "llama" or "qwen2"; a note there, while
-            repeng cannot read a file without it.
+    Vectors are written in float32, as llama.cpp demands. The strength is given to llama.cpp at the call
+    (`--control-vector-scaled FILE:ALPHA`), so write raw vectors and keep alpha. `model_hint` is the architecture in
+    llama.cpp's words, for instance "llama" or "qwen2"; a note there, while repeng cannot read a file without it.
 
-    Raises:
-        ValueError: no vectors, layer 0, a vector of another shape than `(d_model,)` or a value that is not finite; the
-            layer is named.
+    A ValueError says that there are no vectors, or names layer 0, one of another shape than `(d_model,)` or one with a
+    value that is not finite.
 
     Source: llama.cpp, `common_control_vector_load` and `llama_adapter_cvec`; repeng, `ControlVector.export_gguf`.
     """

@@ -84,15 +84,8 @@ def relative_norms(
     Alphas of different vectors cannot be compared, relative norms can. It is that of ONE layer: an arm that adds at
     seven layers adds at each of them, to what the layers before have changed.
 
-    Args:
-        frozen, prompts, vectors, factors: as given to `decode`; a gate that is 0 gives a relative norm of 0.
-        arms: the arms table; arms without a vector have no rows.
-
-    Returns:
-        The table `relative_norms`: arm_id, prompt_id, layer, norm (of h_l, activation units), relative_norm.
-
-    Raises:
-        ValueError: no such family, user or factor; it is named.
+    Everything is as given to `decode`: a gate that is 0 gives 0, arms without a vector have no rows, a ValueError
+    names an absent family, user or factor. The table is `relative_norms`; its norm is that of h_l, activation units.
     """
     steered = arms[arms["family"] != ""].to_dict("records")
     families = {arm["arm_id"]: family_of(arm, vectors) for arm in steered}

@@ -24,17 +24,9 @@ def pairs_from_ratings(
 ) -> pd.DataFrame:
     """One pair per conversation: the highest-rated answer of the first turn and the lowest-rated one.
 
-    Args:
-        ratings: the ratings table; only turn 0 is used, where the answers come from different models.
-        splits: the splits table, which puts each conversation on one side of the leak rule.
-        tie: pairs whose ratings differ by this many points or fewer are ties (PRISM's own margin is 5).
-        ties: "drop", or "half": a tie has weight 0.5. Equal ratings name no preferred answer and are always dropped.
-
-    Returns:
-        The pairs table; `weight` is 1, and 0.5 for ties.
-
-    Raises:
-        ValueError: `ties` is neither.
+    Only turn 0 is used, where the answers come from different models. Pairs whose ratings differ by `tie` points or
+    fewer are ties (PRISM's own margin is 5): dropped, or with ties="half" kept with weight 0.5 where all others have 1.
+    Equal ratings name no preferred answer and are always dropped.
     """
     if ties not in ("drop", "half"):
         raise ValueError(f"ties {ties!r} is neither 'drop' nor 'half'")
@@ -168,17 +160,8 @@ def continuation_residuals(
     After an empty prompt a text is read from its own second token on: the first token of a sequence is an attention
     sink, whose residual is far longer than all others.
 
-    Args:
-        prompts, continuations: n texts each.
-        layers: 0-based decoder blocks.
-        style: "chat" or "continuation", as for generation.
-        pool: see `record_residual`.
-
-    Returns:
-        By layer, `(n, d_model)` in float64, in activation units.
-
-    Raises:
-        ValueError: as `record_residual`, or the numbers of texts differ.
+    By layer, `(n, d_model)` in float64, in activation units; `pool` and errors as in `record_residual`. A ValueError
+    says that the numbers of texts differ.
     """
     contexts, lengths = [], []
     for prompt, text in zip(prompts, continuations, strict=True):

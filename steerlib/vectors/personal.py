@@ -23,13 +23,9 @@ def category_differences(residuals: Mapping[int, Tensor], scores: pd.DataFrame) 
     They point TOWARDS toxicity. Answers that tie with the last one of a side belong to it too, so the order of the rows
     does not matter and a side may be larger than a quarter.
 
-    Args:
-        residuals: pooled residuals of the same answers by layer, `(n, d_model)`.
-        scores: `(n, six)` attributes in [0, 1], one row per answer in the same order.
-
-    Raises:
-        ValueError: fewer than four answers, other numbers of rows, a missing score, or a category whose two sides would
-            share answers (scores all equal, or mostly).
+    Residuals are pooled, by layer `(n, d_model)`; scores `(n, six)` in [0, 1] are of the same answers in that order.
+    A ValueError says that there are fewer than four answers, other numbers of rows, a missing score, or a category
+    whose two sides would share answers (scores all equal, or mostly).
 
     Source: CAA on PRISM gives no equations for its dislike-weighted vector; this contrast is ours.
     """
@@ -70,13 +66,8 @@ def dislike_weighted(
     no weight. A user without any positive one has the population's weights (of the mean sensitivities), and these are
     equal where no mean is positive.
 
-    Args:
-        categories: what `category_differences` returned.
-        sensitivities: `(users, six)` of any estimator.
-        relative: standardise each category over users first; one in which users do not differ counts 0.
-
-    Raises:
-        ValueError: a category or a sensitivity is missing; it is named.
+    Sensitivities are `(users, six)` of any estimator; a category in which users do not differ has a relative one of 0.
+    A ValueError names a category or a sensitivity that is missing.
 
     Source: CAA on PRISM, "dislike-weighted aggregate", given there in words only.
     """
@@ -111,9 +102,7 @@ def personal_vectors(fit: UserCoordinates, basis: Basis, users: Sequence[str]) -
         v_u = displacement of theta_u    (Bradley-Terry),    of lambda (p_u - x_mean) = theta_u    (ideal point)
 
     The basis puts the mean training answer at x_mean = 0. The direction is that at the mean answer and stays the same
-    however far alpha leads, so an ideal point can be overshot.
-
-    Users without pairs get the population's.
+    however far alpha leads, so an ideal point can be overshot. Users without pairs get the population's.
     """
     return {user: basis.vectors(theta) for user, theta in zip(users, fit.theta(users), strict=True)}
 

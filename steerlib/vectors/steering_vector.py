@@ -35,15 +35,9 @@ def mean_difference(preferred: Tensor, dispreferred: Tensor, weights: ArrayLike 
 
         v_l = E[h_l(p + y+)] - E[h_l(p + y-)]
 
-    Args:
-        preferred, dispreferred: pooled residuals, `(n, d_model)` each; without weights their n may differ.
-        weights: how much each pair counts, `(n,)`, for instance 0.5 for a tie; None: all the same.
-
-    Returns:
-        `(d_model,)` in activation units, float32; the means are accumulated in float64.
-
-    Raises:
-        ValueError: no rows, different widths, or weights that are not one per pair, negative or all 0.
+    Residuals are pooled, `(n, d_model)` each; without weights `(n,)`, one a pair, their n may differ. The vector is
+    `(d_model,)` in activation units, float32; the means are accumulated in float64. A ValueError says that there are no
+    rows, different widths, or weights that are not one per pair, negative or all 0.
 
     Source: Panickssery et al. (arXiv 2312.06681, eq. 1), where one answer letter differs; CAA on PRISM contrasts
     whole answers, so length and style differ too.
@@ -141,7 +135,6 @@ class SteeringVector(dict[int, Tensor]):
         """Mean difference between texts to move towards and texts to move away from.
 
         Args:
-            model: the frozen model, see `load_model`.
             preferred, dispreferred: the texts; as many as there are prompts.
             prompts: what both texts of a pair follow; None: each text stands alone, and then the numbers may differ.
             layers: 0-based decoder blocks; None: the study's 16..22 of 32, at the model's depth.
@@ -182,9 +175,7 @@ class SteeringVector(dict[int, Tensor]):
             alpha, positions: see `add_to_residual`.
             unit: what an alpha of 1 adds.
 
-        Raises:
-            ValueError: no model is known, a width that is not the model's, or as `add_to_residual`.
-            IndexError: the model has no such layer.
+        Raises as `add_to_residual`, and ValueError where no model is known.
         """
         frozen = self._model() if model is None else model
         if isinstance(frozen, FrozenModel):
@@ -267,12 +258,8 @@ def sae_direction(path: str | Path, feature: int, *, layer: int, d_model: int) -
     taken as it stands: many decoders have rows of length 1, so alpha is then in activation units and tens of times
     larger than with mean differences. Only the feature's numbers are read from the file.
 
-    Args:
-        path: a `.safetensors` file whose decoder, `(n_features, d_model)` or its transpose, is called "W_dec" or
-            "decoder.weight" or is the only matrix.
-        feature: number of the feature, from 0.
-        layer: 0-based block whose output the autoencoder reads.
-        d_model: width of the model, see `FrozenModel.d_model`.
+    The decoder, `(n_features, d_model)` or its transpose, is called "W_dec" or "decoder.weight" or is the only matrix
+    of the `.safetensors` file. Features and blocks are counted from 0.
 
     Raises:
         KeyError: which matrix is the decoder is not plain; the file's tensors are listed.
