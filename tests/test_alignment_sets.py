@@ -12,18 +12,13 @@ ROWS = {
         {"category": c, "prompt": f"I felt {c}, time {i}."} for c in ("sad", "proud") for i in range(4)
     ],
     "dialogsum": [
-        {"dialogue": f"#Person1#: Hello {i}.\n#Person2#: Bye.", "summary1": f"Greeting {i}."}
-        for i in range(3)
+        {"dialogue": f"#A#: Hello {i}.\n#B#: Bye.", "summary1": f"Greeting {i}."} for i in range(3)
     ],
     "beavertails": [
-        {"prompt": f"About {c}, question {i}?", "category": c, "category_id": 0}
-        for c in "abc"
-        for i in range(3)
+        {"prompt": f"{c}, question {i}?", "category": c, "category_id": 0} for c in "abc" for i in range(3)
     ],
-    "harmfulqa": [
-        {"topic": "T", "subtopic": "S", "question": f"How {i}?"}
-        for i in (0, 1, 1)  # one is repeated
-    ],
+    # One is repeated.
+    "harmfulqa": [{"topic": "T", "subtopic": "S", "question": f"How {i}?"} for i in (0, 1, 1)],
     "truthfulqa": [
         {"Category": "Law", "Question": f"Is it {i}?", "Best Answer": f"It is {i}."} for i in range(5)
     ],
@@ -41,18 +36,13 @@ def test_all_sets_make_one_prompts_table(folder):
     prompts, _ = alignment_prompts(folder, n_per_set=100)
     assert list(prompts) == list(SCHEMA["prompts"].columns)
     assert prompts.prompt_id.is_unique
-    assert prompts.groupby("category").size().to_dict() == {
-        "empathy": 8,
-        "reasoning": 3,
-        "helpfulness": 11,
-        "harmlessness": 11,
-        "honesty": 5,
-    }
+    sizes = {"empathy": 8, "reasoning": 3, "helpfulness": 11, "harmlessness": 11, "honesty": 5}
+    assert prompts.groupby("category").size().to_dict() == sizes
     assert not prompts.isna().any().any()
     both = prompts[prompts.category == "empathy"].groupby(["prompt_category", "split"]).size()
     assert both.tolist() == [2, 2, 2, 2]  # dev and test of each category
     row = prompts[prompts.category == "reasoning"].iloc[0]
-    assert row.prompt.endswith("#Person2#: Bye.")
+    assert row.prompt.endswith("#B#: Bye.")
     assert row.accepted.startswith("Greeting")
 
 
@@ -72,13 +62,11 @@ def test_the_shuffled_dimension_is_never_the_prompts_own_and_takes_all_others(fo
 
 
 def test_the_draw_goes_round_the_categories_and_a_larger_one_has_the_smaller_within_it(folder):
-    three, _ = alignment_prompts(folder, n_per_set=3, sets=["beavertails"], dimensions=["harmlessness"])
-    five, _ = alignment_prompts(folder, n_per_set=5, sets=["beavertails"], dimensions=["harmlessness"])
+    of = {"sets": ["beavertails"], "dimensions": ["harmlessness"]}
+    three, five = (alignment_prompts(folder, n_per_set=n, **of)[0] for n in (3, 5))
     assert sorted(three.prompt_category) == ["a", "b", "c"]
     pd.testing.assert_frame_equal(three, five.head(3))
-    other, _ = alignment_prompts(
-        folder, n_per_set=5, sets=["beavertails"], dimensions=["harmlessness"], seed=1
-    )
+    other, _ = alignment_prompts(folder, n_per_set=5, seed=1, **of)
     assert set(other.prompt_id) != set(five.prompt_id)
 
 
@@ -92,26 +80,22 @@ def test_repeated_prompts_are_dropped_and_counted(folder):
 
 def test_the_columns_of_the_hubs_files_are_known_too(folder, monkeypatch):
     files = {
-        "truthfulqa/truthful_qa": pd.DataFrame(
-            {"category": ["Law"], "question": ["Is it?"], "best_answer": ["It is."]}
-        ),
-        "facebook/empathetic_dialogues": pd.DataFrame(
-            {"context": ["sad"], "prompt": ["Yes_comma_ I was."], "utterance": ["Oh."]}
-        ),
-        "knkarthick/dialogsum": pd.DataFrame({"dialogue": ["A: b"] * 3, "summary": ["x", "y", "z"]}),
+        "truthfulqa/truthful_qa": {"category": "Law", "question": "Is it?", "best_answer": ["It is."]},
+        "facebook/empathetic_dialogues": {"context": "sad", "prompt": ["Yes_comma_ I."], "utterance": "Oh."},
+        "knkarthick/dialogsum": {"dialogue": "A: b", "summary": ["x", "y", "z"]},
     }
 
     def fetched(dataset, name, *, revision):
         assert revision == ("refs/convert/parquet" if name.startswith("default") else "main")
         path = folder / name.replace("/", "-")
-        frame = files[dataset]
+        frame = pd.DataFrame(files[dataset])
         frame.to_csv(path, index=False) if path.suffix == ".csv" else frame.to_parquet(path)
         return path
 
     monkeypatch.setattr("studies.alignment.hub_file", fetched)
     prompts, report = alignment_prompts(n_per_set=9, sets=["truthfulqa", "dialogsum", "empathetic"])
     assert prompts.accepted.tolist() == ["It is.", "x", ""]
-    assert prompts.prompt.iloc[2] == "Yes, I was."
+    assert prompts.prompt.iloc[2] == "Yes, I."
     assert report.set_index("what")["count"]["repeated in dialogsum"] == 2
 
 
@@ -131,14 +115,14 @@ def test_what_cannot_be_drawn_is_refused_before_a_file_is_read(tmp_path, wanted,
         alignment_prompts(tmp_path, n_per_set=1)
 
 
+FULL = '{"Category": "L", "Question": "Is it?", "Best Answer": "Y"}'
+
+
 @pytest.mark.parametrize(
     ("rows", "named"),
     [
-        (
-            ['{"Category": "L", "Question": "Is it?", "Best Answer": "Y"}', '{"Category": "L"}'],
-            "row 2.*Question",
-        ),
-        (['{"Category": "L", "Question": " ", "Best Answer": "Y"}'], "row 1.*Question"),
+        ([FULL, '{"Category": "L"}'], "row 2.*Question"),
+        ([FULL.replace("Is it?", " ")], "row 1.*Question"),
         (['{"Question": "Is it?", "Best Answer": "Y"}'], "Category"),
     ],
 )
@@ -156,11 +140,5 @@ def test_the_authors_files_have_the_sizes_of_their_repository(real_data):
     categories = own[own.set != "dialogsum"].groupby("set").prompt_category.nunique().to_dict()
     assert categories == {"beavertails": 14, "empathetic": 16, "harmfulqa": 10, "truthfulqa": 37}
     assert (own[own.set == "empathetic"].groupby("prompt_category").size() <= 40).all()
-    answered = own.groupby("set").accepted.agg(lambda texts: (texts != "").all()).to_dict()
-    assert answered == {
-        "beavertails": False,
-        "dialogsum": True,
-        "empathetic": False,
-        "harmfulqa": False,
-        "truthfulqa": True,
-    }
+    answered = own.groupby("set").accepted.agg(lambda texts: (texts != "").all())
+    assert answered.index[answered].tolist() == ["dialogsum", "truthfulqa"]

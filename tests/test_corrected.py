@@ -38,9 +38,8 @@ def blocks_of_two_prompts(monkeypatch):
 
 def plain_corrector() -> FrozenModel:
     """A model that has no chat template, as Aligner-7B."""
-    aligner = tiny_model(
-        GPT2Config(vocab_size=len(ALPHABET) + 2, n_embd=32, n_layer=2, n_head=4, n_positions=512)
-    )
+    config = GPT2Config(vocab_size=len(ALPHABET) + 2, n_embd=32, n_layer=2, n_head=4, n_positions=512)
+    aligner = tiny_model(config)
     tokenizer = copy.deepcopy(aligner.tokenizer)
     tokenizer.chat_template = None
     return dataclasses.replace(aligner, tokenizer=tokenizer, name="corrector")
@@ -51,12 +50,8 @@ def chat_corrector() -> FrozenModel:
 
 
 def base_answers(arms=BASE, seeds=(0, 1), text=None):
-    rows = [
-        (arm, prompt, seed, text or f"base {prompt}/{seed}")
-        for arm in arms.arm_id
-        for prompt in PROMPTS.prompt_id
-        for seed in seeds
-    ]
+    keys = pd.MultiIndex.from_product([arms.arm_id, PROMPTS.prompt_id, seeds])
+    rows = [(*key, text or f"base {key[1]}/{key[2]}") for key in keys]
     return pd.DataFrame(rows, columns=["arm_id", "prompt_id", "seed", "text"])
 
 
@@ -171,13 +166,8 @@ def test_an_answer_that_leaves_no_room_for_its_correction_is_refused_naming_the_
 def test_every_base_has_an_arm_whose_id_depends_on_the_aligner_and_on_what_it_reads():
     plain, chat = plain_corrector(), chat_corrector()
     bases = pd.concat([BASE, make_arms("base", style="chat", sampling=GREEDY)], ignore_index=True)
-    arms = pd.concat(
-        [
-            bases,
-            make_arms("caa", [1.0], family=VectorFamily("v", {"": {1: torch.ones(2)}}), sampling=SAMPLED),
-        ],
-        ignore_index=True,
-    )
+    family = VectorFamily("v", {"": {1: torch.ones(2)}})
+    arms = pd.concat([bases, make_arms("caa", [1.0], family=family, sampling=SAMPLED)], ignore_index=True)
     own = aligner_arms(arms, plain)
     check_table("arms", pd.concat([arms, own], ignore_index=True))
     assert own.method.tolist() == ["aligner", "aligner"]
@@ -191,14 +181,8 @@ def test_every_base_has_an_arm_whose_id_depends_on_the_aligner_and_on_what_it_re
     assert with_variants(pd.concat([arms, own], ignore_index=True)).variant.tolist()[-2:] == ["", "greedy"]
 
 
-STUDY = pd.concat(
-    [
-        BASE,
-        make_arms("sda", [2.0], profile="own", factor=1.0, style="chat", sampling=SAMPLED),
-        aligner_arms(BASE, chat_corrector()),
-    ],
-    ignore_index=True,
-).assign(variant="")
+OF_SDA = make_arms("sda", [2.0], profile="own", factor=1.0, style="chat", sampling=SAMPLED)
+STUDY = pd.concat([BASE, OF_SDA, aligner_arms(BASE, chat_corrector())], ignore_index=True).assign(variant="")
 SDA, ALIGNER = STUDY.arm_id[1:]
 
 

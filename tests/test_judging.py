@@ -33,9 +33,8 @@ ARMS = pd.concat(
     ignore_index=True,
 )
 BASE, SDA, _, _, INSTRUCTED, _, STEERING = ARMS.arm_id
-PROMPTS = pd.DataFrame(
-    {"prompt_id": ["p", "q", "d"], "prompt": ["Why?", "How?", "When?"], "user_id": ["u", "v", "w"]}
-).assign(split=["test", "test", "dev"])
+PROMPTS = pd.DataFrame({"prompt_id": [*"pqd"], "prompt": ["Why?", "How?", "When?"], "user_id": [*"uvw"]})
+PROMPTS["split"] = ["test", "test", "dev"]
 ANSWERS = pd.DataFrame(
     [(arm, prompt, 0, f"{prompt}{number}") for number, arm in enumerate(ARMS.arm_id) for prompt in "pqd"],
     columns=["arm_id", "prompt_id", "seed", "text"],
@@ -58,9 +57,8 @@ def test_sda_is_held_against_base_bare_instruction_and_steering_alone():
 
 
 def test_each_test_answer_stands_beside_the_comparators_answer_to_the_same_prompt(tmp_path):
-    found = judge_pairs(
-        Larger(), ANSWERS, PROMPTS, tmp_path, comparators={"base": BASE, "instructed": INSTRUCTED}, **ASKED
-    )
+    two = {"base": BASE, "instructed": INSTRUCTED}
+    found = judge_pairs(Larger(), ANSWERS, PROMPTS, tmp_path, comparators=two, **ASKED)
     columns = ["comparator", "prompt_id", "text", "other", "cluster", "score", "other_score"]
     assert found[columns].sort_values(columns[:2]).to_numpy().tolist() == [
         ["base", "p", "p1", "p0", "u", 11, 1],
@@ -77,14 +75,10 @@ def test_margins_of_each_dimension_and_comparator_are_rows_of_the_metrics_table(
     comparators = sda_comparators(ARMS)
     seen = judge_pairs(Larger(), ANSWERS, PROMPTS, tmp_path, comparators=comparators, **ASKED)
     margins = margins_by(seen)
-    assert margins.groupby("comparator").value.agg(list).to_dict() == {
-        "base": [1, 1],
-        "instructed": [-1, -1],
-        "steering_only": [-1, -1],
-    }
-    metrics = check_table(
-        "metrics", margin_metrics(margins, arm=SDA, comparators=comparators, judge=Larger.id)
-    )
+    found = margins.groupby("comparator").value.agg(list).to_dict()
+    assert found == {"base": [1, 1], "instructed": [-1, -1], "steering_only": [-1, -1]}
+    metrics = margin_metrics(margins, arm=SDA, comparators=comparators, judge=Larger.id)
+    check_table("metrics", metrics)
     back, columns = read_margins(metrics, ARMS), ["dimension", "comparator", "value", "low", "high"]
     pd.testing.assert_frame_equal(back[columns], margins[columns])
     assert (back["n"] == 1).all()

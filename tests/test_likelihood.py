@@ -82,31 +82,25 @@ def test_what_texts_have_in_common_is_read_once_and_blocks_below_a_vector_too(ti
     family = vectors[0].digest  # steers block 1 and later
     texts = [(Stream((5, 6, 7, 8)), answer) for answer in ((20, 21, 22), (20, 21, 23), (30, 31, 32))]
     texts += [(Stream(one.ids, (family, ""), a), answer) for a in (0.5, 1.0) for one, answer in texts]
-    handles = [
-        block.self_attn.register_forward_pre_hook(
-            lambda module, args, kwargs: read.append(tuple(kwargs["hidden_states"].shape[:2])),  # noqa: ARG005
-            with_kwargs=True,
-        )
-        for block in tiny.blocks
-    ]
+
+    def record(_module, _args, given):
+        read.append(tuple(given["hidden_states"].shape[:2]))
+
+    hooked = [block.self_attn for block in tiny.blocks]
+    handles = [module.register_forward_pre_hook(record, with_kwargs=True) for module in hooked]
     list(forced_logits({"": tiny}, texts, vectors))
     for handle in handles:
         handle.remove()
     assert read == [(1, 8), (1, 8), (3, 8), (3, 8)]
 
 
-PAIRS = pd.DataFrame(
-    {
-        "pair_id": ["p0", "p1", "p2"],
-        "user_id": ["u", "v", "u"],
-        "prompt": ["Tell me", "The weather in October is", "Tell me"],
-        "preferred": ["a tale.", " never\nbad", "x"],
-        "dispreferred": ["no", ".", " so it is"],
-        "category": ["insult", "threat", "insult"],
-        "shuffled_category": ["threat", "insult", "threat"],
-    },
-    index=[7, 3, 5],
-)
+ROWS = [
+    ("p0", "u", "Tell me", "a tale.", "no", "insult", "threat"),
+    ("p1", "v", "The weather in October is", " never\nbad", ".", "threat", "insult"),
+    ("p2", "u", "Tell me", "x", " so it is", "insult", "threat"),
+]
+COLUMNS = ["pair_id", "user_id", "prompt", "preferred", "dispreferred", "category", "shuffled_category"]
+PAIRS = pd.DataFrame(ROWS, columns=COLUMNS, index=[7, 3, 5])
 
 
 def plain_logp(tiny, arm, pair, text, vectors):
@@ -115,24 +109,18 @@ def plain_logp(tiny, arm, pair, text, vectors):
     texts = default_contexts(arm.style).get(category, {})
     joined = f" {text}" if arm.style == "continuation" and text[:1].isalnum() else text
     tokens = tiny.tokenizer(joined, add_special_tokens=False).input_ids
-    before = {
-        b: list(prompt_ids(tiny, pair.prompt, style=arm.style, context=texts.get(b, "")))
-        for b in ("base", *RULES[arm.method].branches)
-    }
-    length = {b: torch.tensor([len(ids)]) for b, ids in before.items()}
-    vector = next((f.of(pair.user_id) for f in vectors if f.digest == arm.vector), None)
+    branches = ("base", *RULES[arm.method].branches)
+    before = {b: prompt_ids(tiny, pair.prompt, style=arm.style, context=texts.get(b, "")) for b in branches}
+    vector = next((f.of(pair.user_id) for f in vectors if f.digest == arm.vector), {})
     alpha = arm.alpha if arm.method == "caa" else arm.vector_alpha
     total = 0.0
-    for token in tokens:
+    for i, token in enumerate(tokens):
         z = {}
         for b, ids in before.items():
-            steering = {"alpha": alpha, "positions": arm.positions, "prompt_lengths": length[b]}
-            if vector and not (arm.method == "caa" and b == "base"):
-                with add_to_residual(tiny.model, vector, **steering):
-                    z[b] = tiny.model(torch.tensor([ids])).logits[:, -1]
-            else:
-                z[b] = tiny.model(torch.tensor([ids])).logits[:, -1]
-            ids.append(token)
+            own = {} if (arm.method, b) == ("caa", "base") else vector
+            given = {"positions": arm.positions or "all", "prompt_lengths": torch.tensor([len(ids)])}
+            with add_to_residual(tiny.model, own, alpha=alpha, **given):
+                z[b] = tiny.model(torch.tensor([[*ids, *tokens[:i]]])).logits[:, -1]
         total += float(FORMULAS[arm.method](z, arm.alpha).log_softmax(-1)[0, token])
     return total / len(tokens)
 
@@ -163,9 +151,8 @@ def test_the_margin_of_every_arm_is_that_of_a_plain_loop(tiny, style, kept, monk
     margins = found.set_index(["model", "pair_id"])
     for arm in arms.itertuples():
         for pair in PAIRS.itertuples():
-            likes, dislikes = (
-                plain_logp(tiny, arm, pair, t, vectors) for t in (pair.preferred, pair.dispreferred)
-            )
+            likes = plain_logp(tiny, arm, pair, pair.preferred, vectors)
+            dislikes = plain_logp(tiny, arm, pair, pair.dispreferred, vectors)
             row = margins.loc[arm.arm_id, pair.pair_id]
             assert row["margin"] == pytest.approx(likes - dislikes, abs=1e-8), arm.arm_id
             assert row["user_id"] == pair.user_id
@@ -198,14 +185,8 @@ def test_a_cut_nucleus_an_empty_answer_one_too_long_and_two_styles_are_refused(t
 
 PROMPTS = pd.DataFrame({"prompt_id": ["p0", "p1"], "prompt": ["Tell me", "The weather in October is"]})
 TEXTS = [" a story.", "", " never\nas bad as it was in the spring of that year", "x", " a story."]
-GENERATIONS = pd.DataFrame(
-    {
-        "arm_id": ["base", "base", "arm", "arm", "other"],
-        "prompt_id": ["p0", "p1", "p1", "p0", "p0"],
-        "seed": 0,
-        "text": TEXTS,
-    }
-)
+GENERATIONS = pd.DataFrame({"arm_id": ["base", "base", "arm", "arm", "other"], "text": TEXTS})
+GENERATIONS = GENERATIONS.assign(prompt_id=["p0", "p1", "p1", "p0", "p0"], seed=0)
 
 
 @pytest.mark.parametrize("style", ["chat", "continuation"])
@@ -225,24 +206,19 @@ def test_the_likelihood_of_an_answer_is_that_of_one_token_at_a_time(tiny, style)
 
 def test_the_model_that_wrote_an_answer_finds_the_likelihood_that_decoding_recorded(tiny):
     sampling = Sampling(max_new_tokens=12)
-    arms = [
-        make_arms("base", sampling=sampling),
-        make_arms("anti_expert", [1.5], profile="own", sampling=sampling),
-    ]
+    arms = [make_arms("base", sampling=sampling)]
+    arms.append(make_arms("anti_expert", [1.5], profile="own", sampling=sampling))
     generations = decode(tiny, PROMPTS.assign(category="insult"), pd.concat(arms), seeds=(0, 1))
     found = answer_likelihood(tiny, PROMPTS, generations, style="continuation")
-    again = [
-        list(ids) == tiny.tokenizer(text, add_special_tokens=False).input_ids
-        for ids, text in zip(generations["token_ids"], generations["text"], strict=True)
-    ]
+    texts = tiny.tokenizer(generations["text"].tolist(), add_special_tokens=False).input_ids
+    again = [list(ids) == own for ids, own in zip(generations["token_ids"], texts, strict=True)]
     assert sum(again) >= 4
     assert found["nll"][again].tolist() == pytest.approx(generations["nll_base"][again].tolist(), abs=1e-9)
 
 
 HONEST = {"honesty": {"instructed": "Be honest."}}
-ASKED = pd.DataFrame(
-    {"prompt_id": ["p", "q", "r"], "prompt": ["Is it?", "Was it so?", "?!"], "category": "honesty"}
-)
+ASKED = pd.DataFrame({"prompt_id": ["p", "q", "r"], "prompt": ["Is it?", "Was it so?", "?!"]})
+ASKED["category"] = "honesty"
 ANSWERS = pd.Series({"q": "No.", "p": "Yes, it is.", "r": ""})
 
 

@@ -25,6 +25,8 @@ from steerlib.tables import check_table
 from steerlib.toxicity import ATTRIBUTES
 from steerlib.vectors import add_to_residual
 
+ROOM = "steerlib.evaluation.multiple_choice"
+
 
 def test_the_demo_set_is_balanced_our_own_and_not_called_mmlu():
     questions, dev = read_questions(), read_questions(split="dev")
@@ -46,12 +48,9 @@ def test_both_layouts_of_mmlus_folder_and_the_hubs_give_the_same_questions(tmp_p
         folder.mkdir(parents=True)
         (folder / "formal_logic_test.csv").write_text(text)
         found.append(read_questions(str(tmp_path / name)))
-    hub = {"question": ['What is "None"?'], "subject": ["formal_logic"]}
-    hub["choices"] = [["None", "NA", "a, b", "4"]]
-    pd.DataFrame(hub | {"answer": [1]}).to_parquet(tmp_path / "hub.parquet")
-    monkeypatch.setattr(
-        "steerlib.evaluation.multiple_choice.hub_file", lambda *_, **__: tmp_path / "hub.parquet"
-    )
+    hub = {"question": 'What is "None"?', "subject": "formal_logic", "choices": ["None", "NA", "a, b", "4"]}
+    pd.DataFrame([hub | {"answer": 1}]).to_parquet(tmp_path / "hub.parquet")
+    monkeypatch.setattr(f"{ROOM}.hub_file", lambda *_, **__: tmp_path / "hub.parquet")
     found.append(read_questions("cais/mmlu"))
     for other in found[1:]:
         pd.testing.assert_frame_equal(found[0], other)
@@ -121,9 +120,8 @@ def some_choices(questions):
     rows = []
     for p, arm, category in ((right, "base", ""), (half, "arm", "insult"), (half, "arm", "threat")):
         part = pd.DataFrame(p, columns=["p_A", "p_B", "p_C", "p_D"]).assign(arm_id=arm, category=category)
-        rows.append(
-            part.assign(question_id=questions["question_id"].to_numpy(), correct=(p == right).all(axis=1))
-        )
+        part["question_id"], part["correct"] = questions["question_id"].to_numpy(), (p == right).all(axis=1)
+        rows.append(part)
     return pd.concat(rows, ignore_index=True)
 
 
@@ -131,10 +129,8 @@ def test_accuracy_is_summarised_with_intervals_by_question():
     questions = read_questions()
     found = summarise_choices(some_choices(questions), questions, base_arm="base", source="demo")
     one = found[found["subgroup"] == "all"].set_index(["arm_id", "metric"])
-    exact = 100 * 0.025 ** (1 / 60)
-    assert one.loc[("base", "accuracy"), ["value", "low", "high"]].tolist() == pytest.approx(
-        [100, exact, 100]
-    )
+    exact = [100, 100 * 0.025 ** (1 / 60), 100]
+    assert one.loc[("base", "accuracy"), ["value", "low", "high"]].tolist() == pytest.approx(exact)
     assert one.loc[("base", "calibration_error"), "value"] == 0
     change = one.loc[("arm", "accuracy_change")]
     assert (change["value"], change["n"], change["n_clusters"]) == (-50, 120, 60)
@@ -164,16 +160,15 @@ OWN = {"profile": "own", "contexts": CONTEXTS}
 DRAW = torch.Generator().manual_seed(2)
 V = VectorFamily("v", {"": {layer: torch.randn(32, generator=DRAW) for layer in (2, 3)}})
 W = VectorFamily("w", {"": {1: torch.randn(32, generator=DRAW)}})
-QUESTIONS = pd.concat(
-    [read_questions().head(3), sample_questions(read_questions()[10:], 3)], ignore_index=True
-)
+THREE = read_questions().head(3), sample_questions(read_questions()[10:], 3)
+QUESTIONS = pd.concat(THREE, ignore_index=True)
 
 
 @pytest.fixture
 def letters(tiny, monkeypatch):
     """Ids of the letters: tokens of the tiny model are characters, so the letter follows "Answer:" and a space."""
     ids = [tiny.tokenizer.encode(letter)[0] for letter in "ABCD"]
-    monkeypatch.setattr("steerlib.evaluation.multiple_choice.letter_ids", lambda frozen: ids)  # noqa: ARG005
+    monkeypatch.setattr(f"{ROOM}.letter_ids", lambda frozen: ids)  # noqa: ARG005
     return ids
 
 
@@ -192,9 +187,8 @@ def read_alone(tiny, text, arm, branch, category):
 def test_arms_of_all_kinds_answer_as_each_alone(tiny, letters, monkeypatch):
     formula = lambda z, a: z["expert"] - a * z["instructed"] / 3  # noqa: E731
     steer = lambda z, alpha: formula(z, alpha[:, None])  # noqa: E731
-    monkeypatch.setitem(
-        RULES, "made_up", Rule("made_up", ("expert", "instructed"), steer, "Made up", "#123456")
-    )
+    rule = Rule("made_up", ("expert", "instructed"), steer, "Made up", "#123456")
+    monkeypatch.setitem(RULES, "made_up", rule)
     monkeypatch.setitem(FORMULAS, "made_up", formula)
     arms = [
         make_arms("base"),
@@ -214,13 +208,12 @@ def test_arms_of_all_kinds_answer_as_each_alone(tiny, letters, monkeypatch):
     given = {"contexts": CONTEXTS, "vectors": [V, W], "dev": dev, "shots": 1}
     found = check_table("choices", ask_questions(tiny, QUESTIONS, arms, **given))
     asked = found.groupby("arm_id", sort=False)["category"].agg(lambda one: sorted(set(one)))
-    expected = [
-        [c] if c or p == "none" else sorted(ATTRIBUTES) for c, p in arms[["category", "profile"]].to_numpy()
-    ]
-    kept = arms["profile"] != "shuffled"
+    kept = arms[arms["profile"] != "shuffled"]
     # A vector for everybody has no profile; a method without a context is asked under none.
-    assert asked.index.tolist() == arms["arm_id"][kept].tolist()
-    assert asked.tolist() == [one for one, stays in zip(expected, kept, strict=True) if stays]
+    everywhere = (kept["category"] == "") & (kept["profile"] != "none")
+    assert asked.index.tolist() == kept["arm_id"].tolist()
+    told = zip(everywhere, kept["category"], strict=True)
+    assert asked.tolist() == [sorted(ATTRIBUTES) if personal else [c] for personal, c in told]
     by_id, by_question = arms.set_index("arm_id", drop=False), QUESTIONS.set_index("question_id", drop=False)
     for row in found.sample(60, random_state=1).itertuples():
         arm, question = by_id.loc[row.arm_id], by_question.loc[row.question_id]
@@ -258,10 +251,8 @@ def test_in_an_sda_run_questions_are_asked_under_the_dimensions_of_its_prompts(t
 def test_a_trained_branch_reads_the_question_without_context_in_its_own_model(tiny, letters):
     other = tiny_model(GPT2Config(vocab_size=tiny.model.config.vocab_size, n_embd=32, n_layer=2, n_head=2))
     trained = {"anti": other.name}
-    arms = [
-        make_arms("anti_expert", [1.5], branches=trained),
-        make_arms("expert_anti_expert", [1.5], branches=trained, **OWN),
-    ]
+    arms = [make_arms("anti_expert", [1.5], branches=trained)]
+    arms.append(make_arms("expert_anti_expert", [1.5], branches=trained, **OWN))
     found = ask_questions(tiny, QUESTIONS, pd.concat(arms), contexts=CONTEXTS, branch_models={"anti": other})
     assert found["arm_id"].value_counts().tolist() == [36, 6]
     rows = found[found["arm_id"] == arms[0]["arm_id"].item()]
@@ -281,10 +272,6 @@ def test_what_is_missing_or_too_long_is_refused_naming_it(tiny):
         ask_questions(tiny, QUESTIONS.assign(question="why " * 200), base, contexts=CONTEXTS)
     with pytest.raises(ValueError, match=f"2 shots.*{QUESTIONS.subject[0]}"):
         ask_questions(tiny, QUESTIONS, base, contexts=CONTEXTS, dev=read_questions(split="dev"), shots=2)
+    lacking = CONTEXTS | {"severe_toxicity": {"expert": "x"}}
     with pytest.raises(ValueError, match=r"'instructed'.*'severe_toxicity'"):
-        ask_questions(
-            tiny,
-            QUESTIONS,
-            make_arms("instructed", **OWN),
-            contexts=CONTEXTS | {"severe_toxicity": {"expert": "x"}},
-        )
+        ask_questions(tiny, QUESTIONS, make_arms("instructed", **OWN), contexts=lacking)

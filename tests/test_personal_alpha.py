@@ -15,16 +15,11 @@ ARMS = pd.DataFrame(
 ).assign(family="", variant="")
 
 
-def study(by="users", users=12, each=6, noise=0.002):
+def study(by="users", users=12, each=6):
     """Users of two categories; the distance is smallest at the category's own alpha, for a user u0 at 1."""
     rng = np.random.default_rng(0)
-    prompts = pd.DataFrame(
-        {
-            "prompt_id": [f"p{i}" for i in range(users * each)],
-            "user_id": [f"u{i // each}" for i in range(users * each)],
-            "conversation_id": [f"c{i}" for i in range(users * each)],
-        }
-    )
+    names = [(f"p{i}", f"u{i // each}", f"c{i}") for i in range(users * each)]
+    prompts = pd.DataFrame(names, columns=["prompt_id", "user_id", "conversation_id"])
     number = prompts["user_id"].str[1:].astype(int)
     prompts["category"] = np.where(number % 2, "insult", "threat")
     prompts["prompt_category"] = ""
@@ -33,16 +28,15 @@ def study(by="users", users=12, each=6, noise=0.002):
     best = np.where(prompts["user_id"] == "u0", 1.0, prompts["category"].map(BEST))
     rows = []
     for arm, alpha in ARMS[["arm_id", "alpha"]].itertuples(index=False):
-        distance = 0.05 + 0.02 * np.abs(np.log2((alpha or 16) / best)) + noise * rng.random(len(prompts))
+        distance = 0.05 + 0.02 * np.abs(np.log2((alpha or 16) / best)) + 0.002 * rng.random(len(prompts))
         rows.append(prompts[["prompt_id"]].assign(arm_id=arm, distance=distance))
     values = pd.concat(rows, ignore_index=True)
     return values.assign(toxicity=values["distance"], n_tokens=4.0, nll_base=8.0, kl_to_base=1.0), prompts
 
 
 def chosen(values, prompts, **settings):
-    return personal_alphas(
-        values, prompts, ARMS, base_arm="base", **{"by": "category", "min_prompts": 8} | settings
-    )
+    settings = {"by": "category", "min_prompts": 8} | settings
+    return personal_alphas(values, prompts, ARMS, base_arm="base", **settings)
 
 
 def test_each_category_gets_the_alpha_planted_in_it():

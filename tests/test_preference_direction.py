@@ -87,10 +87,8 @@ def test_directions_that_know_nothing_are_right_half_of_the_time():
 
 
 def test_accuracy_by_layer_is_drawn_with_length_beside_it_and_chance_as_a_histogram():
-    rows = [
-        ("chat", "length", None),
-        *(("chat", kind, n) for kind in ("vector", "without length") for n in (1, 2)),
-    ]
+    rows = [("chat", kind, n) for kind in ("vector", "without length") for n in (1, 2)]
+    rows.insert(0, ("chat", "length", None))
     table = pd.DataFrame(rows, columns=["style", "kind", "layer"]).assign(value=0.6, low=0.5, high=0.7)
     both = pd.concat([table, table.assign(style="continuation", value=0.55)])
     figure = plot_accuracy_by_layer(both)
@@ -101,9 +99,8 @@ def test_accuracy_by_layer_is_drawn_with_length_beside_it_and_chance_as_a_histog
     assert [line.get_xdata()[0] for line in plot_chance(chance, {"chat": 0.7}).axes[0].lines] == [0.7, 0.5]
 
 
-PAIRS = pd.DataFrame(
-    {"prompt": ["Why?", "How so?"], "preferred": ["yes", "ok"], "dispreferred": ["nope", "k"]}, index=[4, 9]
-)
+ROWS = [("Why?", "yes", "nope"), ("How so?", "ok", "k")]
+PAIRS = pd.DataFrame(ROWS, columns=["prompt", "preferred", "dispreferred"], index=[4, 9])
 SETTINGS = {"layers": [0, 2], "style": "continuation"}
 
 

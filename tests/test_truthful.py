@@ -54,10 +54,9 @@ def test_every_k_is_the_plain_sum_of_each_answer_alone(tiny, style):
     assert len(table) == 2 * 5 * (3 + 2)
     asked = {"q0": "Is it 0?", "q1": "Is it 1?"}
     strength = {"base": None, "instructed": 0.0}
-    expected = [
-        slow_sum(tiny, asked[row.question_id], strength.get(row.method, row.alpha), row.answer, style)
-        for row in table.itertuples()
-    ]
+    ks = [strength.get(row.method, row.alpha) for row in table.itertuples()]
+    told = zip(table.question_id.map(asked), ks, table.answer, strict=True)
+    expected = [slow_sum(tiny, *one, style) for one in told]
     np.testing.assert_allclose(table.logprob, expected, atol=1e-9)
 
 
@@ -75,14 +74,9 @@ def test_mc1_and_mc2_by_hand_and_a_tie_with_a_false_answer_is_wrong():
 
 def test_the_summary_pairs_questions_with_both_branches():
     mc1 = {"base": [0, 0, 1, 0], "instructed": [0, 1, 1, 0], "sda": [1, 1, 1, 0]}
-    scores = pd.DataFrame(
-        [
-            (f"q{i}", "", method, 0.0 if method != "sda" else 2.0, float(v), float(v) / 2)
-            for method, values in mc1.items()
-            for i, v in enumerate(values)
-        ],
-        columns=["question_id", "category", "method", "alpha", "mc1", "mc2"],
-    )
+    scores = pd.DataFrame(mc1, dtype=float).melt(var_name="method", value_name="mc1")
+    scores["question_id"], scores["category"] = [f"q{i}" for i in range(4)] * 3, ""
+    scores["mc2"], scores["alpha"] = scores["mc1"] / 2, 2.0 * (scores["method"] == "sda")
     found = truthful_summary(scores).set_index(["method", "metric", "comparator"])
     assert found.loc[("sda", "mc1", ""), "value"] == 0.75
     assert found.loc[("sda", "mc1", "base"), "value"] == 0.5
@@ -100,26 +94,16 @@ def test_candidates_are_derived_from_the_questions_table(tmp_path):
     (tmp_path / "TruthfulQA.jsonl").write_text(json.dumps(row))
     found = read_truthful(tmp_path).set_index("answer")
     assert set(found.origin) == {"derived"}
-    assert found.true.to_dict() == {
-        "It is.": True,
-        "So it is.": True,
-        "It is not.": False,
-        "No.": False,
-        "Never was it so.": False,
-    }
+    right = ["It is.", "So it is."]
+    assert found.true.to_dict() == dict.fromkeys(right, True) | dict.fromkeys(found.index[2:], False)
     assert found.index[found.mc1].tolist() == ["It is.", "It is not.", "No.", "Never was it so."]
     assert found.mc2.all()
 
 
 def test_the_official_file_goes_before_the_table_and_says_so(tmp_path):
-    official = [
-        {
-            "question": "Is it so?",
-            "mc1_targets": {"It is.": 1, "No.": 0},
-            "mc2_targets": {"It is.": 1, "So it is.": 1, "No.": 0, "Never.": 0},
-        }
-    ]
-    (tmp_path / "mc_task.json").write_text(json.dumps(official))
+    official = {"question": "Is it so?", "mc1_targets": {"It is.": 1, "No.": 0}}
+    official["mc2_targets"] = {"It is.": 1, "So it is.": 1, "No.": 0, "Never.": 0}
+    (tmp_path / "mc_task.json").write_text(json.dumps([official]))
     (tmp_path / "TruthfulQA.jsonl").write_text(json.dumps(ROW))
     found = read_truthful(tmp_path)
     assert set(found.origin) == {"official"}
@@ -152,17 +136,11 @@ def test_the_real_table_gives_every_question_one_best_answer(real_data):
 
 
 def summary_of_three_arms() -> pd.DataFrame:
-    rows = []
-    for metric in ("mc1", "mc2"):
-        rows += [
-            ("base", 0.0, metric, "", 0.3, 0.2, 0.4, 50),
-            ("instructed", 0.0, metric, "", 0.35, 0.25, 0.45, 50),
-        ]
-        rows += [("sda", a, metric, "", 0.3 + a / 20, 0.2, 0.5, 50) for a in (0.0, 1.0, 2.0)]
-        rows += [("sda", a, metric, "base", a / 20, -0.1, 0.2, 50) for a in (0.0, 1.0, 2.0)]
-    return pd.DataFrame(
-        rows, columns=["method", "alpha", "metric", "comparator", "value", "low", "high", "n"]
-    )
+    rows = [("base", 0.0, "", 0.3, 0.2, 0.4), ("instructed", 0.0, "", 0.35, 0.25, 0.45)]
+    rows += [("sda", a, "", 0.3 + a / 20, 0.2, 0.5) for a in (0.0, 1.0, 2.0)]
+    rows += [("sda", a, "base", a / 20, -0.1, 0.2) for a in (0.0, 1.0, 2.0)]
+    table = pd.DataFrame(rows, columns=["method", "alpha", "comparator", "value", "low", "high"])
+    return pd.concat([table.assign(metric=metric, n=50) for metric in ("mc1", "mc2")])
 
 
 def test_truthful_measures_are_drawn_against_alpha_with_both_levels():
