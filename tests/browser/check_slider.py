@@ -76,6 +76,7 @@ def main() -> None:
             check_questions(page, pictures)
             saved = check_saving(page, Path(folder))
             check_kernel(page)
+            page.close()  # or it complains of the server that ends
         check_saved_page(chromium.new_page(**opened), saved, pictures)
         with served(Path(folder), "voila") as address:
             check_voila(chromium.new_page(**opened), address, pictures)
