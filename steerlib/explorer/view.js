@@ -11,8 +11,8 @@ const CSS = `
 .ax-changed { text-decoration: underline; text-decoration-thickness: 2px; text-underline-offset: 3px; }
 .ax-at, .ax :focus-visible { outline: 2px solid #0072b2; outline-offset: 1px; }
 .ax-badge { border: 2px solid #d55e00; padding: 0 5px; font-weight: 600; font-size: 12px; }
-.ax-info { min-height: 7.5em; white-space: pre-wrap; } .ax-curves { display: flex; flex-wrap: wrap; gap: 4px 14px; }
-.ax-curves svg { flex: 1 1 250px; height: 128px; min-width: 0; }
+.ax-info { min-height: 7.5em; white-space: pre-wrap; } .ax-curves { display: flex; flex-wrap: wrap; align-items: flex-start; gap: 4px 18px; }
+.ax-curves svg { flex: 1 1 250px; height: auto; min-width: 0; max-height: 150px; }
 .ax-bars { display: grid; grid-template-columns: 8.5em minmax(90px, 1fr) 13em; gap: 2px 8px; font-size: 12px; align-items: center; }
 .ax-bar { height: 4px; margin: 1px 0; min-width: 1px; } .ax-track { position: relative; background: rgba(127,127,127,.14); }
 .ax-accepted { position: absolute; top: -2px; bottom: -2px; width: 3px; background: currentColor; }
@@ -93,7 +93,7 @@ function bars(data, base, steered) {
     const bold = key === data.category ? "font-weight:700" : "";
     return [el("span", { style: bold }, name), track, el("span", { style: bold }, words)];
   });
-  const legend = "Scores of 1: base above, steered below" + (data.accepted ? "; upright mark: the person's accepted answer" : "");
+  const legend = "Scores from 0 to 1, the base above, the steered answer below" + (data.accepted ? "; upright mark: the person's accepted answer" : "");
   return el("div", {}, el("div", { class: "ax-muted" }, legend), el("div", { class: "ax-bars" }, ...rows));
 }
 
@@ -103,7 +103,7 @@ function curve(data, alpha, key, name) {
   const high = Math.max(data.least[key], ...rows.map((row) => row[key])) * 1.08;
   const x = (a) => left + ((a - data.alpha_min) / (data.alpha_max - data.alpha_min || 1)) * (right - left);
   const y = (value) => bottom - (Math.min(value, high) / high) * (bottom - top);
-  const svg = el("svg", { viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": `${name} over ${data.symbol}` });
+  const svg = el("svg", { viewBox: `0 0 ${W} ${H}`, preserveAspectRatio: "xMinYMin", role: "img", "aria-label": `${name} over ${data.symbol}` });
   const text = (words, options) => el("text", { "font-size": 11, fill: "currentColor", ...options }, words);
   if (data.range) svg.append(el("rect", { x: x(data.range[0]) - 2, width: x(data.range[1]) - x(data.range[0]) + 4, y: top, height: bottom - top, fill: "#f0e442", opacity: 0.35 }, el("title", {}, "operating range of the run")));
   svg.append(el("path", { d: `M${left} ${top}V${bottom}H${right}`, stroke: "currentColor", fill: "none", opacity: 0.5 }));
@@ -116,7 +116,7 @@ function curve(data, alpha, key, name) {
   svg.append(el("line", { x1: x(alpha), x2: x(alpha), y1: top, y2: bottom, stroke: "currentColor", "stroke-width": 1.5 }));
   const now = answerAt(data, alpha);
   if (now && known(now[key])) svg.append(el("circle", { class: "ax-now", cx: x(alpha), cy: y(now[key]), r: 5, fill: "none", stroke: "currentColor", "stroke-width": 2 }));
-  svg.append(text(name, { x: left, y: 10 }), text(short(high / 1.08), { x: left - 4, y: top + 8, "text-anchor": "end" }), text("0", { x: left - 4, y: bottom, "text-anchor": "end" }));
+  svg.append(text(name, { x: left, y: 10 }), text((high / 1.08).toFixed(2), { x: left - 8, y: top + 8, "text-anchor": "end" }), text("0", { x: left - 8, y: bottom, "text-anchor": "end" }));
   svg.append(text(short(data.alpha_min), { x: left, y: 113 }), text(data.symbol, { x: (left + right) / 2, y: 113, "text-anchor": "middle" }), text(short(data.alpha_max), { x: right, y: 113, "text-anchor": "end" }));
   return svg;
 }

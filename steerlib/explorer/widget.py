@@ -240,7 +240,7 @@ class AlphaExplorer(w.VBox):
 
 
 def _named(kind: type, description: str, layout: dict | None = None, **settings: Any) -> Any:
-    style = {"description_width": "5.5em"}
+    style = {"description_width": "6.5em"}
     return kind(description=description, style=style, layout=layout or {"width": "19em"}, **settings)
 
 

@@ -39,6 +39,9 @@ HARMLESS = ("fontawesome",)  # what voila asks a CDN for; it does without
 
 HOSTILE = "</script><img src=x onerror=\"document.title='broken'\">"
 DONE = "() => ![...document.querySelectorAll('.jp-InputPrompt')].some(one => one.innerText.includes('*'))"
+CUT = """() => [...document.querySelectorAll('.widget-label')]
+    .filter(one => one.scrollWidth > one.clientWidth + 1).map(one => one.textContent)"""
+"""Names of controls that do not fit."""
 DRAGGED = """async () => {
     const slider = document.querySelector('.ax-slider'), times = [];
     for (let i = 0; i <= 100; i++) {
@@ -178,7 +181,9 @@ def check_first_answer(page: Any, address: str, pictures: Path) -> None:
     state(page, "idle: \\d+ different")
     print(f"Run All to all answers: {time.perf_counter() - started:.1f} s")
     page.wait_for_function(DONE, timeout=SLOW)
+    page.wait_for_timeout(1000)  # Run All ends at the last cell and scrolls there
     page.locator(".ax-slider").first.scroll_into_view_if_needed()
+    page.wait_for_timeout(500)
     page.screenshot(path=str(pictures / "opening.png"))
 
 
@@ -208,6 +213,7 @@ def check_slider(page: Any, pictures: Path) -> None:
         assert 0.4 < float(slider.input_value()) < 0.7, slider.input_value()
         heights = [page.locator(name).first.bounding_box() for name in (".ax-curves", ".ax-boxes")]
         assert heights[1]["y"] + heights[1]["height"] - heights[0]["y"] < 700, heights
+        assert not page.evaluate(CUT), page.evaluate(CUT)
         page.screenshot(path=str(pictures / f"slider-{width}.png"))
     page.set_viewport_size({"width": 1400, "height": 1000})
     print("slider, moved to drawn: median {:.1f} ms, worst {:.1f} ms".format(*page.evaluate(DRAGGED)))
