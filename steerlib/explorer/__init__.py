@@ -3,5 +3,6 @@
 
 from steerlib.explorer.page import answers_table, embedded_page, page_data, publish, saved_page
 from steerlib.explorer.preference import BlindPanel, agreement, blind_pairs, preference_results, read_choices
-from steerlib.explorer.session import Answers, Explorer, Question, run_prompts, run_ranges
+from steerlib.explorer.questions import Answers, Question, run_prompts, run_ranges
+from steerlib.explorer.session import Explorer
 from steerlib.explorer.widget import AlphaExplorer

@@ -15,7 +15,8 @@ from pathlib import Path
 from IPython.display import HTML
 from pandas.io.formats.style import Styler
 
-from steerlib.explorer.session import Answers, Explorer
+from steerlib.explorer.questions import Answers
+from steerlib.explorer.session import Explorer
 from steerlib.figures.style import label
 from steerlib.rules import RULES
 from steerlib.tables import atomic_path
@@ -38,8 +39,7 @@ def page_data(
     """All that the view shows of some answers, ready for JSON.
 
     Args:
-        answers: of `Explorer.stages`.
-        explorer: whose they are.
+        answers, explorer: of `Explorer.stages`, and whose they are.
         accepted: the person's accepted answer, whose scores are a third mark; empty for none.
         chosen: alpha chosen on dev, and the operating range, see `run_ranges`.
         start: alpha at which a saved page opens.
@@ -47,7 +47,7 @@ def page_data(
     question = answers.question
     rule, (alpha_max, step) = RULES[question.method], explorer.reach(question)
     marked, *ends = chosen or (math.nan, math.nan, math.nan)
-    name = f"{rule.label} {question.vector}".strip() if answers.question.key.vector else rule.label
+    name = f"{rule.label} {question.vector}".strip() if question.key.vector else rule.label
     scored = explorer.scorer([accepted]).iloc[0] if accepted else None
     base, *steered = _rows(answers)
     return {
@@ -176,24 +176,14 @@ def answers_table(answers: Answers) -> Styler:
 def _parts(pages: Sequence[Mapping]) -> tuple[str, str]:
     """Script and body of a page: the data stand in the script, where no `<` can end it."""
     data = json.dumps(list(pages), ensure_ascii=False, allow_nan=False)
-    for sign, code in (
-        ("<", "\\u003c"),
-        (">", "\\u003e"),
-        ("&", "\\u0026"),
-        ("\u2028", "\\u2028"),
-        ("\u2029", "\\u2029"),
-    ):
-        data = data.replace(sign, code)
+    for sign in "<>&\u2028\u2029":
+        data = data.replace(sign, f"\\u{ord(sign):04x}")
     script = f"(() => {{\n{VIEW}\npage(document.getElementById('alpha-explorer'), {data});\n}})();"
     return script, '<div id="alpha-explorer">This page needs its own script to move the slider.</div>'
 
 
 def saved_page(pages: Sequence[Mapping]) -> str:
-    """One self-contained HTML page with a working slider: one inline script, named by its hash, and no request.
-
-    Args:
-        pages: of `page_data`, a prompt each.
-    """
+    """One HTML page of some `page_data` with a working slider: one inline script, named by its hash, no request."""
     script, body = _parts(pages)
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src '{_hash(script)}'"
     return (

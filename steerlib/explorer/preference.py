@@ -30,27 +30,19 @@ def blind_pairs(folder: Path, arms: Sequence[str] = (), *, n: int = 40) -> pd.Da
 
     Prompts whose two answers are equal are left out: there is nothing to prefer.
 
-    Args:
-        folder: the run's folder.
-        arms: two arm_ids; by default the verdict's first arm and its control.
-        n: pairs at most.
-
-    Raises:
-        ValueError: no prompt has two different answers of these arms.
+    `arms` are two arm_ids, by default the verdict's first arm and its control; a ValueError says that no prompt has two
+    different answers of them. At most `n` pairs are given.
     """
     if not arms:
         arms = read_table(folder, "verdict")[["arm_id", "control_arm"]].iloc[0].tolist()
     arm_id, control_arm = arms
-    prompts, answers = (
-        read_table(folder, "prompts").query("split == 'test'"),
-        read_table(folder, "generations"),
-    )
-    answers = answers[answers["seed"] == answers["seed"].min()]
-    texts = [
-        answers[answers["arm_id"] == arm].set_index("prompt_id")["text"] for arm in (arm_id, control_arm)
-    ]
-    found = prompts[["prompt_id", "prompt"]].assign(arm_id=arm_id, control_arm=control_arm)
-    found["text"], found["other"] = (found["prompt_id"].map(one) for one in texts)
+    answers = read_table(folder, "generations").query("seed == seed.min()")
+    found = read_table(folder, "prompts").query("split == 'test'")[["prompt_id", "prompt"]]
+    found = found.assign(arm_id=arm_id, control_arm=control_arm)
+    for column, arm in (("text", arm_id), ("other", control_arm)):
+        found[column] = found["prompt_id"].map(
+            answers[answers["arm_id"] == arm].set_index("prompt_id")["text"]
+        )
     found = found.dropna()
     found = found[found["text"].str.strip() != found["other"].str.strip()].head(n).reset_index(drop=True)
     if found.empty:

@@ -1,12 +1,11 @@
-"""The alpha explorer without its widgets: all answers over alpha to one prompt, decoded in stages and kept."""
+"""The alpha explorer without its widgets: answers over alpha, decoded in stages and kept."""
 
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,15 +18,13 @@ from steerlib.decoding.decode import row_bytes
 from steerlib.decoding.requests import Request, make_requests
 from steerlib.decoding.steer import COLLAPSE_RATIO
 from steerlib.evaluation.likelihood import forced_logits, read_streams
+from steerlib.explorer.questions import Answers, Question
 from steerlib.models import FrozenModel
-from steerlib.profiles import demo_openings
 from steerlib.residual import VectorFamily, in_unit
 from steerlib.rules import RULES, acting_on
-from steerlib.tables import has_table, read_table
-from steerlib.toxicity import Scorer, check_attribute, text_sha
+from steerlib.toxicity import Scorer, check_attribute
 
 STEP = 0.01  # of the slider along a path
-TYPED = "typed"
 ROW_BUDGET = 96  # rows of a path
 BESIDE = 9  # alphas of a logit rule with a vector beside it, which has no path
 TOPS = 3  # candidates shown of each branch at a token
@@ -44,102 +41,12 @@ class Estimate(NamedTuple):
     seconds: float
 
 
-@dataclass(frozen=True)
-class Question:
-    """What is asked, and what steers the answers.
-
-    Attributes:
-        prompt, prompt_id, history: a row of the prompts table; the id enters the sampling noise.
-        method: of `Explorer.methods`. Alpha of "sda" is k, with the amplification factor 1.
-        category: the attribute whose contexts steer; vectors ignore it.
-        vector: name of a family, see `Explorer.vectors`, of a residual method or beside a logit rule.
-        vector_alpha: strength of a vector beside a logit rule; 0 for the rule alone.
-        layers: first and last layer of the vector that are used; empty for all it has.
-        unit: of the vector's alpha, see `steerlib.residual.in_unit`.
-        user: whose vector, of a family by user.
-    """
-
-    prompt: str
-    method: str = "expert_anti_expert"
-    category: str = "toxicity"
-    vector: str = ""
-    vector_alpha: float = 0.0
-    layers: tuple[int, ...] = ()
-    unit: str = "vector"
-    user: str = ""
-    seed: int = 0
-    greedy: bool = False
-    max_new_tokens: int = 32
-    prompt_id: str = TYPED
-    history: str = ""
-
-    @property
-    def exact(self) -> bool:
-        """Whether every alpha is known: a logit rule alone."""
-        return RULES[self.method].acts_on == "logits" and not self.vector_alpha
-
-    @property
-    def of_base(self) -> "Question":
-        """The question of the unsteered answer, the same for all that steers."""
-        plain = {"method": "base", "category": "toxicity", "vector": "", "vector_alpha": 0.0, "user": ""}
-        return replace(self, layers=(), unit="vector", **plain)
-
-    @property
-    def key(self) -> "Question":
-        """Equal where answers are equal: contexts play no part beside a vector, nor a vector without strength."""
-        if RULES[self.method].acts_on == "residual":
-            return replace(self, category="toxicity", vector_alpha=0.0)
-        return self if self.vector_alpha else replace(self, vector="", layers=(), unit="vector", user="")
-
-
-@dataclass(frozen=True)
-class Answers:
-    """The base's answer and those steered ones that are there so far, with their numbers.
-
-    Attributes:
-        question: what was asked.
-        table: the base's answer (alpha_low and alpha_high NaN), then the steered ones by rising alpha. Columns:
-            method, alpha_low, alpha_high, text, token_ids, n_tokens, stopped, complete, nll_per_token (nats, under the
-            unsteered base; NaN for an empty answer), perplexity_ratio (to the base's answer), collapsed, kl_per_token
-            (KL(steered || base) in nats, along a path at the middle of the segment; NaN until measured), six scores.
-        exact: each steered answer holds from alpha_low to alpha_high; else at the alpha_low = alpha_high decoded.
-        tokens: of each row, one dict a token: its text, probability under the base and steered (NaN for the base's own
-            answer), and the likeliest tokens of each branch; empty until measured.
-    """
-
-    question: Question
-    table: pd.DataFrame
-    exact: bool
-    tokens: tuple[list[dict], ...] = ()
-
-    @property
-    def base(self) -> pd.Series:
-        """The unsteered answer. For SDA it is not the answer at alpha 0, which is the instructed one."""
-        return self.table.iloc[0]
-
-    @property
-    def steered(self) -> pd.DataFrame:
-        """The steered answers, by rising alpha from 0 on."""
-        return self.table.iloc[1:]
-
-    @property
-    def distinct(self) -> int:
-        """Different texts among the steered answers; one may hold on several stretches of alpha."""
-        return self.steered["text"].str.strip().nunique()
-
-    def at(self, alpha: float) -> pd.Series:
-        """The steered answer at an alpha: along a path the one it gives, on a grid the nearest that was decoded."""
-        starts = self.steered["alpha_low"].to_numpy()
-        along = max(0, int(np.searchsorted(starts, alpha, side="right")) - 1)
-        return self.steered.iloc[along if self.exact else int(np.abs(starts - alpha).argmin())]
-
-
 class Explorer:
     """All answers over alpha to a prompt: exact for the logit rules, on a grid for the rest.
 
     Args:
-        frozen, scorer, style, vectors: model, scorer, "chat" or "continuation", families of steering vectors.
-        sampling: settings of the choice of tokens; greedy, or with top_p = 1 (min_p is the nucleus of a path).
+        style: "chat" or "continuation".
+        sampling: greedy, or with top_p = 1 (min_p is the nucleus of a path).
         alpha_max: end of the path of the logit rules, dimensionless.
         residual_alphas: alphas of the vectors, increasing from 0.
 
@@ -166,9 +73,8 @@ class Explorer:
             raise ValueError(f"top_p {sampling.top_p} has no exact alpha path; use top_p=1, with min_p")
         if list(residual_alphas) != sorted({0.0, *residual_alphas}) or len(residual_alphas) < 2:
             raise ValueError(f"residual_alphas must increase from 0, not {list(residual_alphas)}")
-        for layer, vector in [
-            pair for one in vectors for own in one.vectors.values() for pair in own.items()
-        ]:
+        pairs = [pair for one in vectors for own in one.vectors.values() for pair in own.items()]
+        for layer, vector in pairs:
             if layer >= frozen.n_layers or len(vector) != frozen.d_model:
                 raise ValueError(
                     f"a vector of the run is {len(vector)} wide at layer {layer}, but {frozen.name} is {frozen.d_model}"
@@ -231,7 +137,6 @@ class Explorer:
         """The base's answer, that at one alpha, all of them, and all with their tokens' probabilities.
 
         Args:
-            question: what is asked.
             alpha: whose answer comes second, where the answers are a path; None for none.
             report: called before every module of the model runs, with the forward passes so far, about how many there
                 will be, and the text of a single answer that is being decoded. What it raises stops the decoding.
@@ -358,9 +263,8 @@ class Explorer:
                 log_p: dict[str, torch.Tensor] = {}
                 if ids:
                     own = {name: z[stream, ids] for name, stream in read_streams(requests[i]).items()}
-                    log_p = {
-                        name: one.log_softmax(-1) for name, one in (own | {"base": z[base, ids]}).items()
-                    }
+                    known = own | {"base": z[base, ids]}
+                    log_p = {name: one.log_softmax(-1) for name, one in known.items()}
                 if ids and i:
                     alphas = own["base"].new_full((len(ids),), requests[i].alpha)
                     steered = RULES[requests[i].method].steer(own, alphas).log_softmax(-1)
@@ -428,50 +332,3 @@ def _watched(frozen: FrozenModel, most: int, report: Report | None) -> Generator
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def run_prompts(
-    folder: Path, *, first: Sequence[str] = (), most: int = 40, openings: int = 12
-) -> pd.DataFrame:
-    """Prompts to choose from: prompt_id, prompt, history, category (c*(u)), shuffled_category, accepted, user_id.
-
-    Hostile openings of the demo come first, steered in "toxicity"; then the run's test prompts (all prompts without a
-    test split), those first whose base answers are most toxic: there an effect can be seen.
-
-    Args:
-        folder: the run's folder.
-        first: prompt_ids of the openings that stand first, in this order.
-        most, openings: how many of the run's prompts and of the openings.
-    """
-    columns = ["prompt_id", "prompt", "history", "category", "shuffled_category", "accepted", "user_id"]
-    own = demo_openings()[1].query("split == 'test'")
-    own = own.set_index("prompt_id", drop=False)
-    own = own.loc[[*first, *own.index.difference([*first], sort=False)]].head(openings)
-    own = own.assign(category="toxicity").reindex(columns=columns, fill_value="")
-    if not has_table(folder, "prompts"):
-        return own.reset_index(drop=True)
-    table = read_table(folder, "prompts")
-    chosen = table if (table["split"] != "test").all() else table[table["split"] == "test"]
-    if all(has_table(folder, name) for name in ("arms", "generations", "scores")):
-        arms, answers, scores = (read_table(folder, name) for name in ("arms", "generations", "scores"))
-        answers = answers[answers["arm_id"].isin(arms.loc[arms["control"] == "base", "arm_id"])]
-        answers = answers.assign(text_sha=answers["text"].map(text_sha)).merge(scores, on="text_sha")
-        toxicity = chosen["prompt_id"].map(answers.groupby("prompt_id")["toxicity"].mean())
-        chosen = chosen.loc[toxicity.sort_values(ascending=False, kind="stable").index]
-    return pd.concat([own, chosen[columns].head(most)], ignore_index=True)
-
-
-def run_ranges(folder: Path) -> dict[tuple[str, str], tuple[float, float, float]]:
-    """Alpha chosen on dev, and lowest and highest alpha of the operating range (NaN where there is none), by method and
-    vector; empty without notebook 04.
-    """
-    if not (has_table(folder, "verdict") and has_table(folder, "arms")):
-        return {}
-    arms = read_table(folder, "arms").set_index("arm_id")
-    rows = read_table(folder, "verdict").to_dict("records")
-    found = {}
-    for row in rows:
-        arm = arms.loc[row["arm_id"]]
-        key = arm["method"], f"{arm['vector_user']} {arm['family']}".strip()
-        found[key] = (row["alpha"], row["alpha_low"], row["alpha_high"])
-    return found

@@ -15,7 +15,8 @@ import traitlets
 from IPython.core.getipython import get_ipython
 
 from steerlib.explorer.page import VIEW, page_data, saved_page, summary
-from steerlib.explorer.session import TYPED, Answers, Explorer, Question
+from steerlib.explorer.questions import TYPED, Answers, Question
+from steerlib.explorer.session import Explorer
 from steerlib.figures.style import label
 from steerlib.rules import RULES
 from steerlib.toxicity import ATTRIBUTES
@@ -48,9 +49,8 @@ class AlphaExplorer(w.VBox):
     A newer question replaces an older one; Cancel and the kernel's interrupt stop it.
 
     Args:
-        explorer: decodes and keeps the answers.
-        prompts: the prompts to choose from, of `run_prompts`; the first is asked first.
-        ranges: what `run_ranges` found, marked on the curves.
+        prompts: of `run_prompts`; the first is asked first.
+        ranges: of `run_ranges`, marked on the curves.
     """
 
     def __init__(
@@ -68,11 +68,8 @@ class AlphaExplorer(w.VBox):
         listed = [(_short(prompt), key) for key, prompt in self.prompts["prompt"].items()]
         methods = [(RULES[name].label, name) for name in explorer.methods]
         limit: dict[str, Any] = {"value": explorer.sampling.max_new_tokens, "min": 1, "max": LONGEST_ANSWER}
-        layers: dict[str, Any] = {
-            "min": 0,
-            "max": explorer.frozen.n_layers - 1,
-            "value": (0, explorer.frozen.n_layers - 1),
-        }
+        last = explorer.frozen.n_layers - 1
+        layers: dict[str, Any] = {"min": 0, "max": last, "value": (0, last)}
         self.prompt = _named(w.Dropdown, "Prompt", WIDE, options=[*listed, ("(typed below)", TYPED)])
         self.text = _named(w.Textarea, "Text", WIDE, value=first["prompt"], rows=2)
         self.method = _named(w.Dropdown, "Method", options=methods, value="expert_anti_expert")
