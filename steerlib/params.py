@@ -45,10 +45,8 @@ ABOVE_0 = {
     "explorer_tokens",
     "max_new_tokens",
     "max_pairs",
-    "min_ratings",
-}
-ABOVE_0 |= {
     "max_perplexity_ratio",
+    "min_ratings",
     "n_questions",
     "path_tokens",
     "prompts_per_category",
@@ -69,8 +67,16 @@ MAY_BE_EMPTY = {"composed_alphas", "controls", "methods", "personal_vectors"}
 NO_PATHS = {"run", "revision", *REGISTERED, *WORDS} - {"judge", "second_judge"}
 # No paths; a folder of that name is `./demo`.
 RESERVED = {"", "demo", "demo_large", "embedded", "prism", "scorer", "cais/mmlu"}
-MODELS = {"model", "scorer", "judge", "second_judge"}
-MODELS |= {"aligner", "anti_model", "expert_model", "fluency_model"}
+MODELS = {
+    "aligner",
+    "anti_model",
+    "expert_model",
+    "fluency_model",
+    "judge",
+    "model",
+    "scorer",
+    "second_judge",
+}
 FILES = {"pairs_file", "questions", "ratings"}  # never the name of a model
 WITHIN_DATA = {"pair_file", "prompt_file", "text_files"}  # files of data_folder, absent where the hub is read
 PATH = re.compile(r"[~.]{0,2}/.*|.*/.*/.*|.*\.(csv|tsv|jsonl?|gz|parquet|safetensors|gguf|txt)")

@@ -39,14 +39,16 @@ REMEDIES = {  # OutOfMemoryError is torch's
     "MemoryError": "fewer prompts_per_category, max_new_tokens or a smaller model need less memory",
     "No space left": "free some space; the same command goes on from what is finished",
 }
-PAPERMILL: dict[str, Any] = {"kernel_name": "python3", "language": "python", "autosave_cell_every": 5}
-PAPERMILL |= {
+PAPERMILL: dict[str, Any] = {
+    "kernel_name": "python3",
+    "language": "python",
+    "autosave_cell_every": 5,
     "progress_bar": False,
     "store_widget_state": False,
     "record_timing": False,
     "coalesce_streams": True,
+    "extra_arguments": ["--IPKernelApp.log_level=50"],  # else Ctrl-C prints its traceback
 }
-PAPERMILL |= {"extra_arguments": ["--IPKernelApp.log_level=50"]}  # else Ctrl-C prints its traceback
 LONGEST_SOCKET_PATH = 100  # bytes; Unix allows about 107, and the channel's number is still to come
 
 

@@ -83,9 +83,7 @@ def decode_requests(
     prompts, threads = list(dict.fromkeys(r.prompt_id for r in requests)), torch.get_num_threads()
     n = min(threads, len(prompts)) if all(map(_can_share, models.values())) else 1
     share = {prompt: n * i // len(prompts) for i, prompt in enumerate(prompts)}
-    ordered = sorted(
-        requests, key=lambda request: share[request.prompt_id]
-    )  # as given where prompts are in a row
+    ordered = sorted(requests, key=lambda request: share[request.prompt_id])
     # Before any thread begins: a copy made later would have the hooks of another's steering.
     of_thread = [models, *({name: _twin(one) for name, one in models.items()} for _ in range(1, n))]
     known, stop = vectors_by_key(inputs.get("vectors", ())), Event()

@@ -150,7 +150,7 @@ def _on_rows(given: tuple[Callable[..., Result], Any, str, dict[str, Any]], bloc
 
 
 class _Worker:
-    """What runs in an actor."""
+    """What runs in an actor. What it unpickles comes from the process that started it, never from a file."""
 
     def hold(self, held: bytes) -> None:
         self.held = pickle.loads(held)  # here, so that what a model's loading raises is raised as it is
