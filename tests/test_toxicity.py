@@ -522,14 +522,8 @@ BAD_TABLES = {
     "two scores of a text": (HEADER + ROW + ROW.replace("a,.1", "a,.2"), "the text 'a'"),
     "no text": (HEADER[5:] + ROW[2:], "no column 'text'"),
     "no toxicity": ("text,threat\na,.1\n", "no toxicity"),
-    "an unquoted comma": (HEADER + "Well, " + ROW, "line 2"),
-    "an unclosed quote": (HEADER + '"' + ROW, "line 2|line 3"),
-    "a column twice": (HEADER.replace("threat", "insult") + ROW, "'insult'"),
     "a header alone": (HEADER, r"bad\.csv"),
     "nothing": ("", r"bad\.csv"),
-    "latin-1": ((HEADER + ROW.replace("a", "é")).encode("latin-1"), r"bad\.csv"),
-    "UTF-16": ((HEADER + ROW).encode("utf-16"), r"bad\.csv"),
-    "NUL bytes": (b"\0" * 100, r"bad\.csv"),
 }
 
 
@@ -540,32 +534,6 @@ def test_a_bad_table_of_scores_is_refused_naming_file_and_place(tmp_path, case):
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ValueError, match=rf"bad\.csv.*({named})|({named})"):
         load_scorer(path)
-
-
-BAD_LINES = {
-    "no JSON": "{",
-    "a list": "[1]",
-    "a key twice": '{"text": "a", "text": "b", "toxicity": 0.1}',
-    "a text that is a number": '{"text": 1, "toxicity": 0.1}',
-    "a score that is a list": '{"text": "a", "toxicity": [0.1]}',
-    "deep nesting": "[" * 100_000,
-    "an absurd number": '{"text": "a", "toxicity": ' + "9" * 10_000 + "}",
-}
-
-
-@pytest.mark.filterwarnings("ignore:.*missing")
-@pytest.mark.parametrize("case", BAD_LINES)
-def test_a_bad_line_of_a_table_of_scores_is_refused(tmp_path, case):
-    (tmp_path / "bad.jsonl").write_text(BAD_LINES[case] + "\n")
-    with pytest.raises(ValueError, match=r"^bad\.jsonl"):
-        load_scorer(tmp_path / "bad.jsonl")
-
-
-def test_half_a_surrogate_pair_in_a_table_of_scores_is_refused_by_row(tmp_path):
-    lines = ['{"text": "\\ud800", "toxicity": 0.1}', '{"text": "a", "toxicity": 0.2}']
-    (tmp_path / "odd.jsonl").write_text("\n".join(lines))
-    with pytest.raises(ValueError, match=r"odd\.jsonl, row 1, column text"):
-        load_scorer(tmp_path / "odd.jsonl")
 
 
 def test_a_table_of_scores_that_is_not_there_is_named(tmp_path):

@@ -246,14 +246,11 @@ class LookupScorer:
         scores = pd.DataFrame({"text": shas}, columns=["text", *ATTRIBUTES])
         for attribute, label in labels.items():
             scores[attribute] = pd.to_numeric(rows[label], errors="coerce")
+            unknown = key == "text_sha" and attribute != "toxicity" and scores[attribute].isna().all()
             bad = ~scores[attribute].between(0, 1)
-            if bad.any() and not (
-                key == "text_sha" and attribute != "toxicity" and scores[attribute].isna().all()
-            ):
-                row = int(bad.to_numpy().argmax())
-                raise ValueError(
-                    f"{self.path.name}, row {row + 1}: {attribute} is {rows[label][row]!r}, not in [0, 1]"
-                )
+            if bad.any() and not unknown:
+                where = f"{self.path.name}, row {int(bad.to_numpy().argmax()) + 1}"
+                raise ValueError(f"{where}: {attribute} is {rows[label][bad].iloc[0]!r}, not in [0, 1]")
         scores = scores.drop_duplicates()
         if scores["text"].duplicated().any():
             text = texts[scores.index[scores["text"].duplicated()][0]]
@@ -301,13 +298,8 @@ class PerspectiveScorer:
     above 20 KB is cut; one that Perspective does not score is missing, with a warning.
 
     Args:
-        address: of the service.
         language: of the texts; None lets Perspective detect it.
-        seconds: between two requests, and the first pause before a request is repeated.
-        timeout: for one answer. A request is made six times at most.
-
-    Attributes:
-        id: version of the API, language and, if it is another one, the server.
+        seconds: between two requests, and the first pause before one is repeated, six times at most.
 
     Raises:
         KeyError: the environment has no such key.
