@@ -40,7 +40,7 @@ class Scorer(Protocol):
         ...
 
 
-def load_scorer(name: str | Path = "embedded", *, labels: Mapping[str, str] | None = None) -> Scorer:
+def load_scorer(name: str | Path = "calibrated", *, labels: Mapping[str, str] | None = None) -> Scorer:
     """A toxicity scorer by name.
 
     Args:
