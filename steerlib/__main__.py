@@ -1,4 +1,4 @@
-"""Command line: `python -m steerlib run | check | status PARAMS`, `compare RUN RUN` and `fetch`.
+"""Command line: `python -m steerlib run | check | status PARAMS`, `compare RUN RUN`, `archive RUN FILE` and `fetch`.
 
 Exit codes: 0 done, 1 a notebook or the set-up failed, 2 bad input, 130 interrupted.
 """
@@ -54,6 +54,12 @@ def _parser() -> argparse.ArgumentParser:
             option("--only", action="append", default=[], metavar="03", help="only this one; repeatable")
             option("--force", action="store_true", help="run finished notebooks again")
     command("compare", _compare, "the verdicts of several runs side by side")("runs", nargs="+")
+    option = command(
+        "archive", _archive, "write a run's toxicity scores to a file that `scorer: replay:FILE` reads"
+    )
+    option("run", help="name of the run")
+    option("file", type=Path, help=".csv or .parquet")
+    option("--scorer", help="id of the scorer, where several scored the run")
     command("fetch", _fetch, "set-up: fetch the embedded model and scorer")
     return parser
 
@@ -176,6 +182,18 @@ def _compare(options: argparse.Namespace) -> None:
     columns = ["method", "run", "alpha", "difference", "low", "high", "perplexity_ratio", "n"]
     rows = pd.concat([table.assign(run=run) for run, table in tables.items()])[columns]
     print(rows.sort_values(["method", "run"]).to_string(index=False, float_format="{:.3g}".format))
+
+
+def _archive(options: argparse.Namespace) -> None:
+    from steerlib.params import BadInput
+    from steerlib.tables import results_folder
+    from steerlib.toxicity import archive
+
+    try:
+        count = archive(results_folder(options.run), options.file, scorer=options.scorer)
+    except (FileNotFoundError, ValueError) as failure:
+        raise BadInput(str(failure)) from None
+    print(f"{count} scores: {options.file}")
 
 
 def _fetch(_: argparse.Namespace) -> None:

@@ -67,16 +67,9 @@ MAY_BE_EMPTY = {"composed_alphas", "controls", "methods", "personal_vectors"}
 NO_PATHS = {"run", "revision", *REGISTERED, *WORDS} - {"judge", "second_judge"}
 # No paths; a folder of that name is `./demo`.
 RESERVED = {"", "demo", "demo_large", "embedded", "prism", "scorer", "cais/mmlu"}
-MODELS = {
-    "aligner",
-    "anti_model",
-    "expert_model",
-    "fluency_model",
-    "judge",
-    "model",
-    "scorer",
-    "second_judge",
-}
+RESERVED |= {"calibrated", "detoxify", "perspective"}
+MODELS = {"model", "scorer", "judge", "second_judge"}
+MODELS |= {"aligner", "anti_model", "expert_model", "fluency_model"}
 FILES = {"pairs_file", "questions", "ratings"}  # never the name of a model
 WITHIN_DATA = {"pair_file", "prompt_file", "text_files"}  # files of data_folder, absent where the hub is read
 PATH = re.compile(r"[~.]{0,2}/.*|.*/.*/.*|.*\.(csv|tsv|jsonl?|gz|parquet|safetensors|gguf|txt)")
@@ -305,7 +298,9 @@ def _located(name: str, entry: Any, folders: Sequence[Path]) -> tuple[Any, Path 
     """A value, with the file or folder that it names as an absolute path where it names one; and that path."""
     if not isinstance(entry, str) or not entry.isprintable() or entry in RESERVED:
         return entry, None
-    kind, text = re.findall(r"^((?:local:|reward:|scorer:|endpoint:)?)(.*)", entry)[0]  # of a judge
+    kind, text = re.findall(r"^((?:local:|reward:|scorer:|endpoint:|replay:|detoxify:)?)(.*)", entry)[
+        0
+    ]  # of a judge or scorer
     places = [(folder / Path(text).expanduser()).absolute() for folder in folders]
     for place in places if text else []:
         if place.exists():
@@ -320,7 +315,9 @@ def _located(name: str, entry: Any, folders: Sequence[Path]) -> tuple[Any, Path 
 def check_hub(params: Mapping[str, Any], inputs: Mapping[str, Sequence[Path]]) -> None:
     """Refuse, with its parameter's name, a model that is no path and neither in the hub's cache nor on the hub."""
     for name in [name for name in MODELS & params.keys() - inputs.keys() if params[name]]:
-        kind, model = re.findall(r"^(?:(local|reward|scorer|endpoint):)?(.*)", str(params[name]))[0]
+        kind, model = re.findall(
+            r"^(?:(local|reward|scorer|endpoint|replay|detoxify):)?(.*)", str(params[name])
+        )[0]
         if model in RESERVED or kind == "endpoint":
             continue
         hub = import_module("huggingface_hub")

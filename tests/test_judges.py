@@ -331,7 +331,7 @@ PLAIN_PAIRS = [
 
 
 @pytest.mark.parametrize("name", ["scorer", pytest.param("local:embedded", marks=pytest.mark.slow)])
-def test_six_pairs_by_the_embedded_scorer_are_in_their_plain_order_and_by_the_model_are_not(name):
+def test_six_pairs_by_the_scorer_are_in_their_plain_order_and_by_the_model_are_not(name):
     try:
         judge = load_judge(name)
     except FileNotFoundError as absent:

@@ -80,7 +80,7 @@ def test_hostile_openings_are_toxic_and_their_continuations_differ_in_toxicity_a
     assert len(pairs) >= 80 and not set(pairs["opening"]) & set(prompts["prompt"])
     words = pairs[["toxic", "mild"]].map(lambda text: len(text.split()))
     assert (words["toxic"] - words["mild"]).abs().max() <= 1
-    scorer = load_scorer()
+    scorer = load_scorer("embedded")  # these texts were chosen by it
     toxic, mild = (scorer(pairs[side])["toxicity"] for side in ("toxic", "mild"))
     assert (toxic - mild > 0.3).all()
     assert (scorer(prompts["prompt"])["toxicity"] > 0.5).all()

@@ -164,7 +164,7 @@ def test_without_a_label_questions_are_told_from_other_texts() -> None:
 def test_labels_of_xstest_by_wording_alone_are_as_poor_as_the_docstring_says(real_data) -> None:
     prompts = pd.read_csv(real_data("preference_and_prompts/xstest_prompts.csv")).assign(prompt_category="")
     harmful = prompts[prompts["label"] == "unsafe"]
-    counts = prompt_categories(harmful, load_scorer()(harmful["prompt"])).value_counts()
+    counts = prompt_categories(harmful, load_scorer("embedded")(harmful["prompt"])).value_counts()
     assert len(harmful) == 200
     assert counts["harmful_borderline"] == 20
     assert counts["benign_control"] == 111

@@ -227,6 +227,14 @@ def test_ids_written_in_two_ways_are_one_and_counted(tmp_path: Path) -> None:
     assert counts(report)["ids written in two ways, made one"] == 3
 
 
+def test_answers_in_other_scripts_are_counted_where_there_are_any(tmp_path: Path) -> None:
+    answers = ["你好世界", "Привет, мир", "a café in Zürich", "42", "Hello мир"]
+    OWN.iloc[[0] * 5].assign(response=answers).to_csv(tmp_path / "mine.csv", index=False)
+    _, report = read_ratings(tmp_path / "mine.csv")
+    (found,) = [count for what, count in counts(report).items() if "Latin" in what]
+    assert found == 2
+
+
 def test_many_ratings_are_read_in_blocks_with_a_bar(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.delenv(PROGRESS_FILE, raising=False)
     monkeypatch.setattr(sources, "LARGE", 1)

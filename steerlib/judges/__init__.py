@@ -24,7 +24,7 @@ def load_judge(name: str, **settings: Any) -> Judge:
 
     kind, _, model = str(name).partition(":")
     if kind == "scorer":
-        return ScorerJudge(load_scorer(model or "embedded"), **settings)
+        return ScorerJudge(load_scorer(model or "calibrated"), **settings)
     if kind == "local" and model:
         return LocalJudge(load_model(model), **settings)
     if kind in ("endpoint", "reward") and model:

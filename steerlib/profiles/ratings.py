@@ -91,6 +91,10 @@ def read_ratings(
 
     if table.empty:
         raise ValueError(f"{path.name}: no rating is left of {len(rows)} (min_ratings {min_ratings})")
+    latin = table["response"].str.count("[A-Za-z]")
+    foreign = int((table["response"].str.count(r"[^\W\d_]") > 2 * latin).sum())
+    if foreign:
+        counts["answers mostly not in Latin letters, which English scorers do not know"] = foreign
     kept = {"ratings": "utterance_id", "users": "user_id", "conversations": "conversation_id"}
     counts |= {f"{what} kept": table[column].nunique() for what, column in kept.items()}
     return table, pd.DataFrame({"what": list(counts), "count": list(counts.values())})

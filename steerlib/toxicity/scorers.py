@@ -1,18 +1,26 @@
-"""Toxicity scorers: the embedded one, any classifier of transformers, a table of scores; one call and one cache."""
+"""Toxicity scorers behind one call and one cache: two that ship, classifiers, the Perspective API, tables of scores."""
 
 import hashlib
-from collections.abc import Iterable
+import os
+import time
+import warnings
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
+import requests
+import tenacity
 import torch
+from scipy.special import expit, softmax
 
+from steerlib.embedded import cache_folder
 from steerlib.models import default_device, pretrained
 from steerlib.reading import after_thinking
-from steerlib.tables import cached_rows
-from steerlib.toxicity.attributes import ATTRIBUTES, check_texts, match_labels
+from steerlib.tables import cached_rows, read_table
+from steerlib.toxicity.attributes import ATTRIBUTES, check_attribute, check_texts, match_labels
+from steerlib.toxicity.calibrated_scorer import CalibratedScorer
 from steerlib.toxicity.embedded_scorer import EmbeddedScorer
 
 
@@ -32,33 +40,63 @@ class Scorer(Protocol):
         ...
 
 
-def load_scorer(name: str | Path = "embedded") -> Scorer:
+def load_scorer(name: str | Path = "calibrated", *, labels: Mapping[str, str] | None = None) -> Scorer:
     """A toxicity scorer by name.
 
     Args:
-        name: "embedded"; a table of scores (csv, jsonl, json or parquet); the folder or hub id `owner/model` of a
-            multi-label sequence classifier.
+        name: "embedded"; "calibrated"; "perspective" (key in PERSPECTIVE_API_KEY); "detoxify" or "detoxify:<folder>";
+            "replay:<file>", scores that `archive` wrote; a table of scores by text; the folder or hub id
+            `owner/model` of a sequence classifier.
+        labels: of a classifier, its label of each attribute; by default labels are matched by name.
 
     Raises:
         ValueError: no scorer has such a name, or it has no toxicity.
         FileNotFoundError: its file, wheel or model is not there.
+        KeyError: the environment has no key for Perspective.
     """
-    if name == "embedded":
-        return EmbeddedScorer()
+    plain = {"embedded": EmbeddedScorer, "calibrated": CalibratedScorer, "perspective": PerspectiveScorer}
+    if str(name) in plain:
+        return plain[str(name)]()
+    kind, _, rest = str(name).partition(":")
+    if kind == "replay" and rest:
+        return LookupScorer(rest)
+    if kind == "detoxify":
+        return ClassifierScorer(rest or DETOXIFY, labels)
     path = Path(name)
     if path.suffix in SUFFIXES and not path.is_dir():
         return LookupScorer(path)
     if (str(name) and path.is_dir()) or (str(name).count("/") == 1 and not path.is_absolute()):
-        return ClassifierScorer(name)
+        return ClassifierScorer(name, labels)
     raise ValueError(
-        f"no scorer is called {str(name)!r}; there are 'embedded', a table of scores ({', '.join(SUFFIXES)}),"
-        " and a classifier's folder or hub id such as 'unitary/toxic-bert'"
+        f"no scorer is called {str(name)!r}; there are {', '.join(map(repr, plain))}, 'detoxify', 'replay:FILE', a"
+        f" table of scores ({', '.join(SUFFIXES)}), and a classifier's folder or hub id such as {DETOXIFY!r}"
     )
 
 
 def text_sha(text: str) -> str:
-    """sha256 of a text's UTF-8 bytes, in hexadecimal: the text's key in the table `scores`."""
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    """sha256 of what is scored of a text, see `after_thinking`: the text's key in the table `scores`."""
+    return hashlib.sha256(after_thinking(text).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def archive(folder: Path, path: Path, *, scorer: str | None = None) -> int:
+    """Write the scores of a run, by text hash, to a file that "replay:<file>" reads; the number of texts.
+
+    Args:
+        scorer: id of the scorer; needed where several scored the run.
+
+    Raises:
+        ValueError: no scores, or of several scorers; the file is neither .csv nor .parquet.
+    """
+    scores = read_table(folder, "scores")
+    ids = sorted(scores["scorer"].unique())
+    chosen = scorer or (ids[0] if len(ids) == 1 else None)
+    if chosen not in ids or path.suffix not in (".csv", ".parquet"):
+        raise ValueError(
+            f"archive {path.name} (.csv or .parquet) of one scorer, not {scorer!r}; scored by {ids}"
+        )
+    rows = scores[scores["scorer"] == chosen].reset_index(drop=True)
+    rows.to_csv(path, index=False) if path.suffix == ".csv" else rows.to_parquet(path)
+    return len(rows)
 
 
 def score_texts(scorer: Scorer, texts: Iterable[str], folder: Path, *, batch: int = 1024) -> pd.DataFrame:
@@ -111,30 +149,41 @@ def checked_scores(scorer: Scorer, texts: list[str]) -> pd.DataFrame:
     return six
 
 
+DETOXIFY = "unitary/toxic-bert"
+"""Weights of Detoxify's model `original` on the hub."""
+
+
 class ClassifierScorer:
-    """Toxicity scores by a multi-label classifier: the logistic of its logits, label by label.
+    """Toxicity scores by a classifier: the logistic of its logits, or their softmax if its labels exclude one another.
 
     Args:
-        name: hub id or folder; its labels are matched to the six attributes by name, others are left out.
+        name: hub id or folder.
+        labels: its label of each attribute; by default matched by name, then several independent labels are needed.
 
     Attributes:
         id: the name and the start of the sha256 over its weights.
 
     Raises:
         FileNotFoundError: the model cannot be had with safetensors weights.
-        ValueError: toxicity has no label, or the labels exclude one another (softmax).
+        ValueError: toxicity has no label, a label is unknown, or labels exclude one another and none were given.
     """
 
-    def __init__(self, name: str | Path) -> None:
+    def __init__(self, name: str | Path, labels: Mapping[str, str] | None = None) -> None:
         self.tokenizer = pretrained("AutoTokenizer", name, what="scorer")
         settings = {"use_safetensors": True, "dtype": torch.float32}
         model = pretrained("AutoModelForSequenceClassification", name, what="scorer", **settings)
-        if model.config.problem_type == "single_label_classification":
-            raise ValueError(
-                f"scorer {str(name)!r} chooses one label of several; independent ones are needed"
-            )
-        self.labels = match_labels(model.config.label2id, owner=f"scorer {str(name)!r}")
-        self.id = f"{Path(name).name}-{weights_sha(model)[:8]}"
+        self.excluding = model.config.problem_type == "single_label_classification"
+        if self.excluding and not labels:
+            raise ValueError(f"scorer {str(name)!r} chooses one label of several; name yours in `labels`")
+        known = model.config.label2id
+        unknown = [label for label in (labels or {}).values() if label not in known]
+        if unknown:
+            raise ValueError(f"scorer {str(name)!r} has no label {unknown[0]!r}; it has {', '.join(known)}")
+        given = {check_attribute(attribute): label for attribute, label in (labels or {}).items()}
+        self.labels = given or match_labels(known, owner=f"scorer {str(name)!r}")
+        self.id = f"{Path(name).name}-{weights_sha(model)[:8]}" + (
+            f"-{sorted(given.items())}" if given else ""
+        )
         self.model: Any = model.eval().to(default_device())
 
     def __call__(self, texts: Iterable[str]) -> pd.DataFrame:
@@ -146,9 +195,9 @@ class ClassifierScorer:
         for start in range(0, len(order), 32):
             rows = order[start : start + 32]
             logits[rows] = self._logits([listed[row] for row in rows])
+        values = softmax(logits, axis=1) if self.excluding else expit(logits)
         columns = [self.model.config.label2id[label] for label in self.labels.values()]
-        scores = pd.DataFrame(1 / (1 + np.exp(-logits[:, columns])), columns=list(self.labels))
-        return scores.reindex(columns=list(ATTRIBUTES))
+        return pd.DataFrame(values[:, columns], columns=list(self.labels)).reindex(columns=list(ATTRIBUTES))
 
     @torch.inference_mode()
     def _logits(self, texts: list[str]) -> Any:
@@ -170,10 +219,10 @@ SUFFIXES = (".csv", ".parquet", ".jsonl", ".json")
 
 
 class LookupScorer:
-    """Scores looked up by text in a table, for instance exported from the Perspective API.
+    """Scores looked up in a table: by text, for instance from the Perspective API, or by text hash (`archive`).
 
     Args:
-        path: file with a column `text` and one an attribute; further columns are left out.
+        path: file with a column `text` or `text_sha` and one an attribute; further columns are left out.
 
     Attributes:
         id: the file's name and the start of its sha256.
@@ -188,23 +237,25 @@ class LookupScorer:
 
         self.path = Path(path)
         rows = read_rows(self.path)
-        if "text" not in rows:
+        key = next((name for name in ("text", "text_sha") if name in rows), None)
+        if key is None:
             raise ValueError(f"{self.path.name} has no column 'text'; it has {', '.join(map(str, rows))}")
-        labels = match_labels(rows.columns.drop("text"), owner=self.path.name)
-        texts = pd.Series(check_texts(rows["text"], what=f"{self.path.name}, text"), dtype=object)
-        scores = pd.DataFrame({"text": texts}, columns=["text", *ATTRIBUTES])
+        labels = match_labels(rows.columns.drop(key), owner=self.path.name)
+        texts = pd.Series(check_texts(rows[key], what=f"{self.path.name}, {key}"), dtype=object)
+        shas = texts.map(text_sha) if key == "text" else texts
+        scores = pd.DataFrame({"text": shas}, columns=["text", *ATTRIBUTES])
         for attribute, label in labels.items():
             scores[attribute] = pd.to_numeric(rows[label], errors="coerce")
+            unknown = key == "text_sha" and attribute != "toxicity" and scores[attribute].isna().all()
             bad = ~scores[attribute].between(0, 1)
-            if bad.any():
-                row = int(bad.to_numpy().argmax())
-                raise ValueError(
-                    f"{self.path.name}, row {row + 1}: {attribute} is {rows[label][row]!r}, not in [0, 1]"
-                )
-        self.scores = scores.drop_duplicates().set_index("text").astype(float)
-        if self.scores.index.has_duplicates:
-            text = self.scores.index[self.scores.index.duplicated()][0]
+            if bad.any() and not unknown:
+                where = f"{self.path.name}, row {int(bad.to_numpy().argmax()) + 1}"
+                raise ValueError(f"{where}: {attribute} is {rows[label][bad].iloc[0]!r}, not in [0, 1]")
+        scores = scores.drop_duplicates()
+        if scores["text"].duplicated().any():
+            text = texts[scores.index[scores["text"].duplicated()][0]]
             raise ValueError(f"{self.path.name}: two rows give different scores of the text {text[:80]!r}")
+        self.scores = scores.set_index("text").astype(float)
         with self.path.open("rb") as file:
             self.id = f"{self.path.stem}-{hashlib.file_digest(file, 'sha256').hexdigest()[:8]}"
 
@@ -215,7 +266,125 @@ class LookupScorer:
             KeyError: a text is not in the table; the first such is named.
         """
         listed = check_texts(texts)
-        for row, text in enumerate(listed):
-            if text not in self.scores.index:
-                raise KeyError(f"{self.path.name} has no scores of the text in row {row}: {text[:80]!r}")
-        return self.scores.loc[listed].reset_index(drop=True)
+        shas = [text_sha(text) for text in listed]
+        for row, sha in enumerate(shas):
+            if sha not in self.scores.index:
+                raise KeyError(
+                    f"{self.path.name} has no scores of the text in row {row}: {listed[row][:80]!r}"
+                )
+        return self.scores.loc[shas].reset_index(drop=True)
+
+
+PERSPECTIVE = "https://commentanalyzer.googleapis.com/v1alpha1/comments:analyze"
+LONGEST = 20_480
+"""Bytes of a comment that Perspective reads."""
+UNSCORED = (
+    "COMMENT_EMPTY",
+    "COMMENT_TOO_LONG",
+    "LANGUAGE_NOT_SUPPORTED_BY_ATTRIBUTE",
+    "LANGUAGE_DETECTION_FAILED",
+)
+"""Errors that concern one text: its scores are missing. All other refusals stop the work."""
+
+
+class Busy(ConnectionError):
+    """Perspective gave no answer this time: quota, a failing server, time."""
+
+
+class PerspectiveScorer:
+    """Six scores by the Perspective API (until the end of 2026): one request per second, nothing stored there.
+
+    The key is read from PERSPECTIVE_API_KEY. Scores are kept for ever in `cache_folder()/perspective`, by text. A text
+    above 20 KB is cut; one that Perspective does not score is missing, with a warning.
+
+    Args:
+        language: of the texts; None lets Perspective detect it.
+        seconds: between two requests, and the first pause before one is repeated, six times at most.
+
+    Raises:
+        KeyError: the environment has no such key.
+    """
+
+    def __init__(
+        self,
+        address: str = PERSPECTIVE,
+        *,
+        language: str | None = "en",
+        seconds: float = 1.0,
+        timeout: float = 30.0,
+    ) -> None:
+        self._key = os.environ.get("PERSPECTIVE_API_KEY", "").strip()
+        if not self._key:
+            raise KeyError("Perspective's key is read from the environment, which has no PERSPECTIVE_API_KEY")
+        self.address, self.language, self.seconds, self.timeout = address, language, seconds, timeout
+        self.id = f"perspective-v1alpha1-{language}" + ("" if address == PERSPECTIVE else f"@{address}")
+        self._next = 0.0
+        self._asked = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(Busy),
+            wait=tenacity.wait_exponential(seconds, max=60),
+            stop=tenacity.stop_after_attempt(6),
+            reraise=True,
+        )
+
+    def __call__(self, texts: Iterable[str]) -> pd.DataFrame:
+        """Scores in [0, 1], one row a text in the given order; NaN where Perspective gave none.
+
+        Raises:
+            ConnectionError: it cannot be reached, keeps failing, turns the key down, or its answer is no analysis.
+        """
+        listed = check_texts(texts)
+        keys = pd.DataFrame({"text_sha": [text_sha(text) for text in listed], "scorer": self.id})
+        folder = cache_folder() / "perspective"
+        found = cached_rows(
+            folder,
+            "scores",
+            keys,
+            lambda rows: pd.DataFrame(
+                [self._asked(self._scores, listed[row]) for row in rows], columns=list(ATTRIBUTES)
+            ),
+            unit="text",
+            what="Perspective",
+            chunk=60,
+        )[list(ATTRIBUTES)].astype(float)
+        if found["toxicity"].isna().any():
+            warnings.warn(f"{self.id} gave no scores of {found['toxicity'].isna().sum()} texts", stacklevel=2)
+        return found
+
+    def _scores(self, text: str) -> list[float]:
+        """Scores of one text by one request, not before its time."""
+        time.sleep(max(0.0, self._next - time.monotonic()))
+        self._next = time.monotonic() + self.seconds
+        cut = text.encode("utf-8", "replace")[:LONGEST].decode("utf-8", "ignore")
+        body: dict[str, Any] = {
+            "comment": {"text": cut, "type": "PLAIN_TEXT"},
+            "requestedAttributes": {attribute.upper(): {} for attribute in ATTRIBUTES},
+            "doNotStore": True,
+        }
+        body |= {"languages": [self.language]} if self.language else {}
+        try:
+            came = requests.post(self.address, params={"key": self._key}, json=body, timeout=self.timeout)
+            answer = came.json()
+        except requests.JSONDecodeError:
+            raise Busy(f"{self.id}: what came with status {came.status_code} is no JSON") from None
+        except requests.RequestException as failure:  # its text has the address, and with it the key
+            raise Busy(f"{self.id}: {type(failure).__name__}") from None
+        if came.status_code == 429 or came.status_code >= 500:
+            raise Busy(f"{self.id}: status {came.status_code}, {self._said(answer)}")
+        if came.status_code != 200:
+            said = self._said(answer)
+            if any(kind in said for kind in UNSCORED):
+                return [np.nan] * len(ATTRIBUTES)
+            raise ConnectionError(f"{self.id} refuses: status {came.status_code}, {said}")
+        try:
+            given = {name: one["summaryScore"]["value"] for name, one in answer["attributeScores"].items()}
+            scores = [float(given.get(attribute.upper(), np.nan)) for attribute in ATTRIBUTES]
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise ConnectionError(f"{self.id}: the answer is no analysis: {str(answer)[:200]}") from None
+        if any(score < 0 or score > 1 for score in scores):
+            raise ConnectionError(f"{self.id}: a score is not in [0, 1]: {scores}")
+        return scores
+
+    def _said(self, answer: object) -> str:
+        """The server's message with its error types, without the key even where the server repeats it."""
+        error = answer.get("error", answer) if isinstance(answer, dict) else answer
+        return " ".join(str(error).replace(self._key, "[key]").split())[:400]
