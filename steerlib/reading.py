@@ -2,10 +2,12 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from steerlib.models import FrozenModel, high_precision
 
@@ -133,13 +135,9 @@ def check_length(frozen: FrozenModel, ids: Sequence[int], max_new_tokens: int, *
 
 def left_padded(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
     """Ids and attention mask of sequences padded on the left, both `(batch, seq)`; the mask is 0 on pads."""
-    longest = max(len(ids) for ids in sequences)
-    ids = torch.zeros(len(sequences), longest, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for row, sequence in enumerate(sequences):
-        ids[row, longest - len(sequence) :] = torch.tensor(sequence)
-        mask[row, longest - len(sequence) :] = 1
-    return ids.to(device), mask.to(device)
+    rows = [torch.tensor(ids, dtype=torch.long) for ids in sequences]
+    pad = partial(pad_sequence, batch_first=True, padding_side="left")
+    return pad(rows).to(device), pad([torch.ones_like(row) for row in rows]).to(device)
 
 
 def position_ids(mask: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 from reference import reference_answer
-from test_decoding import DECODE, GREEDY, POPULATION, PROMPTS, SAMPLED, SIGNALS, VECTORS, answers
+from test_decoding import GREEDY, POPULATION, PROMPTS, SAMPLED, SIGNALS, VECTORS, answers
 from tiny import ALPHABET, tiny_model
 from transformers import GPT2Config
 
@@ -64,7 +64,7 @@ def test_a_sweep_in_small_batches_takes_trained_branches(tiny, others, tmp_path,
     arms = trained_grid()
     settings = {**SIGNALS, "branch_models": others}
     together = decode(tiny, PROMPTS, arms, **settings)
-    monkeypatch.setattr(DECODE, "CPU_BYTES", 0)
+    monkeypatch.setattr("steerlib.decoding.streams.CPU_BYTES", 0)
     swept = run_sweep(tiny, PROMPTS, arms, folder=tmp_path, **settings)
     assert answers(swept) == answers(together)
 

@@ -13,10 +13,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from steerlib.decoding.decode import NoiseKeys, check_finite, default_capacity, halved, prompt_tokens
+from steerlib.decoding.decode import NoiseKeys, check_finite, halved, prompt_tokens
 from steerlib.decoding.requests import Inputs, Request, make_requests
 from steerlib.decoding.sampling import Pieces, ScoreLines, upper_envelope
-from steerlib.decoding.streams import MultiModelStreams
+from steerlib.decoding.streams import MultiModelStreams, default_capacity
 from steerlib.models import FrozenModel, high_precision
 from steerlib.rules import RULES, acting_on, base_nucleus, js_temperature
 from steerlib.tables import SCHEMA

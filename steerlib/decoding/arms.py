@@ -10,8 +10,9 @@ from functools import partial
 import pandas as pd
 
 from steerlib.decoding.contexts import TEMPLATES, Contexts, default_contexts
+from steerlib.decoding.requests import Factor
 from steerlib.decoding.sampling import Sampling
-from steerlib.residual import Factor, VectorFamily
+from steerlib.residual import VectorFamily
 from steerlib.rules import acting_on, amplification, check_method
 
 PROFILES = ("none", "own", "shuffled", "population")

@@ -19,13 +19,11 @@ from torch import Tensor
 
 from steerlib.decoding.requests import Inputs, Request, make_requests
 from steerlib.decoding.sampling import NEAR_TIE, choose, gumbel_noise, penalise_, text_hash
-from steerlib.decoding.streams import MultiModelStreams
-from steerlib.models import FrozenModel, high_precision, row_size
+from steerlib.decoding.streams import MultiModelStreams, default_capacity
+from steerlib.models import FrozenModel, high_precision
 from steerlib.residual import ResidualDose, steering_hooks, vectors_by_key
 from steerlib.rules import RULES, base_nucleus, js_temperature
 
-CPU_CAPACITY, CPU_BYTES = 384, 3 * 2**29
-"""Rows of a forward pass at most, and the memory that they may take; more rows gain no speed."""
 Progress = Callable[[int], object]
 Result = TypeVar("Result")
 
@@ -115,14 +113,13 @@ def decode_requests(
 
     if n == 1:
         return decoded(0)
+    running = [_pool(n).submit(decoded, number) for number in range(n)]
     try:
-        running = [_pool(n).submit(decoded, number) for number in range(n)]
-        try:
-            return pd.concat([one.result() for one in running], ignore_index=True)
-        except BaseException:
-            stop.set()
-            wait(running)
-            raise
+        return pd.concat([one.result() for one in running], ignore_index=True)
+    except BaseException:
+        stop.set()
+        wait(running)
+        raise
     finally:
         torch.set_num_threads(threads)
 
@@ -164,22 +161,6 @@ def halved(
             pending = [batch[:half], batch[half:], *pending]
         else:
             yield found
-
-
-def default_capacity(models: Sequence[FrozenModel], requests: Sequence[Request]) -> int:
-    """Rows of a forward pass: as many as half of the free GPU memory, or `CPU_BYTES`, holds in the largest model."""
-    device, size = models[0].device, row_bytes(models, requests)
-    if device.type != "cuda":
-        return max(8, min(CPU_CAPACITY, CPU_BYTES // size))
-    # What torch has reserved and not given out counts as used by the driver, and is free for the next batch.
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return max(8, int((torch.cuda.mem_get_info(device)[0] + unused) / 2 // size))
-
-
-def row_bytes(models: Sequence[FrozenModel], requests: Sequence[Request]) -> int:
-    """Bytes of one row of a forward pass in the largest model, for the longest of some answers."""
-    tokens = max(len(s.ids) + r.sampling.max_new_tokens for r in requests for s in r.branches.values())
-    return max(row_size(frozen.model.config, frozen.dtype, tokens) for frozen in models)
 
 
 class NoiseKeys:
@@ -244,16 +225,13 @@ class Batch:
         )
         self.names = sorted({name for r in requests for name in r.branches})
         slot = self.streams.slot
-        self.slots = torch.tensor(
-            [[slot.get(r.branches.get(name), -1) for name in self.names] for r in requests], device=device
-        )
+        slots = [[slot.get(r.branches.get(name), -1) for name in self.names] for r in requests]
+        self.slots = torch.tensor(slots, device=device)
         # The rule's base: a vector beside a logit rule steers it too.
         own_base = [self.names.index("steered" if "steered" in r.branches else "base") for r in requests]
         self.own_base = torch.tensor(own_base, device=device)
-        self.members = {
-            method: torch.tensor([r.method == method for r in requests], device=device)
-            for method in {r.method for r in requests}
-        }
+        methods = [r.method for r in requests]
+        self.members = {one: torch.tensor([m == one for m in methods], device=device) for one in {*methods}}
         self.live = torch.arange(len(requests), device=device)
         self.stop_ids = torch.tensor(sorted(self.frozen.stop_ids), device=device)
         self.tokens = torch.zeros(len(requests), self.longest, dtype=torch.long, device=device)

@@ -1,8 +1,11 @@
 """From prompts and arms to the answers asked for: which branches each needs, and how it is sampled."""
 
+import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TypedDict
+from functools import cached_property
+from typing import NamedTuple, TypedDict
 
 import pandas as pd
 
@@ -17,8 +20,53 @@ from steerlib.decoding.contexts import (
 from steerlib.decoding.sampling import Sampling
 from steerlib.models import FrozenModel
 from steerlib.reading import TokenIds, check_length, read_history
-from steerlib.residual import Factor, VectorFamily, VectorKey, family_of, strength
-from steerlib.rules import check_method
+from steerlib.residual import VectorFamily, VectorKey, family_of
+from steerlib.rules import RULES, check_method
+
+
+@dataclass(frozen=True)
+class Factor:
+    """What alpha is multiplied by, by prompt_id: SDA's a = F(S), or the gate (0 or 1) of conditional steering."""
+
+    name: str
+    values: Mapping[str, float]
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash of the values: answers under other factors are other arms."""
+        text = "\n".join(f"{prompt}={float(value)!r}" for prompt, value in sorted(self.values.items()))
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+class Strength(NamedTuple):
+    """Alpha of the logits and alpha of the vector, each multiplied by the prompt's factor."""
+
+    logits: float
+    vector: float
+
+
+def strength(arm: Mapping, prompt_id: str = "", factors: Sequence[Factor] = ()) -> Strength:
+    """How strongly an arm (a row of the arms table) steers a prompt.
+
+        alpha F,    F = 1, a number, or the prompt's value of the factor that the arm names
+
+    A ValueError says that there is no such factor, or none for this prompt.
+    """
+    name, alpha = arm["factor"], arm["alpha"]
+    by_name = {factor.name: factor.values for factor in factors}
+    if name in by_name:
+        value = float(by_name[name].get(prompt_id, math.nan))
+    else:
+        try:
+            value = float(name or 1)
+        except ValueError:
+            raise ValueError(
+                f"arm {arm['arm_id']}: no factor is called {name!r}; there are {[*by_name]}"
+            ) from None
+    if not math.isfinite(value):
+        raise ValueError(f"arm {arm['arm_id']}: factor {name!r} of prompt {prompt_id} is {value}")
+    of_vector = alpha if RULES[arm["method"]].acts_on == "residual" else arm["vector_alpha"]
+    return Strength(alpha * value, of_vector * value)
 
 
 class Inputs(TypedDict, total=False):

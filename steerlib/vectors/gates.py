@@ -6,8 +6,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from steerlib.decoding.requests import Factor, strength
 from steerlib.models import FrozenModel
-from steerlib.residual import Factor, VectorFamily, Vectors, family_of, prompt_residuals, strength
+from steerlib.residual import VectorFamily, Vectors, family_of, prompt_residuals
 from steerlib.tables import check_table
 
 
