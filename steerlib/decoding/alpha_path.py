@@ -7,8 +7,10 @@ that share it.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Unpack
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -38,17 +40,14 @@ def alpha_path(
     At any alpha strictly inside a segment, `decode` at that alpha gives the segment's answer (the model in float64;
     in float32 another batch shape may part at a near-tie). The breakpoints are exact for the logits at hand.
 
-    Args:
-        arm: one row of the arms table, of a method that acts on logits, greedy or sampled with top_p = 1 (min_p is the
-            nucleus that goes with a path). Its alpha, above 0, is the end of the range. A temperature by divergence
-            and the base's own nucleus are exact too: they do not depend on alpha.
+    The arm is one row of the arms table, of a method that acts on logits, greedy or sampled with top_p = 1 (min_p is
+    the nucleus that goes with a path); a ValueError says that it is not. Its alpha, above 0, is the end of the range. A
+    temperature by divergence and the base's own nucleus are exact too: they do not depend on alpha. The rest as in
+    `decode`.
 
-    Other arguments and errors as in `decode`, and a ValueError for an arm that is none of these.
-
-    Returns:
-        The segments table, ordered by alpha within prompt and seed: `[alpha_low, alpha_high)`, the last closed;
-        without gap or overlap; neighbours differ. `complete` is false where `text` is only what the segment's alphas
-        have in common so far, see `ROW_BUDGET`. `nll_base` as in `decode`.
+    Returns the segments table, ordered by alpha within prompt and seed: `[alpha_low, alpha_high)`, the last closed;
+    without gap or overlap; neighbours differ. `complete` is false where `text` is only what the segment's alphas have
+    in common so far, see `ROW_BUDGET`.
 
     Source: ours. Och (ACL 2003) walks the upper envelope of lines over one model weight for given lists of
     translations; here every step of decoding has an envelope of its own, and the lines may bend.
@@ -73,8 +72,16 @@ def alpha_path(
     batches = [requests[first : first + together] for first in range(0, len(requests), together)]
 
     grown = halved(batches, lambda batch: AlphaPathTrees(models, batch, alpha_max).grow())
-    found = [segment for segments in grown for segment in segments]
-    return _merged(pd.DataFrame(found, columns=[*SCHEMA["segments"].columns]), requests)
+    segments = pd.DataFrame(list(chain.from_iterable(grown)), columns=[*SCHEMA["segments"].columns])
+    order = {(r.prompt_id, r.seed): i for i, r in enumerate(requests)}
+    place = pd.Series([order[key] for key in zip(segments.prompt_id, segments.seed, strict=True)], dtype=int)
+    rows = np.lexsort([segments.alpha_low, place])
+    segments, place = segments.iloc[rows].reset_index(drop=True), place.iloc[rows].reset_index(drop=True)
+    # Neighbours with the same answer are one segment.
+    answer = pd.DataFrame({"ids": segments.token_ids.map(tuple), "complete": segments.complete, "of": place})
+    starts = (answer != answer.shift()).any(axis=1)
+    ends = segments.groupby(starts.cumsum()).alpha_high.last()
+    return segments[starts].assign(alpha_high=ends.to_numpy()).reset_index(drop=True)
 
 
 class AlphaPathTrees:
@@ -119,7 +126,10 @@ class AlphaPathTrees:
             self._close(stopped, complete=True, stopped=True)
             if step + 1 == self.sampling.max_new_tokens:
                 break
-            self._close(self._over_budget(), complete=False)
+            # Nodes that are not among their tree's widest, as many as the budget has room for.
+            width = pd.Series((self.high - self.low).tolist(), dtype=float).groupby(self.tree.tolist())
+            crowded = (width.rank(method="first", ascending=False) > self.nodes).tolist()
+            self._close(torch.tensor(crowded, dtype=torch.bool, device=z.device), complete=False)
             if not len(self.tree):
                 break
             self.slots, z = self.streams.append(self.slots, self.tokens[:, -1], z.shape[1])
@@ -175,12 +185,6 @@ class AlphaPathTrees:
         for name in ("tree", "low", "high", "slots", "tokens", "nll", "seen"):
             setattr(self, name, getattr(self, name)[nodes])
 
-    def _over_budget(self) -> Tensor:
-        """Nodes that are not among their tree's widest, as many as the budget has room for."""
-        width = pd.Series((self.high - self.low).tolist(), dtype=float)
-        rank = width.groupby(self.tree.tolist()).rank(method="first", ascending=False)
-        return torch.tensor((rank > self.nodes).tolist(), dtype=torch.bool, device=self.tree.device)
-
     def _close(self, nodes: Tensor, *, complete: bool, stopped: bool = False) -> None:
         """Write nodes down as segments and drop them."""
         if not nodes.any():
@@ -195,17 +199,3 @@ class AlphaPathTrees:
             row |= {"token_ids": token_ids, "n_tokens": len(token_ids), "stopped": stopped, "nll_base": nll}
             self.segments.append(row)
         self._keep(~nodes)
-
-
-def _merged(segments: pd.DataFrame, requests: Sequence[Request]) -> pd.DataFrame:
-    """Segments in the requests' order and by alpha, neighbours with the same answer made one."""
-    place = {(r.prompt_id, r.seed): i for i, r in enumerate(requests)}
-    segments["order"] = [place[key] for key in zip(segments.prompt_id, segments.seed, strict=True)]
-    segments = segments.sort_values(["order", "alpha_low"], ignore_index=True)
-    answer = pd.DataFrame(
-        {"ids": segments.token_ids.map(tuple), "complete": segments.complete, "order": segments.order}
-    )
-    starts = (answer != answer.shift()).any(axis=1)
-    merged = segments[starts].reset_index(drop=True)
-    merged["alpha_high"] = segments.groupby(starts.cumsum()).alpha_high.last().to_numpy()
-    return merged.drop(columns="order")

@@ -42,16 +42,14 @@ def make_arms(
         alphas: strengths, dimensionless; that of "sda" is k.
         model: name of the frozen model, see `FrozenModel.name`.
         contexts: by category, what the arm's branches read; None for the style's defaults. Their hash is a setting.
-        profile: whose category steers: "own" (the user's c*(u)), "shuffled" (another one, the control), "population"
-            (one for all, named by `category`), "none" for an arm without a context. Vectors by user are "own" or
-            "shuffled" as their family is.
+        profile: whose category, or vector, steers: "own" (the user's c*(u)), "shuffled" (another one, the control),
+            "population" (one for all, named by `category`), "none" for an arm without a context.
         factor: what alpha is multiplied by: a number, or a value for each prompt; None for 1.
         vector_alpha: strength of a vector beside a logit rule: all context branches and the rule's base have it.
         positions: where vectors are added, see `steered_positions`.
         base_top_p: logit rules choose within the base's own nucleus of this mass, see `base_nucleus`; 1 for no such
             limit, as in STEER-Away.
-        branches: names of trained models that stand for a context, by branch. An arm without a context left has
-            profile "none".
+        branches: names of trained models that stand for a context, by branch.
         ablation: the arm is a part of a method under study, shown as a control.
 
     Returns:
@@ -59,41 +57,31 @@ def make_arms(
         included); `variant` is empty, see `with_variants`. A ValueError names a setting that the method cannot have.
     """
     rule, trained, contexts = check_method(method), dict(branches or {}), contexts or default_contexts(style)
-    sampling, reads, on_logits = (
-        sampling or Sampling(),
-        {*rule.context_branches} - {*trained},
-        rule.acts_on == "logits",
-    )
-    by_user = family is not None and rule.acts_on == "residual" and family.vector_user
-    vector = family.name if family else ""
-    for fine, problem in (
-        (style in TEMPLATES, f"style {style!r} is none of {', '.join(TEMPLATES)}"),
-        (profile in PROFILES, f"profile {profile!r} is none of {', '.join(PROFILES)}"),
-        ({*trained} <= {*rule.context_branches}, f"has no branch to be a trained model among {[*trained]}"),
-        (not category or category in contexts, f"category {category!r} is none of {', '.join(contexts)}"),
-        ((profile == "population") == bool(category), f"profile {profile!r} with category {category!r}"),
-        (
-            by_user or bool(reads) == (profile != "none"),
-            f"does not go with profile {profile!r} and its branches",
+    sampling, reads = sampling or Sampling(), {*rule.context_branches} - {*trained}
+    on_logits, on_residual = (rule.acts_on == place for place in ("logits", "residual"))
+    by_user = family is not None and on_residual and family.vector_user
+    vector, beside = family.name if family else "", on_logits and family is not None
+    problems = {
+        f"style {style!r} is none of {', '.join(TEMPLATES)}": style in TEMPLATES,
+        f"profile {profile!r} is none of {', '.join(PROFILES)}": profile in PROFILES,
+        f"has no branch to be a trained model among {[*trained]}": {*trained} <= {*rule.context_branches},
+        f"category {category!r} is none of {', '.join(contexts)}": not category or category in contexts,
+        f"profile {profile!r} with category {category!r}": (profile == "population") == bool(category),
+        f"does not go with profile {profile!r} and its branches": by_user
+        or bool(reads) == (profile != "none"),
+        f"profile {profile!r} with vector {vector!r} of {by_user!r} users": not by_user or profile == by_user,
+        "needs a vector": not on_residual or family,
+        f"with vector {vector!r}: a vector goes with 'caa' or a logit rule": not family or rule.has_alpha,
+        f"vector_alpha {vector_alpha} is not finite": math.isfinite(vector_alpha),
+        f"vector_alpha {vector_alpha} with vector {vector!r}: of a vector beside a logit rule": (
+            (vector_alpha != 0) == beside
         ),
-        (
-            not by_user or profile == by_user,
-            f"profile {profile!r} with vector {vector!r} of {by_user!r} users",
-        ),
-        (rule.acts_on != "residual" or family, "needs a vector"),
-        (not family or rule.has_alpha, f"with vector {vector!r}: a vector goes with 'caa' or a logit rule"),
-        (
-            math.isfinite(vector_alpha) and (vector_alpha != 0) == (on_logits and bool(family)),
-            f"with vector {vector!r} and vector_alpha {vector_alpha}: the finite strength beside a logit rule",
-        ),
-        (factor is None or rule.has_alpha, f"has no alpha for factor {factor} to multiply"),
-        (0 < base_top_p <= 1, f"base_top_p {base_top_p} is not in (0, 1]"),
-        (base_top_p == 1 or on_logits, f"base_top_p {base_top_p} is for logit rules"),
-        (
-            not sampling.js_sigma or rule.instructed,
-            f"js_sigma {sampling.js_sigma} needs an instructed branch",
-        ),
-    ):
+        f"has no alpha for factor {factor} to multiply": factor is None or rule.has_alpha,
+        f"base_top_p {base_top_p} is not in (0, 1]": 0 < base_top_p <= 1,
+        f"base_top_p {base_top_p} is for logit rules": base_top_p == 1 or on_logits,
+        f"js_sigma {sampling.js_sigma} needs an instructed branch": not sampling.js_sigma or rule.instructed,
+    }
+    for problem, fine in problems.items():
         if not fine:
             raise ValueError(f"method {method!r}: {problem}")
     by_prompt = isinstance(factor, Factor)
@@ -103,7 +91,7 @@ def make_arms(
         "contexts": _hash(read) if reads else "",
         "method": method,
         "alpha": 0.0,
-        "unit": family.unit if family and rule.acts_on == "residual" else "",
+        "unit": family.unit if family and on_residual else "",
         "factor": factor.name if by_prompt else "" if factor is None else f"{factor:g}",
         "profile": profile,
         "category": category,

@@ -43,19 +43,15 @@ def decode(
     choice. The noise depends on (seed, prompt, step, token) alone, so arms are paired, and alpha = 0 gives the answer
     of the rule's zero token for token (on a GPU the two are different rows of one product, equal up to near-ties).
 
-    Args:
-        prompts, arms, seeds, inputs: see `make_requests`, whose errors come before anything is decoded.
-        reference: keep the unsteered base beside every answer. Without it, steered answers of a vector cost half the
-            rows, and `nll_base` and `kl_to_base` are missing.
+    Prompts, arms, seeds and inputs as for `make_requests`, whose errors come before anything is decoded. Without
+    `reference`, the unsteered base beside every answer, steered answers of a vector cost half the rows, and `nll_base`
+    and `kl_to_base` are missing.
 
-    Returns:
-        The generations table: `nll_base` is the answer's summed negative log-likelihood under the unsteered base
-        in nats, `kl_to_base` the summed KL(steered || base) of its steps in nats (both before penalty and temperature;
-        steered means within the base's nucleus where the arm has one, the base is the whole of it), `near_ties` the
-        steps whose two best scores were closer than 1e-3.
-
-    Raises:
-        FloatingPointError: a logit that is not finite; arm, prompt, step and precision are named.
+    In the generations table that is returned, `nll_base` is the answer's summed negative log-likelihood under the
+    unsteered base in nats, `kl_to_base` the summed KL(steered || base) of its steps in nats (both before penalty and
+    temperature; steered means within the base's nucleus where the arm has one, the base is the whole of it),
+    `near_ties` the steps whose two best scores were closer than 1e-3. A FloatingPointError names arm, prompt, step and
+    precision where a logit is not finite.
     """
     requests = make_requests(frozen, prompts, arms, seeds=seeds, **inputs)
     return decode_requests(frozen, requests, reference=reference, **inputs)

@@ -102,13 +102,10 @@ class Stream:
 
 @dataclass(frozen=True)
 class Request:
-    """One answer: an arm, a prompt and a seed.
+    """One answer: an arm, a prompt and a seed; alpha is that of the logit rule, the prompt's factor included.
 
-    Attributes:
-        alpha: strength of the logit rule, the prompt's factor included.
-        branches: stream of each branch by name; "base" is always there. Where there is a "steered" one, the rule
-            reads it as its base.
-        base_top_p: mass of the base's nucleus outside which nothing is chosen; 1 for everything.
+    `branches` has the stream of each branch by name; "base" is always there. Where there is a "steered" one, the rule
+    reads it as its base.
     """
 
     arm_id: str

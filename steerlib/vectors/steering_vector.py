@@ -80,9 +80,8 @@ class SteeringVector(dict[int, Tensor]):
     Layers are decoder blocks counted from 0; the vector is added to a block's output. Both sides of `+` and `-` must
     have the same layers: one that is missing on one side would be steered by half of what was asked for.
 
-    Attributes:
-        model: the model it was made from, which `steer` uses; None where it came from a file or from numbers.
-        settings: what it was made from (model, style, pool, pairs), as text; kept in its file.
+    `model` is the one it was made from; None where it came from a file or from numbers. `settings` say what it was made
+    from, as text.
     """
 
     def __init__(
