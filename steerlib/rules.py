@@ -175,21 +175,6 @@ def acting_on(*acts_on: str) -> tuple[str, ...]:
     return tuple(name for name, rule in RULES.items() if rule.acts_on in acts_on)
 
 
-def base_nucleus(z_base: Tensor, top_p: Tensor) -> Tensor:
-    """Mask `(batch, vocab)` of the base's own nucleus: tokens above which less than `top_p` of softmax(z_base) lies.
-
-    `top_p` is one per row, `(batch,)`; 1 keeps every token. Equal logits are in or out together.
-
-    Source: Liu et al. (DExperts, ACL 2021, sec. 2.2), who cut the base before the rule. Here a token outside is cut
-    from what the rule gave, so that it stays out whatever the other branches say of it (-inf - -inf is no number).
-    """
-    ranked = z_base.sort(-1, descending=True).values
-    mass = ranked.softmax(-1)
-    inside = (mass.cumsum(-1) - mass < top_p[:, None]).sum(-1)
-    threshold = ranked.gather(-1, (inside - 1).clamp_min(0)[:, None])
-    return (z_base >= threshold) | (top_p[:, None] >= 1)
-
-
 SCORE_FUNCTIONS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
     "sigmoid": lambda s: np.tanh((100 / s - 1) / 2),
     "exponential_shifted": lambda s: np.exp(-s / 100 - 1),

@@ -68,7 +68,7 @@ SCHEMA: Mapping[str, Table] = {
     "pairs": _table("pair_id user_id conversation_id prompt preferred dispreferred split", "pair_id"),
     "arms": _table(
         "arm_id model contexts method alpha unit factor profile category family vector_user control vector"
-        " vector_alpha layers positions style temperature top_p min_p js_sigma min_temperature base_top_p"
+        " vector_alpha layers positions style temperature top_p min_p js_sigma min_temperature"
         " repetition_penalty penalty_scope max_new_tokens branches variant",
         "arm_id",
     ),

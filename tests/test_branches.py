@@ -37,10 +37,9 @@ def trained_grid(sampling: Sampling = SAMPLED) -> pd.DataFrame:
         [
             make_arms("base", **common),
             make_arms("anti_expert", [0, 1.5], branches=anti, **common),
-            make_arms("anti_expert", [0.5], profile="own", base_top_p=0.8, **common),
+            make_arms("anti_expert", [0.5], profile="own", **common),
             make_arms("expert_anti_expert", [0.5, 1.0], branches=BOTH, **common),
             make_arms("expert_anti_expert", [1.0], profile="own", branches=expert, **common),
-            make_arms("expert_anti_expert", [1.0], branches=BOTH, base_top_p=0.7, **common),
             make_arms("prompt_only", branches=expert, **common),
             make_arms("caa", [0.5], family=POPULATION, **common),
         ],
@@ -91,11 +90,11 @@ def test_the_base_as_both_branches_gives_the_base_answer(tiny):
         assert rows.kl_to_base.abs().max() < 1e-9
 
 
-@pytest.mark.parametrize(("method", "base_top_p"), [*zip(METHODS, (1.0, 0.8), strict=True)])
-def test_the_alpha_path_reads_trained_branches(tiny, others, method, base_top_p):
+@pytest.mark.parametrize("method", METHODS)
+def test_the_alpha_path_reads_trained_branches(tiny, others, method):
     names = {b: BOTH[b] for b in BOTH if b == "anti" or method == "expert_anti_expert"}
     given = {branch: others[branch] for branch in names}
-    settings = {"sampling": GREEDY, "branches": names, "base_top_p": base_top_p}
+    settings = {"sampling": GREEDY, "branches": names}
     segments = alpha_path(tiny, PROMPTS, make_arms(method, [2.0], **settings), branch_models=given)
     alphas = [0.0, 0.13, 0.77, 1.31, 1.93]
     arms = make_arms(method, alphas, **settings)
@@ -160,16 +159,15 @@ def test_a_study_gives_each_method_its_trained_branches_and_no_placebo_without_a
         positions="all",
         style="continuation",
         sampling=SAMPLED,
-        base_top_p=0.9,
         branches={"anti": "third"},
     )
-    found = arms[["method", "profile", "base_top_p", "branches"]].itertuples(index=False, name=None)
+    found = arms[["method", "profile", "branches"]].itertuples(index=False, name=None)
     assert list(found) == [
-        ("base", "none", 1.0, ""),
-        ("anti_expert", "none", 0.9, '{"anti": "third"}'),
-        ("expert_anti_expert", "own", 0.9, '{"anti": "third"}'),
-        ("expert_anti_expert", "shuffled", 0.9, '{"anti": "third"}'),
-        ("prompt_only", "own", 1.0, ""),
+        ("base", "none", ""),
+        ("anti_expert", "none", '{"anti": "third"}'),
+        ("expert_anti_expert", "own", '{"anti": "third"}'),
+        ("expert_anti_expert", "shuffled", '{"anti": "third"}'),
+        ("prompt_only", "own", ""),
     ]
     assert arms.arm_id.is_unique
 

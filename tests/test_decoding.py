@@ -65,8 +65,6 @@ def grid(sampling: Sampling = SAMPLED, style: str = "continuation") -> pd.DataFr
             make_arms("instructed", profile="own", **diverging),
             make_arms("expert_anti_expert", [1.0], profile="own", family=OTHER, vector_alpha=0.5, **common),
             make_arms("sda", [2.0], factor=0.5, profile="own", family=OTHER, vector_alpha=0.5, **diverging),
-            make_arms("anti_expert", [0, 2.2], profile="own", base_top_p=0.05, **common),
-            make_arms("expert_anti_expert", [1.0], profile="own", base_top_p=0.6, **common),
         ],
         ignore_index=True,
     )
@@ -92,15 +90,9 @@ def test_the_engine_writes_what_the_plain_decoder_writes(tiny, sampling, style):
 
 def test_alpha_zero_is_the_base_token_for_token(tiny):
     arms = grid()
-    table = decode(tiny, PROMPTS, arms, seeds=[0, 1], **SIGNALS).merge(
-        arms[["arm_id", "method", "alpha", "base_top_p"]]
-    )
+    table = decode(tiny, PROMPTS, arms, seeds=[0, 1], **SIGNALS).merge(arms[["arm_id", "method", "alpha"]])
     base = table[table.method == "base"].set_index(["prompt_id", "seed"])
-    zero = table[
-        (table.alpha == 0)
-        & (table.base_top_p == 1)
-        & table.method.isin(["anti_expert", "expert_anti_expert", "caa"])
-    ]
+    zero = table[(table.alpha == 0) & table.method.isin(["anti_expert", "expert_anti_expert", "caa"])]
     assert len(zero) == 3 * len(base)
     for row in zero.itertuples():
         expected = base.loc[(row.prompt_id, row.seed)]
@@ -167,25 +159,6 @@ def test_nll_and_kl_are_those_of_the_written_answer_with_and_without_a_stop(tiny
         assert row.nll_base == pytest.approx(float(nll), rel=1e-9)
         assert row.kl_to_base == pytest.approx(float(kl), rel=1e-9)
         assert row.near_ties == row.n_tokens + row.stopped
-
-
-def test_kl_within_the_nucleus_is_that_of_the_filtered_distribution(tiny):
-    arms = make_arms("expert_anti_expert", [1.0], profile="own", sampling=SAMPLED, base_top_p=0.6)
-    table = decode(tiny, PROMPTS, arms)
-    for request, row in zip(make_requests(tiny, PROMPTS, arms, seeds=[0]), table.itertuples(), strict=True):
-        written = [*row.token_ids, *([0] * row.stopped)]
-        z = {
-            name: tiny.model(torch.tensor([[*stream.ids, *written]])).logits[0, len(stream.ids) - 1 : -1]
-            for name, stream in request.branches.items()
-        }
-        expected = 0.0
-        for base, steered in zip(z["base"], z["base"] + z["expert"] - z["anti"], strict=True):
-            order = base.softmax(-1).argsort(descending=True)
-            size = 1 + int((base.softmax(-1)[order].cumsum(-1) < 0.6).sum())
-            kept = order[:size]
-            p, q = steered[kept].softmax(-1), base.softmax(-1)[kept]
-            expected += float((p * (p / q).log()).sum())
-        assert row.kl_to_base == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -288,8 +261,6 @@ OWN = {"profile": "own"}
         ("anti_expert", {"alphas": [float("nan")], **OWN}, "not nan"),
         ("anti_expert", {"alphas": [-0.5], **OWN}, "not -0.5"),
         ("anti_expert", {"alphas": [1]}, "profile 'none'"),
-        ("anti_expert", {"base_top_p": 0.0, **OWN}, "base_top_p 0.0"),
-        ("base", {"base_top_p": 0.9}, "base_top_p 0.9"),
         ("base", {"style": "letter"}, "style 'letter'"),
         ("base", {"style": "letter", "contexts": {"a": {}}}, "style 'letter'"),
         ("base", {"factor": 1.0}, "factor 1.0"),

@@ -169,11 +169,8 @@ def test_a_branch_is_read_once_for_all_alphas_of_a_rule_and_all_pairs(tiny, monk
     assert len(reads) == 1
 
 
-def test_a_cut_nucleus_an_empty_answer_one_too_long_and_two_styles_are_refused(tiny):
+def test_an_empty_answer_one_too_long_and_two_styles_are_refused(tiny):
     given = {"style": "chat", "sampling": SHORT}
-    cut = make_arms("anti_expert", [1.0], profile="own", base_top_p=0.9, **given)
-    with pytest.raises(ValueError, match=cut["arm_id"].item()):
-        likelihood_margins(tiny, PAIRS, cut)
     base = make_arms("base", **given)
     with pytest.raises(ValueError, match="pair p1"):
         likelihood_margins(tiny, PAIRS.assign(dispreferred=["a", "", "b"]), base)

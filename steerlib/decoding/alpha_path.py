@@ -20,7 +20,7 @@ from steerlib.decoding.requests import Inputs, Request, make_requests
 from steerlib.decoding.sampling import Pieces, ScoreLines, upper_envelope
 from steerlib.decoding.streams import MultiModelStreams, default_capacity
 from steerlib.models import FrozenModel, high_precision
-from steerlib.rules import RULES, acting_on, base_nucleus, js_temperature
+from steerlib.rules import RULES, acting_on, js_temperature
 from steerlib.tables import SCHEMA
 
 ROW_BUDGET = 96
@@ -42,8 +42,7 @@ def alpha_path(
 
     The arm is one row of the arms table, of a method that acts on logits, greedy or sampled with top_p = 1 (min_p is
     the nucleus that goes with a path); a ValueError says that it is not. Its alpha, above 0, is the end of the range. A
-    temperature by divergence and the base's own nucleus are exact too: they do not depend on alpha. The rest as in
-    `decode`.
+    temperature by divergence is exact too: it does not depend on alpha. The rest as in `decode`.
 
     Returns the segments table, ordered by alpha within prompt and seed: `[alpha_low, alpha_high)`, the last closed;
     without gap or overlap; neighbours differ. `complete` is false where `text` is only what the segment's alphas have
@@ -149,15 +148,11 @@ class AlphaPathTrees:
 
         def lines(nodes: Tensor) -> ScoreLines:
             # Alpha is the path's own; the prompt's factor lies in the slope.
-            branches, limit = self._branches(z, nodes), self.requests[0].base_top_p
+            branches = self._branches(z, nodes)
             intercept, slope = self.rule.line({name: high_precision(one) for name, one in branches.items()})
-            slope = slope * self.factor[self.tree[nodes], None]
-            if limit < 1:
-                outside = ~base_nucleus(branches["base"], torch.full_like(branches["base"][:, 0], limit))
-                intercept, slope = intercept.masked_fill(outside, -torch.inf), slope.masked_fill(outside, 0)
             return ScoreLines(
                 intercept,
-                slope,
+                slope * self.factor[self.tree[nodes], None],
                 temperature=temperature[nodes],
                 noise=None if noise is None else noise[place[nodes]],
                 seen=self.seen[nodes],

@@ -32,7 +32,6 @@ def make_arms(
     positions: str = "all",
     style: str = "continuation",
     sampling: Sampling | None = None,
-    base_top_p: float = 1.0,
     branches: Mapping[str, str] | None = None,
     ablation: bool = False,
 ) -> pd.DataFrame:
@@ -47,8 +46,6 @@ def make_arms(
         factor: what alpha is multiplied by: a number, or a value for each prompt; None for 1.
         vector_alpha: strength of a vector beside a logit rule: all context branches and the rule's base have it.
         positions: where vectors are added, see `steered_positions`.
-        base_top_p: logit rules choose within the base's own nucleus of this mass, see `base_nucleus`; 1 for no such
-            limit, as in STEER-Away.
         branches: names of trained models that stand for a context, by branch.
         ablation: the arm is a part of a method under study, shown as a control.
 
@@ -77,8 +74,6 @@ def make_arms(
             (vector_alpha != 0) == beside
         ),
         f"has no alpha for factor {factor} to multiply": factor is None or rule.has_alpha,
-        f"base_top_p {base_top_p} is not in (0, 1]": 0 < base_top_p <= 1,
-        f"base_top_p {base_top_p} is for logit rules": base_top_p == 1 or on_logits,
         f"js_sigma {sampling.js_sigma} needs an instructed branch": not sampling.js_sigma or rule.instructed,
     }
     for problem, fine in problems.items():
@@ -104,7 +99,6 @@ def make_arms(
         "positions": positions if family else "",
         "style": style,
         **vars(sampling),
-        "base_top_p": float(base_top_p),
         "branches": json.dumps(trained, sort_keys=True) if trained else "",
     }
     control = "shuffled_profile" if profile == "shuffled" else family.control if family else ""
@@ -194,7 +188,6 @@ def study_arms(
     positions: str,
     style: str,
     sampling: Sampling,
-    base_top_p: float = 1.0,
     branches: Mapping[str, str] | None = None,
     amplification: Factor | float = 1.0,
     gate: Factor | None = None,
@@ -228,7 +221,7 @@ def study_arms(
     rules = [check_method(name) for name in acting_on("logits") if name in methods]
     arms = [make("base")]
     for rule in (rule for rule in rules if not rule.instructed):
-        steer = partial(make, rule.name, strengths.alphas, base_top_p=base_top_p)
+        steer = partial(make, rule.name, strengths.alphas)
         arms += _by_profile(steer, rule.name, controls, branches)
         if strengths.vector_alpha:
             beside = {"vector_alpha": strengths.vector_alpha, "positions": positions}

@@ -22,7 +22,7 @@ from steerlib.decoding.sampling import NEAR_TIE, choose, gumbel_noise, penalise_
 from steerlib.decoding.streams import MultiModelStreams, default_capacity
 from steerlib.models import FrozenModel, high_precision
 from steerlib.residual import ResidualDose, steering_hooks, vectors_by_key
-from steerlib.rules import RULES, base_nucleus, js_temperature
+from steerlib.rules import RULES, js_temperature
 
 Progress = Callable[[int], object]
 Result = TypeVar("Result")
@@ -49,9 +49,8 @@ def decode(
 
     In the generations table that is returned, `nll_base` is the answer's summed negative log-likelihood under the
     unsteered base in nats, `kl_to_base` the summed KL(steered || base) of its steps in nats (both before penalty and
-    temperature; steered means within the base's nucleus where the arm has one, the base is the whole of it),
-    `near_ties` the steps whose two best scores were closer than 1e-3. A FloatingPointError names arm, prompt, step and
-    precision where a logit is not finite.
+    temperature), `near_ties` the steps whose two best scores were closer than 1e-3. A FloatingPointError names arm,
+    prompt, step and precision where a logit is not finite.
     """
     requests = make_requests(frozen, prompts, arms, seeds=seeds, **inputs)
     return decode_requests(frozen, requests, reference=reference, **inputs)
@@ -207,13 +206,12 @@ class Batch:
     ) -> None:
         self.frozen, self.requests, self.reference = models[""], requests, reference
         self.device = device = self.frozen.device
-        settings = [vars(r.sampling) | {"alpha": r.alpha, "base_top_p": r.base_top_p} for r in requests]
+        settings = [vars(r.sampling) | {"alpha": r.alpha} for r in requests]
         numbers = pd.DataFrame(settings).drop(columns="penalty_scope").astype(float)
         dtype = torch.promote_types(self.frozen.dtype, torch.float32)
         self.of = {name: torch.tensor(numbers[name].to_numpy(), dtype=dtype).to(device) for name in numbers}
         self.budget = self.of.pop("max_new_tokens").long()
         self.longest = int(self.budget.max())
-        self.limited = bool((self.of["base_top_p"] < 1).any())
         self.divergent = bool((self.of["js_sigma"] > 0).any())
         self.noise = NoiseKeys(requests, device) if (self.of["temperature"] > 0).any() else None
         self.streams = MultiModelStreams(
@@ -263,10 +261,6 @@ class Batch:
             if len(mine):
                 branches = self._branches(z, live[mine], RULES[method].branches)
                 z_new[mine] = RULES[method].steer(branches, of["alpha"][mine])
-        if self.limited:
-            mine = (of["base_top_p"] < 1).nonzero()[:, 0]
-            inside = base_nucleus(z[base[mine]], of["base_top_p"][mine])
-            z_new[mine] = z_new[mine].masked_fill_(~inside, -torch.inf)
         if self.reference:
             log_norm, kl = self._divergence(z, z_new, base)
         penalise_(z_new, self.seen[live], of["repetition_penalty"])
@@ -305,18 +299,13 @@ class Batch:
         return temperature
 
     def _divergence(self, z: Tensor, z_new: Tensor, base: Tensor) -> tuple[Tensor, Tensor]:
-        """Log normaliser of each row's base, and KL(steered || base), before penalty and temperature.
-
-        What the base's nucleus cuts has probability 0 in the steered distribution and adds nothing to the KL.
-        """
+        """Log normaliser of each row's base, and KL(steered || base), before penalty and temperature."""
         distinct, place = base.unique(return_inverse=True)
         log_norm = z[distinct].logsumexp(-1)[place]
         steered = ((self.slots[self.live] >= 0).sum(-1) > 1).nonzero()[:, 0]
         z_steered = z_new[steered]
         new_norm = z_steered.logsumexp(-1)
         difference = z_steered - z[base[steered]]
-        if self.limited:
-            difference.masked_fill_(z_steered.isneginf(), 0)
         weighted = z_steered.sub_(new_norm[:, None]).exp_().mul_(difference).sum(-1)
         kl = torch.zeros_like(log_norm)
         kl[steered] = (weighted - new_norm + log_norm[steered]).clamp_min(0)

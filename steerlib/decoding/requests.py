@@ -115,7 +115,6 @@ class Request:
     alpha: float
     sampling: Sampling
     branches: Mapping[str, Stream]
-    base_top_p: float = 1.0
 
 
 def sampling_of(arm: Mapping | pd.Series) -> Sampling:
@@ -184,5 +183,5 @@ def make_requests(
                 check_length(models.get(model, frozen), context, sampling.max_new_tokens, what=what)
             for seed in seeds if sampling.temperature else seeds[:1]:
                 which = (arm["arm_id"], prompt["prompt_id"], int(seed), arm["method"])
-                requests.append(Request(*which, alpha.logits, sampling, branches, arm["base_top_p"]))
+                requests.append(Request(*which, alpha.logits, sampling, branches))
     return requests

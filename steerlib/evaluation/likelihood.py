@@ -210,12 +210,10 @@ def likelihood_margins(
         The preference table, model being the arm_id: one row an arm and pair, pair by pair; margin in nats per token.
 
     Raises:
-        ValueError: arms of several styles, an answer without tokens or too long for the model's context, an arm that
-            cuts the base's nucleus (an answer outside it has no likelihood), or what `make_requests` refuses.
+        ValueError: arms of several styles, an answer without tokens or too long for the model's context, or what
+            `make_requests` refuses.
     """
-    cut, styles = arms[arms["base_top_p"] < 1], arms["style"].unique()
-    if len(cut):
-        raise ValueError(f"arm {cut['arm_id'].iloc[0]} cuts the base's nucleus: an answer has no likelihood")
+    styles = arms["style"].unique()
     if len(styles) != 1:
         raise ValueError(f"arms must be of one style, not {', '.join(styles)}")
     models, sides = {"": frozen, **(branch_models or {})}, ("preferred", "dispreferred")

@@ -203,7 +203,6 @@ def arm_path(
         model=frozen.name,
         contexts=contexts,
         sampling=own,
-        base_top_p=float(arm["base_top_p"]),
         **kept,
     )
     return alpha_path(frozen, prompts, arms, seeds=seeds, contexts=contexts)
