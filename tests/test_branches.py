@@ -9,7 +9,7 @@ from test_decoding import GREEDY, POPULATION, PROMPTS, SAMPLED, SIGNALS, VECTORS
 from tiny import ALPHABET, tiny_model
 from transformers import GPT2Config
 
-from steerlib.decoding import Sampling, Strengths, alpha_path, decode, make_arms, run_sweep, study_arms
+from steerlib.decoding import Sampling, alpha_path, decode, make_arms, run_sweep, study_arms
 from steerlib.decoding.contexts import branch_names
 from steerlib.decoding.requests import make_requests
 from steerlib.models import FrozenModel
@@ -152,7 +152,7 @@ def test_a_study_gives_each_method_its_trained_branches_and_no_placebo_without_a
     arms = study_arms(
         METHODS,
         ["prompt_only", "shuffled"],
-        strengths=Strengths(alphas=[1.0]),
+        alphas=[1.0],
         vectors=[],
         model="",
         contexts={},

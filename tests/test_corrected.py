@@ -181,7 +181,7 @@ def test_every_base_has_an_arm_whose_id_depends_on_the_aligner_and_on_what_it_re
     assert with_variants(pd.concat([arms, own], ignore_index=True)).variant.tolist()[-2:] == ["", "greedy"]
 
 
-OF_SDA = make_arms("sda", [2.0], profile="own", factor=1.0, style="chat", sampling=SAMPLED)
+OF_SDA = make_arms("sda", [2.0], profile="own", style="chat", sampling=SAMPLED)
 STUDY = pd.concat([BASE, OF_SDA, aligner_arms(BASE, chat_corrector())], ignore_index=True).assign(variant="")
 SDA, ALIGNER = STUDY.arm_id[1:]
 

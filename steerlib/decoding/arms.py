@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import pandas as pd
@@ -26,7 +26,7 @@ def make_arms(
     contexts: Contexts | None = None,
     profile: str = "none",
     category: str = "",
-    factor: Factor | float | None = None,
+    factor: Factor | None = None,
     family: VectorFamily | None = None,
     vector_alpha: float = 0.0,
     positions: str = "all",
@@ -43,7 +43,7 @@ def make_arms(
         contexts: by category, what the arm's branches read; None for the style's defaults. Their hash is a setting.
         profile: whose category, or vector, steers: "own" (the user's c*(u)), "shuffled" (another one, the control),
             "population" (one for all, named by `category`), "none" for an arm without a context.
-        factor: what alpha is multiplied by: a number, or a value for each prompt; None for 1.
+        factor: what alpha is multiplied by, prompt by prompt; None for 1.
         vector_alpha: strength of a vector beside a logit rule: all context branches and the rule's base have it.
         positions: where vectors are added, see `steered_positions`.
         branches: names of trained models that stand for a context, by branch.
@@ -73,13 +73,12 @@ def make_arms(
         f"vector_alpha {vector_alpha} with vector {vector!r}: of a vector beside a logit rule": (
             (vector_alpha != 0) == beside
         ),
-        f"has no alpha for factor {factor} to multiply": factor is None or rule.has_alpha,
+        f"has no alpha for a factor ({factor and factor.name!r}) to multiply": not factor or rule.has_alpha,
         f"js_sigma {sampling.js_sigma} needs an instructed branch": not sampling.js_sigma or rule.instructed,
     }
     for problem, fine in problems.items():
         if not fine:
             raise ValueError(f"method {method!r}: {problem}")
-    by_prompt = isinstance(factor, Factor)
     read = {name: {b: text for b, text in texts.items() if b in reads} for name, texts in contexts.items()}
     settings = {
         "model": model,
@@ -87,7 +86,7 @@ def make_arms(
         "method": method,
         "alpha": 0.0,
         "unit": family.unit if family and on_residual else "",
-        "factor": factor.name if by_prompt else "" if factor is None else f"{factor:g}",
+        "factor": factor.name if factor else "",
         "profile": profile,
         "category": category,
         "family": vector,
@@ -110,7 +109,7 @@ def make_arms(
                 f"alpha of {method!r} must be finite, and 0 or more for a logit rule, not {alpha}"
             )
         row = settings | {"alpha": alpha}
-        name = arm_id(row, factor.digest if by_prompt else "")
+        name = arm_id(row, factor.digest if factor else "")
         rows.append({"arm_id": name, **row, "control": control, "variant": ""})
     return pd.DataFrame(rows)
 
@@ -163,25 +162,15 @@ CONTROLS = ("prompt_only", "shuffled", "random")
 ABLATIONS = ("instructed", "steering_only", "temperature_only", "fixed")
 
 
-@dataclass(frozen=True)
-class Strengths:
-    """The grid of each method: logit rules, vectors (everybody's, users'; those where there are none), and SDA.
-
-    `vector_alpha` is that of the population's vector beside each logit rule; 0 for no such arms.
-    """
-
-    alphas: Sequence[float] = ()
-    caa_alphas: Sequence[float] = ()
-    composed_alphas: Sequence[float] = ()
-    sda_ks: Sequence[float] = ()
-    vector_alpha: float = 0.0
-
-
 def study_arms(
     methods: Sequence[str],
     controls: Sequence[str],
     *,
-    strengths: Strengths,
+    alphas: Sequence[float] = (),
+    caa_alphas: Sequence[float] = (),
+    composed_alphas: Sequence[float] = (),
+    sda_ks: Sequence[float] = (),
+    vector_alpha: float = 0.0,
     vectors: Sequence[VectorFamily],
     model: str,
     contexts: Contexts,
@@ -189,7 +178,7 @@ def study_arms(
     style: str,
     sampling: Sampling,
     branches: Mapping[str, str] | None = None,
-    amplification: Factor | float = 1.0,
+    amplification: Factor | None = None,
     gate: Factor | None = None,
     more_positions: Sequence[str] = (),
 ) -> pd.DataFrame:
@@ -200,6 +189,9 @@ def study_arms(
         controls: of "prompt_only" (the expert context as a prompt), "shuffled" (another user's category, or vector),
             "random" (a random vector); and of SDA's ablations "instructed" (the instruction as a prompt),
             "steering_only" (one temperature throughout), "temperature_only" (k = 0), "fixed" (a = 1 for every prompt).
+        alphas, caa_alphas, composed_alphas, sda_ks: of the logit rules, everybody's vectors, users' vectors (if none,
+            those of everybody's), and SDA.
+        vector_alpha: of the population's vector beside each logit rule; 0 for no such arms.
         vectors: all families; controls among them are used where `controls` names them.
         sampling: its `js_sigma` is that of rules with an instructed branch alone, as is `amplification`, their factor.
         branches: each method takes those of its own; where none of them is left to a context, it has no shuffled
@@ -221,10 +213,10 @@ def study_arms(
     rules = [check_method(name) for name in acting_on("logits") if name in methods]
     arms = [make("base")]
     for rule in (rule for rule in rules if not rule.instructed):
-        steer = partial(make, rule.name, strengths.alphas)
+        steer = partial(make, rule.name, alphas)
         arms += _by_profile(steer, rule.name, controls, branches)
-        if strengths.vector_alpha:
-            beside = {"vector_alpha": strengths.vector_alpha, "positions": positions}
+        if vector_alpha:
+            beside = {"vector_alpha": vector_alpha, "positions": positions}
             for family in for_all:
                 arms += _by_profile(partial(steer, family=family, **beside), rule.name, (), branches)
     if "prompt_only" in controls:
@@ -232,7 +224,7 @@ def study_arms(
     for rule in (rule for rule in rules if rule.instructed):
         own = {"profile": "own", "factor": amplification}
         steer, zero = (
-            partial(build, rule.name, strengths.sda_ks, **own),
+            partial(build, rule.name, sda_ks, **own),
             partial(build, rule.zero, profile="own"),
         )
         falls = bool(sampling.js_sigma)
@@ -242,7 +234,7 @@ def study_arms(
             "instructed": (True, partial(zero, sampling=plain)),
             "steering_only": (falls, partial(steer, sampling=plain, ablation=True)),
             "temperature_only": (falls, partial(zero, sampling=sampling, ablation=True)),
-            "fixed": (amplification != 1, partial(steer, factor=1.0, sampling=sampling, ablation=True)),
+            "fixed": (amplification, partial(steer, factor=None, sampling=sampling, ablation=True)),
         }
         arms += [steer(sampling=sampling)]
         arms += [part() for name, (differs, part) in parts.items() if name in controls and differs]
@@ -252,10 +244,10 @@ def study_arms(
         wanted = {"": True, "random_vector": "random" in controls, "shuffled_profile": "shuffled" in controls}
         for family in (one for one in vectors if wanted[one.control]):
             own, profile = (
-                strengths.composed_alphas if family.vector_user else (),
+                composed_alphas if family.vector_user else (),
                 family.vector_user or "none",
             )
-            steer = partial(make, method, own or strengths.caa_alphas, family=family, profile=profile)
+            steer = partial(make, method, own or caa_alphas, family=family, profile=profile)
             arms += [steer(positions=positions)]
             if family in for_all:
                 arms += [steer(positions=where) for where in more_positions]

@@ -48,21 +48,15 @@ class Strength(NamedTuple):
 def strength(arm: Mapping, prompt_id: str = "", factors: Sequence[Factor] = ()) -> Strength:
     """How strongly an arm (a row of the arms table) steers a prompt.
 
-        alpha F,    F = 1, a number, or the prompt's value of the factor that the arm names
+        alpha F,    F = 1, or the prompt's value of the factor that the arm names
 
     A ValueError says that there is no such factor, or none for this prompt.
     """
     name, alpha = arm["factor"], arm["alpha"]
     by_name = {factor.name: factor.values for factor in factors}
-    if name in by_name:
-        value = float(by_name[name].get(prompt_id, math.nan))
-    else:
-        try:
-            value = float(name or 1)
-        except ValueError:
-            raise ValueError(
-                f"arm {arm['arm_id']}: no factor is called {name!r}; there are {[*by_name]}"
-            ) from None
+    if name and name not in by_name:
+        raise ValueError(f"arm {arm['arm_id']}: no factor is called {name!r}; there are {[*by_name]}")
+    value = float(by_name[name].get(prompt_id, math.nan)) if name else 1.0
     if not math.isfinite(value):
         raise ValueError(f"arm {arm['arm_id']}: factor {name!r} of prompt {prompt_id} is {value}")
     of_vector = alpha if RULES[arm["method"]].acts_on == "residual" else arm["vector_alpha"]
