@@ -164,7 +164,7 @@ RULES: dict[str, Rule] = {
 
 
 def check_method(method: str) -> Rule:
-    """The rule of a method; a ValueError names those there are where there is none."""
+    """The rule of a method; a ValueError where there is none."""
     if method not in RULES:
         raise ValueError(f"method {method!r} is none of {', '.join(RULES)}")
     return RULES[method]

@@ -185,7 +185,6 @@ def study_arms(
     """Arms table of a study: the base, each method over its alphas, and the controls beside them.
 
     Args:
-        methods: those with an alpha, see `RULES`.
         controls: of "prompt_only" (the expert context as a prompt), "shuffled" (another user's category, or vector),
             "random" (a random vector); and of SDA's ablations "instructed" (the instruction as a prompt),
             "steering_only" (one temperature throughout), "temperature_only" (k = 0), "fixed" (a = 1 for every prompt).

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import NamedTuple, TypedDict
+from typing import TypedDict
 
 import pandas as pd
 
@@ -38,15 +38,8 @@ class Factor:
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-class Strength(NamedTuple):
-    """Alpha of the logits and alpha of the vector, each multiplied by the prompt's factor."""
-
-    logits: float
-    vector: float
-
-
-def strength(arm: Mapping, prompt_id: str = "", factors: Sequence[Factor] = ()) -> Strength:
-    """How strongly an arm (a row of the arms table) steers a prompt.
+def strength(arm: Mapping, prompt_id: str, factors: Sequence[Factor]) -> tuple[float, float]:
+    """How strongly an arm (a row of the arms table) steers a prompt: alpha of the logits and alpha of the vector.
 
         alpha F,    F = 1, or the prompt's value of the factor that the arm names
 
@@ -60,7 +53,7 @@ def strength(arm: Mapping, prompt_id: str = "", factors: Sequence[Factor] = ()) 
     if not math.isfinite(value):
         raise ValueError(f"arm {arm['arm_id']}: factor {name!r} of prompt {prompt_id} is {value}")
     of_vector = alpha if RULES[arm["method"]].acts_on == "residual" else arm["vector_alpha"]
-    return Strength(alpha * value, of_vector * value)
+    return alpha * value, of_vector * value
 
 
 class Inputs(TypedDict, total=False):
@@ -158,12 +151,12 @@ def make_requests(
     requests = []
     for prompt in prompts.to_dict("records"):
         for arm in arms.to_dict("records"):
-            alpha, sampling = strength(arm, prompt["prompt_id"], factors), sampling_of(arm)
-            trained, steering = branch_names(arm["branches"]), ()
+            alpha, of_vector = strength(arm, prompt["prompt_id"], factors)
+            sampling, trained, steering = sampling_of(arm), branch_names(arm["branches"]), ()
             if arm["family"]:
                 family = family_of(arm, vectors)
                 key = (family.digest, family.user(prompt.get("user_id", "")))
-                steering = (key, alpha.vector, arm["positions"]) if alpha.vector else ()
+                steering = (key, of_vector, arm["positions"]) if of_vector else ()
             # A vector beside a logit rule steers every branch that the rule reads, its base as well.
             reads = ("base", *check_method(arm["method"]).branches, *(("steered",) if steering else ()))
             branches = {}
@@ -177,5 +170,5 @@ def make_requests(
                 check_length(models.get(model, frozen), context, sampling.max_new_tokens, what=what)
             for seed in seeds if sampling.temperature else seeds[:1]:
                 which = (arm["arm_id"], prompt["prompt_id"], int(seed), arm["method"])
-                requests.append(Request(*which, alpha.logits, sampling, branches))
+                requests.append(Request(*which, alpha, sampling, branches))
     return requests

@@ -50,10 +50,8 @@ def steer(
         expert, anti: desired and undesired context: a text before the prompt, a system message in style "chat".
         vector: steering vectors by layer, for instance a `SteeringVector`, instead of contexts.
         alpha: one strength or several, 0 or more with contexts; 0 is the unsteered answer.
-        unit: of the vector's alpha: "vector", or "residual" for shares of the residual's norm, see `in_unit`.
-        positions: where the vector is added, see `steered_positions`.
-        max_new_tokens, temperature, top_p, repetition_penalty: see `Sampling`; temperature 0 is greedy.
-        seed: of the sampling noise, which all alphas share.
+        unit, positions: of the vector, see `in_unit` and `steered_positions`.
+        max_new_tokens, temperature, top_p, repetition_penalty, seed: see `Sampling`; all alphas share the noise.
         scorer: adds the column `toxicity`, see `load_scorer`.
 
     Returns:
