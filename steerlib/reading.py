@@ -70,23 +70,24 @@ def _holds(rendered: str, text: str, messages: Messages) -> bool:
 
 
 def prompt_ids(
-    frozen: FrozenModel, prompt: str, *, style: str, context: str = "", history: Messages = ()
+    frozen: FrozenModel, prompt: str, *, style: str, context: str = "", history: str = ""
 ) -> TokenIds:
     """Token ids of a prompt within a context: what one branch of the frozen model reads.
 
-    In style "chat" the context is the system message and `history` are the turns between it and the prompt; in
-    "continuation" context and earlier turns are paragraphs before the prompt. A ValueError says that the prompt is
-    empty, the style unknown, or what `chat_ids` does.
+    In style "chat" the context is the system message and `history`, see `read_history`, are the turns between it and
+    the prompt; in "continuation" context and earlier turns are paragraphs before the prompt. A ValueError says that the
+    prompt is empty or the style unknown, or what `chat_ids` and `read_history` do.
     """
+    turns = read_history(history)
     if not prompt.strip():
         raise ValueError("the prompt is empty")
     if style == "continuation":
-        paragraphs = [context, *(turn["content"] for turn in history), prompt]
+        paragraphs = [context, *(turn["content"] for turn in turns), prompt]
         return text_ids(frozen, "\n\n".join(text for text in paragraphs if text))
     if style != "chat":
         raise ValueError(f"style {style!r} is neither 'chat' nor 'continuation'")
     system = [{"role": "system", "content": context}] if context.strip() else []
-    return chat_ids(frozen, [*system, *history, {"role": "user", "content": prompt}])
+    return chat_ids(frozen, [*system, *turns, {"role": "user", "content": prompt}])
 
 
 def read_history(text: str) -> Messages:

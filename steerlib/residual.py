@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from steerlib.models import FrozenModel, decoder_blocks, high_precision
-from steerlib.reading import batches_by_length, left_padded, position_ids, prompt_ids, read_history, text_ids
+from steerlib.reading import batches_by_length, left_padded, position_ids, prompt_ids, text_ids
 
 POOLS = ("answer_mean", "last", "prompt_last")
 PLAIN_TEXTS = (
@@ -175,7 +175,7 @@ def prompt_residuals(
     `record_residual`, rows as the prompts.
     """
     ids = [
-        prompt_ids(frozen, row["prompt"], style=style, history=read_history(row.get("history") or ""))
+        prompt_ids(frozen, row["prompt"], style=style, history=row.get("history") or "")
         for row in prompts.to_dict("records")
     ]
     return record_residual(frozen, ids, layers=layers, prompt_lengths=list(map(len, ids)), pool="prompt_last")

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import pandas as pd
 
 from steerlib.models import FrozenModel
-from steerlib.reading import Messages, TokenIds, prompt_ids
+from steerlib.reading import TokenIds, prompt_ids
 from steerlib.tables import ATTRIBUTE_COLUMNS
 
 Contexts = Mapping[str, Mapping[str, str]]
@@ -80,7 +80,7 @@ def branch_ids(
     category: str,
     style: str,
     contexts: Contexts,
-    history: Messages = (),
+    history: str = "",
 ) -> TokenIds:
     """Token ids that one branch reads: the prompt alone ("base", "steered"), or with the branch's context.
 

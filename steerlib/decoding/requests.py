@@ -19,7 +19,7 @@ from steerlib.decoding.contexts import (
 )
 from steerlib.decoding.sampling import Sampling
 from steerlib.models import FrozenModel
-from steerlib.reading import TokenIds, check_length, read_history
+from steerlib.reading import TokenIds, check_length
 from steerlib.residual import VectorFamily, VectorKey, family_of
 from steerlib.rules import RULES, check_method
 
@@ -143,9 +143,7 @@ def make_requests(
         if key not in rendered:
             texts = contexts or default_contexts(arm["style"])
             settings = {"category": category, "style": arm["style"], "contexts": texts}
-            rendered[key] = branch_ids(
-                frozen, prompt["prompt"], branch, history=read_history(history), **settings
-            )
+            rendered[key] = branch_ids(frozen, prompt["prompt"], branch, history=history, **settings)
         return rendered[key]
 
     requests = []

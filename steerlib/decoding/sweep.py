@@ -19,7 +19,7 @@ from steerlib.decoding.decode import Progress, decode_requests
 from steerlib.decoding.distributed import Workers, mapped
 from steerlib.decoding.requests import Inputs, Request, Stream, make_requests, sampling_of
 from steerlib.models import FrozenModel
-from steerlib.reading import after_thinking, answer_nll, check_length, prompt_ids, read_history
+from steerlib.reading import after_thinking, answer_nll, check_length, prompt_ids
 from steerlib.rules import acting_on
 from steerlib.tables import append_part, has_table, progress_bar, read_table
 
@@ -216,7 +216,7 @@ def _under_the_base(
     """Answers of the aligner with what the base says of them."""
     read = {}
     for row in prompts[prompts["prompt_id"].isin(table["prompt_id"])].to_dict("records"):
-        history = read_history(row.get("history") or "")
+        history = row.get("history") or ""
         read[row["prompt_id"]] = prompt_ids(frozen, row["prompt"], style=style, history=history)
     ids = [tuple(i) for i in frozen.tokenizer(table["text"].tolist(), add_special_tokens=False).input_ids]
     return table.assign(

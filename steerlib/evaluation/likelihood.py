@@ -18,7 +18,7 @@ from torch import Tensor
 from steerlib.decoding.contexts import BranchModels, Contexts, branch_ids, default_contexts
 from steerlib.decoding.requests import Request, Stream, VectorKey, make_requests
 from steerlib.models import FrozenModel
-from steerlib.reading import TokenIds, answer_ids, batches_by_length, check_length, prompt_ids, read_history
+from steerlib.reading import TokenIds, answer_ids, batches_by_length, check_length, prompt_ids
 from steerlib.residual import VectorFamily, Vectors, steered_positions, steering_hooks, vectors_by_key
 from steerlib.rules import RULES, js_divergence
 from steerlib.tables import SCHEMA, check_table, progress_bar
@@ -169,7 +169,7 @@ def answer_likelihood(
         if prompt not in known:
             raise ValueError(f"prompt {prompt!r} of the generations is not in the prompts")
         if prompt not in read:
-            history = read_history(known[prompt].get("history") or "")
+            history = known[prompt].get("history") or ""
             read[prompt] = Stream(prompt_ids(frozen, known[prompt]["prompt"], style=style, history=history))
         answer = tuple(frozen.tokenizer(text, add_special_tokens=False).input_ids)
         check_length(frozen, read[prompt].ids, len(answer), what=f"answer to prompt {prompt}")
