@@ -98,7 +98,7 @@ SCHEMA: Mapping[str, Table] = {
     "verdict": _table(
         "method arm_id control_arm alpha alpha_low alpha_high toxicity_base toxicity change change_low change_high"
         " difference low high own_minus_shuffled own_low own_high distance distance_low distance_high"
-        " perplexity_ratio kl_per_token control_kl shuffled_kl accuracy n effective_n sentence",
+        " perplexity_ratio kl_per_token control_kl shuffled_kl accuracy questions n effective_n sentence",
         "method",
     ),
 }

@@ -143,6 +143,8 @@ def verdict(
         ):
             row |= dict(zip(columns, of(arm, metric, comparator), strict=True))
         row |= {name: of(arm, name)[0] for name in ("accuracy", "kl_per_token")}
+        asked = (arm, "", "accuracy")
+        row["questions"] = int(found.loc[asked, "n_clusters"]) if asked in found.index else 0
         for name, one in (("control_kl", control), ("shuffled_kl", shuffled)):
             row[name] = np.nan if one is None else kl_of(arm, one)
         row["perplexity_ratio"] = of(arm, "perplexity_ratio", base_arm)[0]
@@ -205,7 +207,10 @@ def verdict_shown(table: pd.DataFrame) -> pd.DataFrame:
     def interval(value: str, low: str, high: str) -> list[str]:
         return [with_interval(*row) for row in table[[value, low, high]].itertuples(index=False)]
 
-    ends = table[["alpha_low", "alpha_high"]].itertuples(index=False)
+    ends, answered = (
+        table[["alpha_low", "alpha_high"]].itertuples(index=False),
+        (table["accuracy"], table["questions"]),
+    )
     shown = {
         "method": table["method"],
         "alpha": [f"{alpha:g}" for alpha in table["alpha"]],
@@ -219,7 +224,7 @@ def verdict_shown(table: pd.DataFrame) -> pd.DataFrame:
         "KL, nats per token": table["kl_per_token"].map("{:.2f}".format),
         "KL of control": table["control_kl"].map("{:.2f}".format),
         "KL of shuffled": table["shuffled_kl"].map("{:.2f}".format),
-        "accuracy, %": table["accuracy"].map("{:.1f}".format),
+        "accuracy, % (questions)": [f"{a:.0f} ({q})" if q else "" for a, q in zip(*answered, strict=True)],
         "n (effective)": [f"{n} ({e:.0f})" for n, e in table[["n", "effective_n"]].itertuples(index=False)],
     }
     return pd.DataFrame(shown).replace("nan", "")
