@@ -21,6 +21,7 @@ from steerlib.tables import ATTRIBUTE_COLUMNS, SCHEMA, check_table
 
 EMPTY = "EMPTY STRING"  # how PRISM writes an empty text
 UNKNOWN = "unknown"
+COMMON_WORDS = r"(?i)\b(?:the|and|to|that|you|for|with|this|are|it|be|not|have|was|by|has|she|they|is|a)\b"
 REQUIRED = ("user_id", "prompt", "response", "rating")
 PRISM_COLUMNS = {
     "prompt": "user_prompt",
@@ -91,13 +92,22 @@ def read_ratings(
 
     if table.empty:
         raise ValueError(f"{path.name}: no rating is left of {len(rows)} (min_ratings {min_ratings})")
-    latin = table["response"].str.count("[A-Za-z]")
-    foreign = int((table["response"].str.count(r"[^\W\d_]") > 2 * latin).sum())
+    foreign = int(looks_foreign(table["response"]).sum())
     if foreign:
-        counts["answers mostly not in Latin letters, which English scorers do not know"] = foreign
+        counts["answers that do not look English, which the toxicity scorers do not know"] = foreign
     kept = {"ratings": "utterance_id", "users": "user_id", "conversations": "conversation_id"}
     counts |= {f"{what} kept": table[column].nunique() for what, column in kept.items()}
     return table, pd.DataFrame({"what": list(counts), "count": list(counts.values())})
+
+
+def looks_foreign(texts: pd.Series) -> pd.Series:
+    """Whether each text looks like another language than English.
+
+    It does if most letters are not Latin, or if less than 6 % of 12 or more words are among English's commonest.
+    """
+    letters, words = texts.str.count(r"[^\W\d_]"), texts.str.count(r"[^\W\d_]+")
+    unusual = (words >= 12) & (texts.str.count(COMMON_WORDS) < 0.06 * words)
+    return unusual | (letters > 2 * texts.str.count("[A-Za-z]"))
 
 
 def with_toxicity(ratings: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
