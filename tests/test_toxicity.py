@@ -5,11 +5,14 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 import threading
 import time
 import zipfile
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -600,3 +603,22 @@ def test_archived_scores_are_replayed_by_text_and_by_nothing_else(tmp_path, suff
 def test_the_key_of_a_text_is_the_sha256_of_its_bytes():
     assert text_sha("\ud800") != text_sha("?")
     assert text_sha("") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_texts_are_scored_in_bounded_memory(tmp_path: Path) -> None:
+    program = """
+import resource, sys
+from pathlib import Path
+from steerlib import toxicity
+scorer, folder = toxicity.load_scorer(), Path(sys.argv[1])
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+toxicity.score_texts(scorer, [f"recipe {i} with a tomato and an onion" for i in range(5_000)], folder)
+before = peak()
+texts = [f"the {i}. visitor was friendly, slow and a little loud" for i in range(100_000)]
+assert len(toxicity.score_texts(scorer, texts, folder)) == 100_000
+print(peak() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout) < 400, "MB above the peak of 5,000 texts"
