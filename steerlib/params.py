@@ -31,7 +31,6 @@ WORDS = {
     "split_by": "users conversations",
     "style": "continuation chat",
     "styles": "continuation chat",
-    "ties": "drop half",
     "workers": "auto",
 }
 """What a parameter, or each entry of its list, may be; in place of a capital stands what `HOLES` says."""

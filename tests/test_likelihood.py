@@ -15,9 +15,9 @@ from steerlib.decoding.requests import Stream
 from steerlib.evaluation import answer_likelihood, likelihood_margins, token_divergence
 from steerlib.evaluation.likelihood import forced_logits
 from steerlib.reading import answer_ids, prompt_ids
+from steerlib.residual import add_to_residual
 from steerlib.rules import RULES
 from steerlib.tables import check_table
-from steerlib.vectors import add_to_residual
 
 LLAMA = {"vocab_size": 98, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
 LLAMA |= {"num_hidden_layers": 4, "num_key_value_heads": 2, "max_position_embeddings": 512}

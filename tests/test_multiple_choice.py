@@ -20,10 +20,10 @@ from steerlib.evaluation import (
 )
 from steerlib.evaluation.multiple_choice import DEMO, calibration_gaps
 from steerlib.reading import prompt_ids
+from steerlib.residual import add_to_residual
 from steerlib.rules import Rule
 from steerlib.tables import check_table
 from steerlib.toxicity import ATTRIBUTES
-from steerlib.vectors import add_to_residual
 
 ROOM = "steerlib.evaluation.multiple_choice"
 

@@ -160,7 +160,7 @@ def test_the_lists_of_the_params_check_name_parameters_that_there_are() -> None:
     assert listed.union(*(names for *_, names in params.RANGES)) <= known
 
 
-WORDED = ["controls", "estimator", "prompt_labels", "pool", "positions", "style", "ties"]
+WORDED = ["controls", "estimator", "prompt_labels", "pool", "positions", "style"]
 
 
 @pytest.mark.parametrize("name", WORDED)

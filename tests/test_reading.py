@@ -1,6 +1,7 @@
 """Token ids of prompts, conversations and answers; logits of many contexts at once."""
 
 import dataclasses
+from functools import partial
 
 import pytest
 import torch
@@ -113,8 +114,9 @@ def test_every_sequence_is_in_one_pass_the_longest_first_and_no_pass_is_too_larg
     assert list(batches_by_length([], 9)) == []
 
 
-def test_last_logits_are_those_of_each_context_alone(tiny):
+def test_last_logits_are_those_of_each_context_alone(tiny, monkeypatch):
     contexts = [[5, 6, 7, 8], [9], [10, 11]]
-    found = last_logits(tiny, contexts, batch_tokens=8)
+    monkeypatch.setattr("steerlib.reading.batches_by_length", partial(batches_by_length, most=8))
+    found = last_logits(tiny, contexts)
     for row, ids in zip(found, contexts, strict=True):
         assert_close(row, tiny.model(torch.tensor([ids])).logits[0, -1])

@@ -1,10 +1,12 @@
 """The residual stream: what is added where, what is read where, and in which unit."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch.testing import assert_close
 
-from steerlib.reading import prompt_ids
+from steerlib.reading import batches_by_length, prompt_ids
 from steerlib.residual import (
     add_to_residual,
     in_unit,
@@ -149,7 +151,7 @@ def test_small_batches_read_what_one_large_one_does(tiny, monkeypatch):
     contexts = [[5 + i, 9, 20, *range(30, 30 + i)] for i in range(9)]
     settings = {"layers": [1, 3], "prompt_lengths": [2] * 9}
     one = record_residual(tiny, contexts, **settings)
-    monkeypatch.setattr("steerlib.residual.BATCH_TOKENS", 12)
+    monkeypatch.setattr("steerlib.residual.batches_by_length", partial(batches_by_length, most=12))
     many = record_residual(tiny, contexts, **settings)
     for layer in (1, 3):
         assert_close(one[layer], many[layer])

@@ -14,6 +14,7 @@ import psutil
 import torch
 
 from steerlib.decoding import Sampling, alpha_path, decode, make_arms
+from steerlib.decoding.alpha_path import ROW_BUDGET
 from steerlib.decoding.decode import row_bytes
 from steerlib.decoding.requests import Request, make_requests
 from steerlib.decoding.steer import COLLAPSE_RATIO
@@ -25,7 +26,6 @@ from steerlib.rules import RULES, acting_on
 from steerlib.toxicity import Scorer, check_attribute
 
 STEP = 0.01  # of the slider along a path
-ROW_BUDGET = 96  # rows of a path
 BESIDE = 9  # alphas of a logit rule with a vector beside it, which has no path
 TOPS = 3  # candidates shown of each branch at a token
 FORCED = 256  # tokens of answers that are read again at a time
@@ -168,7 +168,7 @@ class Explorer:
                     if alpha is not None:
                         yield self._measured(question, [*parts, self._decoded(question, [alpha])])
                     arm, how = self._arms(question, [self.alpha_max]), self._inputs(question)
-                    segments = alpha_path(self.frozen, _frame(question), arm, row_budget=ROW_BUDGET, **how)
+                    segments = alpha_path(self.frozen, _frame(question), arm, **how)
                     parts.append(segments.assign(method=question.method, kl_to_base=np.nan))
                 else:
                     zero = self._bases[question.of_base].assign(method=question.method)
