@@ -4,12 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from steerlib.evaluation import (
+from steerlib.evaluation import paired_interval
+from steerlib.evaluation.answers import (
     distinct_n,
     effective_number,
     length,
     overshoots,
-    paired_interval,
     repetition,
     top_share,
     toxicity_distance,

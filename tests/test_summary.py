@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from steerlib.evaluation import paired_interval, share_interval, small_subgroups, summarise, toxicity_distance
+from steerlib.evaluation import paired_interval, small_subgroups, summarise
+from steerlib.evaluation.answers import toxicity_distance
 from steerlib.tables import ATTRIBUTE_COLUMNS, check_table
 
 N = 24
@@ -19,7 +20,7 @@ ARMS = pd.DataFrame(
         ("shuffled1", "anti_expert", 1.0, "shuffled", "shuffled_profile"),
     ],
     columns=["arm_id", "method", "alpha", "profile", "control"],
-).assign(family="", category="", style="chat")
+).assign(family="", vector_user="", variant="", category="", style="chat")
 SHARES = (("base", 1.0), ("own1", 0.5), ("own2", 1.5), ("shuffled1", 0.8))
 VALUES_ONLY = "effective_n|top_three"
 
@@ -88,8 +89,6 @@ def test_every_comparison_agrees_with_direct_computation(study):
     for metric, direct in (
         ("reduction_percent", paired_interval(base, own, users, statistic="reduction_percent")),
         ("distance_difference", paired_interval(base, own, users, within=(-1, 1))),
-        ("win_rate", share_interval(own < base, users)),
-        ("tie_rate", share_interval(own == base, users)),
     ):
         row = one(found, arm_id="own1", comparator="base", metric=metric)
         assert row[["value", "low", "high"]].tolist() == pytest.approx(list(direct[:3]), rel=1e-9)
@@ -124,7 +123,7 @@ def test_a_personal_arm_is_compared_with_its_shuffled_control(study):
 
 def test_without_accepted_answers_or_tokens_what_is_undefined_is_left_out_and_nothing_else(study):
     bare = summary(study, accepted_scores=None)
-    assert not bare["metric"].str.contains("distance|^reduction|win_rate").any()
+    assert not bare["metric"].str.contains("distance|^reduction").any()
     assert {"toxicity_difference", "toxicity_reduction_percent"} <= set(bare["metric"])
     empty = study[0].assign(n_tokens=0, nll_base=0.0, kl_to_base=0.0, text="")
     found = summary(study, generations=empty)

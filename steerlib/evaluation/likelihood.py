@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from steerlib.decoding.contexts import BranchModels, Contexts, branch_ids, default_contexts
+from steerlib.decoding.contexts import BranchModels, Contexts, branch_ids
 from steerlib.decoding.requests import Request, Stream, VectorKey, make_requests
 from steerlib.models import FrozenModel
 from steerlib.reading import TokenIds, answer_ids, batches_by_length, check_length, prompt_ids, read_history
@@ -275,12 +275,7 @@ def _per_token(requests: Sequence[Request], answer: TokenIds, z: Mapping[Forced,
 
 
 def token_divergence(
-    frozen: FrozenModel,
-    prompts: pd.DataFrame,
-    answers: pd.Series,
-    *,
-    style: str = "chat",
-    contexts: Contexts | None = None,
+    frozen: FrozenModel, prompts: pd.DataFrame, answers: pd.Series, *, style: str, contexts: Contexts
 ) -> pd.DataFrame:
     """Jensen-Shannon divergence of SDA's two branches at every token of given answers: what its temperature reads.
 
@@ -290,8 +285,7 @@ def token_divergence(
         prompts: prompt_id, prompt, category (key of the contexts); answers: text by prompt_id, of some of them.
 
     Returns:
-        One row a token: prompt_id, place (from 0), token_id, token (its text), js in nats (0 to ln 2), and the token's
-        own log-probability without and with the instruction in nats, lp_base and lp_instructed.
+        One row a token: prompt_id, js in nats (0 to ln 2).
 
     Raises:
         ValueError: an answer to no prompt, contexts without instruction, or a text longer than the model's context.
@@ -301,8 +295,6 @@ def token_divergence(
     strange = answers.index.difference(prompts["prompt_id"])
     if len(strange):
         raise ValueError(f"answer to {strange[0]!r}: there is no such prompt")
-    contexts = default_contexts(style) if contexts is None else contexts
-    columns = ["prompt_id", "place", "token_id", "token", "js", "lp_base", "lp_instructed"]
     rows: list[tuple] = []
     for prompt in prompts[prompts["prompt_id"].isin(answers.index)].to_dict("records"):
         ids = answer_ids(frozen, answers[prompt["prompt_id"]], style=style)
@@ -311,9 +303,6 @@ def token_divergence(
         check_length(frozen, both[1].ids, len(ids), what=f"prompt {prompt['prompt_id']}")
         z = dict(forced_logits({"": frozen}, [(stream, ids) for stream in both] if ids else []))
         if z:
-            tokens = frozen.tokenizer.batch_decode([[one] for one in ids])
-            one, two = (z[stream, ids] for stream in both)
-            each = (js_divergence(one, two).tolist(), log_probability(one, ids), log_probability(two, ids))
-            told = zip(range(len(ids)), ids, tokens, *each, strict=True)
-            rows += [(prompt["prompt_id"], *at) for at in told]
-    return pd.DataFrame(rows, columns=columns)
+            js = js_divergence(*(z[stream, ids] for stream in both))
+            rows += [(prompt["prompt_id"], at) for at in js.tolist()]
+    return pd.DataFrame(rows, columns=["prompt_id", "js"])

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor
 
 from steerlib.decoding.contexts import BranchModels, Contexts, branch_names
@@ -205,17 +204,8 @@ def _prompts(questions: pd.DataFrame, dev: pd.DataFrame | None, shots: int) -> l
     return [question_prompt(one, solved[one["subject"]]) for one in questions.to_dict("records")]
 
 
-def brier(probabilities: ArrayLike, answers: Sequence[str]) -> Floats:
-    """Brier score of each question: sum over options of (p - 1[answer])^2, in [0, 2]; 0.75 for four equal options.
-
-    Source: Brier, Monthly Weather Review 1950.
-    """
-    right = np.array(LETTERS) == np.asarray(answers)[:, None]
-    return np.square(np.asarray(probabilities, dtype=np.float64) - right).sum(axis=1)
-
-
-def calibration_gaps(probabilities: ArrayLike, answers: Sequence[str], *, bins: int = 10) -> Floats:
-    """Confidence minus correctness of each question, in the column of its confidence bin, `(n, bins)`.
+def calibration_gaps(p: Floats, answers: Sequence[str], *, bins: int = 10) -> Floats:
+    """Confidence minus correctness of each question, in the column of its confidence bin, `(n, bins)`; p is `(n, 4)`.
 
         ECE = sum_b n_b / n |mean confidence_b - accuracy_b| = sum_b |column mean b|
 
@@ -223,7 +213,6 @@ def calibration_gaps(probabilities: ArrayLike, answers: Sequence[str], *, bins: 
 
     Source: Guo et al., On Calibration of Modern Neural Networks, ICML 2017.
     """
-    p = np.asarray(probabilities, dtype=np.float64)
     confidence, gaps = p.max(axis=1), np.zeros((len(p), bins))
     right = np.array(LETTERS)[p.argmax(axis=1)] == np.asarray(answers)
     gaps[np.arange(len(p)), np.minimum((confidence * bins).astype(int), bins - 1)] = confidence - right

@@ -48,7 +48,7 @@ def judge_pairs(
     Args:
         folder: the run's folder; its table `verdicts` is the cache.
         comparators: arm_id by name, see `sda_comparators`.
-        dimension: of each prompt_id, what is judged; prompts without one are left out.
+        dimension: by prompt_id; prompts without one are left out.
 
     Returns:
         comparator (the name), dimension, prompt_id, seed, prompt, text, other, cluster (the user), and four scores:
@@ -82,10 +82,7 @@ class PlaceBias(NamedTuple):
 
 
 def place_bias(shown: pd.DataFrame) -> PlaceBias:
-    """How much a judge favours the answer that it reads first, over the pairs of `judge_pairs` that have all scores.
-
-    A ValueError where none has.
-    """
+    """How much a judge favours the answer that it reads first, over the pairs of `judge_pairs` that have all scores."""
     rows = shown.dropna(subset=SCORES)
     if rows.empty:
         raise ValueError(f"none of {len(shown)} pairs was scored in both orders")
@@ -176,11 +173,8 @@ def compare_preferences(preference: pd.DataFrame, *, reference: str) -> pd.DataF
 
         PPA = mean_k ( 1[m_k > 0] + 1/2 1[m_k = 0] ),    m_k = utility_u(y+_k) - utility_u(y-_k)
 
-    A model that does not tell answers apart has 0.5. Models are fitted on other conversations than these pairs.
-
-    Args:
-        preference: the preference table: model, pair_id, user_id, margin.
-        reference: the model that the others are compared with, for instance the population's.
+    A model that does not tell answers apart has 0.5. Models are fitted on other conversations than these pairs;
+    `preference` is the table of that name.
 
     Returns:
         By model, a row with comparator "" (accuracy in [0, 1]) and, but for the reference, one with comparator
@@ -220,12 +214,8 @@ def safety_margins(
 
         m_k = -s_u . (P(y+_k) - P(y-_k))
 
-    Args:
-        sensitivities: s_u, (users, six), fitted on other conversations, see `steerlib.profiles.sensitivities`.
-        users: whose pair each is; preferred, dispreferred: toxicity of both sides, `(n, 6)`, row for row.
-
-    Raises:
-        ValueError: a user without sensitivities, or other numbers of rows.
+    `sensitivities` are s_u `(users, 6)`, fitted on other conversations; `users` says whose pair each is, and toxicity of
+    both sides is `(n, 6)`, row for row. A ValueError for a user without sensitivities or other numbers of rows.
 
     Source: "safety coordinates alone" of the CAA-on-PRISM study; that they are the toxicity scores is inferred from
     its share of ties.

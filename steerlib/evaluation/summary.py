@@ -11,7 +11,7 @@ from steerlib.evaluation import intervals
 from steerlib.evaluation.answers import Scores, check_paired, effective_number, per_prompt, top_share
 from steerlib.evaluation.controls import kl_on_dev, match_controls, mix_controls
 from steerlib.evaluation.intervals import Bounds, Floats
-from steerlib.evaluation.multiple_choice import LETTERS, brier, calibration_gaps
+from steerlib.evaluation.multiple_choice import LETTERS, calibration_gaps
 from steerlib.profiles.sources import DEMOGRAPHICS
 from steerlib.tables import SCHEMA
 
@@ -65,7 +65,7 @@ def summarise(
         distance_top_three, toxicity_top_three: see `effective_number`, `top_share`.
         Comparator an arm, base or control at equal alpha: distance_difference, toxicity_difference,
         repetition_difference (arm - comparator); reduction_percent (of the distance), toxicity_reduction_percent;
-        win_rate, tie_rate (of the distance); perplexity_ratio.
+        perplexity_ratio.
         Comparator "shuffled_profile" or "random_vector", the arm's control of that kind at equal KL: the same measures,
         and control_kl_per_token.
         With `fluency`: perplexity_of_text and perplexity_of_text_ratio; their scorer is the judging model.
@@ -112,7 +112,7 @@ def compare(
         codes, labels = pd.factorize(member.users, sort=True)
         membership = np.eye(len(labels))[codes]
         sizes, sums = membership.sum(axis=0), {column: rows @ membership for column, rows in part.items()}
-        compared = _of_pairs(part, sums, sizes, own, other, membership) if pairs else ()
+        compared = _of_pairs(sums, sizes, own, other) if pairs else ()
         for keys, measures in ((alone, _of_arms(part, sums, sizes)), (pairs, compared)):
             for metric, bounds in measures:
                 one_value = (member.split, member.name, scorer, metric, len(codes), len(labels))
@@ -157,12 +157,7 @@ def _of_arms(part: Mapping[str, Floats], sums: Mapping[str, Floats], sizes: Floa
 
 
 def _of_pairs(
-    part: Mapping[str, Floats],
-    sums: Mapping[str, Floats],
-    sizes: Floats,
-    own: NDArray[np.intp],
-    other: NDArray[np.intp],
-    membership: Floats,
+    sums: Mapping[str, Floats], sizes: Floats, own: NDArray[np.intp], other: NDArray[np.intp]
 ) -> Iterator[Found]:
     """Comparisons of the arms `own` with the arms `other`, pair by pair."""
     for column in [name for name in DIFFERENCES if name in sums]:
@@ -171,10 +166,6 @@ def _of_pairs(
     for column in [name for name in REDUCTIONS if name in sums]:
         ratio = intervals.ratio_bounds(sums[column][own], sums[column][other])
         yield REDUCTIONS[column], Bounds(*(100 * (1 - x) for x in (ratio.value, ratio.high, ratio.low)))
-    if "distance" in part:
-        mine, theirs = part["distance"][own], part["distance"][other]
-        yield "win_rate", intervals.share_bounds((mine < theirs) @ membership, sizes)
-        yield "tie_rate", intervals.share_bounds((mine == theirs) @ membership, sizes)
     four = np.stack([sums[column][arm] for arm in (own, other) for column in ("nll_base", "n_tokens")])
     with np.errstate(over="ignore"):
         found = intervals.jackknife_bounds(four, sizes, lambda m: m[0] / m[1] - m[2] / m[3])
@@ -229,8 +220,8 @@ def summarise_choices(
     the papers' macro average over contexts. `source` of the questions stands in column `scorer`.
 
     Returns:
-        accuracy (per cent), calibration_error and brier (comparator ""), accuracy_change (points, on the same
-        questions; comparator `base_arm`); subgroups "all" and `category=<of the context>`.
+        accuracy (per cent) and calibration_error (comparator ""), accuracy_change (points, on the same questions;
+        comparator `base_arm`); subgroups "all" and `category=<of the context>`.
 
     Raises:
         ValueError: no base, a choice without question, or an arm that answered other questions than the base.
@@ -240,7 +231,7 @@ def summarise_choices(
         unknown = known.loc[known["answer"].isna(), "question_id"].iloc[0]
         raise ValueError(f"question {unknown!r} is not in the table")
     p = known[[f"p_{letter}" for letter in LETTERS]].to_numpy(dtype=np.float64)
-    squared, gaps = (measure(p, known["answer"].tolist()) for measure in (brier, calibration_gaps))
+    gaps = calibration_gaps(p, known["answer"].tolist())
     known["right"] = 100.0 * known["correct"]
     of_base = known[known["arm_id"] == base_arm].groupby("question_id")["right"].mean()
     if of_base.empty:
@@ -256,7 +247,6 @@ def summarise_choices(
             found = {
                 ("accuracy", ""): intervals.share_interval(part["right"], ids, within=(0, 100)),
                 ("calibration_error", ""): error,
-                ("brier", ""): intervals.cluster_interval(squared[place], ids, within=(0, 2)),
             }
             if arm != base_arm:
                 change = part["right"] - ids.map(of_base)
