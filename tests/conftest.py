@@ -42,3 +42,12 @@ def real_data() -> Callable[[str], Path]:
 def tiny() -> FrozenModel:
     """A random four-block Llama in float64."""
     return tiny_llama()
+
+
+@pytest.fixture
+def saved(tiny: FrozenModel, tmp_path: Path) -> str:
+    """Folder of the tiny model."""
+    folder = tmp_path / "saved"
+    tiny.model.save_pretrained(folder)
+    tiny.tokenizer.save_pretrained(folder)
+    return str(folder)

@@ -4,7 +4,6 @@ The list of docs/engine.md is `ARCHITECTURES`: `python tests/test_architectures.
 """
 
 import re
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -163,14 +162,6 @@ def test_the_check_of_a_params_file_says_what_its_model_needs_and_how_long_a_tho
 
 def flat(capsys) -> str:
     return " ".join(capsys.readouterr().out.split())
-
-
-@pytest.fixture
-def saved(tiny: FrozenModel, tmp_path: Path) -> str:
-    """Folder of the tiny model."""
-    tiny.model.save_pretrained(tmp_path / "saved")
-    tiny.tokenizer.save_pretrained(tmp_path / "saved")
-    return str(tmp_path / "saved")
 
 
 LAYERS = {f"model.layers.{i}": "disk" if i in (1, 2) else "cpu" for i in range(4)}

@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 import torch
 from reference import FORMULAS
-from tiny import tiny_model
-from transformers import Gemma3TextConfig, GPT2Config, GPTNeoXConfig, MistralConfig, Qwen3Config
+from tiny import ARCHITECTURES, SMALL, tiny_model
+from transformers import Gemma3TextConfig, Qwen3Config
 
 from steerlib.decoding import Sampling, VectorFamily, decode, make_arms
 from steerlib.decoding.contexts import branch_ids, default_contexts
@@ -19,15 +19,8 @@ from steerlib.rules import RULES
 from steerlib.tables import check_table
 from steerlib.vectors import add_to_residual
 
-LLAMA = {"vocab_size": 98, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
-LLAMA |= {"num_hidden_layers": 4, "num_key_value_heads": 2, "max_position_embeddings": 512}
-CONFIGS = {
-    "qwen3": Qwen3Config(**LLAMA, head_dim=8),
-    "gpt2": GPT2Config(vocab_size=98, n_embd=32, n_layer=4, n_head=2),
-    "neox": GPTNeoXConfig(**{k: v for k, v in LLAMA.items() if k != "num_key_value_heads"}),
-    "a short sliding window": MistralConfig(**LLAMA, sliding_window=8),
-    "a long sliding window": Gemma3TextConfig(**LLAMA, head_dim=8, sliding_window=64),
-}
+GROUPED = SMALL | {"intermediate_size": 64, "num_key_value_heads": 2, "head_dim": 8}
+CONFIGS = [*ARCHITECTURES, Qwen3Config(**GROUPED), Gemma3TextConfig(**GROUPED, sliding_window=64)]
 SHORT = Sampling(max_new_tokens=4)
 
 
@@ -50,9 +43,9 @@ def read_alone(frozen, stream, answer, vectors):
         return frozen.model(torch.tensor([stream.ids + answer[:-1]])).logits[0, len(stream.ids) - 1 :]
 
 
-@pytest.mark.parametrize("name", ["llama", *CONFIGS])
-def test_texts_in_a_tree_have_the_logits_of_each_alone(tiny, name, monkeypatch):
-    frozen = tiny if name == "llama" else tiny_model(CONFIGS[name])
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.model_type)
+def test_texts_in_a_tree_have_the_logits_of_each_alone(config, monkeypatch):
+    frozen = tiny_model(config)
     vectors = families(frozen)
     population, own = (family.digest for family in vectors)
     steering = [

@@ -5,18 +5,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny import ALPHABET, tiny_model
+from tiny import ARCHITECTURES, SMALL, tiny_model
 from torch.testing import assert_close
-from transformers import (
-    Gemma3TextConfig,
-    GemmaConfig,
-    GPT2Config,
-    GPTNeoXConfig,
-    LlamaConfig,
-    MistralConfig,
-    Qwen2Config,
-    Qwen3Config,
-)
+from transformers import Gemma3TextConfig, Qwen3Config
 
 from steerlib.models import load_model
 from steerlib.residual import VectorFamily
@@ -223,24 +214,8 @@ def test_what_a_control_vector_cannot_express_is_refused_and_nothing_is_written(
     assert not list(tmp_path.iterdir())
 
 
-SMALL = {
-    "vocab_size": len(ALPHABET) + 2,
-    "hidden_size": 32,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 256,
-}
-GROUPED = SMALL | {"intermediate_size": 64, "num_key_value_heads": 2}
-ARCHITECTURES = {
-    "llama": LlamaConfig(**GROUPED),
-    "qwen2": Qwen2Config(**GROUPED),
-    "qwen3": Qwen3Config(**GROUPED, head_dim=8),
-    "gemma": GemmaConfig(**GROUPED, head_dim=8),
-    "gemma3": Gemma3TextConfig(**GROUPED, head_dim=8, sliding_window=16),
-    "mistral": MistralConfig(**GROUPED, sliding_window=16),
-    "gpt2": GPT2Config(vocab_size=SMALL["vocab_size"], n_embd=32, n_layer=4, n_head=4, n_positions=256),
-    "neox": GPTNeoXConfig(**SMALL, intermediate_size=64),
-}
+GROUPED = SMALL | {"intermediate_size": 64, "num_key_value_heads": 2, "head_dim": 8}
+CONFIGS = [*ARCHITECTURES, Qwen3Config(**GROUPED), Gemma3TextConfig(**GROUPED, sliding_window=16)]
 PROMPTS = ["You are", "Tell me a longer story of", "x"]
 
 
@@ -255,9 +230,11 @@ def generated(frozen, prompts, n, **settings):
     return frozen.tokenizer.batch_decode(answers, skip_special_tokens=True)
 
 
-@pytest.mark.parametrize("name", [*ARCHITECTURES, "embedded"])
-def test_transformers_own_generate_under_the_vector_gives_the_decoders_answers(name):
-    frozen = load_model() if name == "embedded" else tiny_model(ARCHITECTURES[name])
+@pytest.mark.parametrize(
+    "config", [*CONFIGS, None], ids=lambda config: getattr(config, "model_type", "embedded")
+)
+def test_transformers_own_generate_under_the_vector_gives_the_decoders_answers(config):
+    frozen = tiny_model(config) if config else load_model()
     vector = SteeringVector.from_pairs(frozen, ["so very kind", "well done"], ["you fool!", "go away"])
     plain = generated(frozen, PROMPTS, 12)
     for settings in ({"alpha": 4.0}, {"alpha": -2.0, "unit": "residual", "positions": "generation"}):
