@@ -1,7 +1,5 @@
 """Figures show what the tables hold, within its range, with their controls, and are saved the same twice."""
 
-from itertools import pairwise
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -11,47 +9,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from steerlib import figures as fg
-from steerlib.figures.responses import clipped
-from steerlib.figures.style import direct_labels
 from steerlib.rules import RULES, Rule
 from steerlib.tables import ATTRIBUTE_COLUMNS, SCHEMA, write_manifest
 
 pytestmark = pytest.mark.filterwarnings("error")
-
-ARMS = [
-    ("base", 0.0, "none", "", "", "base"),
-    ("prompt_only", 0.0, "own", "", "", "prompt_only"),
-    ("instructed", 0.0, "own", "", "", "instructed"),
-    *[("expert_anti_expert", alpha, "own", "", "", "") for alpha in (0.5, 1.0)],
-    ("expert_anti_expert", 1.0, "shuffled", "", "", "shuffled_profile"),
-    *[("sda", alpha, "own", "", "", "") for alpha in (1.0, 2.0)],
-    *[("caa", alpha, "none", "population", "", "") for alpha in (-0.3, 0.3)],
-    *[("caa", alpha, "none", "random", "", "random_vector") for alpha in (-0.3, 0.3)],
-    ("caa", 0.3, "own", "dislike_weighted", "own", ""),
-    ("caa", 0.3, "shuffled", "dislike_weighted", "shuffled", "shuffled_profile"),
-]
-VALUES = {("toxicity", ""): 0.1, ("perplexity_ratio", "arm0"): 3.0, ("toxicity_difference", "arm0"): -0.2}
-
-
-@pytest.fixture
-def arms() -> pd.DataFrame:
-    names = ["method", "alpha", "profile", "family", "vector_user", "control"]
-    made = pd.DataFrame(ARMS, columns=names).assign(arm_id=[f"arm{number}" for number in range(len(ARMS))])
-    return made.reindex(columns=SCHEMA["arms"].columns, fill_value="")
-
-
-@pytest.fixture
-def metrics(arms) -> pd.DataFrame:
-    rows = [
-        (arm, comparator, split, metric, value, value - 0.3, value + 0.1)
-        for (metric, comparator), value in VALUES.items()
-        for split in ("dev", "test")
-        for arm in arms["arm_id"]
-        if arm != comparator
-    ]
-    made = pd.DataFrame(rows, columns=["arm_id", "comparator", "split", "metric", "value", "low", "high"])
-    made = made.assign(subgroup="all", scorer="s", n=12, n_clusters=4)
-    return made[list(SCHEMA["metrics"].columns)]
 
 
 def words(fig: Figure) -> list[str]:
@@ -110,30 +71,12 @@ def test_a_metric_is_drawn_from_alpha_zero_with_controls_on_one_scale_within_its
         fg.plot_against_alpha(fg.points(metrics[only], arms, "toxicity"))
 
 
-def test_a_ratio_has_a_log_axis_and_starts_at_one(metrics, arms):
-    axis = fg.plot_against_alpha(fg.points(metrics, arms, "perplexity_ratio", comparator="arm0")).axes[0]
-    assert axis.get_yscale() == "log"
-    assert [line.get_ydata()[0] for line in axis.lines if len(line.get_xdata()) == 3] == [1.0]
-
-
 def test_a_rule_of_ones_own_is_drawn_without_touching_the_figures(metrics, arms, monkeypatch):
     mine = Rule("mine", ("anti",), lambda z, alpha: z["anti"], "My rule", "#123456", symbol="m")  # noqa: ARG005
     monkeypatch.setitem(RULES, "mine", mine)
     renamed = arms.replace({"method": {"sda": "mine"}})
     fig = fg.plot_against_alpha(fg.points(metrics, renamed, "toxicity"))
     assert any(axis.get_title() == "My rule" and axis.get_xlabel() == "m of My rule" for axis in fig.axes)
-
-
-def test_labels_never_stand_over_each_other_and_keep_their_order():
-    fig, axes = fg.new_figure()
-    axes[0, 0].set_ylim(0, 1)
-    direct_labels(axes[0, 0], [(0.5, "b", "k"), (0.51, "c", "k"), (0.49, "a", "k"), (0.9, "d", "k")])
-    fig.canvas.draw()
-    boxes = sorted((text.get_window_extent() for text in axes[0, 0].texts), key=lambda box: box.y0)
-    assert all(below.y1 <= above.y0 for below, above in pairwise(boxes))
-    heights = {text.get_text(): text.xy[1] for text in axes[0, 0].texts}
-    assert sorted(heights, key=heights.__getitem__) == ["a", "b", "c", "d"]
-    assert heights["d"] == pytest.approx(0.9)
 
 
 def test_a_forest_names_the_intervals_that_exclude_its_null(metrics, arms):
@@ -165,35 +108,6 @@ def test_the_effect_has_curves_of_vectors_marks_of_other_rules_and_the_operating
     curve = next(line for line in toxic.lines if len(line.get_xdata()) == 3)
     assert list(curve.get_xdata()) == [-0.3, 0, 0.3]
     assert "Operating range: alpha -0.3 to 0." in " ".join(fig.get_supxlabel().split())
-
-
-def test_a_random_vector_of_equal_kl_stands_where_it_is_matched(metrics, arms):
-    points = effect(arms, metrics)
-    random = points["control"] == "random_vector"
-    points.loc[random, "at"] = points.loc[random, "alpha"]
-    points.loc[random, "alpha"] *= 4
-    fig = fg.plot_effect(points)
-    assert fig.axes[0].get_xlim()[1] < 0.4
-    assert "no alpha that was tried" in " ".join(fig.get_supxlabel().split())
-
-
-def test_an_effect_of_controls_alone_or_with_a_gap_is_refused(metrics, arms):
-    points = effect(arms, metrics)
-    with pytest.raises(ValueError, match="no steering vector"):
-        fg.plot_effect(points[points["control"] != ""])
-    with pytest.raises(ValueError, match="perplexity_ratio"):
-        fg.plot_effect(points.assign(value=points["value"].where(points["metric"] == "toxicity")))
-
-
-def test_an_operating_range_is_a_bar_even_where_it_is_one_alpha_and_none_is_said(arms):
-    rows = [("CAA, population", "arm9", 0.3, 0.3, 0.3), ("SDA", "arm6", 1.0, np.nan, np.nan)]
-    verdict = pd.DataFrame(rows, columns=["method", "arm_id", "alpha", "alpha_low", "alpha_high"])
-    fig = fg.plot_ranges(verdict, arms)
-    caa, sda = fig.axes
-    assert list(caa.get_xticks()) == [-0.3, 0, 0.3]
-    assert list(sda.get_xticks()) == [0, 1, 2]
-    assert np.ptp(caa.lines[1].get_xdata()) > 0
-    assert "CAA, population 0.3; SDA no alpha." in " ".join(fig.get_supxlabel().split())
 
 
 def test_pointing_at_a_mark_shows_its_arm_and_interval(metrics, arms):
@@ -307,10 +221,3 @@ def test_a_figure_is_not_saved_outside_its_folder_or_without_its_data(tmp_path):
         fg.save(Figure(), "../dose", tmp_path, data=pd.DataFrame({"x": [1]}))
     with pytest.raises(ValueError, match="'dose'"):
         fg.save(Figure(), "dose", tmp_path, data=pd.DataFrame())
-
-
-def test_an_interval_without_ends_is_not_drawn():
-    rows = pd.DataFrame({"metric": "kl_per_token", "low": [-np.inf, -0.1], "high": [np.inf, 0.3]})
-    cut = clipped(rows)
-    assert cut.low.isna().tolist() == cut.high.isna().tolist() == [True, False]
-    assert cut.low[1] == 0

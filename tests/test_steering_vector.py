@@ -5,9 +5,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny import ARCHITECTURES, SMALL, tiny_model
+from tiny import architecture
 from torch.testing import assert_close
-from transformers import Gemma3TextConfig, Qwen3Config
 
 from steerlib.models import load_model
 from steerlib.residual import VectorFamily
@@ -72,9 +71,7 @@ def test_sides_or_weights_without_a_mean_are_refused(sides, weights, named):
 
 
 def test_the_papers_layers_are_16_to_22_of_32_and_scaled_elsewhere():
-    assert default_layers(32) == list(range(16, 23))
-    assert default_layers(30) == list(range(15, 22))
-    assert default_layers(4) == [2, 3]
+    assert [default_layers(n) for n in (32, 30, 4)] == [[*range(16, 23)], [*range(15, 22)], [2, 3]]
 
 
 def test_random_vectors_have_the_norm_of_the_vector_and_another_direction():
@@ -140,7 +137,7 @@ def test_a_vector_survives_its_file_with_its_settings(tmp_path, tiny):
     loaded = SteeringVector.load(path)
     assert_same(loaded, SteeringVector(sorted(vector.items())))
     assert loaded.settings == {"style": "chat", "n": "4"} and loaded.model is None
-    with pytest.raises(ValueError, match="model is None"):
+    with pytest.raises(ValueError, match="model"):
         loaded.steer("Why?")
     with pytest.raises(FileNotFoundError, match="nothing"):
         SteeringVector.load(tmp_path / "nothing.safetensors")
@@ -214,8 +211,6 @@ def test_what_a_control_vector_cannot_express_is_refused_and_nothing_is_written(
     assert not list(tmp_path.iterdir())
 
 
-GROUPED = SMALL | {"intermediate_size": 64, "num_key_value_heads": 2, "head_dim": 8}
-CONFIGS = [*ARCHITECTURES, Qwen3Config(**GROUPED), Gemma3TextConfig(**GROUPED, sliding_window=16)]
 PROMPTS = ["You are", "Tell me a longer story of", "x"]
 
 
@@ -230,11 +225,9 @@ def generated(frozen, prompts, n, **settings):
     return frozen.tokenizer.batch_decode(answers, skip_special_tokens=True)
 
 
-@pytest.mark.parametrize(
-    "config", [*CONFIGS, None], ids=lambda config: getattr(config, "model_type", "embedded")
-)
-def test_transformers_own_generate_under_the_vector_gives_the_decoders_answers(config):
-    frozen = tiny_model(config) if config else load_model()
+@pytest.mark.parametrize("name", ["embedded", "Llama 3", "Gemma 3", "Mistral", "GPT-2", "Falcon"])
+def test_transformers_own_generate_under_the_vector_gives_the_decoders_answers(name):
+    frozen = load_model() if name == "embedded" else architecture(name)
     vector = SteeringVector.from_pairs(frozen, ["so very kind", "well done"], ["you fool!", "go away"])
     plain = generated(frozen, PROMPTS, 12)
     for settings in ({"alpha": 4.0}, {"alpha": -2.0, "unit": "residual", "positions": "generation"}):
