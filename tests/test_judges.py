@@ -79,14 +79,8 @@ def test_a_whole_number_in_json_is_read(reply):
 
 
 BAD_REPLIES = [f'{{"score": {value}}}' for value in ('"73"', 73.5, "true", 0, 101, "NaN", "[7]", "9" * 5000)]
-BAD_REPLIES += [
-    "73",
-    "",
-    "[" * 100_000,
-    '{"first": 20}',
-    'Score: {"score": 73}',
-    '{"score": 73, "why": "good"}',
-]
+BAD_REPLIES += ["73", "", "[" * 100_000, '{"first": 20}']
+BAD_REPLIES += ['Score: {"score": 73}', '{"score": 73, "why": "good"}']
 
 
 @pytest.mark.parametrize("reply", BAD_REPLIES, ids=range(len(BAD_REPLIES)))
@@ -220,14 +214,11 @@ def test_what_is_no_reward_model_is_refused(reward_folder, tmp_path):
 class CountingJudge:
     """Rates an answer by its length, the first of two by two points more, and remembers what it was asked."""
 
-    def __init__(self, *, name: str = "counting", calls: int = 99, scores: list | None = None) -> None:
-        self.id, self.left, self.scores = name, calls, scores
+    def __init__(self, *, name: str = "counting", scores: list | None = None) -> None:
+        self.id, self.scores = name, scores
         self.asked: list[tuple[str, ...]] = []
 
     def rate(self, items, dimension):  # noqa: ARG002
-        self.left -= 1
-        if self.left < 0:
-            raise KeyboardInterrupt
         self.asked += items
         if self.scores is not None:
             return self.scores
@@ -250,16 +241,6 @@ def test_each_question_is_put_once_a_judge_and_dimension_without_thoughts_and_ro
     judged(judge, ITEMS, "empathy", tmp_path)
     judged(other := CountingJudge(name="other"), ITEMS, "honesty", tmp_path)
     assert (len(judge.asked), len(other.asked), len(read_table(tmp_path, "judged"))) == (6, 3, 9)
-
-
-def test_a_kill_loses_at_most_one_chunk(tmp_path, monkeypatch):
-    monkeypatch.setattr("steerlib.judges.base.CHUNK", 2)
-    items = pd.DataFrame({"prompt": "p", "text": ["a" * n for n in range(1, 8)]})
-    with pytest.raises(KeyboardInterrupt):
-        judged(CountingJudge(calls=2), items, "honesty", tmp_path)
-    judge = CountingJudge()
-    assert judged(judge, items, "honesty", tmp_path)["score"].tolist() == [1, 2, 3, 4, 5, 6, 7]
-    assert [len(text) for _, text in judge.asked] == [5, 6, 7]
 
 
 def test_an_answer_without_a_score_is_missing_warned_of_and_not_asked_about_again(tmp_path):

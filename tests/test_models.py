@@ -15,7 +15,6 @@ from torch.testing import assert_close
 from steerlib import embedded
 from steerlib.decoding import Sampling, decode, make_arms
 from steerlib.models import (
-    FrozenModel,
     PackedLinear,
     can_pack,
     decoder_blocks,
@@ -108,15 +107,6 @@ def test_a_precision_that_is_none_is_refused(dtype, saved):
             load_model(saved, dtype=dtype, device="cpu")
     else:
         assert load_model(saved, dtype=dtype, device="cpu").dtype == torch.float32
-
-
-@pytest.fixture
-def saved(tiny: FrozenModel, tmp_path: Path) -> str:
-    """Folder of the tiny model."""
-    folder = str(tmp_path / "base")
-    tiny.model.save_pretrained(folder)
-    tiny.tokenizer.save_pretrained(folder)
-    return folder
 
 
 def test_weights_in_a_pickle_are_not_read(saved):

@@ -161,9 +161,7 @@ def test_a_value_of_another_kind_is_refused(tmp_path: Path, ending: str, column:
         ("a.xlsx", "", "a.xlsx: its ending must be"),
     ],
 )
-def test_a_file_that_cannot_be_read_is_named_with_its_line(
-    tmp_path: Path, name: str, content: str | bytes, named: str
-) -> None:
+def test_a_file_that_cannot_be_read_is_named_with_its_line(tmp_path, name, content, named):
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ValueError, match=f"^{named}") as refusal:
         read_ratings(tmp_path / name)
@@ -195,9 +193,7 @@ def test_any_text_in_any_column_comes_back_or_is_refused(tmp_path_factory, endin
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl"])
 @given(data=st.data())
-def test_ratings_of_any_text_are_read_as_they_stand_or_refused_by_file(
-    tmp_path_factory, ending, data
-) -> None:
+def test_ratings_of_any_text_are_read_as_they_stand_or_refused_by_file(tmp_path_factory, ending, data):
     drawn = data.draw(st.lists(st.tuples(*[TEXTS] * 3, TEXTS | st.just("50")), min_size=1, max_size=3))
     frame = pd.DataFrame(drawn, columns=OWN.columns)
     folder = tmp_path_factory.mktemp("ratings")
@@ -340,9 +336,7 @@ def test_prism_without_a_network_says_at_once_what_to_do(monkeypatch: pytest.Mon
     assert "\n" not in str(refusal.value)
 
 
-def test_prism_in_the_hubs_cache_is_read_at_the_revision_named_and_its_commit_told(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_prism_in_the_hubs_cache_is_read_at_the_revision_named_and_its_commit_told(monkeypatch, tmp_path):
     asked, cached = {}, tmp_path / "snapshots" / "abc123"
     cached.mkdir(parents=True)
 
@@ -400,9 +394,7 @@ def person(user: str, **changes: object) -> dict:
     return row | {"religion": religion, "location": {"birth_country": "x"}} | changes
 
 
-def test_prisms_nested_religion_is_read_as_its_coarse_category_from_the_folder_or_a_file_in_it(
-    tmp_path: Path,
-) -> None:
+def test_prisms_nested_religion_is_read_as_its_coarse_category_from_the_folder_or_a_file_in_it(tmp_path):
     sikh = person("u1", religion={"categorised": "Sikh"}, gender="Prefer not to say")
     folder = prism_folder(tmp_path, [person("u0"), sikh], "survey.jsonl")
     users = read_demographics(folder)

@@ -134,9 +134,7 @@ def test_the_same_seed_gives_the_same_study_and_bad_sizes_are_refused(texts: Dem
             recovery_study(texts, **(small | change))
 
 
-def test_every_estimator_is_drawn_and_a_confusion_writes_each_share_into_its_cell(
-    study: pd.DataFrame,
-) -> None:
+def test_every_estimator_is_drawn_and_a_confusion_writes_each_share_into_its_cell(study):
     axis = plot_recovery(recovery_shares(study)).axes[0]
     assert len(axis.lines) == 3 and len(axis.collections) == 2  # two estimators with bands, and chance
     table = pd.DataFrame(np.eye(6), index=SIX, columns=SIX)
