@@ -80,7 +80,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _check(options: argparse.Namespace) -> None:
-    from steerlib.params import flat, notebook_parameters
+    from steerlib.params import BadInput, flat, notebook_parameters
     from steerlib.runner import check_reachable
 
     study = _plan(options)
@@ -89,63 +89,157 @@ def _check(options: argparse.Namespace) -> None:
     for key, paths in {key: v for stage in study.stages.values() for key, v in stage.inputs.items()}.items():
         sizes = [file.stat().st_size for path in paths for file in (path, *path.rglob("*")) if file.is_file()]
         print(f"{key:<24} {len(sizes)} files, {sum(sizes) / 1e6:,.1f} MB: {', '.join(map(str, paths))}")
-    models = {str(stage.given.get("model", "embedded")) for stage in study.stages.values()}
-    for model in sorted(models - {"embedded"}):
-        _size(model, study)
-    if stage := study.stages.get(RATINGS):
+    given: dict[str, Any] = {}
+    for stage in study.stages.values():
         taken = flat(notebook_parameters(stage.notebook))
-        _check_ratings({name: parameter.default for name, parameter in taken.items()} | stage.given)
+        given |= {name: parameter.default for name, parameter in taken.items()} | stage.given
+    what = "ratings"
+    try:
+        prompts = _check_ratings(given) if "01_user_profiles" in study.stages else 0
+        what = "arms"
+        if "model" in given:
+            _size(given, _n_answers(given, prompts) if "methods" in given else 0)
+    except (OSError, ValueError) as failure:
+        raise BadInput(f"{what}: {failure}") from None
     for key, judge in check_reachable(study, [*study.stages]).items():
         _describe(key, judge)
 
 
-def _size(model: str, study: Any) -> None:
-    """Print what a model needs in bfloat16, and the time of a thousand answers as it was measured on a GPU."""
+QUICK_SCORERS, QUICKLY = ("calibrated", "embedded"), 20_000
+"""Scorers, and the most train answers, whose categories are known within seconds."""
+
+
+def _check_ratings(given: Mapping[str, Any]) -> int:
+    """Print users, ratings, and prompts by split and category, with the key to change where they are few; how many."""
     import pandas as pd
+
+    from steerlib import profiles as pro
+    from steerlib.toxicity import ATTRIBUTES, load_scorer
+
+    source = (given["ratings"] == "prism" and given["data_folder"]) or given["ratings"]
+    few, turn, wanted = given["min_ratings"], given["turn"], given["prompts_per_category"]
+    rated, _ = pro.read_ratings(source, last_turn=turn, min_ratings=few, revision=given["revision"])
+    print(f"{'rated answers':<24} {len(rated):,} of {rated.user_id.nunique():,} users (min_ratings {few})")
+    shares = {name: given[name] for name in ("train_share", "dev_share", "seed")}
+    splits = pro.split_conversations(rated, by=given["split_by"], **shares)
+    train = rated[rated.conversation_id.isin(splits.conversation_id[splits.split == "train"])]
+    train, held_out = train[train.turn == 0], ("dev", "test")
+    if given["scorer"] in QUICK_SCORERS and len(train) <= QUICKLY:
+        scored = pro.with_toxicity(train, load_scorer(given["scorer"])(train.response.tolist()))
+        how = {"estimator": given["estimator"]}
+        profiles = pro.profiles_table(pro.sensitivities(scored, **how), **how)
+        draw = {"per_category": wanted, "turn": turn, "seed": given["seed"]}
+        drawn = [pro.draw_prompts(rated, splits, profiles, split=split, **draw) for split in held_out]
+        prompts, kinds = pd.concat(drawn), [*ATTRIBUTES]
+    else:  # the categories are known when notebook 01 has scored the answers
+        asked = rated[(rated.turn == turn) & rated.chosen].merge(splits[["conversation_id", "split"]])
+        prompts, kinds, wanted = asked.assign(category="all"), ["all"], 6 * wanted
+    for split in held_out:
+        counts = prompts.category[prompts.split == split].value_counts().reindex(kinds, fill_value=0)
+        shown = ", ".join(f"{kind} {count}" for kind, count in counts.items())
+        short = counts.index[counts < wanted].tolist()
+        remedy = "a lower min_ratings or train_share gives more, a lower prompts_per_category equal numbers"
+        too_few = f"; fewer than {wanted} in {', '.join(short)}: {remedy}" if short else ""
+        print(f"{split + ' prompts':<24} {counts.sum():,}: {shown}{too_few}")
+    return len(prompts)
+
+
+def _n_answers(given: Mapping[str, Any], prompts: int) -> int:
+    """Answers of the sweep: prompts, arms and seeds; vectors are counted as notebook 02 makes them."""
     import torch
 
-    from steerlib.models import needs, pretrained
+    from steerlib import decoding as dec
+
+    one: Any = {0: torch.ones(1)}
+    vectors = [
+        dec.VectorFamily("population", {"": one}),
+        dec.VectorFamily("random", {"": one}, control="random_vector"),
+    ]
+    for name in given["personal_vectors"]:
+        vectors += [dec.VectorFamily(name, {"u": one}, "own")]
+        vectors += [dec.VectorFamily(name, {"u": one}, "shuffled", "shuffled_profile")]
+    names = ("alphas", "caa_alphas", "composed_alphas", "sda_ks", "vector_alpha")
+    branches = {branch: "trained" for branch in ("expert", "anti") if given[f"{branch}_model"]}
+    kept = {name: given[name] for name in ("positions", "more_positions", "style", "base_top_p")}
+    arms = dec.study_arms(
+        given["methods"],
+        given["controls"],
+        strengths=dec.Strengths(**{name: given[name] for name in names}),
+        vectors=vectors,
+        model="",
+        contexts=given["contexts"] or dec.default_contexts(given["style"]),
+        sampling=dec.Sampling(js_sigma=given["js_sigma"]),
+        amplification=0.5,
+        gate=dec.Factor("gate", {}) if given["gated"] else None,
+        branches=branches,
+        **kept,
+    )
+    temperatures = [given["temperature"], given["second_temperature"]]
+    draws = [len(given["seeds"]) if t else 1 for t in temperatures if t is not None]
+    return prompts * len(arms) * sum(draws)
+
+
+def _size(given: Mapping[str, Any], answers: int) -> None:
+    """Print what the model needs and the machine has; and roughly how long the answers take, else a thousand of them.
+
+    Time is scaled by parameters and tokens from what was measured; answers are taken to be as long as they may be.
+    """
+    import json
+
+    import pandas as pd
+    import psutil
+    import torch
+
+    from steerlib.embedded import embedded_model
+    from steerlib.models import default_device, needs, pretrained
     from steerlib.tables import ROOT
 
+    model, device = str(given["model"]), given.get("device") or default_device()
+    dtype = given.get("dtype") or ("bfloat16" if device.startswith(("cuda", "auto")) else "float32")
+    answer = given.get("max_new_tokens", 64)
     try:
-        need = needs(pretrained("AutoConfig", model, what="model"), torch.bfloat16)
+        embedded, source = (
+            pretrained("AutoConfig", name, what="model")
+            for name in (embedded_model(), embedded_model() if model == "embedded" else model)
+        )
+        need = needs(source, getattr(torch, dtype, torch.bfloat16), tokens=512 + answer)
     except (OSError, ValueError) as failure:
         print(f"{model:<24} size unknown: {failure}")
         return
-    size = f"{need.parameters / 1e9:.1f}B parameters, {need.weights / 1e9:.1f} GB in bfloat16"
-    print(f"{model:<24} {size}, {need.rows(80e9)} rows of 1,024 tokens beside them in 80 GB")
-    timed = pd.read_csv(ROOT / "benchmarks" / "results" / "gpu.csv")
-    row = timed[timed.setting.str.contains("sampled") & timed.decoder.str.startswith("ours")].iloc[0]
-    tokens = max(stage.given.get("max_new_tokens", 64) for stage in study.stages.values())
-    seconds = 1000 * tokens * row.seconds / row.tokens * need.parameters / row.parameters
-    scaled = f"scaled from {row.parameters / 1e9:.1f}B parameters on {row.hardware}"
-    print(f"{'a thousand answers':<24} about {seconds:.2g} s of {tokens} tokens, {scaled}")
+    on_gpu = device.startswith("cuda") and torch.cuda.is_available()
+    free = torch.cuda.mem_get_info()[0] if on_gpu else psutil.virtual_memory().available
+    size = f"{need.parameters / 1e9:.1f}B parameters, {need.weights / 1e9:.1f} GB in {dtype}"
+    rows = need.rows(free)
+    room = (
+        f"{rows:,} rows of {512 + answer:,} tokens beside them"
+        if rows
+        else "too large: change model or dtype"
+    )
+    print(f"{model:<24} {size}; {free / 1e9:.1f} GB are free, {room}")
+    measured = ROOT / "benchmarks" / "results"
+    gpu = pd.read_csv(measured / "gpu.csv").query(
+        "setting.str.contains('sampled') & decoder.str.startswith('ours')"
+    )
+    cpu = json.loads((measured / "rules.json").read_text())
+    rates = {gpu.hardware.iloc[0]: gpu.seconds.iloc[0] / gpu.tokens.iloc[0] / gpu.parameters.iloc[0]}
+    per_token = cpu["rows"][0]["ms per token"] / 1000
+    rates[cpu["measured_on"]["hardware"]] = per_token / needs(embedded, torch.float32).parameters
+    times = [
+        f"{_duration(rate * (answers or 1000) * answer * need.parameters)} on {name}"
+        for name, rate in rates.items()
+    ]
+    what = f"{answers:,} answers" if answers else "a thousand answers"
+    print(
+        f"{what:<24} about {' or '.join(times)}, at {answer} tokens; fewer prompts, alphas or seeds take less"
+    )
 
 
-RATINGS = "01_user_profiles"
-
-
-def _check_ratings(given: Mapping[str, Any]) -> None:
-    """Print users, ratings and prompts by split; name the key to change where there are too few for six categories."""
-    from steerlib.params import BadInput
-    from steerlib.profiles import read_ratings, split_conversations
-
-    source = (given["ratings"] == "prism" and given["data_folder"]) or given["ratings"]
-    chosen = {"min_ratings": given["min_ratings"], "revision": given["revision"]}
-    try:
-        rated, _ = read_ratings(source, last_turn=given["turn"], **chosen)
-        shares = {name: given[name] for name in ("train_share", "dev_share", "seed")}
-        splits = split_conversations(rated, by=given["split_by"], **shares)
-    except (OSError, ValueError) as failure:
-        raise BadInput(f"ratings: {failure}") from None
-    few = f"min_ratings {given['min_ratings']}"
-    print(f"{'rated answers':<24} {len(rated):,} of {rated.user_id.nunique():,} users ({few})")
-    wanted = 6 * given["prompts_per_category"]
-    asked = rated[rated.turn == given["turn"]].merge(splits, on="conversation_id")
-    for split, prompts in asked.groupby("split").conversation_id.nunique().items():
-        short = split != "train" and prompts < wanted
-        remedy = f", fewer than {wanted}: prompts_per_category or min_ratings may be lower" * short
-        print(f"{split:<24} {prompts:,} prompts{remedy}")
+def _duration(seconds: float) -> str:
+    """A rough time in words, for instance "12 min"."""
+    for unit, size in (("days", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.2g} s"
 
 
 def _describe(key: str, judge: Any) -> None:
