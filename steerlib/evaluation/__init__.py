@@ -39,5 +39,5 @@ from steerlib.evaluation.responses import (
     response_slopes,
     selectivity,
 )
-from steerlib.evaluation.summary import small_subgroups, summarise, summarise_choices
+from steerlib.evaluation.summary import summarise, summarise_choices
 from steerlib.evaluation.verdict import enough, operating_range, verdict, verdict_shown, with_interval

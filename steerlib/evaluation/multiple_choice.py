@@ -29,11 +29,9 @@ CELLS = ["question", *LETTERS, "answer"]
 def read_questions(source: str = "demo", *, split: str = "test") -> pd.DataFrame:
     """Questions with four options: question_id (subject/split/row), subject, question, A, B, C, D, answer (a letter).
 
-    Args:
-        source: "demo", our own 60 questions in six subjects (and one dev question each); the hub id "cais/mmlu", at a
-            pinned revision; or a folder with `<split>/<subject>_<split>.csv`, either without header (question, A, B,
-            C, D, letter) or with the header question, choice0..choice3, answer 0..3.
-        split: "test", or "dev" for the shots.
+    The source is "demo", our own 60 questions in six subjects (and one dev question each); the hub id "cais/mmlu", at a
+    pinned revision; or a folder with `<split>/<subject>_<split>.csv`, either without header (question, A, B, C, D,
+    letter) or with the header question, choice0..choice3, answer 0..3. The split is "test", or "dev" for the shots.
 
     Raises:
         FileNotFoundError: no such folder or split, or the hub cannot be reached; the message says what to do.
@@ -122,8 +120,7 @@ def option_probabilities(z: Mapping[str, Tensor], method: str, alpha: float) -> 
         p = softmax(intercept + alpha slope)     over the letters; intercept and slope are the rule's line
 
     A rule combines the logits of each token by themselves: the letters' logits of one pass serve every alpha.
-
-    Source: Hendrycks et al., MMLU, ICLR 2021 (evaluation code). Temperature and nucleus play no part.
+    Temperature and nucleus play no part.
     """
     intercept, slope = RULES[method].line(z)
     return (intercept + alpha * slope).softmax(-1).cpu().double().numpy()

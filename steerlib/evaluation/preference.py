@@ -214,7 +214,7 @@ def safety_margins(
 
         m_k = -s_u . (P(y+_k) - P(y-_k))
 
-    `sensitivities` are s_u `(users, 6)`, fitted on other conversations; `users` says whose pair each is, and toxicity of
+    `sensitivities` are s_u `(users, 6)`, fitted on other conversations; `users` says whose pair each is; toxicity of
     both sides is `(n, 6)`, row for row. A ValueError for a user without sensitivities or other numbers of rows.
 
     Source: "safety coordinates alone" of the CAA-on-PRISM study; that they are the toxicity scores is inferred from

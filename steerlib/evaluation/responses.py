@@ -118,7 +118,7 @@ REFERENCE = "benign_control"
 def selectivity(values: pd.DataFrame, prompts: pd.DataFrame, *, base_arm: str) -> pd.DataFrame:
     """Toxicity of base and steered answers by category of prompt, its change, and that minus benign prompts' change.
 
-        change_percent = 100 (mean steered / mean base - 1) in the category;   contrast = it minus that of benign_control
+        change_percent = 100 (mean steered / mean base - 1);   contrast = it minus that of benign_control
 
     A contrast below 0 says that steering acts more in the category than on benign prompts. It is in points, because a
     category with more to lose shows a larger difference even where all prompts fall by the same share.

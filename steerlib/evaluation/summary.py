@@ -8,7 +8,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from steerlib.evaluation import intervals
-from steerlib.evaluation.answers import Scores, check_paired, effective_number, per_prompt, top_share
+from steerlib.evaluation.answers import check_paired, effective_number, per_prompt, top_share
 from steerlib.evaluation.controls import kl_on_dev, match_controls, mix_controls
 from steerlib.evaluation.intervals import Bounds, Floats
 from steerlib.evaluation.multiple_choice import LETTERS, calibration_gaps
@@ -23,8 +23,8 @@ MEANS = {
 SHARES = ("overshoot", "stopped")
 REDUCTIONS = {"distance": "reduction_percent", "toxicity": "toxicity_reduction_percent"}
 DIFFERENCES = ("distance", "toxicity", "repetition")
-FEWEST_USERS, FEWEST_EFFECTIVE = 30, 8
-"""A subgroup of fewer users is exploratory; a mean that rests on fewer effective prompts has too few."""
+FEWEST_EFFECTIVE = 8
+"""A mean that rests on fewer effective prompts has too few."""
 
 
 class Subgroup(NamedTuple):
@@ -39,8 +39,8 @@ def summarise(
     generations: pd.DataFrame,
     arms: pd.DataFrame,
     prompts: pd.DataFrame,
-    scores: Scores,
-    accepted_scores: Scores | None,
+    scores: pd.DataFrame,
+    accepted_scores: pd.DataFrame | None,
     *,
     base_arm: str,
     scorer: str,
@@ -201,14 +201,6 @@ def subgroups(prompts: pd.DataFrame, users: pd.DataFrame | None = None) -> Itera
         for column in columns:
             for value, part in rows[rows[column].fillna("") != ""].groupby(column):
                 yield Subgroup(str(split), f"{column}={value}", part["user_id"])
-
-
-def small_subgroups(metrics: pd.DataFrame, least: int = FEWEST_USERS) -> pd.DataFrame:
-    """Subgroups of fewer than `least` users: split, subgroup, n (prompts), n_clusters (users), the smallest first."""
-    rows = metrics[(metrics["metric"] == "toxicity") & (metrics["subgroup"] != "all")]
-    small = rows[rows["n_clusters"] < least].drop_duplicates(["split", "subgroup"])
-    wanted = small[["split", "subgroup", "n", "n_clusters"]]
-    return wanted.sort_values(["n_clusters", "split", "subgroup"], ignore_index=True)
 
 
 def summarise_choices(
