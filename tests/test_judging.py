@@ -14,8 +14,8 @@ from steerlib.evaluation import (
     place_bias,
     read_margins,
     sda_comparators,
-    share_interval,
 )
+from steerlib.evaluation.intervals import share_interval
 from steerlib.tables import check_table
 
 PLAIN, STEEP = Sampling(temperature=0.7), Sampling(temperature=0.7, js_sigma=0.25)
