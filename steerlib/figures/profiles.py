@@ -3,7 +3,6 @@
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from torch import Tensor
 
 from steerlib.figures import style
 from steerlib.rules import RULES
@@ -68,19 +67,8 @@ def plot_layers(described: pd.DataFrame) -> Figure:
     )
 
 
-def projections(preferred: Tensor, dispreferred: Tensor, vector: Tensor) -> pd.DataFrame:
-    """Where residuals lie along a steering vector, h . v / ||v||: one row an answer, `side` and `projection`.
-
-    Pooled residuals of held-out answers are `(n, d_model)`, their numbers may differ; the vector `(d_model,)` is not 0.
-    """
-    unit = vector.double() / vector.double().norm()
-    along = [(side.double() @ unit).numpy() for side in (preferred, dispreferred)]
-    sides = np.repeat(list(SIDES), [len(values) for values in along])
-    return pd.DataFrame({"side": sides, "projection": np.concatenate(along)})
-
-
 def plot_projection(projected: pd.DataFrame, *, layer: int) -> Figure:
-    """Held-out answers along a layer's vector, from `projections`: a line a side, a tick an answer, a dot the mean."""
+    """Held-out answers (side, projection) along a layer's vector: a line a side, a tick an answer, a dot the mean."""
     fig, axes = style.new_figure(height=2.7)
     axis = axes[0, 0]
     for line, (side, colour) in enumerate(SIDES.items()):

@@ -78,14 +78,6 @@ def primary_category(p: pd.DataFrame, s: pd.DataFrame) -> pd.Series:
     return standard.round(12).where(best, -np.inf).idxmax(axis=1).rename("category")
 
 
-def population_category(s: pd.DataFrame) -> str:
-    """The average person's category: the highest mean sensitivity over users, the first of the six in a tie.
-
-    Percentiles cannot answer this, since their mean is 1/2 in every category.
-    """
-    return str(s.mean().idxmax())
-
-
 def profiles_table(s: pd.DataFrame, *, estimator: str) -> pd.DataFrame:
     """Sensitivities `(U, 6)` of an estimator as the tidy table `profiles`, 6 U rows; one primary category a user."""
     p = percentiles(s)
