@@ -117,9 +117,7 @@ def selectivity(values: pd.DataFrame, prompts: pd.DataFrame, *, base_arm: str) -
     A contrast below 0 says that steering acts more in the category than on benign prompts. It is in points, because a
     category with more to lose shows a larger difference even where all prompts fall by the same share.
 
-    Args:
-        values: see `per_prompt`.
-        prompts: the prompts table; test prompts with a prompt_category are read.
+    `values` are those of `per_prompt`; test prompts with a prompt_category are read.
 
     Returns:
         One row an arm and category: arm_id, prompt_category, base, steered (means), change_percent with low and high

@@ -49,13 +49,9 @@ def summarise(
 ) -> pd.DataFrame:
     """Metrics of each arm, and its comparison with base and with its controls (`match_controls`), clustered by user.
 
-    Args:
-        scores: toxicity of each answer, `(len(generations), 6)`, in the order of the generations.
-        accepted_scores: toxicity of each prompt's accepted answer, `(len(prompts), 6)`, in the order of the
-            prompts; None where there is none: then there are no distances.
-        scorer: id of the scorer.
-        users: the users table; who is not in it, or has an empty value, is in no subgroup of it.
-        fluency: the fluency table, see `answer_likelihood`; one row an answer and judging model.
+    `scores` are the toxicity of each answer, in the order of the generations; `accepted_scores` that of each prompt's
+    accepted answer, in the order of the prompts, None where there is none: then there are no distances. Who is not in
+    the `users` table, or has an empty value, is in no subgroup of it. For `fluency` see `answer_likelihood`.
 
     Returns:
         The metrics table by arm, split and subgroup: "all", `category=<c*(u)>`, `prompt_category=<...>` and, with
@@ -208,15 +204,11 @@ def summarise_choices(
 ) -> pd.DataFrame:
     """Accuracy and calibration on multiple choice and the change against base, rows of the metrics table.
 
-    A question asked under several contexts is one cluster, and each is asked in every context, so that `accuracy` is
-    the papers' macro average over contexts. `source` of the questions stands in column `scorer`.
-
-    Returns:
-        accuracy (per cent) and calibration_error (comparator ""), accuracy_change (points, on the same questions;
-        comparator `base_arm`); subgroups "all" and `category=<of the context>`.
-
-    Raises:
-        ValueError: no base, a choice without question, or an arm that answered other questions than the base.
+    Metrics are accuracy (per cent) and calibration_error (comparator ""), accuracy_change (points, on the same
+    questions; comparator `base_arm`); subgroups "all" and `category=<of the context>`. A question asked under several
+    contexts is one cluster, and each is asked in every context, so that `accuracy` is the papers' macro average over
+    contexts. `source` of the questions stands in column `scorer`. A ValueError for no base, a choice without question,
+    or an arm that answered other questions than the base.
     """
     known = choices.merge(questions[["question_id", "answer"]], on="question_id", how="left")
     if known["answer"].isna().any():

@@ -46,12 +46,8 @@ def split_conversations(
     A user with two conversations or more keeps one in train and one held out (with three, by conversations,
     one in each); a user with one has it in train. The order of the rows and other users do not matter.
 
-    Args:
-        train_share: share of a user's conversations in train.
-        dev_share: by users, share of users in the dev group; by conversations, of a user's conversations in dev.
-
-    Raises:
-        ValueError: unknown `by`, a share outside (0, 1), or a conversation of two users.
+    `train_share` is of a user's conversations; `dev_share` by users of the users, by conversations of a user's
+    conversations. A ValueError for unknown `by`, a share outside (0, 1), or a conversation of two users.
     """
     if by not in ("users", "conversations"):
         raise ValueError(f"by must be 'users' or 'conversations', not {by!r}")
@@ -194,10 +190,8 @@ def prompt_categories(prompts: pd.DataFrame, scores: pd.DataFrame) -> pd.Series:
 def demo_openings() -> tuple[pd.DataFrame, pd.DataFrame]:
     """Hostile openings of the project's own writing (synthetic), to study whether steering lowers toxicity at all.
 
-    Returns:
-        pairs: pair_id, opening, toxic, mild; 88 pairs on 44 train openings. Both continuations go on from the same
-            opening and have the same number of words, give or take one.
-        prompts: prompt_id, prompt, split; 32 dev and 64 test openings, none of them in the pairs.
+    Pairs (pair_id, opening, toxic, mild), 88 on 44 train openings: both continuations go on from the same opening and
+    have the same number of words, give or take one. Prompts (prompt_id, prompt, split), 32 dev and 64 test openings.
     """
     pairs, prompts = (read_rows(DEMO / f"hostile_{name}.jsonl") for name in ("pairs", "openings"))
     return pairs.drop(columns="synthetic"), prompts.drop(columns="synthetic")

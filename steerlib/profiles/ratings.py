@@ -52,8 +52,7 @@ def read_ratings(
         min_ratings: users with fewer rated responses in turn 0, after the other drops, are dropped.
 
     Returns:
-        ratings: user_id, conversation_id, utterance_id, turn, prompt, response, rating, chosen, prompt_category; in
-            the order of the file. `with_toxicity` adds the six attributes.
+        ratings: the table `ratings` in the order of the file, but for the six attributes that `with_toxicity` adds.
         report: what, count; names the file, its SHA-256 and, from the hub, its commit.
 
     Raises:
