@@ -66,14 +66,8 @@ def test_each_user_gets_an_alpha_of_its_own_where_it_has_dev_prompts_enough():
 
 
 def test_a_few_prompts_are_weighed_against_all_as_the_formula_says():
-    prompts = pd.DataFrame(
-        {
-            "prompt_id": list("abcd"),
-            "user_id": list("uvwx"),
-            "split": ["dev"] * 4,
-            "conversation_id": [*"abcd"],
-        }
-    )
+    prompts = pd.DataFrame({"prompt_id": list("abcd"), "user_id": list("uvwx"), "split": ["dev"] * 4})
+    prompts["conversation_id"] = prompts["prompt_id"]
     prompts["category"] = ["insult", "threat", "threat", "threat"]
     # Of insult, with its single prompt: (x + 8 x / 4) / 9 at alpha 1, 8 * 2.25 / 9 at alpha 0.5; equal at x = 6.
     for x, alpha in ((6.1, 1.0), (5.9, 0.5)):

@@ -101,7 +101,7 @@ def test_accuracy_by_layer_is_drawn_with_length_beside_it_and_chance_as_a_histog
 
 ROWS = [("Why?", "yes", "nope"), ("How so?", "ok", "k")]
 PAIRS = pd.DataFrame(ROWS, columns=["prompt", "preferred", "dispreferred"], index=[4, 9])
-SETTINGS = {"layers": [0, 2], "style": "continuation"}
+SETTINGS = {"layers": [0, 2], "style": "continuation", "pool": "answer_mean"}
 
 
 def test_residuals_are_recorded_once_and_then_read(tmp_path, tiny, monkeypatch):

@@ -7,8 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from steerlib.evaluation import paired_interval, small_subgroups, summarise
-from steerlib.evaluation.answers import toxicity_distance
+from steerlib.evaluation import paired_interval, summarise
 from steerlib.tables import ATTRIBUTE_COLUMNS, check_table
 
 N = 24
@@ -34,14 +33,14 @@ def study():
     prompts["prompt_category"] = ""
     prompts["split"] = np.where(number < N // 2, "dev", "test")
     prompts["category"] = np.where(number % 8 < 4, "insult", "threat")
-    accepted = rng.random((N, 6)) / 4
+    accepted = pd.DataFrame(rng.random((N, 6)) / 4, columns=list(ATTRIBUTE_COLUMNS))
     rows, scores = [], []
     for (arm, share), seed, i in product(SHARES, range(2), range(N)):
         kl = 0.0 if arm == "base" else share
         rows.append((arm, f"p{i}", seed, "a b a b", 4 + i % 3, True, 8.0 + seed, kl))
-        scores.append(accepted[i] + share * (0.1 + 0.01 * i) * (1 + seed))
+        scores.append(accepted.loc[i] + share * (0.05 + 0.005 * i) * (1 + seed))
     columns = ["arm_id", "prompt_id", "seed", "text", "n_tokens", "stopped", "nll_base", "kl_to_base"]
-    scores = pd.DataFrame(scores, columns=list(ATTRIBUTE_COLUMNS))
+    scores = pd.DataFrame(scores).reset_index(drop=True)
     return pd.DataFrame(rows, columns=columns), prompts, scores, accepted
 
 
@@ -61,7 +60,8 @@ def one(table, **wanted):
 def distances(study, arm, split="test"):
     """Distance of each prompt of a split by seed, `(prompts, seeds)`."""
     generations, prompts, scores, accepted = study
-    answers = generations.assign(D=toxicity_distance(scores, np.tile(accepted, (len(scores) // N, 1))))
+    gaps = np.abs(scores.to_numpy() - np.tile(accepted, (len(scores) // N, 1)))
+    answers = generations.assign(D=gaps.mean(axis=1))
     table = answers[answers["arm_id"] == arm].pivot(index="prompt_id", columns="seed", values="D")
     return table.loc[prompts.loc[prompts["split"] == split, "prompt_id"]].to_numpy()
 
@@ -135,15 +135,15 @@ def test_an_unfinished_arm_or_misaligned_scores_are_refused(study):
     generations, _, scores, accepted = study
     with pytest.raises(ValueError, match="'shuffled1' has 47 answers"):
         summary(study, generations=generations.iloc[:-1], scores=scores.iloc[:-1])
-    with pytest.raises(ValueError, match=r"\(192, 6\), not \(191, 6\)"):
+    with pytest.raises(ValueError, match="192 texts but 191 rows"):
         summary(study, scores=scores.iloc[:-1])
-    with pytest.raises(ValueError, match=r"\(24, 6\)"):
+    with pytest.raises(ValueError, match="24 texts but 23 rows"):
         summary(study, accepted_scores=accepted[:-1])
     with pytest.raises(ValueError, match="'other'"):
         summary(study, generations=generations.assign(arm_id="other"))
 
 
-def test_subgroups_by_age_gender_and_religion_and_a_warning_where_they_are_small(study):
+def test_subgroups_by_age_gender_and_religion(study):
     users = pd.DataFrame({"user_id": [f"u{i}" for i in range(5)], "age": ["18-24", "65+"] * 2 + ["65+"]})
     users = users.assign(gender=["Female", "", "Male", "Male", None], religion="No Affiliation")
     found = summary(study, users=users)
@@ -153,10 +153,6 @@ def test_subgroups_by_age_gender_and_religion_and_a_warning_where_they_are_small
     assert not {"gender=", "age=", "gender=None", "gender=nan"} & groups
     row = one(found, arm_id="own1", comparator="base", subgroup="age=65+", metric="reduction_percent")
     assert (row["n"], row["n_clusters"]) == (8, 2)  # of three test users one is not in the users table
-    small = small_subgroups(found, least=3).set_index(["split", "subgroup"])["n_clusters"]
-    assert small["test", "age=65+"] == 2
-    assert small.is_monotonic_increasing
-    assert small_subgroups(found, least=1).empty
 
 
 def fluency_of(generations, model="judge", nats=1.5):

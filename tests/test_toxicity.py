@@ -546,7 +546,7 @@ def test_a_table_of_scores_that_is_not_there_is_named(tmp_path):
 
 def test_each_text_is_scored_once_and_rows_follow_the_texts(tmp_path):
     scorer = CountingScorer()
-    found = score_texts(scorer, ["bb", "a", "bb", "", "ccc"], tmp_path, batch=2)
+    found = score_texts(scorer, ["bb", "a", "bb", "", "ccc"], tmp_path)
     assert found["insult"].tolist() == [0.02, 0.01, 0.02, 0.0, 0.03]
     again = score_texts(scorer, pd.Series(["ccc", "dddd", "a"], index=[7, 3, 5]), tmp_path)
     assert again["threat"].to_dict() == {7: 0.03, 3: 0.04, 5: 0.01}

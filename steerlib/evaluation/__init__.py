@@ -32,12 +32,6 @@ from steerlib.evaluation.preference import (
     safety_margins,
     sda_comparators,
 )
-from steerlib.evaluation.responses import (
-    arm_path,
-    dose_responses,
-    quality_by_sampling,
-    response_slopes,
-    selectivity,
-)
-from steerlib.evaluation.summary import small_subgroups, summarise, summarise_choices
+from steerlib.evaluation.responses import dose_responses, quality_by_sampling, response_slopes, selectivity
+from steerlib.evaluation.summary import summarise, summarise_choices
 from steerlib.evaluation.verdict import enough, operating_range, verdict, verdict_shown, with_interval

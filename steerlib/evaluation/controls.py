@@ -88,8 +88,7 @@ def match_controls(arms: pd.DataFrame, kl: pd.Series | None = None) -> pd.DataFr
 
         control = weight * control_arm + (1 - weight) * other_arm,   weights linear in KL per token, see `mix_controls`
 
-    Args:
-        kl: KL per token by arm_id, see `kl_on_dev`; None for controls at equal alpha alone.
+    `kl` is KL per token by arm_id, see `kl_on_dev`; without it there are controls at equal alpha alone.
 
     Returns:
         arm_id, control_arm, kind ("shuffled_profile", "random_vector"), matched ("alpha", for vectors that is equal

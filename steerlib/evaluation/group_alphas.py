@@ -26,11 +26,8 @@ def personal_alphas(
         fall_g(alpha) = (n_g mean_g + 8 mean_all) / (n_g + 8),   mean_g: of D(base) - D(alpha) over dev prompts of g
 
     Base takes part with alpha 0 and a fall of 0; ties go to the smaller alpha. A group with fewer than
-    `min_prompts` dev prompts takes the global alpha, the best over all dev prompts.
-
-    Args:
-        values: see `per_prompt`; D is its column.
-        by: "category" (of the prompt's user, c*(u); needs splits by users) or "user" (needs splits by conversations).
+    `min_prompts` dev prompts takes the global alpha, the best over all dev prompts. `values` are those of `per_prompt`.
+    `by` is "category" (of the prompt's user, c*(u); needs splits by users) or "user" (needs splits by conversations).
 
     Returns:
         A row a curve and group: the columns of `CURVE`, by, group, alpha, arm_id, global_alpha, global_arm_id,
@@ -95,10 +92,8 @@ def tuned_arm(
     """Metrics on test prompts of each curve with the alphas of `personal_alphas`, against base and its global alpha.
 
     Other arguments as `summarise`. Rows of the metrics table: arm_id is the curve's columns and `alpha-by-category` or
-    `-user`, joined by "-"; it is in no arms table, so every metric of `summarise` has `tuned_` before its name.
-
-    Raises:
-        ValueError: a test prompt without alpha or without a value under its arm.
+    `-user`, joined by "-"; it is in no arms table, so every metric of `summarise` has `tuned_` before its name. A
+    ValueError for a test prompt without alpha or without a value under its arm.
     """
     members = [one for one in subgroups(prompts, users) if one.split == "test"]
     test = prompts[prompts["split"] == "test"]

@@ -146,19 +146,14 @@ def log_probability(z: Tensor, answer: TokenIds) -> list[float]:
 def answer_likelihood(
     frozen: FrozenModel, prompts: pd.DataFrame, generations: pd.DataFrame, *, style: str
 ) -> pd.DataFrame:
-    """Negative log-likelihood of each answer, given its prompt, under any model.
+    """The fluency table: negative log-likelihood of each answer, given its prompt, under any model.
 
         nll = -sum_t ln p(y_t | prompt, y_<t)     over the answer's tokens, in nats
 
-    Answers are read as text, so a model with another tokenizer can judge them; a stop token is not part of an answer.
-    `style` is that of the generations: "chat" (the judging model's own template) or "continuation".
-
-    Returns:
-        The fluency table, in the order of the generations: nll and n_tokens of the judging model, both 0 for an empty
-        answer. Perplexities of models with different tokenizers are not comparable.
-
-    Raises:
-        ValueError: a prompt that is not in its table or is empty, or a text longer than the model's context.
+    Answers are read as text, so a model with another tokenizer can judge them (perplexities of two tokenizers are not
+    comparable); a stop token is not part of an answer, and an empty one has nll and n_tokens 0. `style` is that of
+    the generations: "chat" (the judging model's own template) or "continuation". A ValueError for a prompt that is not
+    in its table or is empty, or a text longer than the model's context.
 
     Source: Liu et al., DExperts, ACL 2021: a larger, independent model judges; they average perplexities of texts.
     """
@@ -207,7 +202,7 @@ def likelihood_margins(
         arms: of one style; vectors, contexts, branch_models: see `decode`.
 
     Returns:
-        The preference table, model being the arm_id: one row an arm and pair, pair by pair; margin in nats per token.
+        The preference table, model being the arm_id, pair by pair; margin in nats per token.
 
     Raises:
         ValueError: arms of several styles, an answer without tokens or too long for the model's context, an arm that
@@ -281,14 +276,9 @@ def token_divergence(
 
         JS_t = KL(P1 || M)/2 + KL(P2 || M)/2,   P1 = P(. | Q, y_<t),  P2 = P(. | Q, I, y_<t),  M = (P1 + P2)/2
 
-    Args:
-        prompts: prompt_id, prompt, category (key of the contexts); answers: text by prompt_id, of some of them.
-
-    Returns:
-        One row a token: prompt_id, js in nats (0 to ln 2).
-
-    Raises:
-        ValueError: an answer to no prompt, contexts without instruction, or a text longer than the model's context.
+    `prompts` have prompt_id, prompt and category (key of the contexts), `answers` are texts by prompt_id. One row a
+    token: prompt_id, js in nats (0 to ln 2). A ValueError for an answer to no prompt, no instruction, or a text longer
+    than the model's context.
 
     Source: SDA, eq. 6.
     """

@@ -1,15 +1,9 @@
-"""Responses: slopes over alpha, greedy against sampled, selectivity by category of prompt, an arm's exact path."""
-
-from dataclasses import replace
-from typing import Any
+"""Responses: slopes over alpha, greedy against sampled, selectivity by category of prompt."""
 
 import numpy as np
 import pandas as pd
 
-from steerlib.decoding import Contexts, alpha_path, make_arms
-from steerlib.decoding.requests import sampling_of
 from steerlib.evaluation.intervals import Floats, Interval, cluster_interval, paired_interval
-from steerlib.models import FrozenModel
 
 
 def dose_responses(values: pd.DataFrame, arms: pd.DataFrame, column: str) -> dict[str, pd.DataFrame]:
@@ -118,14 +112,12 @@ REFERENCE = "benign_control"
 def selectivity(values: pd.DataFrame, prompts: pd.DataFrame, *, base_arm: str) -> pd.DataFrame:
     """Toxicity of base and steered answers by category of prompt, its change, and that minus benign prompts' change.
 
-        change_percent = 100 (mean steered / mean base - 1) in the category;   contrast = it minus that of benign_control
+        change_percent = 100 (mean steered / mean base - 1);   contrast = it minus that of benign_control
 
     A contrast below 0 says that steering acts more in the category than on benign prompts. It is in points, because a
     category with more to lose shows a larger difference even where all prompts fall by the same share.
 
-    Args:
-        values: see `per_prompt`.
-        prompts: the prompts table; test prompts with a prompt_category are read.
+    `values` are those of `per_prompt`; test prompts with a prompt_category are read.
 
     Returns:
         One row an arm and category: arm_id, prompt_category, base, steered (means), change_percent with low and high
@@ -163,33 +155,3 @@ def selectivity(values: pd.DataFrame, prompts: pd.DataFrame, *, base_arm: str) -
 
 def _contrast(m: Floats) -> Floats:
     return 100 * (m[..., 1] / m[..., 0] - m[..., 3] / m[..., 2])
-
-
-def arm_path(
-    frozen: FrozenModel,
-    prompts: pd.DataFrame,
-    arm: pd.Series,
-    *,
-    min_p: float,
-    max_new_tokens: int,
-    contexts: Contexts,
-) -> pd.DataFrame:
-    """Every answer that a logit rule gives from alpha 0 to the arm's own alpha: the segments table, see `alpha_path`.
-
-    Args:
-        arm: a row of the arms table, of a logit rule whose branches are contexts; of SDA the path has a = 1.
-        min_p: nucleus of a sampled path, linear in alpha, in place of the arm's top-p; a greedy arm has none.
-    """
-    own = sampling_of(arm)
-    own = replace(own, top_p=1.0, min_p=min_p if own.temperature else 0.0, max_new_tokens=max_new_tokens)
-    kept: dict[str, Any] = {name: arm[name] for name in ("profile", "category", "style")}
-    arms = make_arms(
-        arm["method"],
-        [float(arm["alpha"])],
-        model=frozen.name,
-        contexts=contexts,
-        sampling=own,
-        base_top_p=float(arm["base_top_p"]),
-        **kept,
-    )
-    return alpha_path(frozen, prompts, arms, contexts=contexts)

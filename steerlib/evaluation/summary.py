@@ -8,7 +8,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from steerlib.evaluation import intervals
-from steerlib.evaluation.answers import Scores, check_paired, effective_number, per_prompt, top_share
+from steerlib.evaluation.answers import check_paired, effective_number, per_prompt, top_share
 from steerlib.evaluation.controls import kl_on_dev, match_controls, mix_controls
 from steerlib.evaluation.intervals import Bounds, Floats
 from steerlib.evaluation.multiple_choice import LETTERS, calibration_gaps
@@ -23,8 +23,8 @@ MEANS = {
 SHARES = ("overshoot", "stopped")
 REDUCTIONS = {"distance": "reduction_percent", "toxicity": "toxicity_reduction_percent"}
 DIFFERENCES = ("distance", "toxicity", "repetition")
-FEWEST_USERS, FEWEST_EFFECTIVE = 30, 8
-"""A subgroup of fewer users is exploratory; a mean that rests on fewer effective prompts has too few."""
+FEWEST_EFFECTIVE = 8
+"""A mean that rests on fewer effective prompts has too few."""
 
 
 class Subgroup(NamedTuple):
@@ -39,8 +39,8 @@ def summarise(
     generations: pd.DataFrame,
     arms: pd.DataFrame,
     prompts: pd.DataFrame,
-    scores: Scores,
-    accepted_scores: Scores | None,
+    scores: pd.DataFrame,
+    accepted_scores: pd.DataFrame | None,
     *,
     base_arm: str,
     scorer: str,
@@ -49,13 +49,9 @@ def summarise(
 ) -> pd.DataFrame:
     """Metrics of each arm, and its comparison with base and with its controls (`match_controls`), clustered by user.
 
-    Args:
-        scores: toxicity of each answer, `(len(generations), 6)`, in the order of the generations.
-        accepted_scores: toxicity of each prompt's accepted answer, `(len(prompts), 6)`, in the order of the
-            prompts; None where there is none: then there are no distances.
-        scorer: id of the scorer.
-        users: the users table; who is not in it, or has an empty value, is in no subgroup of it.
-        fluency: the fluency table, see `answer_likelihood`; one row an answer and judging model.
+    `scores` are the toxicity of each answer, in the order of the generations; `accepted_scores` that of each prompt's
+    accepted answer, in the order of the prompts, None where there is none: then there are no distances. Who is not in
+    the `users` table, or has an empty value, is in no subgroup of it. For `fluency` see `answer_likelihood`.
 
     Returns:
         The metrics table by arm, split and subgroup: "all", `category=<c*(u)>`, `prompt_category=<...>` and, with
@@ -203,28 +199,16 @@ def subgroups(prompts: pd.DataFrame, users: pd.DataFrame | None = None) -> Itera
                 yield Subgroup(str(split), f"{column}={value}", part["user_id"])
 
 
-def small_subgroups(metrics: pd.DataFrame, least: int = FEWEST_USERS) -> pd.DataFrame:
-    """Subgroups of fewer than `least` users: split, subgroup, n (prompts), n_clusters (users), the smallest first."""
-    rows = metrics[(metrics["metric"] == "toxicity") & (metrics["subgroup"] != "all")]
-    small = rows[rows["n_clusters"] < least].drop_duplicates(["split", "subgroup"])
-    wanted = small[["split", "subgroup", "n", "n_clusters"]]
-    return wanted.sort_values(["n_clusters", "split", "subgroup"], ignore_index=True)
-
-
 def summarise_choices(
     choices: pd.DataFrame, questions: pd.DataFrame, *, base_arm: str, source: str
 ) -> pd.DataFrame:
     """Accuracy and calibration on multiple choice and the change against base, rows of the metrics table.
 
-    A question asked under several contexts is one cluster, and each is asked in every context, so that `accuracy` is
-    the papers' macro average over contexts. `source` of the questions stands in column `scorer`.
-
-    Returns:
-        accuracy (per cent) and calibration_error (comparator ""), accuracy_change (points, on the same questions;
-        comparator `base_arm`); subgroups "all" and `category=<of the context>`.
-
-    Raises:
-        ValueError: no base, a choice without question, or an arm that answered other questions than the base.
+    Metrics are accuracy (per cent) and calibration_error (comparator ""), accuracy_change (points, on the same
+    questions; comparator `base_arm`); subgroups "all" and `category=<of the context>`. A question asked under several
+    contexts is one cluster, and each is asked in every context, so that `accuracy` is the papers' macro average over
+    contexts. `source` of the questions stands in column `scorer`. A ValueError for no base, a choice without question,
+    or an arm that answered other questions than the base.
     """
     known = choices.merge(questions[["question_id", "answer"]], on="question_id", how="left")
     if known["answer"].isna().any():

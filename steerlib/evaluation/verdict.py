@@ -1,7 +1,6 @@
 """What the run found, in one sentence and one table, made from the metrics; and the operating range of each method."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -17,13 +16,6 @@ OWN = ("own_minus_shuffled", "own_low", "own_high")
 BOUNDS = {"difference": ("difference", "low", "high"), OWN[0]: OWN}
 KLS = {"difference": "control_kl", OWN[0]: "shuffled_kl"}
 MATCHED = {"kl": " at equal KL", "alpha": " at equal alpha", "": " (the run has no other control)"}
-
-
-class Verdict(NamedTuple):
-    """The sentence of the run, and the table `verdict`: a row a method, the one that fell most on dev first."""
-
-    sentence: str
-    table: pd.DataFrame
 
 
 def with_interval(value: float, low: float, high: float, digits: int = 3) -> str:
@@ -80,8 +72,10 @@ def _ends(curve: pd.DataFrame) -> tuple[float, float]:
 
 def verdict(
     metrics: pd.DataFrame, arms: pd.DataFrame, *, base_arm: str, max_perplexity_ratio: float
-) -> Verdict:
-    """The verdict of a run: each method at the alpha chosen on dev, reported on test beside its control.
+) -> pd.DataFrame:
+    """The table `verdict`: each method at the alpha chosen on dev, reported on test beside its control.
+
+    A row a method, the one that fell most on dev first; its sentence says what was found.
 
     For alpha see `chosen_arms`. The control is the rule's own (random vector, shuffled profile) at equal KL (see
     `match_controls`; KL is measured on dev, and the weights are fixed in the intervals of the paired difference), else
@@ -144,8 +138,7 @@ def verdict(
         if shuffled is not None and kind != "shuffled_profile":
             against["own_minus_shuffled"] = ("shuffled_profile", shuffled["matched"])
         rows.append(row | {"sentence": _sentence(row, against, int(base["n_clusters"]))})
-    table = pd.DataFrame(rows)[list(SCHEMA["verdict"].columns)]
-    return Verdict(table["sentence"].iloc[0], table)
+    return pd.DataFrame(rows)[list(SCHEMA["verdict"].columns)]
 
 
 def _sentence(row: dict, against: Mapping[str, tuple[str, str]], users: int) -> str:

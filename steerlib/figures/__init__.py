@@ -2,7 +2,7 @@
 """Room of notebook 05, lent to the others: every figure, the published numbers, the report."""
 
 from steerlib.figures.effect import plot_effect, plot_ranges, plot_tradeoff
-from steerlib.figures.profiles import plot_layers, plot_profiles, plot_projection, projections
+from steerlib.figures.profiles import plot_layers, plot_profiles, plot_projection
 from steerlib.figures.published import plot_published, published, published_margins
 from steerlib.figures.report import kept_toxicity, write_report
 from steerlib.figures.responses import plot_against_alpha, plot_forest, points

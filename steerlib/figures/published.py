@@ -32,10 +32,8 @@ def published_margins() -> pd.DataFrame:
 def plot_published(points: pd.DataFrame) -> Figure:
     """Reduction of the toxicity distance against alpha, as published (above) and of this run (below), on one scale.
 
-    Left the logit rules, right the steering vectors, whose alphas depend on how long the vectors are.
-
-    Args:
-        points: of the metric `reduction_percent` against the base; controls are left out.
+    Left the logit rules, right the steering vectors, whose alphas depend on how long the vectors are. `points` are of
+    the metric `reduction_percent` against the base; controls are left out.
     """
     theirs = published().query("metric == 'reduction of toxicity distance'")
     caa = theirs["system"] == "CAA on PRISM"  # settings are "alpha 7.5, A100", else "Anti-Expert, alpha 2.2"

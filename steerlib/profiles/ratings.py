@@ -51,11 +51,9 @@ def read_ratings(
         last_turn: later turns are dropped. Turns after 0 compare two samples of one model, so profiles and pairs
             are made from turn 0; prompts may come from a later one.
         min_ratings: users with fewer rated responses in turn 0, after the other drops, are dropped.
-        revision: of the hub's data set; name a commit to hold a study to it.
 
     Returns:
-        ratings: user_id, conversation_id, utterance_id, turn, prompt, response, rating, chosen, prompt_category; in
-            the order of the file. `with_toxicity` adds the six attributes.
+        ratings: the table `ratings` in the order of the file, but for the six attributes that `with_toxicity` adds.
         report: what, count; names the file, its SHA-256 and, from the hub, its commit.
 
     Raises:
@@ -118,10 +116,7 @@ def with_toxicity(ratings: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def checked_scores(scores: pd.DataFrame, n: int) -> np.ndarray:
-    """The six scores of n texts, `(n, 6)`, row for row; the index is not used.
-
-    A ValueError says that the numbers of rows differ, or names a score that is missing or outside [0, 1].
-    """
+    """The six scores of n texts, `(n, 6)`; a ValueError for other rows or a score missing or outside [0, 1]."""
     if len(scores) != n:
         raise ValueError(f"{n} texts but {len(scores)} rows of scores")
     values = scores[list(ATTRIBUTE_COLUMNS)].to_numpy(dtype=np.float64)
