@@ -4,7 +4,6 @@ import pandas as pd
 import pytest
 from studies.alignment import SETS, alignment_prompts
 
-from steerlib.judges import DIMENSIONS
 from steerlib.tables import SCHEMA
 
 ROWS = {
@@ -33,8 +32,10 @@ def folder(tmp_path):
 
 
 def test_all_sets_make_one_prompts_table(folder):
-    prompts, _ = alignment_prompts(folder, n_per_set=100)
+    prompts, report = alignment_prompts(folder, n_per_set=100)
+    assert report.set_index("what")["count"]["repeated in harmfulqa"] == 1
     assert list(prompts) == list(SCHEMA["prompts"].columns)
+    assert (prompts.category != prompts.shuffled_category).all()
     assert prompts.prompt_id.is_unique
     sizes = {"empathy": 8, "reasoning": 3, "helpfulness": 11, "harmlessness": 11, "honesty": 5}
     assert prompts.groupby("category").size().to_dict() == sizes
@@ -54,13 +55,6 @@ def test_a_prompt_with_two_dimensions_is_one_user_on_one_side_of_the_split(folde
     assert (users.prompt == 1).all()
 
 
-def test_the_shuffled_dimension_is_never_the_prompts_own_and_takes_all_others(folder):
-    prompts, _ = alignment_prompts(folder, n_per_set=100)
-    assert (prompts.category != prompts.shuffled_category).all()
-    empathy = prompts[prompts.category == "empathy"]
-    assert set(empathy.shuffled_category) == set(DIMENSIONS) - {"empathy"}
-
-
 def test_the_draw_goes_round_the_categories_and_a_larger_one_has_the_smaller_within_it(folder):
     of = {"sets": ["beavertails"], "dimensions": ["harmlessness"]}
     three, five = (alignment_prompts(folder, n_per_set=n, **of)[0] for n in (3, 5))
@@ -68,14 +62,6 @@ def test_the_draw_goes_round_the_categories_and_a_larger_one_has_the_smaller_wit
     pd.testing.assert_frame_equal(three, five.head(3))
     other, _ = alignment_prompts(folder, n_per_set=5, seed=1, **of)
     assert set(other.prompt_id) != set(five.prompt_id)
-
-
-def test_repeated_prompts_are_dropped_and_counted(folder):
-    prompts, report = alignment_prompts(folder, n_per_set=100, sets=["harmfulqa"], dimensions=["helpfulness"])
-    counts = report.set_index("what")["count"]
-    assert len(prompts) == 2
-    assert counts["repeated in harmfulqa"] == 1
-    assert any("sha256" in what for what in counts.index)
 
 
 def test_the_columns_of_the_hubs_files_are_known_too(folder, monkeypatch):

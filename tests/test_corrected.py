@@ -19,14 +19,13 @@ from steerlib.decoding import (
     decode,
     make_arms,
     run_aligner,
-    run_sweep,
     with_variants,
 )
 from steerlib.decoding import sweep as corrected_module
 from steerlib.decoding.sweep import EDIT
 from steerlib.evaluation import answer_likelihood, sda_comparators, summarise, with_controls
 from steerlib.models import FrozenModel
-from steerlib.tables import check_table, read_table
+from steerlib.tables import check_table
 
 BASE = make_arms("base", style="chat", sampling=SAMPLED)
 
@@ -117,15 +116,6 @@ def test_corrected_answers_are_the_aligners_own_decoding_of_what_it_reads(tiny, 
     assert found.text.nunique() > 1
 
 
-def test_its_answers_stand_in_the_runs_table_beside_the_bases(tiny, tmp_path):
-    base = run_sweep(tiny, PROMPTS, BASE, folder=tmp_path, seeds=[0, 1])
-    found = corrected(tmp_path, tiny, plain_corrector(), given=base)
-    table = check_table("generations", read_table(tmp_path, "generations"))
-    assert len(table) == len(base) + len(found) == 12
-    assert set(found.arm_id) == set(aligner_arms(BASE, plain_corrector()).arm_id)
-    assert answers(table[table.arm_id.isin(found.arm_id)]) == answers(found)
-
-
 def test_likelihood_and_tokens_are_those_of_the_text_under_the_base(tiny, tmp_path):
     history = '[{"role": "user", "content": "One"}, {"role": "assistant", "content": "Two"}]'
     prompts = PROMPTS.assign(history=["", history, ""])
@@ -156,11 +146,6 @@ def test_a_missing_base_answer_is_refused_naming_prompt_and_seed_before_anything
     with pytest.raises(ValueError, match=rf"prompt p1, seed 1: the base {BASE.arm_id.item()} has no answer"):
         corrected(tmp_path, tiny, plain_corrector(), given=given)
     assert counts == []
-
-
-def test_an_answer_that_leaves_no_room_for_its_correction_is_refused_naming_the_prompt(tiny, tmp_path):
-    with pytest.raises(ValueError, match=r"prompt p0, seed 0, as the aligner reads it: .* more than the 512"):
-        corrected(tmp_path, tiny, plain_corrector(), given=base_answers(text="long " * 90))
 
 
 def test_every_base_has_an_arm_whose_id_depends_on_the_aligner_and_on_what_it_reads():

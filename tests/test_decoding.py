@@ -11,7 +11,7 @@ from reference import reference_answer
 from tiny import tiny_llama
 
 from steerlib.decoding import Factor, Sampling, VectorFamily, alpha_path, decode, make_arms
-from steerlib.decoding.cache import SlotCache, shared_prefixes
+from steerlib.decoding.cache import SlotCache
 from steerlib.decoding.requests import make_requests
 from steerlib.decoding.streams import MultiModelStreams
 
@@ -245,24 +245,6 @@ def test_caches_are_freed_with_their_batch_without_a_garbage_collection(tiny, mo
         assert caches and not any(cache() for cache in caches)
     finally:
         gc.enable()
-
-
-def test_an_answer_ends_at_the_stop_token_and_its_rows_leave(tiny):
-    table = decode(
-        tiny, PROMPTS, grid(dataclasses.replace(SAMPLED, temperature=2.0, max_new_tokens=60)), **SIGNALS
-    )
-    assert table.stopped.any() and not table.stopped.all()
-    assert all(0 not in ids for ids in table.token_ids)
-    assert (table.n_tokens == table.token_ids.map(len)).all()
-    assert (table.n_tokens[~table.stopped] == 60).all()
-
-
-def test_shared_prefixes_are_found_and_leave_a_token_to_each():
-    a = tuple(range(20))
-    sequences = [(*a, 1, 2), (*a, 3), (9, 9, 9), (*a,)]
-    assert shared_prefixes(sequences) == [19, 19, 0, 19]
-    assert shared_prefixes([(1, 2, 3), (1, 2, 4)]) == [0, 0]
-    assert shared_prefixes([a]) == [0]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ import json
 import shutil
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import torch
 from tiny import tiny_llama
@@ -13,17 +12,15 @@ from torch import nn
 from torch.testing import assert_close
 
 from steerlib import embedded
-from steerlib.decoding import Sampling, decode, make_arms
 from steerlib.models import (
     PackedLinear,
     can_pack,
     decoder_blocks,
-    high_precision,
     hub_answers,
     load_model,
     pack_linears,
 )
-from steerlib.reading import answer_nll, last_logits, prompt_ids
+from steerlib.reading import last_logits, prompt_ids
 
 needs_peft = pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="peft is not installed")
 
@@ -42,19 +39,6 @@ def test_the_embedded_tokenizer_splits_off_each_digit_as_llama_cpp_does():
     assert tokenizer.tokenize("\n\n1. in 2024") == ["ĊĊ", "1", ".", "Ġin", "Ġ", "2", "0", "2", "4"]
 
 
-def test_the_embedded_models_answer_is_as_likely_while_decoding_as_when_it_is_read_again():
-    frozen = load_model(device="cpu")
-    prompt = "How do I bake bread? Number the steps."
-    prompts = pd.DataFrame({"prompt_id": ["p"], "prompt": [prompt], "category": ["insult"]})
-    arms = make_arms("base", style="chat", sampling=Sampling(temperature=0, max_new_tokens=40))
-    answer = decode(frozen, prompts, arms).iloc[0]
-    assert "\n\n1." in answer.text
-    given = tuple(frozen.tokenizer(answer.text, add_special_tokens=False).input_ids)
-    assert given == tuple(answer.token_ids)
-    context = prompt_ids(frozen, prompt, style="chat")
-    assert answer_nll(frozen, context, given) == pytest.approx(answer.nll_base, rel=1e-4)
-
-
 @pytest.mark.parametrize("harm", ["flipped bit", "absent file", "no checksums"])
 def test_a_damaged_copy_of_the_embedded_model_is_not_taken(tmp_path, harm):
     shutil.copytree(embedded.embedded_model(), tmp_path / "copy", ignore=lambda *_: ["model.safetensors"])
@@ -66,10 +50,6 @@ def test_a_damaged_copy_of_the_embedded_model_is_not_taken(tmp_path, harm):
     else:
         {"absent file": config, "no checksums": sums}[harm].unlink()
     assert not embedded._intact(tmp_path / "copy")
-
-
-def test_high_precision_is_float64_on_a_device_that_has_it():
-    assert high_precision(torch.ones(2, dtype=torch.bfloat16)).dtype == torch.float64
 
 
 # --- refused at once ----------------------------------------------------------------------------------------

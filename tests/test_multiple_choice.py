@@ -240,14 +240,6 @@ def test_arms_that_a_question_does_not_settle_are_left_out(tiny):
     assert found.arm_id.unique().tolist() == arms[0].arm_id.tolist()
 
 
-@pytest.mark.usefixtures("letters")
-def test_in_an_sda_run_questions_are_asked_under_the_dimensions_of_its_prompts(tiny):
-    contexts = {"honesty": {"instructed": "Say what is so."}, "empathy": {"instructed": "Comfort."}}
-    arms = make_arms("instructed", profile="own", contexts=contexts)
-    found = ask_questions(tiny, QUESTIONS, arms, contexts=contexts, categories=["empathy", "honesty"])
-    assert found.category.unique().tolist() == ["empathy", "honesty"]
-
-
 def test_a_trained_branch_reads_the_question_without_context_in_its_own_model(tiny, letters):
     other = tiny_model(GPT2Config(vocab_size=tiny.model.config.vocab_size, n_embd=32, n_layer=2, n_head=2))
     trained = {"anti": other.name}

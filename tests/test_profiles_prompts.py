@@ -8,10 +8,8 @@ import pytest
 from steerlib.profiles import (
     draw_prompts,
     prompt_categories,
-    read_ratings,
     split_conversations,
 )
-from steerlib.profiles.sources import round_robin
 from steerlib.tables import ATTRIBUTE_COLUMNS, check_table
 from steerlib.toxicity import load_scorer
 
@@ -73,17 +71,6 @@ def test_prompts_of_a_later_turn_have_the_chosen_turns_before_them_as_history() 
         ]
 
 
-def test_the_demos_second_turns_can_be_drawn() -> None:
-    ratings, _ = read_ratings("demo", last_turn=1)
-    users = pd.Series(ratings["user_id"].unique())
-    profiles = pd.DataFrame({"user_id": users, "attribute": [SIX[i % 6] for i in range(len(users))]})
-    profiles = profiles.assign(estimator="paper", primary=True)
-    prompts = draw_prompts(
-        ratings, split_conversations(ratings), profiles, per_category=1, split="test", turn=1
-    )
-    assert len(prompts) and prompts["history"].str.startswith('[{"role": "user"').all()
-
-
 def test_the_draw_depends_on_the_seed_and_not_on_the_order_of_rows() -> None:
     tables = study()
     mixed = [table.sample(frac=1, random_state=5) for table in tables]
@@ -113,11 +100,6 @@ def test_the_draw_goes_round_users_and_takes_a_text_again_only_when_no_other_is_
     assert (
         len(draw_prompts(*tables, per_category=9, split="test", seed=seed)) == 4
     )  # a category gives what it has
-
-
-def test_a_round_takes_one_row_of_each_group() -> None:
-    rows = pd.DataFrame({"group": list("aaabbc"), "n": range(6)})
-    assert round_robin(rows, "group")["n"].tolist() == [0, 3, 5, 1, 4, 2]
 
 
 @pytest.mark.parametrize(
@@ -218,11 +200,3 @@ def test_what_cannot_be_split_is_refused() -> None:
         split_conversations(ratings, by="conversations", train_share=0.5, dev_share=0.5)
     with pytest.raises(ValueError, match="conversation c0-0 belongs to two users: user0 and user1"):
         split_conversations(pd.concat([ratings, ratings.assign(user_id="user1").iloc[:1]]))
-
-
-@pytest.mark.parametrize("by", ["users", "conversations"])
-def test_a_large_train_share_still_leaves_something_held_out(by: str) -> None:
-    dev_share = 0.5 if by == "users" else 0.04
-    splits = split_conversations(talks(users=9), by=by, train_share=0.95, dev_share=dev_share)
-    held_out = splits[splits["split"] != "train"]["user_id"].unique()
-    assert len(held_out) == 8  # all but the user with one conversation

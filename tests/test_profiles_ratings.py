@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steerlib.profiles import read_demographics, read_ratings, sources, split_conversations, with_toxicity
+from steerlib.profiles import read_demographics, read_ratings, sources, with_toxicity
 from steerlib.profiles.ratings import PRISM_COLUMNS
 from steerlib.profiles.sources import UNSTORABLE, read_rows
 from steerlib.tables import ATTRIBUTE_COLUMNS, PROGRESS_FILE, check_table, read_table, write_table
@@ -367,13 +367,6 @@ def test_real_rated_answers_of_prism_are_read(real_data, tmp_path: Path) -> None
     rows = [prism_row(n) | {name: triple[name] for name in columns} for n, triple in enumerate(triples)]
     ratings, report = read_ratings(prism_folder(tmp_path, rows))
     assert len(ratings) + counts(report)['empty texts ("EMPTY STRING") dropped'] == len(triples) == 38
-
-
-def test_the_users_of_all_real_conversations_have_enough_of_them_to_split(real_data) -> None:
-    talks = pd.read_csv(real_data("prism_fragments/local_clusters_opening_prompt_0-05.csv"))
-    splits = split_conversations(talks[["user_id", "conversation_id"]])
-    assert talks["user_id"].nunique() > 1_000
-    assert splits.groupby("split")["user_id"].nunique().min() > 500
 
 
 def person(user: str, **changes: object) -> dict:

@@ -10,7 +10,6 @@ from steerlib.profiles.sensitivities import (
     percentiles,
     population_category,
     primary_category,
-    profiles_table,
     sensitivities,
     split_half_agreement,
 )
@@ -88,15 +87,6 @@ def test_the_average_person_is_most_sensitive_where_the_mean_is_highest() -> Non
     assert population_category(s) == "profanity"
 
 
-def test_the_profiles_table_has_one_primary_a_user() -> None:
-    s = sensitivities(crowd())
-    table = profiles_table(s, estimator="paper")
-    assert len(table) == 6 * 30
-    primary = table[table["primary"]].set_index("user_id")["attribute"]
-    assert primary.index.is_unique
-    assert primary.sort_index().tolist() == primary_category(percentiles(s), s).sort_index().tolist()
-
-
 def test_what_cannot_be_estimated_is_refused() -> None:
     with pytest.raises(ValueError, match="median"):
         sensitivities(BY_HAND, "median")
@@ -138,14 +128,6 @@ def test_users_who_hate_nothing_are_agreed_on_by_chance_alone(estimator: str) ->
     row = split_half_agreement(haters(60, 8, planted=False), estimator, n_splits=10).iloc[0]
     assert row.low < row.chance < row.high
     assert abs(row.rank_correlation) < 0.1
-
-
-def test_the_same_answers_in_every_conversation_agree_always() -> None:
-    one = haters(12, 1, planted=False)
-    talks = pd.concat([one.assign(conversation_id=one["user_id"] + f"-{talk}") for talk in range(4)])
-    row = split_half_agreement(talks, "exposure_adjusted", n_splits=3).iloc[0]
-    assert row.agreement == row.low == row.high == 1
-    assert row.rank_correlation == pytest.approx(1)
 
 
 def test_chance_is_the_agreement_expected_of_independent_halves() -> None:

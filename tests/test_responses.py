@@ -98,19 +98,6 @@ def one(found, arms, measure, alpha=2.0):
     return rows.iloc[0]
 
 
-def test_growth_sets_off_what_sampling_does_to_the_base_itself():
-    arms = sampled_study()[1]
-    same = quality_by_sampling(*sampled_study())
-    row = one(same, arms, "repetition")
-    assert row["low"] < 0 < row["high"]
-    assert row["sampled"] < row["greedy"] - 0.09
-    worse = quality_by_sampling(*sampled_study(growth=0.1))
-    row = one(worse, arms, "repetition")
-    assert row["value"] == pytest.approx(0.2, abs=0.01)
-    assert row["low"] > 0
-    assert one(worse, arms, "perplexity")["low"] > 1
-
-
 def test_growth_is_the_ratio_of_ratios_by_hand():
     values, arms, prompts = sampled_study(growth=0.1)
     ppl = {}
@@ -173,22 +160,6 @@ def test_intervals_are_those_of_the_paired_comparison_on_the_prompts_of_the_cate
     expected = paired_interval(base, arm, prompts["user_id"][part], statistic="change_percent")
     row = found.loc["harmful_borderline", ["change_percent", "low", "high", "n", "n_clusters"]]
     assert row.tolist() == list(expected[:5])
-
-
-def test_a_selective_method_is_told_from_one_that_acts_on_all_alike():
-    selective, alike = (selective_rows(*study(benign=b)).loc["harmful_borderline"] for b in (1.0, 0.5))
-    assert selective["contrast_high"] < 0
-    assert alike["contrast_low"] < 0 < alike["contrast_high"]
-
-
-def test_a_base_without_any_distance_has_no_change_and_no_contrast():
-    values, prompts = study()
-    benign = prompts.loc[prompts["prompt_category"] == "benign_control", "prompt_id"]
-    values.loc[values["prompt_id"].isin(benign) & (values["arm_id"] == "base"), "distance"] = 0.0
-    found = selective_rows(values, prompts)
-    assert np.isnan(found.loc["benign_control", "change_percent"])
-    assert np.isfinite(found.loc["harmful_borderline", "change_percent"])
-    assert found["contrast"].isna().all()
 
 
 def test_an_unfinished_arm_and_an_absent_base_are_refused():

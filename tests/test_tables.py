@@ -70,11 +70,6 @@ def test_what_breaks_the_schema_is_refused_before_anything_is_written(tmp_path, 
     assert not list(tmp_path.rglob("*.p*"))
 
 
-def test_a_table_that_is_not_there_yet_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="'splits'"):
-        read_table(tmp_path, "splits")
-
-
 # --- damage -------------------------------------------------------------------------------------------------
 
 
@@ -201,24 +196,6 @@ def test_rows_of_a_damaged_part_are_computed_again(tmp_path):
     with pytest.warns(UserWarning, match=part.name):
         assert cached(tmp_path, "abcd") == ("abcd", lost)
     assert len(read_table(tmp_path, "judged")) == 4
-
-
-def test_fifty_thousand_rows_read_each_part_once(tmp_path, monkeypatch):
-    texts = keys("x").loc[[0] * 50_000].assign(text_sha=[str(i) for i in range(50_000)])
-    read, plain = [], pd.read_parquet
-    monkeypatch.setattr("steerlib.tables.pd.read_parquet", lambda source: read.append(1) or plain(source))
-    for part in (texts[:40_000], texts):
-        found = cached_rows(
-            tmp_path,
-            "judged",
-            part,
-            lambda rows: pd.DataFrame({"score": [float(row) for row in rows]}),
-            unit="text",
-            what="test",
-            chunk=1024,
-        )
-    assert found.score.tolist() == list(range(50_000))
-    assert len(read) == -(-40_000 // 1024)
 
 
 # --- progress -----------------------------------------------------------------------------------------------
