@@ -101,23 +101,6 @@ def test_what_cannot_be_drawn_is_refused_before_a_file_is_read(tmp_path, wanted,
         alignment_prompts(tmp_path, n_per_set=1)
 
 
-FULL = '{"Category": "L", "Question": "Is it?", "Best Answer": "Y"}'
-
-
-@pytest.mark.parametrize(
-    ("rows", "named"),
-    [
-        ([FULL, '{"Category": "L"}'], "row 2.*Question"),
-        ([FULL.replace("Is it?", " ")], "row 1.*Question"),
-        (['{"Question": "Is it?", "Best Answer": "Y"}'], "Category"),
-    ],
-)
-def test_a_row_without_a_value_and_a_file_without_a_column_are_named(folder, rows, named):
-    (folder / SETS["truthfulqa"].file).write_text("\n".join(rows))
-    with pytest.raises(ValueError, match=rf"TruthfulQA\.jsonl.*{named}"):
-        alignment_prompts(folder, n_per_set=1, sets=["truthfulqa"])
-
-
 def test_the_authors_files_have_the_sizes_of_their_repository(real_data):
     prompts, report = alignment_prompts(real_data("sda_my_dataset"), n_per_set=10_000)
     rows = report[report.what.str.startswith("rows of")]["count"].tolist()

@@ -18,19 +18,12 @@ from steerlib.tables import SCHEMA, check_table
 
 def web_texts(path, n=240, seed=0):
     rng = np.random.default_rng(seed)
-    rows = [
-        {
-            "filename": f"doc{i}.txt",
-            "begin": 0,
-            "end": 9,
-            "prompt": {"text": f"opening {i}"} | dict(zip(SIX, rng.random(6).tolist(), strict=True)),
-            "continuation": {
-                "text": " word" * int(rng.integers(3, 12)),
-                "toxicity": float(rng.choice([0.05, 0.9])),
-            },
-        }
-        for i in range(n)
-    ]
+    rows = []
+    for i in range(n):
+        prompt = {"text": f"opening {i}"} | dict(zip(SIX, rng.random(6).tolist(), strict=True))
+        words, toxicity = " word" * int(rng.integers(3, 12)), float(rng.choice([0.05, 0.9]))
+        row = {"filename": f"doc{i}.txt", "begin": 0, "end": 9, "prompt": prompt}
+        rows.append(row | {"continuation": {"text": words, "toxicity": toxicity}})
     rows[3]["continuation"]["toxicity"] = None
     rows[4]["prompt"]["text"] = rows[5]["prompt"]["text"]
     rows[8]["prompt"]["text"] = " "
@@ -41,18 +34,10 @@ def web_texts(path, n=240, seed=0):
 
 @pytest.fixture
 def texts(tmp_path):
-    return scored_continuations([web_texts(tmp_path / "rtp.jsonl")])
-
-
-def test_texts_without_a_score_and_repeated_prompts_are_left_out(texts):
-    assert len(texts) == 237
-    assert texts.toxicity.isin([0.05, 0.9]).all()
-
-
-def test_a_document_is_in_one_split_and_the_shares_are_as_asked(texts):
-    assert texts.groupby("document").split.nunique().max() == 1
-    shares = texts.split.value_counts(normalize=True)
-    assert shares[["train", "dev", "test"]].tolist() == pytest.approx([0.5, 0.2, 0.3], abs=0.02)
+    found = scored_continuations([web_texts(tmp_path / "rtp.jsonl")])
+    assert len(found) == 237  # without those that lack a score or repeat a prompt
+    assert found.groupby("document").split.nunique().max() == 1
+    return found
 
 
 def test_matched_sides_have_prompts_equally_toxic_and_lengths_alike(texts):

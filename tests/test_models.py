@@ -32,11 +32,8 @@ def test_the_embedded_model_is_named_for_what_runs_and_knows_the_capital_of_fran
     assert not any(weight.requires_grad for weight in frozen.model.parameters())
     ids = prompt_ids(frozen, "The capital of France is", style="continuation")
     assert frozen.tokenizer.decode(last_logits(frozen, [ids])[0].argmax()) == " Paris"
-
-
-def test_the_embedded_tokenizer_splits_off_each_digit_as_llama_cpp_does():
-    tokenizer = load_model(device="cpu").tokenizer
-    assert tokenizer.tokenize("\n\n1. in 2024") == ["ĊĊ", "1", ".", "Ġin", "Ġ", "2", "0", "2", "4"]
+    pieces = ["ĊĊ", "1", ".", "Ġin", "Ġ", "2", "0", "2", "4"]  # each digit by itself, as llama.cpp does
+    assert frozen.tokenizer.tokenize("\n\n1. in 2024") == pieces
 
 
 @pytest.mark.parametrize("harm", ["flipped bit", "absent file", "no checksums"])
@@ -122,24 +119,15 @@ def test_an_adapter_folder_is_its_base_with_the_change_merged_in(saved, tiny, tm
 
 
 @needs_peft
-@pytest.mark.parametrize(
-    ("base", "weights", "failure", "named"),
-    [
-        (None, "safetensors", ValueError, "base_model_name_or_path"),
-        ("x", "bin", FileNotFoundError, r"adapter_model\.safetensors"),
-    ],
-)
-def test_an_adapter_that_cannot_be_merged_is_refused_naming_what_it_lacks(
-    tmp_path, base, weights, failure, named
-):
-    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
-    (tmp_path / f"adapter_model.{weights}").write_bytes(b"")
-    with pytest.raises(failure, match=named):
+def test_an_adapter_that_cannot_be_merged_is_refused_naming_what_it_lacks(tmp_path, monkeypatch):
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "x"}')
+    (tmp_path / "adapter_model.bin").write_bytes(b"")
+    with pytest.raises(FileNotFoundError, match=r"adapter_model\.safetensors"):
         load_model(str(tmp_path), device="cpu")
-
-
-def test_an_adapter_without_peft_names_the_package(tmp_path, monkeypatch):
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
     (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match="base_model_name_or_path"):
+        load_model(str(tmp_path), device="cpu")
     monkeypatch.setattr("steerlib.models.find_spec", lambda name: None)  # noqa: ARG005
     with pytest.raises(ImportError, match="peft"):
         load_model(str(tmp_path), device="cpu")
@@ -172,10 +160,5 @@ def test_a_packed_model_has_the_same_logits_and_weights(packable):
     assert not [name for name, layer in packable.named_modules() if type(layer) is nn.Linear]
     assert_close(packable(ids).logits, expected, rtol=1e-3, atol=1e-3)
     assert all(torch.equal(weight, weights[name]) for name, weight in packable.state_dict().items())
-
-
-def test_other_precisions_and_large_models_are_left_alone(packable, monkeypatch):
     assert not can_pack(tiny_llama().model)  # float64
     assert not can_pack(packable.bfloat16())
-    monkeypatch.setattr("steerlib.models.MOST_BYTES", 1000)
-    assert not can_pack(packable.float())

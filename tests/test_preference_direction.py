@@ -4,10 +4,8 @@ import pytest
 import torch
 from studies import preference_direction as study
 from studies.preference_direction import (
-    chance_accuracies,
     compare_auc,
     kept_pair_residuals,
-    pair_tokens,
     scores_along,
     without_length,
 )
@@ -34,11 +32,6 @@ def test_a_score_that_is_length_alone_is_nothing_without_it():
         without_length(scores, np.ones((2, 50)), train=scores, train_lengths=np.ones((2, 50)))
 
 
-def test_an_auc_by_hand():
-    found = compare_auc({"s": ([2.0, 4.0], [1.0, 2.0])}, ["a", "b"], reference="s")
-    assert found["value"].tolist() == [3.5 / 4]
-
-
 def test_the_clustered_auc_agrees_with_delongs_where_nothing_is_clustered():
     above, below = RNG.normal(size=400) + 0.5, RNG.normal(size=400)
     found = compare_auc({"s": (above, below)}, np.arange(400), reference="s").iloc[0]
@@ -46,16 +39,6 @@ def test_the_clustered_auc_agrees_with_delongs_where_nothing_is_clustered():
     half = 1.96 * np.sqrt((wins.mean(1).var(ddof=1) + wins.mean(0).var(ddof=1)) / 400)
     expected = [wins.mean(), wins.mean() - half, wins.mean() + half]
     assert found[["value", "low", "high"]].tolist() == pytest.approx(expected, abs=0.004)
-
-
-def test_directions_that_know_nothing_are_right_half_of_the_time():
-    train, held_out = RNG.normal(size=(2, 2, 200, 16))
-    found = chance_accuracies(train, held_out, draws=400, seed=1)
-    for accuracies in found.values():
-        assert accuracies.shape == (400,)
-        assert abs(accuracies.mean() - 0.5) < 0.02
-    again = chance_accuracies(train, held_out, draws=400, seed=1)
-    np.testing.assert_array_equal(found["random"], again["random"])
 
 
 ROWS = [("Why?", "yes", "nope"), ("How so?", "ok", "k")]
@@ -71,20 +54,3 @@ def test_residuals_are_recorded_once_and_then_read(tmp_path, tiny, monkeypatch):
     monkeypatch.setattr(study, "pair_residuals", lambda *_, **__: pytest.fail("recorded again"))
     again = kept_pair_residuals(tmp_path, tiny, PAIRS, **SETTINGS)
     assert torch.equal(again[1][0], fresh[1][0])
-
-
-@pytest.mark.parametrize("change", [{"layers": [0, 1]}, {"style": "chat"}, {"pool": "last"}])
-def test_another_setting_or_text_is_recorded_anew(tmp_path, tiny, change):
-    kept_pair_residuals(tmp_path, tiny, PAIRS, **SETTINGS)
-    kept_pair_residuals(tmp_path, tiny, PAIRS, **{**SETTINGS, **change})
-    kept_pair_residuals(tmp_path, tiny, PAIRS.assign(preferred="no"), **SETTINGS)
-    assert len(list((tmp_path / "residuals").iterdir())) == 3
-
-
-def test_lengths_count_the_models_tokens(tiny):
-    counts = pair_tokens(tiny, PAIRS, style="continuation")
-    assert counts.index.tolist() == [4, 9]
-    assert counts["prompt"].tolist() == [4, 7]
-    assert counts["preferred"].tolist() == [4, 3]  # joined by a space
-    assert counts["longest"].tolist() == [9, 10]
-    assert (pair_tokens(tiny, PAIRS, style="chat")["prompt"] > counts["prompt"]).all()

@@ -19,27 +19,26 @@ Study = tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]
 
 def study(users: int = 24, talks: int = 6) -> Study:
     """Ratings, splits and profiles of users whose primary categories go round the six."""
+    turns = [(u, c, r) for u in range(users) for c in range(talks) for r in range(4)]
     rows = [
-        {
-            "user_id": f"u{u}",
-            "conversation_id": f"u{u}c{c}",
-            "utterance_id": f"u{u}c{c}r{r}",
-            "turn": r // 2,
-            "prompt": f"prompt {(u + c) % 40}",
-            "response": f"answer {r} in u{u}c{c}",
-            "chosen": r % 2 == 1,
-            "prompt_category": "",
-        }
-        for u in range(users)
-        for c in range(talks)
-        for r in range(4)
+        (
+            f"u{u}",
+            f"u{u}c{c}",
+            f"u{u}c{c}r{r}",
+            r // 2,
+            f"prompt {(u + c) % 40}",
+            f"answer {r} in u{u}c{c}",
+            r % 2,
+        )
+        for u, c, r in turns
     ]
+    names = ["user_id", "conversation_id", "utterance_id", "turn", "prompt", "response", "chosen"]
+    ratings = pd.DataFrame(rows, columns=names).astype({"chosen": bool}).assign(prompt_category="")
     profiles = [
         {"user_id": f"u{u}", "attribute": name, "estimator": "paper", "primary": name == SIX[u % 6]}
         for u in range(users)
         for name in SIX
     ]
-    ratings = pd.DataFrame(rows)
     return ratings, split_conversations(ratings, seed=0), pd.DataFrame(profiles)
 
 
@@ -53,9 +52,7 @@ def test_prompts_come_from_held_out_conversations_of_users_of_that_category() ->
     assert set(held_out[prompts["conversation_id"]]) == {"test"}
     for row in prompts.itertuples():
         assert row.category == SIX[int(str(row.user_id)[1:]) % 6]
-        assert (
-            row.accepted == f"answer 1 in {row.conversation_id}"
-        )  # chosen in the first turn, not the second
+        assert row.accepted == f"answer 1 in {row.conversation_id}"  # chosen in the first turn
         assert row.shuffled_category in SIX and row.shuffled_category != row.category
 
 
@@ -97,26 +94,18 @@ def test_the_draw_goes_round_users_and_takes_a_text_again_only_when_no_other_is_
     assert drawn["user_id"].value_counts().to_dict() == {"ann": 2, "cy": 2, "bob": 1}
     tables = two_users({"ann": ["same", "same", "new"], "bob": ["same"]})
     assert set(draw_prompts(*tables, per_category=2, split="test", seed=seed)["prompt"]) == {"same", "new"}
-    assert (
-        len(draw_prompts(*tables, per_category=9, split="test", seed=seed)) == 4
-    )  # a category gives what it has
+    # A category gives what it has.
+    assert len(draw_prompts(*tables, per_category=9, split="test", seed=seed)) == 4
 
 
 @pytest.mark.parametrize(
     ("change", "named"),
-    [
-        ({"split": "train"}, "'train'"),
-        ({"per_category": -1}, "-1"),
-        ({"turn": 7}, "turn 7"),
-    ],
+    [({"split": "train"}, "'train'"), ({"per_category": -1}, "-1"), ({"turn": 7}, "turn 7")],
 )
 def test_what_cannot_be_drawn_is_refused(change: dict, named: str) -> None:
-    with pytest.raises(ValueError, match=named):
-        draw_prompts(*study(), **({"per_category": 1, "split": "dev"} | change))
-
-
-def test_profiles_of_two_estimators_are_not_mixed() -> None:
     ratings, splits, profiles = study()
+    with pytest.raises(ValueError, match=named):
+        draw_prompts(ratings, splits, profiles, **({"per_category": 1, "split": "dev"} | change))
     two = pd.concat([profiles, profiles.assign(estimator="exposure_adjusted")])
     with pytest.raises(ValueError, match="exposure_adjusted, paper"):
         draw_prompts(ratings, splits, two, per_category=1, split="dev")
@@ -192,11 +181,12 @@ def test_splits_depend_on_the_seed_and_not_on_the_order_of_rows() -> None:
 
 def test_what_cannot_be_split_is_refused() -> None:
     ratings = talks()
-    with pytest.raises(ValueError, match="by must be 'users' or 'conversations', not 'rows'"):
-        split_conversations(ratings, by="rows")
-    with pytest.raises(ValueError, match=r"train_share 1.0 is not in \(0, 1\)"):
-        split_conversations(ratings, train_share=1.0)
-    with pytest.raises(ValueError, match="leave nothing for test"):
-        split_conversations(ratings, by="conversations", train_share=0.5, dev_share=0.5)
-    with pytest.raises(ValueError, match="conversation c0-0 belongs to two users: user0 and user1"):
-        split_conversations(pd.concat([ratings, ratings.assign(user_id="user1").iloc[:1]]))
+    twice = pd.concat([ratings, ratings.assign(user_id="user1").iloc[:1]])
+    for given, settings, named in (
+        (ratings, {"by": "rows"}, "'rows'"),
+        (ratings, {"train_share": 1.0}, r"train_share 1\.0"),
+        (ratings, {"by": "conversations", "train_share": 0.5, "dev_share": 0.5}, "test"),
+        (twice, {}, "conversation c0-0 .*user0 and user1"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            split_conversations(given, **settings)

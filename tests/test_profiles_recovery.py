@@ -6,8 +6,6 @@ import pytest
 from studies.recovery import (
     DemoTexts,
     demo_texts,
-    plot_confusion,
-    plot_recovery,
     recovery_confusion,
     recovery_shares,
     recovery_study,
@@ -83,25 +81,3 @@ def test_shares_and_paired_differences_are_those_of_a_hand_made_study() -> None:
     assert shares.loc["difference", "low"] == pytest.approx(0.25 - 12.706 / 4, rel=1e-4)
     confusion = recovery_confusion(study, estimator="paper", ratings=8)
     assert confusion.loc["threat", ["threat", "insult"]].tolist() == [0.5, 0.5]
-
-
-def test_the_same_seed_gives_the_same_study_and_bad_sizes_are_refused(texts: DemoTexts) -> None:
-    small = {"ratings": (8,), "users": 6, "simulations": 2}
-    assert recovery_study(texts, **small).equals(recovery_study(texts, **small))
-    assert not recovery_study(texts, **small).equals(recovery_study(texts, **small, seed=1))
-    for change in ({"ratings": (8, 10)}, {"users": 20}):
-        with pytest.raises(ValueError, match=str(20 if "users" in change else 10)):
-            recovery_study(texts, **(small | change))
-
-
-def test_every_estimator_is_drawn_and_a_confusion_writes_each_share_into_its_cell(study):
-    axis = plot_recovery(recovery_shares(study)).axes[0]
-    assert len(axis.lines) == 3 and len(axis.collections) == 2  # two estimators with bands, and chance
-    table = pd.DataFrame(np.eye(6), index=SIX, columns=SIX)
-    table.loc["threat", ["threat", "insult"]] = 0.25, 0.75
-    for axis in plot_confusion({"paper": table.loc[SIX[::-1], SIX[::-1]], "exposure_adjusted": table}).axes[
-        :2
-    ]:
-        cells = {text.get_position(): text.get_text() for text in axis.texts}
-        assert len(cells) == 36
-        assert cells[SIX.index("insult"), SIX.index("threat")] == "0.75"  # column found, row planted

@@ -55,19 +55,20 @@ def test_any_rows_come_back_as_they_were_in_one_part_or_two(tmp_path_factory, ro
     pd.testing.assert_frame_equal(found, frame)
 
 
-BAD_TABLES = {
-    "a key in two parts": ("splits", SPLITS.iloc[[0, 0]], ValueError, "'c1'"),
-    "a misspelt column": ("splits", SPLITS.rename(columns={"split": "spilt"}), ValueError, "'spilt'"),
-    "a misspelt table": ("split", SPLITS, KeyError, "'split'"),
-}
-
-
-@pytest.mark.parametrize("case", BAD_TABLES)
-def test_what_breaks_the_schema_is_refused_before_anything_is_written(tmp_path, case):
-    name, frame, failure, named = BAD_TABLES[case]
+@pytest.mark.parametrize(
+    ("name", "frame", "failure", "named"),
+    [
+        ("splits", SPLITS.iloc[[0, 0]], ValueError, "'c1'"),
+        ("splits", SPLITS.rename(columns={"split": "spilt"}), ValueError, "'spilt'"),
+        ("split", SPLITS, KeyError, "'split'"),
+    ],
+    ids=["a key twice", "a misspelt column", "a misspelt table"],
+)
+def test_what_breaks_the_schema_is_refused_before_anything_is_written(tmp_path, name, frame, failure, named):
     with pytest.raises(failure, match=named):
         append_part(tmp_path, name, frame, part="a")
-    assert not list(tmp_path.rglob("*.p*"))
+    with pytest.raises(FileNotFoundError, match="'splits'"):
+        read_table(tmp_path, "splits")
 
 
 # --- damage -------------------------------------------------------------------------------------------------
@@ -79,7 +80,7 @@ def test_a_damaged_part_is_named_and_set_aside_and_the_others_are_read(tmp_path,
     path = append_part(tmp_path, "splits", SPLITS.iloc[:1], part="a")
     whole = path.read_bytes()
     if damage == "any bit flipped":
-        places = np.random.default_rng(0).choice(len(whole), 150, replace=False)
+        places = np.random.default_rng(0).choice(len(whole), 60, replace=False)
         damaged = [whole[:p] + bytes([whole[p] ^ (1 << p % 8)]) + whole[p + 1 :] for p in places]
     else:
         other = pd.DataFrame({"x": [1]}).to_parquet()

@@ -1,19 +1,16 @@
 """The embedded scorer against an independent computation, other scorers, bad tables, and the cache of scores."""
 
 import io
-import json
 import os
 import pickle
 import shutil
-import threading
 import time
-from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from local_server import Reply, Server, serving
 
 from steerlib import embedded
 from steerlib.tables import read_table
@@ -123,7 +120,7 @@ def test_a_wheel_with_one_bit_flipped_is_refused_showing_both_checksums(tmp_path
 ODD = {
     "empty": "",
     "spaces": " \n\t",
-    "very long": "word " * 200_000,
+    "very long": "word " * 20_000,
     "one long word": "a" * 100_000,
     "other scripts": "你好世界 مرحبا Привет שלום",
     "emoji": "😀🔥👩‍👩‍👧",
@@ -193,72 +190,57 @@ NOT_SCORED = {
 }
 
 
-class FakePerspective(BaseHTTPRequestHandler):
-    """Speaks the documented protocol; the text says what to answer."""
+def analysis(text: str, names: list[str], *, first: bool) -> Reply:
+    """What the documented protocol answers; the text says what."""
+    if text in NOT_SCORED or len(text.encode()) > 20_480:
+        kind = NOT_SCORED.get(text, "COMMENT_TOO_LONG")
+        return Reply({"error": {"code": 400, "details": [{"errorType": kind}]}}, 400)
+    if text == "no key":
+        return Reply({"error": {"code": 400, "message": "API key not valid: secret"}}, 400)
+    if text == "always busy" or (text == "quota" and first):
+        return Reply({"error": {"code": 429, "status": "RESOURCE_EXHAUSTED"}}, 429)
+    if first and text in ("failing", "malformed"):
+        return Reply(b"<html>", 503 if text == "failing" else 200)
+    scored = {"summaryScore": {"value": 1.5 if text == "beyond" else 0.25, "type": "PROBABILITY"}}
+    scores = {name: scored for name in names if (text, name) != ("no threat", "THREAT")}
+    content = {"scores": []} if text == "no analysis" else {"attributeScores": scores, "languages": ["en"]}
+    return Reply(content, delay=0.3 if text == "slow" and first else 0)
 
-    def do_POST(self) -> None:
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        text = asked["comment"]["text"]
-        self.server.requests.append((self.path, asked))
-        self.server.counts[text] += 1
-        first = self.server.counts[text] == 1
-        scored = {"summaryScore": {"value": 1.5 if text == "beyond" else 0.25, "type": "PROBABILITY"}}
-        wanted = [name for name in asked["requestedAttributes"] if (text, name) != ("no threat", "THREAT")]
-        status, body = 200, {"attributeScores": dict.fromkeys(wanted, scored), "languages": ["en"]}
-        if text in NOT_SCORED or len(text.encode()) > 20_480:
-            kind = NOT_SCORED.get(text, "COMMENT_TOO_LONG")
-            status, body = 400, {"error": {"code": 400, "details": [{"errorType": kind}]}}
-        elif text == "no key":
-            said = f"API key not valid: {self.path}"
-            status, body = 400, {"error": {"code": 400, "message": said, "status": "INVALID_ARGUMENT"}}
-        elif text == "always busy" or (text == "quota" and first):
-            status, body = 429, {"error": {"code": 429, "status": "RESOURCE_EXHAUSTED"}}
-        elif text == "failing" and first:
-            status, body = 503, {"error": {"code": 503}}
-        elif text == "slow" and first:
-            time.sleep(0.3)
-        elif text == "no analysis":
-            body = {"scores": []}
-        self.send_response(status)
-        self.end_headers()
-        self.wfile.write(b"<html>" if text == "malformed" and first else json.dumps(body).encode())
 
-    def log_message(self, *_: object) -> None:
-        """Nothing is printed."""
+def texts_of(server: Server) -> list[str]:
+    return [body["comment"]["text"] for body in server.bodies]
 
 
 @pytest.fixture
 def perspective(tmp_path, monkeypatch):
-    server = ThreadingHTTPServer(("127.0.0.1", 0), FakePerspective)
-    server.requests, server.counts = [], Counter()
-    server.handle_error = lambda *_: None  # a client that left
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    def script(_number: int, body: dict) -> Reply:
+        text = body["comment"]["text"]
+        return analysis(text, body["requestedAttributes"], first=texts_of(server).count(text) == 1)
+
     monkeypatch.setenv("PERSPECTIVE_API_KEY", "secret")
     monkeypatch.setenv("STEERLIB_CACHE", str(tmp_path / "cache"))
-    address = f"http://127.0.0.1:{server.server_port}/analyze"
-    scorer = PerspectiveScorer(address, seconds=0.001, timeout=0.2)
-    scorer.server = server
-    yield scorer
-    server.shutdown()
-    server.server_close()
+    with serving(script) as server:
+        scorer = PerspectiveScorer(f"{server.url}/analyze", seconds=0.001, timeout=0.2)
+        scorer.server = server
+        yield scorer
 
 
 def test_perspective_is_asked_as_documented_and_each_text_once_for_ever(perspective):
     assert (perspective(["a", "b", "a"]) == 0.25).all(axis=None)
-    path, asked = perspective.server.requests[0]
-    assert path == "/analyze?key=secret"
+    asked = perspective.server.bodies[0]
+    assert perspective.server.paths[0] == "/analyze?key=secret"
     assert asked["doNotStore"] is True
     assert asked["languages"] == ["en"]
     assert set(asked["requestedAttributes"]) == {name.upper() for name in ATTRIBUTES}
     again = PerspectiveScorer(perspective.address, seconds=0.001)
     assert (again(["b", "c"]) == 0.25).all(axis=None)
-    assert [asked["comment"]["text"] for _, asked in perspective.server.requests] == ["a", "b", "c"]
+    assert texts_of(perspective.server) == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize("text", ["quota", "failing", "slow", "malformed"])
 def test_perspective_is_asked_again_where_it_gave_no_answer(perspective, text):
     assert (perspective([text]) == 0.25).all(axis=None)
-    assert perspective.server.counts[text] >= 2
+    assert texts_of(perspective.server).count(text) >= 2
 
 
 @pytest.mark.parametrize("text", NOT_SCORED)
@@ -271,7 +253,7 @@ def test_an_attribute_that_perspective_leaves_out_is_missing_and_a_long_text_is_
     found = perspective(["no threat", "é" * 20_000])  # of two bytes each
     assert found["threat"].isna().tolist() == [True, False]
     assert found["insult"].tolist() == [0.25, 0.25]
-    assert len(perspective.server.requests[1][1]["comment"]["text"].encode()) == 20_480
+    assert len(texts_of(perspective.server)[1].encode()) == 20_480
 
 
 @pytest.mark.parametrize(
