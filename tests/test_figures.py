@@ -132,7 +132,7 @@ def test_a_path_has_a_step_line_a_prompt_and_counts_its_breakpoints():
 
 
 def test_what_steers_sda_is_drawn_with_the_papers_values():
-    fig = fg.plot_sda([50.0, 100.0], [0.01])
+    fig = fg.plot_sda([50.0, 100.0], [0.01], function="sigmoid")
     score, amplification = fig.axes[0].lines[0].get_data()
     assert np.interp(50, score, amplification) == pytest.approx(np.tanh(0.5), abs=1e-3)
     js, steep = fig.axes[1].lines[0].get_data()

@@ -95,7 +95,7 @@ PAIRS = pd.DataFrame(ROWS, columns=COLUMNS, index=[7, 3, 5])
 
 
 def plain_logp(tiny, arm, pair, text, vectors):
-    """Log-probability per token, one token at a time, every branch by itself from the beginning."""
+    """Log-probability per token, every branch of every text by itself."""
     category = {"own": pair.category, "shuffled": pair.shuffled_category}.get(arm.profile, arm.category)
     texts = default_contexts(arm.style).get(category, {})
     joined = f" {text}" if arm.style == "continuation" and text[:1].isalnum() else text
@@ -104,16 +104,13 @@ def plain_logp(tiny, arm, pair, text, vectors):
     before = {b: prompt_ids(tiny, pair.prompt, style=arm.style, context=texts.get(b, "")) for b in branches}
     vector = next((f.of(pair.user_id) for f in vectors if f.digest == arm.vector), {})
     alpha = arm.alpha if arm.method == "caa" else arm.vector_alpha
-    total = 0.0
-    for i, token in enumerate(tokens):
-        z = {}
-        for b, ids in before.items():
-            own = {} if (arm.method, b) == ("caa", "base") else vector
-            given = {"positions": arm.positions or "all", "prompt_lengths": torch.tensor([len(ids)])}
-            with add_to_residual(tiny.model, own, alpha=alpha, **given):
-                z[b] = tiny.model(torch.tensor([[*ids, *tokens[:i]]])).logits[:, -1]
-        total += float(FORMULAS[arm.method](z, arm.alpha).log_softmax(-1)[0, token])
-    return total / len(tokens)
+    z = {}
+    for b, ids in before.items():
+        own = {} if (arm.method, b) == ("caa", "base") else vector
+        given = {"positions": arm.positions or "all", "prompt_lengths": torch.tensor([len(ids)])}
+        with add_to_residual(tiny.model, own, alpha=alpha, **given):
+            z[b] = tiny.model(torch.tensor([[*ids, *tokens[:-1]]])).logits[0, len(ids) - 1 :]
+    return float(FORMULAS[arm.method](z, arm.alpha).log_softmax(-1)[range(len(tokens)), tokens].mean())
 
 
 def all_arms(style, vectors):

@@ -210,14 +210,14 @@ def generated(frozen, prompts, n, **settings):
 def test_transformers_own_generate_under_the_vector_gives_the_decoders_answers(name):
     frozen = load_model() if name == "embedded" else architecture(name)
     vector = SteeringVector.from_pairs(frozen, ["so very kind", "well done"], ["you fool!", "go away"])
-    plain = generated(frozen, PROMPTS, 12)
+    plain = generated(frozen, PROMPTS, 8)
     for settings in ({"alpha": 4.0}, {"alpha": -2.0, "unit": "residual", "positions": "generation"}):
         with vector.apply(**settings):
-            texts = generated(frozen, PROMPTS, 12)
-        answers = vector.steer(PROMPTS, max_new_tokens=12, **settings)
+            texts = generated(frozen, PROMPTS, 8)
+        answers = vector.steer(PROMPTS, max_new_tokens=8, **settings)
         assert texts == answers.text.tolist()
         assert texts != plain
-    assert generated(frozen, PROMPTS, 12) == plain
+    assert generated(frozen, PROMPTS, 8) == plain
 
 
 @pytest.mark.parametrize("positions", ["all", "prompt", "first_k:2"])
