@@ -156,7 +156,9 @@ def test_a_large_model_is_announced_before_it_is_loaded(saved, monkeypatch, caps
 
 def test_the_check_of_a_params_file_says_what_its_model_needs_and_how_long_its_answers_take(saved, capsys):
     assert main(["check", str(ROOT / "params" / "quick.yaml"), "--model", saved]) == 0
-    assert re.search(r"0\.0B parameters, .* [\d,]+ answers about [\de.-]+ s on .*, at \d+ tokens", flat(capsys))
+    assert re.search(
+        r"0\.0B parameters, .* [\d,]+ answers about [\de.-]+ s on .*, at \d+ tokens", flat(capsys)
+    )
 
 
 def flat(capsys) -> str:

@@ -10,6 +10,7 @@ from steerlib.decoding.arms import make_arms
 from steerlib.decoding.decode import decode
 from steerlib.decoding.sampling import Sampling
 from steerlib.models import FrozenModel
+from steerlib.reading import after_thinking
 from steerlib.residual import VectorFamily, Vectors, in_unit
 
 COLLAPSE_RATIO = 4.0
@@ -106,7 +107,7 @@ def steer(
     columns = ["prompt"] * several + ["alpha", "text", "kl_per_token", "perplexity", "perplexity_ratio"]
     if scorer is None:
         return table[[*columns, "collapsed"]]
-    scores = scorer(table.text.tolist())
+    scores = scorer([*map(after_thinking, table.text)])
     return table.assign(toxicity=scores["toxicity"].to_numpy())[[*columns, "collapsed", "toxicity"]]
 
 

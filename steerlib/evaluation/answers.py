@@ -7,6 +7,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from steerlib.evaluation.intervals import Floats
+from steerlib.reading import after_thinking
 from steerlib.tables import ATTRIBUTE_COLUMNS
 
 Scores = ArrayLike | pd.DataFrame
@@ -111,18 +112,18 @@ def per_prompt(
     if (row < 0).any():
         unknown = generations["prompt_id"].iloc[int(np.argmax(row < 0))]
         raise ValueError(f"prompt {unknown!r} is not in the prompts")
-    texts = generations["text"].tolist()
+    answers = generations["text"].map(after_thinking)
     values = generations[["arm_id", "prompt_id"]].reset_index(drop=True)
     values["toxicity"] = six[:, ATTRIBUTES.index("toxicity")]
     if accepted_scores is not None:
         accepted = _six(accepted_scores, len(prompts), "prompts")[row]
         values["distance"] = toxicity_distance(six, accepted)
         values["overshoot"] = overshoots(six, accepted).astype(float)
-    values["length"], values["repetition"] = length(texts), repetition(texts)
+    values["length"], values["repetition"] = length(answers), repetition(answers)
     for column in CARRIED:
         values[column] = generations[column].to_numpy(dtype=float)
     averages = values.groupby(["arm_id", "prompt_id"]).mean()
-    together = generations.groupby(["arm_id", "prompt_id"])["text"]
+    together = answers.groupby([generations["arm_id"], generations["prompt_id"]])
     averages["distinct_2"] = together.agg(lambda of_seeds: distinct_n(list(of_seeds)))
     return averages.reset_index()
 

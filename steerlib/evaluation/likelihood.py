@@ -18,7 +18,15 @@ from torch import Tensor
 from steerlib.decoding.contexts import BranchModels, Contexts, branch_ids, default_contexts
 from steerlib.decoding.requests import Request, Stream, VectorKey, make_requests
 from steerlib.models import FrozenModel
-from steerlib.reading import TokenIds, answer_ids, batches_by_length, check_length, prompt_ids, read_history
+from steerlib.reading import (
+    TokenIds,
+    after_thinking,
+    answer_ids,
+    batches_by_length,
+    check_length,
+    prompt_ids,
+    read_history,
+)
 from steerlib.residual import VectorFamily, Vectors, steered_positions, steering_hooks, vectors_by_key
 from steerlib.rules import RULES, js_divergence
 from steerlib.tables import SCHEMA, check_table, progress_bar
@@ -150,7 +158,8 @@ def answer_likelihood(
 
         nll = -sum_t ln p(y_t | prompt, y_<t)     over the answer's tokens, in nats
 
-    Answers are read as text, so a model with another tokenizer can judge them; a stop token is not part of an answer.
+    Answers are read as text, so a model with another tokenizer can judge them; neither a stop token nor thoughts are
+    part of an answer.
     `style` is that of the generations: "chat" (the judging model's own template) or "continuation".
 
     Returns:
@@ -171,7 +180,7 @@ def answer_likelihood(
         if prompt not in read:
             history = read_history(known[prompt].get("history") or "")
             read[prompt] = Stream(prompt_ids(frozen, known[prompt]["prompt"], style=style, history=history))
-        answer = tuple(frozen.tokenizer(text, add_special_tokens=False).input_ids)
+        answer = tuple(frozen.tokenizer(after_thinking(text), add_special_tokens=False).input_ids)
         check_length(frozen, read[prompt].ids, len(answer), what=f"answer to prompt {prompt}")
         texts.append((read[prompt], answer))
     nll = {text: 0.0 for text in texts}
