@@ -254,7 +254,7 @@ def js_temperature(
         T = max(T0 0.5^(JS/sigma), T_min)
 
     JS is that of the plain and the instructed branch, see `js_divergence`. `t0` is the temperature at JS = 0, `sigma`
-    the divergence in nats at which it has halved, above 0, `t_min` its lower bound, not above t0; numbers or `(batch,)`.
+    the divergence in nats at which it has halved, above 0, `t_min` its lower bound, at most t0; numbers or `(batch,)`.
 
     Source: SDA, eq. 7.
     """

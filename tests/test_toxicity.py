@@ -497,11 +497,6 @@ def test_archived_scores_are_replayed_by_text_and_by_nothing_else(tmp_path, suff
             archive(tmp_path, file, scorer=scorer)
 
 
-def test_the_key_of_a_text_is_the_sha256_of_its_bytes():
-    assert text_sha("\ud800") != text_sha("?")
-    assert text_sha("") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
-
-
 @pytest.mark.slow
 def test_a_hundred_thousand_texts_are_scored_in_bounded_memory(tmp_path: Path) -> None:
     program = """

@@ -7,6 +7,7 @@ import pandas as pd
 
 from steerlib.evaluation.intervals import Floats
 from steerlib.profiles.ratings import checked_scores
+from steerlib.reading import after_thinking
 from steerlib.tables import ATTRIBUTE_COLUMNS
 
 CARRIED = ["stopped", "nll_base", "kl_to_base", "n_tokens"]
@@ -83,18 +84,18 @@ def per_prompt(
     if (row < 0).any():
         unknown = generations["prompt_id"].iloc[int(np.argmax(row < 0))]
         raise ValueError(f"prompt {unknown!r} is not in the prompts")
-    texts = generations["text"].tolist()
+    answers = generations["text"].map(after_thinking)
     values = generations[["arm_id", "prompt_id"]].reset_index(drop=True)
     values["toxicity"] = six[:, ATTRIBUTE_COLUMNS.index("toxicity")]
     if accepted_scores is not None:
         accepted = checked_scores(accepted_scores, len(prompts))[row]
         values["distance"] = np.abs(six - accepted).mean(axis=1)
         values["overshoot"] = (six.mean(axis=1) < accepted.mean(axis=1)).astype(float)
-    values["length"], values["repetition"] = length(texts), repetition(texts)
+    values["length"], values["repetition"] = length(answers), repetition(answers)
     for column in CARRIED:
         values[column] = generations[column].to_numpy(dtype=float)
     averages = values.groupby(["arm_id", "prompt_id"]).mean()
-    together = generations.groupby(["arm_id", "prompt_id"])["text"]
+    together = answers.groupby([generations["arm_id"], generations["prompt_id"]])
     averages["distinct_2"] = together.agg(lambda of_seeds: distinct_n(list(of_seeds)))
     return averages.reset_index()
 

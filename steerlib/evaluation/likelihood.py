@@ -18,7 +18,15 @@ from torch import Tensor
 from steerlib.decoding.contexts import BranchModels, Contexts, branch_ids
 from steerlib.decoding.requests import Request, Stream, VectorKey, make_requests
 from steerlib.models import FrozenModel
-from steerlib.reading import TokenIds, answer_ids, batches_by_length, check_length, prompt_ids, read_history
+from steerlib.reading import (
+    TokenIds,
+    after_thinking,
+    answer_ids,
+    batches_by_length,
+    check_length,
+    prompt_ids,
+    read_history,
+)
 from steerlib.residual import VectorFamily, Vectors, steered_positions, steering_hooks, vectors_by_key
 from steerlib.rules import RULES, js_divergence
 from steerlib.tables import SCHEMA, check_table, progress_bar
@@ -151,8 +159,8 @@ def answer_likelihood(
         nll = -sum_t ln p(y_t | prompt, y_<t)     over the answer's tokens, in nats
 
     Answers are read as text, so a model with another tokenizer can judge them (perplexities of two tokenizers are not
-    comparable); a stop token is not part of an answer, and an empty one has nll and n_tokens 0. `style` is that of
-    the generations: "chat" (the judging model's own template) or "continuation". A ValueError for a prompt that is not
+    comparable); neither a stop token nor thoughts are part of an answer, and an empty one has nll and n_tokens 0.
+    `style` is that of the generations: "chat" (the judging model's own template) or "continuation". A ValueError for a prompt that is not
     in its table or is empty, or a text longer than the model's context.
 
     Source: Liu et al., DExperts, ACL 2021: a larger, independent model judges; they average perplexities of texts.
@@ -166,7 +174,7 @@ def answer_likelihood(
         if prompt not in read:
             history = read_history(known[prompt].get("history") or "")
             read[prompt] = Stream(prompt_ids(frozen, known[prompt]["prompt"], style=style, history=history))
-        answer = tuple(frozen.tokenizer(text, add_special_tokens=False).input_ids)
+        answer = tuple(frozen.tokenizer(after_thinking(text), add_special_tokens=False).input_ids)
         check_length(frozen, read[prompt].ids, len(answer), what=f"answer to prompt {prompt}")
         texts.append((read[prompt], answer))
     nll = {text: 0.0 for text in texts}
