@@ -65,7 +65,7 @@ MAY_BE_EMPTY = {"composed_alphas", "controls", "methods", "personal_vectors"}
 
 NO_PATHS = {"run", "revision", *REGISTERED, *WORDS} - {"judge", "second_judge"}
 # No paths; a folder of that name is `./demo`.
-RESERVED = {"", "demo", "demo_large", "embedded", "prism", "scorer", "cais/mmlu"}
+RESERVED = {"", "demo", "demo_large", "embedded", "none", "prism", "scorer", "cais/mmlu"}
 RESERVED |= {"calibrated", "detoxify", "perspective"}
 MODELS = {"model", "scorer", "judge", "second_judge"}
 MODELS |= {"aligner", "anti_model", "expert_model", "fluency_model"}
@@ -191,6 +191,18 @@ def read_params(path: Path) -> dict[str, Any]:
     if not isinstance(params, dict) or not all(isinstance(key, str) for key in params):
         raise BadInput(f"{path} must hold lines `key: value` with keys that are words, not {params!r}")
     return params
+
+
+def override(text: str) -> tuple[str, list]:
+    """A key and the values that a grid gives it, from `key=value,value` in YAML's flow style: `alphas=[1],[2]`."""
+    key, equals, values = text.partition("=")
+    try:
+        found = yaml.load(f"[{values}]", _StrictLoader)
+    except (yaml.YAMLError, ValueError) as failure:
+        raise BadInput(f"--set {text}: {' '.join(str(failure).split())}") from None
+    if not (key and equals and found):
+        raise BadInput(f"--set {text!r} is not key=value,value")
+    return key.strip(), found
 
 
 def check_params(params: Mapping[str, Any], notebooks: Mapping[str, Mapping[str, Parameter]]) -> None:

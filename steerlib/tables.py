@@ -115,9 +115,14 @@ def results_folder(run: str) -> Path:
         raise ValueError(
             f"run must be a plain folder name (letters, digits, spaces and . _ - inside), not {run!r}"
         )
-    folder = Path(os.environ.get("STEERLIB_RESULTS") or ROOT / "results") / run
+    folder = results_root() / run
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def results_root() -> Path:
+    """Folder of all runs: `results`, or `$STEERLIB_RESULTS` where that is set."""
+    return Path(os.environ.get("STEERLIB_RESULTS") or ROOT / "results")
 
 
 def check_table(name: str, frame: pd.DataFrame) -> pd.DataFrame:

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from steerlib.evaluation.verdict import verdict_shown
-from steerlib.figures.published import published
+from steerlib.figures.responses import published
 from steerlib.figures.style import arm_at, label
 from steerlib.tables import atomic_path, has_table, read_manifest, read_table
 from steerlib.toxicity import text_sha
