@@ -160,8 +160,8 @@ def answer_likelihood(
 
     Answers are read as text, so a model with another tokenizer can judge them (perplexities of two tokenizers are not
     comparable); neither a stop token nor thoughts are part of an answer, and an empty one has nll and n_tokens 0.
-    `style` is that of the generations: "chat" (the judging model's own template) or "continuation". A ValueError for a prompt that is not
-    in its table or is empty, or a text longer than the model's context.
+    `style` is that of the generations: "chat" (the judging model's own template) or "continuation". A ValueError for
+    a prompt that is not in its table or is empty, or a text longer than the model's context.
 
     Source: Liu et al., DExperts, ACL 2021: a larger, independent model judges; they average perplexities of texts.
     """
