@@ -172,12 +172,12 @@ def row_size(config: Any, dtype: torch.dtype, tokens: int) -> int:
     return 2 * text.num_hidden_layers * heads * width * tokens * dtype.itemsize + 6 * 4 * text.vocab_size
 
 
-def needs(config: Any, dtype: torch.dtype) -> Needs:
-    """What a model needs in rows of 1,024 tokens; its parameters are counted on a skeleton without weights."""
+def needs(config: Any, dtype: torch.dtype, tokens: int = 1024) -> Needs:
+    """What a model needs in rows of so many tokens; its parameters are counted on a skeleton without weights."""
     with torch.device("meta"):
         skeleton = import_module("transformers").AutoModelForCausalLM.from_config(config, dtype=dtype)
     parameters = sum(weight.numel() for weight in skeleton.parameters())
-    return Needs(parameters, parameters * dtype.itemsize, row_size(config, dtype, 1024))
+    return Needs(parameters, parameters * dtype.itemsize, row_size(config, dtype, tokens))
 
 
 def announce(need: Needs, name: str) -> None:

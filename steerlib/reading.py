@@ -1,6 +1,7 @@
 """What the frozen model reads: prompts, conversations and given answers as token ids, and passes over them."""
 
 import json
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -15,6 +16,7 @@ Messages = Sequence[dict[str, str]]
 TokenIds = tuple[int, ...]
 BATCH_TOKENS = 4096
 """Tokens of a forward pass, pads counted: more gain no speed and cost memory."""
+OPENING = "<think>"
 
 
 def text_ids(frozen: FrozenModel, text: str) -> TokenIds:
@@ -121,7 +123,24 @@ def after_thinking(text: str) -> str:
     _, closed, answer = text.rpartition("</think>")
     if closed:
         return answer.lstrip()
-    return "" if text.lstrip().startswith("<think>") else text
+    return "" if text.lstrip().startswith(OPENING) else text
+
+
+def with_thoughts(frozen: FrozenModel, context: Sequence[int], ids: Sequence[int]) -> tuple[str, int]:
+    """Text of an answer, and how many of its tokens are thoughts: up to the last `</think>`, all where none closes.
+
+    Where the chat template opens the thought, `<think>` being its last word, the text has that word too.
+    """
+    tokenizer: Any = frozen.tokenizer
+    decoded = partial(tokenizer.decode, skip_special_tokens=True)
+    opened = decoded(context[-2 * len(OPENING) :]).rstrip().endswith(OPENING)
+    text = f"{OPENING}{decoded(ids)}" if opened else decoded(ids)
+    if after_thinking(text) == text:
+        return text, 0
+    closed = text.count("</think>")
+    places = range(len(ids) + 1)
+    of_thoughts = bisect_left(places, closed, key=lambda n: decoded(ids[:n]).count("</think>"))
+    return text, of_thoughts if closed else len(ids)
 
 
 def check_length(frozen: FrozenModel, ids: Sequence[int], max_new_tokens: int, *, what: str) -> None:

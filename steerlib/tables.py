@@ -92,7 +92,7 @@ COLUMNS_AND_KEYS = {
     "verdict": (
         "method arm_id control_arm alpha alpha_low alpha_high toxicity_base toxicity change change_low change_high"
         " difference low high own_minus_shuffled own_low own_high distance distance_low distance_high"
-        " perplexity_ratio kl_per_token control_kl shuffled_kl accuracy n effective_n sentence",
+        " perplexity_ratio kl_per_token control_kl shuffled_kl accuracy questions n effective_n sentence",
         "method",
     ),
 }
@@ -111,9 +111,14 @@ def results_folder(run: str) -> Path:
         raise ValueError(
             f"run must be a plain folder name (letters, digits, spaces and . _ - inside), not {run!r}"
         )
-    folder = Path(os.environ.get("STEERLIB_RESULTS") or ROOT / "results") / run
+    folder = results_root() / run
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def results_root() -> Path:
+    """Folder of all runs: `results`, or `$STEERLIB_RESULTS` where that is set."""
+    return Path(os.environ.get("STEERLIB_RESULTS") or ROOT / "results")
 
 
 def check_table(name: str, frame: pd.DataFrame) -> pd.DataFrame:

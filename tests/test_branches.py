@@ -3,14 +3,12 @@ import dataclasses
 
 import pandas as pd
 import pytest
-import torch
-from reference import reference_answer
+from reference import reference_answer, segment_at
 from test_decoding import GREEDY, POPULATION, PROMPTS, SAMPLED, SIGNALS, VECTORS, answers
-from tiny import ALPHABET, tiny_model
+from tiny import VOCAB, tiny_model
 from transformers import GPT2Config
 
-from steerlib.decoding import Sampling, alpha_path, decode, make_arms, run_sweep, study_arms
-from steerlib.decoding.contexts import branch_names
+from steerlib.decoding import Sampling, alpha_path, decode, make_arms, run_sweep
 from steerlib.decoding.requests import make_requests
 from steerlib.models import FrozenModel
 
@@ -21,7 +19,7 @@ BOTH = {"expert": "other", "anti": "third"}
 @pytest.fixture(scope="module")
 def others() -> dict[str, FrozenModel]:
     """Two models of another architecture, width and number of blocks; the same vocabulary."""
-    shape = {"vocab_size": len(ALPHABET) + 2, "n_embd": 24, "n_head": 4}
+    shape = {"vocab_size": VOCAB, "n_embd": 24, "n_head": 4}
     models = [tiny_model(GPT2Config(**shape, n_layer=layers)) for layers in (2, 3)]
     return {
         branch: dataclasses.replace(model, name=name)
@@ -100,76 +98,39 @@ def test_the_alpha_path_reads_trained_branches(tiny, others, method):
     arms = make_arms(method, alphas, **settings)
     plain = decode(tiny, PROMPTS, arms, branch_models=given).merge(arms[["arm_id", "alpha"]])
     for row in plain.itertuples():
-        tree = segments[segments.prompt_id == row.prompt_id]
-        mine = tree[(tree.alpha_low <= row.alpha) & (row.alpha < tree.alpha_high)].iloc[0]
+        mine = segment_at(segments, row.alpha, prompt_id=row.prompt_id)
         assert mine.token_ids == row.token_ids, row.alpha
         assert mine.nll_base == pytest.approx(row.nll_base, abs=1e-9)
 
 
-def test_another_vocabulary_is_refused_naming_the_first_token_that_differs(tiny, others):
-    model = others["anti"]
-    tokenizer = copy.deepcopy(model.tokenizer)
+def test_a_model_that_cannot_be_a_branch_is_refused_naming_token_logits_or_length(tiny, others):
+    tokenizer = copy.deepcopy(others["anti"].tokenizer)
     tokenizer.add_tokens(["<new>"])
-    added = dataclasses.replace(model, tokenizer=tokenizer)
+    shape = {"n_embd": 24, "n_head": 4, "n_layer": 2}
+    wide = tiny_model(GPT2Config(vocab_size=VOCAB + 6, **shape))
+    short = tiny_model(GPT2Config(vocab_size=VOCAB, n_positions=30, **shape))
+    for anti, named in (
+        (dataclasses.replace(others["anti"], tokenizer=tokenizer), "token '<new>' is 98"),
+        (wide, "104 logits, the base 98"),
+        (short, "prompt p0: .* 30 of tiny gpt2"),
+    ):
+        arms = make_arms("anti_expert", [1.0], branches={"anti": anti.name}, sampling=SAMPLED)
+        with pytest.raises(ValueError, match=named):
+            decode(tiny, PROMPTS, arms, branch_models={"anti": anti})
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({}, "'third'"),
+        ({"anti": "expert"}, "'third'.*'other'"),
+        ({"anti": "anti", "expert": "expert"}, "'other'"),
+    ],
+)
+def test_models_and_arms_must_name_each_other(tiny, others, given, named):
     arms = make_arms("anti_expert", [1.0], branches={"anti": "third"})
-    with pytest.raises(ValueError, match=r"token '<new>' is 98 there and missing in the base"):
-        decode(tiny, PROMPTS, arms, branch_models={"anti": added})
-
-
-def test_another_number_of_logits_is_refused_with_the_way_out(tiny):
-    wide = tiny_model(GPT2Config(vocab_size=len(ALPHABET) + 8, n_embd=24, n_layer=2, n_head=4))
-    arms = make_arms("anti_expert", [1.0], branches={"anti": wide.name})
-    with pytest.raises(ValueError, match=r"has 104 logits, the base 98: .* resize_token_embeddings"):
-        decode(tiny, PROMPTS, arms, branch_models={"anti": wide})
-
-
-def test_models_and_arms_must_name_each_other(tiny, others):
-    arms = make_arms("anti_expert", [1.0], branches={"anti": "third"})
-    with pytest.raises(ValueError, match="reads the anti model 'third'; none is given in branch_models"):
-        decode(tiny, PROMPTS, arms)
-    with pytest.raises(ValueError, match="reads the anti model 'third'; 'other' is given"):
-        decode(tiny, PROMPTS, arms, branch_models={"anti": others["expert"]})
-    with pytest.raises(ValueError, match="no arm reads the expert model 'other'"):
-        decode(tiny, PROMPTS, arms, branch_models=others)
-
-
-def test_a_prompt_too_long_for_a_trained_branch_is_refused_naming_its_model(tiny):
-    shape = {"vocab_size": len(ALPHABET) + 2, "n_embd": 24, "n_head": 4, "n_layer": 2}
-    short = tiny_model(GPT2Config(**shape, n_positions=30))
-    arms = make_arms("anti_expert", [1.0], branches={"anti": short.name}, sampling=SAMPLED)
-    with pytest.raises(ValueError, match=r"prompt p0: .* more than the 30 of tiny gpt2"):
-        decode(tiny, PROMPTS, arms, branch_models={"anti": short})
-
-
-def test_names_of_branches_survive_the_column_even_with_commas():
-    names = {"expert": "SmolLM2 (Q4_1, dequantised)", "anti": "a=b, c"}
-    arm = make_arms("expert_anti_expert", [1.0], branches=names)
-    assert branch_names(arm.branches.item()) == names
-    assert branch_names("") == {}
-
-
-def test_a_study_gives_each_method_its_trained_branches_and_no_placebo_without_a_context():
-    arms = study_arms(
-        METHODS,
-        ["prompt_only", "shuffled"],
-        alphas=[1.0],
-        vectors=[],
-        model="",
-        contexts={},
-        positions="all",
-        style="continuation",
-        sampling=SAMPLED,
-        branches={"anti": "third"},
-    )
-    found = arms[["method", "profile", "branches"]].itertuples(index=False, name=None)
-    assert list(found) == [
-        ("base", "none", ""),
-        ("anti_expert", "none", '{"anti": "third"}'),
-        ("expert_anti_expert", "own", '{"anti": "third"}'),
-        ("expert_anti_expert", "shuffled", '{"anti": "third"}'),
-        ("prompt_only", "own", ""),
-    ]
-    assert arms.arm_id.is_unique
+    with pytest.raises(ValueError, match=named):
+        decode(tiny, PROMPTS, arms, branch_models={branch: others[one] for branch, one in given.items()})
 
 
 def test_a_branch_in_another_precision_takes_the_bases(tiny, others):
@@ -177,6 +138,4 @@ def test_a_branch_in_another_precision_takes_the_bases(tiny, others):
     arms = make_arms("anti_expert", [1.0], branches={"anti": "third"}, sampling=GREEDY)
     table = decode(tiny, PROMPTS, arms, branch_models={"anti": half})
     exact = decode(tiny, PROMPTS, arms, branch_models={"anti": others["anti"]})
-    assert torch.tensor(table.kl_to_base.tolist()).allclose(
-        torch.tensor(exact.kl_to_base.tolist()), rtol=1e-3
-    )
+    assert table.kl_to_base.tolist() == pytest.approx(exact.kl_to_base.tolist(), rel=1e-3)

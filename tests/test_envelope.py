@@ -117,25 +117,3 @@ def test_the_pieces_are_those_of_a_dense_grid(sampled, penalty, min_p):
             assert high[piece] - low[piece] < 2 * 2.2 / 1998
             assert chosen_at(lines, (low[piece] + high[piece]) / 2)[row] == token[piece]
     assert missed < 40
-
-
-def test_random_scores_with_penalty_do_return_to_a_token_they_left():
-    lines = random_lines(30, 40, sampled=True, penalty=3.0, min_p=0.4)
-    found = envelope(lines, 0.0, 2.2)
-    returns = [
-        len(found.token[found.row == r]) - len(set(found.token[found.row == r].tolist())) for r in range(30)
-    ]
-    assert sum(returns) > 0
-
-
-def test_each_row_has_its_own_interval():
-    lines = random_lines(5, 20, sampled=True, penalty=1.15, min_p=0.05)
-    low = torch.tensor([0.0, 0.5, 1.0, 1.5, 1.7], dtype=torch.float64)
-    found = upper_envelope(partial(rows_of, lines), low, low + 0.3, vocab=20)
-    whole = envelope(lines, 0.0, 2.2)
-    for row in range(5):
-        mine = found.row == row
-        assert (found.low[mine][0], found.high[mine][-1]) == (low[row], low[row] + 0.3)
-        for middle, token in zip((found.low[mine] + found.high[mine]) / 2, found.token[mine], strict=True):
-            theirs = (whole.row == row) & (whole.low <= middle) & (middle < whole.high)
-            assert whole.token[theirs].item() == token

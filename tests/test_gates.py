@@ -1,7 +1,5 @@
 """Conditional steering, and relative norms of what arms add."""
 
-import json
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -119,13 +117,3 @@ def test_a_relative_norm_is_that_of_the_users_vector_its_strength_and_its_gate(t
 
 def caa(alpha, family=EVERYBODY, **settings):
     return make_arms("caa", [alpha], family=family, sampling=SAMPLING, **settings)
-
-
-def test_earlier_turns_are_part_of_what_is_read(tiny):
-    turns = json.dumps([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}])
-    settings = {"layers": [1], "style": "chat"}
-    plain = prompt_residuals(tiny, PROMPTS[:1], **settings)[1]
-    none = prompt_residuals(tiny, PROMPTS[:1].assign(history=""), **settings)[1]
-    some = prompt_residuals(tiny, PROMPTS[:1].assign(history=turns), **settings)[1]
-    assert torch.equal(plain, none)
-    assert not torch.allclose(plain, some)

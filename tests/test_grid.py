@@ -99,3 +99,15 @@ def test_a_vector_beside_a_logit_rule_is_an_arm_of_its_own():
 def test_an_unknown_control_is_refused_naming_those_there_are():
     with pytest.raises(ValueError, match=r"control 'nonsense' is none of prompt_only, .*instructed"):
         arms(["sda"], ["nonsense"])
+
+
+def test_each_method_has_its_trained_branches_and_no_placebo_without_a_context():
+    methods, controls = ["anti_expert", "expert_anti_expert"], ["prompt_only", "shuffled"]
+    found = arms(methods, controls, vectors=[], branches={"anti": "third"})
+    assert rows(found, "method", "profile", "branches") == [
+        ("base", "none", ""),
+        ("anti_expert", "none", '{"anti": "third"}'),
+        ("expert_anti_expert", "own", '{"anti": "third"}'),
+        ("expert_anti_expert", "shuffled", '{"anti": "third"}'),
+        ("prompt_only", "own", ""),
+    ]

@@ -170,3 +170,14 @@ def test_the_params_check_knows_the_default_and_refuses_a_misspelt_word(name: st
     wrong = ["x" + parameter.default[0]] if isinstance(parameter.default, list) else "x" + parameter.default
     with pytest.raises(params.BadInput, match=name):
         params.check_params({name: wrong}, {"notebook": {name: parameter}})
+
+
+@every_notebook
+def test_every_model_of_a_notebook_is_loaded_with_the_runs_template_arguments(notebook: Path) -> None:
+    if "template_arguments" not in flat(notebook_parameters(notebook)):
+        return
+    calls = [node for cell in code_cells(notebook) for node in ast.walk(ast.parse(cell.source))]
+    calls = [node for node in calls if isinstance(node, ast.Call) and "load_model" in ast.unparse(node.func)]
+    assert calls and all(
+        "template_arguments" in ast.unparse(call) or call.keywords[0].arg is None for call in calls
+    )

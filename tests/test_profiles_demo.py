@@ -57,12 +57,6 @@ def test_its_size_and_planted_categories_are_as_promised() -> None:
     assert not dealt.assign(group=dealt["user_id"].map(planted)).duplicated(["group", "user_prompt"]).any()
 
 
-def test_the_chosen_answer_of_a_turn_is_its_highest_rated() -> None:
-    utterances = rows("utterances.jsonl")
-    top = utterances.groupby(["conversation_id", "turn"])["score"].transform("max")
-    assert (utterances["score"] == top)[utterances["if_chosen"]].all()
-
-
 def test_its_planted_oddities_are_found_and_counted() -> None:
     ratings, report = read_ratings("demo", last_turn=1)
     counts = dict(zip(report["what"], report["count"], strict=True))

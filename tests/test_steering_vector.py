@@ -4,18 +4,8 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from tiny import ALPHABET, tiny_model
+from tiny import architecture
 from torch.testing import assert_close
-from transformers import (
-    Gemma3TextConfig,
-    GemmaConfig,
-    GPT2Config,
-    GPTNeoXConfig,
-    LlamaConfig,
-    MistralConfig,
-    Qwen2Config,
-    Qwen3Config,
-)
 
 from steerlib.models import load_model
 from steerlib.residual import VectorFamily
@@ -64,9 +54,7 @@ def test_sides_without_a_difference_are_refused(shapes, named):
 
 
 def test_the_papers_layers_are_16_to_22_of_32_and_scaled_elsewhere():
-    assert default_layers(32) == list(range(16, 23))
-    assert default_layers(30) == list(range(15, 22))
-    assert default_layers(4) == [2, 3]
+    assert [default_layers(n) for n in (32, 30, 4)] == [[*range(16, 23)], [*range(15, 22)], [2, 3]]
 
 
 def test_random_vectors_have_the_norm_of_the_vector_and_another_direction():
@@ -130,7 +118,7 @@ def test_a_vector_survives_its_file_with_its_settings(tmp_path, tiny):
     loaded = SteeringVector.load(path)
     assert_same(loaded, SteeringVector(sorted(vector.items())))
     assert loaded.settings == {"style": "chat", "n": "4"} and loaded.model is None
-    with pytest.raises(ValueError, match="model is None"):
+    with pytest.raises(ValueError, match="model"):
         loaded.steer("Why?")
     with pytest.raises(FileNotFoundError, match="nothing"):
         SteeringVector.load(tmp_path / "nothing.safetensors")
@@ -204,24 +192,6 @@ def test_what_a_control_vector_cannot_express_is_refused_and_nothing_is_written(
     assert not list(tmp_path.iterdir())
 
 
-SMALL = {
-    "vocab_size": len(ALPHABET) + 2,
-    "hidden_size": 32,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 256,
-}
-GROUPED = SMALL | {"intermediate_size": 64, "num_key_value_heads": 2}
-ARCHITECTURES = {
-    "llama": LlamaConfig(**GROUPED),
-    "qwen2": Qwen2Config(**GROUPED),
-    "qwen3": Qwen3Config(**GROUPED, head_dim=8),
-    "gemma": GemmaConfig(**GROUPED, head_dim=8),
-    "gemma3": Gemma3TextConfig(**GROUPED, head_dim=8, sliding_window=16),
-    "mistral": MistralConfig(**GROUPED, sliding_window=16),
-    "gpt2": GPT2Config(vocab_size=SMALL["vocab_size"], n_embd=32, n_layer=4, n_head=4, n_positions=256),
-    "neox": GPTNeoXConfig(**SMALL, intermediate_size=64),
-}
 PROMPTS = ["You are", "Tell me a longer story of", "x"]
 
 
@@ -236,18 +206,18 @@ def generated(frozen, prompts, n, **settings):
     return frozen.tokenizer.batch_decode(answers, skip_special_tokens=True)
 
 
-@pytest.mark.parametrize("name", [*ARCHITECTURES, "embedded"])
+@pytest.mark.parametrize("name", ["embedded", "Llama 3", "Gemma 3", "Mistral", "GPT-2", "Falcon"])
 def test_transformers_own_generate_under_the_vector_gives_the_decoders_answers(name):
-    frozen = load_model() if name == "embedded" else tiny_model(ARCHITECTURES[name])
+    frozen = load_model() if name == "embedded" else architecture(name)
     vector = SteeringVector.from_pairs(frozen, ["so very kind", "well done"], ["you fool!", "go away"])
-    plain = generated(frozen, PROMPTS, 12)
+    plain = generated(frozen, PROMPTS, 8)
     for settings in ({"alpha": 4.0}, {"alpha": -2.0, "unit": "residual", "positions": "generation"}):
         with vector.apply(**settings):
-            texts = generated(frozen, PROMPTS, 12)
-        answers = vector.steer(PROMPTS, max_new_tokens=12, **settings)
+            texts = generated(frozen, PROMPTS, 8)
+        answers = vector.steer(PROMPTS, max_new_tokens=8, **settings)
         assert texts == answers.text.tolist()
         assert texts != plain
-    assert generated(frozen, PROMPTS, 12) == plain
+    assert generated(frozen, PROMPTS, 8) == plain
 
 
 @pytest.mark.parametrize("positions", ["all", "prompt", "first_k:2"])

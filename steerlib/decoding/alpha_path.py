@@ -20,6 +20,7 @@ from steerlib.decoding.requests import Inputs, Request, make_requests
 from steerlib.decoding.sampling import Pieces, ScoreLines, upper_envelope
 from steerlib.decoding.streams import MultiModelStreams, default_capacity
 from steerlib.models import FrozenModel, high_precision
+from steerlib.reading import with_thoughts
 from steerlib.rules import RULES, acting_on, js_temperature
 from steerlib.tables import SCHEMA
 
@@ -108,7 +109,7 @@ class AlphaPathTrees:
         slots = [[self.streams.slot[r.branches[name]] for name in self.names] for r in requests]
         self.slots = torch.tensor(slots, device=device)
         self.tokens = torch.zeros(n, 0, dtype=torch.long, device=device)
-        self.nll = torch.zeros_like(self.low)
+        self.nll = high_precision(torch.zeros(n, 0, device=device))
         self.noise = NoiseKeys(requests, device) if self.sampling.temperature else None
         self.stop_ids = torch.tensor(sorted(self.frozen.stop_ids), device=device)
         self.segments: list[dict] = []
@@ -172,7 +173,7 @@ class AlphaPathTrees:
         self.low, self.high = pieces.low, pieces.high
         base, place = self.slots[:, self.names.index("base")].unique(return_inverse=True)
         nll = z[base].logsumexp(-1)[place] - z[base[place], token]
-        self.nll += torch.where(torch.isin(token, self.stop_ids), 0, nll)
+        self.nll = torch.cat([self.nll, torch.where(torch.isin(token, self.stop_ids), 0, nll)[:, None]], 1)
         self.tokens = torch.cat([self.tokens, token[:, None]], 1)
         self.seen[torch.arange(len(token), device=z.device), token] = True
 
@@ -185,12 +186,13 @@ class AlphaPathTrees:
         if not nodes.any():
             return
         ids = [row[: len(row) - stopped] for row in self.tokens[nodes].tolist()]
-        texts = self.frozen.tokenizer.batch_decode(ids, skip_special_tokens=True)
         columns = (side[nodes].tolist() for side in (self.tree, self.low, self.high, self.nll))
-        for tree, low, high, nll, text, token_ids in zip(*columns, texts, ids, strict=True):
+        for tree, low, high, nll, token_ids in zip(*columns, ids, strict=True):
             request = self.requests[tree]
+            text, thoughts = with_thoughts(self.frozen, request.branches["base"].ids, token_ids)
             row = {"arm_id": request.arm_id, "prompt_id": request.prompt_id, "seed": request.seed}
             row |= {"alpha_low": low, "alpha_high": high, "complete": complete, "text": text}
-            row |= {"token_ids": token_ids, "n_tokens": len(token_ids), "stopped": stopped, "nll_base": nll}
+            row |= {"token_ids": token_ids, "n_tokens": len(token_ids) - thoughts}
+            row |= {"stopped": stopped, "nll_base": sum(nll[thoughts:])}
             self.segments.append(row)
         self._keep(~nodes)

@@ -21,6 +21,7 @@ from steerlib.decoding.requests import Inputs, Request, make_requests
 from steerlib.decoding.sampling import NEAR_TIE, choose, gumbel_noise, penalise_, text_hash
 from steerlib.decoding.streams import MultiModelStreams, default_capacity
 from steerlib.models import FrozenModel, high_precision
+from steerlib.reading import with_thoughts
 from steerlib.residual import ResidualDose, steering_hooks, vectors_by_key
 from steerlib.rules import RULES, js_temperature
 
@@ -49,8 +50,9 @@ def decode(
 
     In the generations table that is returned, `nll_base` is the answer's summed negative log-likelihood under the
     unsteered base in nats, `kl_to_base` the summed KL(steered || base) of its steps in nats (both before penalty and
-    temperature), `near_ties` the steps whose two best scores were closer than 1e-3. A FloatingPointError names arm,
-    prompt, step and precision where a logit is not finite.
+    temperature), `near_ties` the steps whose two best scores were closer than 1e-3. Thoughts (`<think>...</think>`)
+    stand in `text` and `token_ids`, and count in none of the numbers. A FloatingPointError names arm, prompt, step and
+    precision where a logit is not finite.
     """
     requests = make_requests(frozen, prompts, arms, seeds=seeds, **inputs)
     return decode_requests(frozen, requests, reference=reference, **inputs)
@@ -321,15 +323,20 @@ class Batch:
         ended = torch.isin(self.tokens, self.stop_ids) & (steps < self.budget[:, None])
         stopped = ended.any(-1)
         counts = torch.where(stopped, ended.int().argmax(-1), self.budget)
-        # The stop token itself was chosen too: it has a KL and may be a near-tie, but it is none of the answer.
-        written, chosen = (steps < n[:, None] for n in (counts, counts + stopped))
         ids = [row[:n] for row, n in zip(self.tokens.tolist(), counts.tolist(), strict=True)]
+        contexts = [request.branches["base"].ids for request in self.requests]
+        read = [with_thoughts(self.frozen, *one) for one in zip(contexts, ids, strict=True)]
+        thoughts = torch.tensor([n for _, n in read], device=self.device)
+        # The stop token itself was chosen too: it has a KL and may be a near-tie, but it is none of the answer.
+        written, chosen = (
+            (steps >= thoughts[:, None]) & (steps < n[:, None]) for n in (counts, counts + stopped)
+        )
         unknown = 0.0 if self.reference else torch.nan
         keys = pd.DataFrame([(r.arm_id, r.prompt_id, r.seed) for r in self.requests])
         return keys.set_axis(["arm_id", "prompt_id", "seed"], axis=1).assign(
-            text=self.frozen.tokenizer.batch_decode(ids, skip_special_tokens=True),
+            text=[text for text, _ in read],
             token_ids=ids,
-            n_tokens=counts.tolist(),
+            n_tokens=(counts - thoughts).tolist(),
             stopped=stopped.tolist(),
             nll_base=(unknown + self.nll.where(written, 0).sum(-1)).tolist(),
             kl_to_base=(unknown + self.kl.where(chosen, 0).sum(-1)).tolist(),

@@ -12,6 +12,7 @@ from steerlib.decoding.decode import decode
 from steerlib.decoding.requests import Inputs
 from steerlib.decoding.sampling import Sampling
 from steerlib.models import FrozenModel
+from steerlib.reading import after_thinking
 from steerlib.residual import VectorFamily, Vectors, in_unit
 
 COLLAPSE_RATIO = 4.0
@@ -88,7 +89,9 @@ def steer(
     columns = ["text", "kl_per_token", "perplexity", "perplexity_ratio", "collapsed"]
     table = rows.set_index(["prompt", "alpha"])[columns].loc[wanted].reset_index()
     table = table if several else table.drop(columns="prompt")
-    return table.assign(toxicity=scorer(table.text.tolist())["toxicity"].to_numpy()) if scorer else table
+    if scorer is None:
+        return table
+    return table.assign(toxicity=scorer([*map(after_thinking, table.text)])["toxicity"].to_numpy())
 
 
 def alpha_path(
