@@ -49,9 +49,8 @@ def make_arms(
         branches: names of trained models that stand for a context, by branch.
         ablation: the arm is a part of a method under study, shown as a control.
 
-    Returns:
-        One row per alpha. `arm_id` depends on what decides the answers alone (contents of vectors and factors
-        included); `variant` is empty, see `with_variants`. A ValueError names a setting that the method cannot have.
+    One row per alpha. `arm_id` depends on what decides the answers alone (contents of vectors and factors included);
+    `variant` is empty, see `with_variants`. A ValueError names a setting that the method cannot have.
     """
     rule, trained, contexts = check_method(method), dict(branches or {}), contexts or default_contexts(style)
     sampling, reads = sampling or Sampling(), {*rule.context_branches} - {*trained}
@@ -119,20 +118,14 @@ def _hash(settings: Mapping, more: str = "") -> str:
 
 
 def arm_id(settings: Mapping, more: str = "") -> str:
-    """Readable name of an arm with a hash of its settings and of what else decides its answers, `more`.
-
-    What is said of an arm (`control`, `variant`) plays no part.
-    """
+    """Readable name of an arm with a hash of what decides its answers: not what is said of it, but `more`."""
     short = _hash({k: v for k, v in settings.items() if k not in ("arm_id", "control", "variant")}, more)
     parts = (settings[name] for name in ("method", "family", "profile"))
     return "-".join([*(part for part in parts if part not in ("", "none")), f"{settings['alpha']:g}", short])
 
 
 def amplification_factor(scores: pd.DataFrame, function: str = "sigmoid") -> Factor:
-    """SDA's a = F(S) of each prompt, see `amplification`; prompts without a score have none.
-
-    `scores` has prompt_id and score, see `score_first_answers`.
-    """
+    """SDA's a = F(S) of each prompt that has a score, see `amplification` and `score_first_answers`."""
     known = scores.dropna(subset="score")
     values = amplification(known["score"].to_numpy(), function)
     return Factor(function, dict(zip(known["prompt_id"], map(float, values), strict=True)))
@@ -191,7 +184,7 @@ def study_arms(
         alphas, caa_alphas, composed_alphas, sda_ks: of the logit rules, everybody's vectors, users' vectors (if none,
             those of everybody's), and SDA.
         vector_alpha: of the population's vector beside each logit rule; 0 for no such arms.
-        vectors: all families; controls among them are used where `controls` names them.
+        vectors: all families; controls among them where `controls` names them.
         sampling: its `js_sigma` is that of rules with an instructed branch alone, as is `amplification`, their factor.
         branches: each method takes those of its own; where none of them is left to a context, it has no shuffled
             control.

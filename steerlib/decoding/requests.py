@@ -61,8 +61,6 @@ class Inputs(TypedDict, total=False):
 
     Attributes:
         contexts: by category, the text of each branch; None for the defaults of each arm's style.
-        vectors: families of steering vectors.
-        factors: what strengths are multiplied by, prompt by prompt.
         branch_models: models trained for a branch, by branch: a PEFT adapter (see `load_model`) or another model with
             the same vocabulary, on the same device. It reads the plain prompt; arms without it keep their contexts.
     """
@@ -75,10 +73,7 @@ class Inputs(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Stream:
-    """Token ids of a context and what reads it: a vector at a strength and positions, see `steered_positions`.
-
-    `model` is "" for the frozen one, else the branch that it was trained for.
-    """
+    """Token ids of a context and what reads it: a vector, or the model trained for a branch (`model`, else "")."""
 
     ids: TokenIds
     vector: VectorKey = ()
