@@ -9,8 +9,7 @@ from functools import partial
 
 import pandas as pd
 
-from steerlib.decoding.contexts import TEMPLATES, Contexts, default_contexts
-from steerlib.decoding.requests import Factor
+from steerlib.decoding.requests import TEMPLATES, Contexts, Factor, default_contexts
 from steerlib.decoding.sampling import Sampling
 from steerlib.residual import VectorFamily
 from steerlib.rules import acting_on, amplification, check_method

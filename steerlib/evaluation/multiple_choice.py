@@ -8,8 +8,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from steerlib.decoding.contexts import BranchModels, Contexts, branch_names
-from steerlib.decoding.requests import Request, make_requests
+from steerlib.decoding.requests import BranchModels, Contexts, Request, branch_names, make_requests
 from steerlib.evaluation.intervals import Floats
 from steerlib.evaluation.likelihood import forced_logits, read_streams
 from steerlib.models import FrozenModel
