@@ -9,7 +9,6 @@ from reference import segment_at
 
 from steerlib.decoding import Factor, Sampling, alpha_path, decode, make_arms
 from steerlib.decoding.alpha_path import AlphaPathTrees
-from steerlib.evaluation import arm_path
 
 PROMPTS = pd.DataFrame(
     [("p0", "The man shouted: you", "insult"), ("p1", "Once upon a time a dog", "threat")],
@@ -71,16 +70,6 @@ def test_at_any_alpha_the_path_has_the_answer_of_plain_decoding(tiny, method, sa
         assert segment.nll_base == pytest.approx(row.nll_base, abs=1e-9)
     assert segments.complete.all()
     assert len(segments) > 3 * len(trees(segments))
-
-
-def test_the_path_of_an_arm_of_a_run_has_a_nucleus_that_is_linear_in_alpha(tiny):
-    contexts = {"insult": {"expert": "Be kind.", "anti": "Be vile!"}}
-    prompts, how = PROMPTS.assign(category="insult"), {"contexts": contexts, "profile": "own"}
-    arm = make_arms("anti_expert", [2.0], sampling=Sampling(temperature=0.7), **how).iloc[0]
-    found = arm_path(tiny, prompts, arm, min_p=0.05, max_new_tokens=5, contexts=contexts)
-    sampling = Sampling(temperature=0.7, top_p=1.0, min_p=0.05, max_new_tokens=5)
-    arms = make_arms("anti_expert", [2.0], sampling=sampling, model=tiny.name, **how)
-    pd.testing.assert_frame_equal(found, alpha_path(tiny, prompts, arms, contexts=contexts))
 
 
 def test_a_batch_that_does_not_fit_the_memory_is_halved(tiny, monkeypatch):
