@@ -176,18 +176,17 @@ def _n_answers(given: Mapping[str, Any], prompts: int) -> int:
     for name in given["personal_vectors"]:
         vectors += [dec.VectorFamily(name, {"u": one}, "own")]
         vectors += [dec.VectorFamily(name, {"u": one}, "shuffled", "shuffled_profile")]
-    names = ("alphas", "caa_alphas", "composed_alphas", "sda_ks", "vector_alpha")
+    grid = ("alphas", "caa_alphas", "composed_alphas", "sda_ks", "vector_alpha")
     branches = {branch: "trained" for branch in ("expert", "anti") if given[f"{branch}_model"]}
-    kept = {name: given[name] for name in ("positions", "more_positions", "style", "base_top_p")}
+    kept = {name: given[name] for name in (*grid, "positions", "more_positions", "style")}
     arms = dec.study_arms(
         given["methods"],
         given["controls"],
-        strengths=dec.Strengths(**{name: given[name] for name in names}),
         vectors=vectors,
         model="",
         contexts=given["contexts"] or dec.default_contexts(given["style"]),
         sampling=dec.Sampling(js_sigma=given["js_sigma"]),
-        amplification=0.5,
+        amplification=dec.Factor("sigmoid", {}),
         gate=dec.Factor("gate", {}) if given["gated"] else None,
         branches=branches,
         **kept,

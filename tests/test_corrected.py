@@ -162,7 +162,7 @@ def test_every_base_has_an_arm_whose_id_depends_on_the_aligner_and_on_what_it_re
 
 
 def test_sda_is_held_against_the_aligner_which_has_a_perplexity_and_an_effect_but_no_kl():
-    sda = make_arms("sda", [2.0], profile="own", factor=1.0, style="chat", sampling=SAMPLED)
+    sda = make_arms("sda", [2.0], profile="own", style="chat", sampling=SAMPLED)
     arms = pd.concat([BASE, sda, aligner_arms(BASE, chat_corrector())], ignore_index=True).assign(variant="")
     base, sda, aligner = arms.arm_id
     assert sda_comparators(arms) == {"base": base, "aligner": aligner}

@@ -195,7 +195,7 @@ def test_arms_of_all_kinds_answer_as_each_alone(tiny, letters, monkeypatch):
         make_arms("anti_expert", [1.0], profile="population", category="threat", contexts=CONTEXTS),
         make_arms("anti_expert", [1.0], profile="shuffled", contexts=CONTEXTS),
         make_arms("prompt_only", **OWN),
-        make_arms("sda", [2.0], factor=0.4, **OWN),
+        make_arms("sda", [0.8], **OWN),
         make_arms("made_up", [0.7], **OWN),
     ]
     arms = pd.concat(arms, ignore_index=True)

@@ -10,7 +10,6 @@ from steerlib.rules import (
     SCORE_FUNCTIONS,
     amplification,
     anti_expert,
-    base_nucleus,
     expert_anti_expert,
     js_divergence,
     js_temperature,
@@ -60,15 +59,6 @@ def test_branches_of_different_shape_are_refused_with_all_shapes():
 def test_an_alpha_that_is_not_finite_is_refused(alpha):
     with pytest.raises(ValueError, match="alpha must be finite"):
         anti_expert(Z_BASE, Z_ANTI, alpha)
-
-
-def test_the_bases_nucleus_by_hand():
-    # probabilities 0.5, 0.2, 0.2, 0.1: above the second pair lie 0.5, above the last 0.9
-    z = torch.tensor([[0.2, 0.5, 0.1, 0.2]]).log().double()
-    for top_p, expected in [(0.4, "0100"), (0.55, "1101"), (0.85, "1101"), (0.95, "1111"), (1.0, "1111")]:
-        inside = base_nucleus(torch.cat([z, z]), torch.tensor([top_p, 1.0]))
-        assert "".join(str(int(kept)) for kept in inside[0]) == expected, top_p
-        assert inside[1].all()
 
 
 PLAIN = torch.tensor([[1.0, 0.0, -1.0]])

@@ -25,7 +25,6 @@ from steerlib.reading import (
     batches_by_length,
     check_length,
     prompt_ids,
-    read_history,
 )
 from steerlib.residual import VectorFamily, Vectors, steered_positions, steering_hooks, vectors_by_key
 from steerlib.rules import RULES, js_divergence
@@ -172,7 +171,7 @@ def answer_likelihood(
         if prompt not in known:
             raise ValueError(f"prompt {prompt!r} of the generations is not in the prompts")
         if prompt not in read:
-            history = read_history(known[prompt].get("history") or "")
+            history = known[prompt].get("history") or ""
             read[prompt] = Stream(prompt_ids(frozen, known[prompt]["prompt"], style=style, history=history))
         answer = tuple(frozen.tokenizer(after_thinking(text), add_special_tokens=False).input_ids)
         check_length(frozen, read[prompt].ids, len(answer), what=f"answer to prompt {prompt}")
@@ -213,12 +212,10 @@ def likelihood_margins(
         The preference table, model being the arm_id, pair by pair; margin in nats per token.
 
     Raises:
-        ValueError: arms of several styles, an answer without tokens or too long for the model's context, an arm that
-            cuts the base's nucleus (an answer outside it has no likelihood), or what `make_requests` refuses.
+        ValueError: arms of several styles, an answer without tokens or too long for the model's context, or what
+            `make_requests` refuses.
     """
-    cut, styles = arms[arms["base_top_p"] < 1], arms["style"].unique()
-    if len(cut):
-        raise ValueError(f"arm {cut['arm_id'].iloc[0]} cuts the base's nucleus: an answer has no likelihood")
+    styles = arms["style"].unique()
     if len(styles) != 1:
         raise ValueError(f"arms must be of one style, not {', '.join(styles)}")
     models, sides = {"": frozen, **(branch_models or {})}, ("preferred", "dispreferred")

@@ -143,8 +143,7 @@ def ask_questions(
             single tokens, or what `make_requests` refuses.
     """
     prompts = pd.DataFrame({"prompt_id": questions["question_id"], "prompt": _prompts(questions, dev, shots)})
-    of_prompts = (arms["factor"] != "") & pd.to_numeric(arms["factor"], errors="coerce").isna()
-    left_out = (arms["profile"] == "shuffled") | (arms["vector_user"] != "") | of_prompts
+    left_out = (arms["profile"] == "shuffled") | (arms["vector_user"] != "") | (arms["factor"] != "")
     left_out |= arms["method"].map(lambda method: RULES[method].acts_on == "text")
     shortest = {"style": "continuation", "max_new_tokens": 1, "temperature": 0.0, "min_temperature": 0.0}
     arms = arms[~left_out].assign(**shortest)
