@@ -29,13 +29,9 @@ def personal_alphas(
     `min_prompts` dev prompts takes the global alpha, the best over all dev prompts. `values` are those of `per_prompt`.
     `by` is "category" (of the prompt's user, c*(u); needs splits by users) or "user" (needs splits by conversations).
 
-    Returns:
-        A row a curve and group: the columns of `CURVE`, by, group, alpha, arm_id, global_alpha, global_arm_id,
-        n_prompts (dev), own (False where the global alpha was taken).
-
-    Raises:
-        ValueError: unknown `by`, splits that do not serve it, no dev prompts, a dev prompt without a value under
-            some arm, or two arms of one curve and alpha.
+    A row a curve and group: the columns of `CURVE`, by, group, alpha, arm_id, global_alpha, global_arm_id, n_prompts
+    (dev), own (False where the global alpha was taken). A ValueError for unknown `by`, splits that do not serve it, no
+    dev prompts, a dev prompt without a value under some arm, or two arms of one curve and alpha.
     """
     _check_splits(prompts, by)
     dev = prompts[prompts["split"] == "dev"].set_index("prompt_id")

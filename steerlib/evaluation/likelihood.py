@@ -8,15 +8,15 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from steerlib.decoding.contexts import BranchModels, Contexts, branch_ids
-from steerlib.decoding.requests import Request, Stream, VectorKey, make_requests
+from steerlib.decoding.contexts import Contexts, branch_ids
+from steerlib.decoding.requests import Inputs, Request, Stream, VectorKey, make_requests
 from steerlib.models import FrozenModel
 from steerlib.reading import TokenIds, answer_ids, batches_by_length, check_length, prompt_ids, read_history
 from steerlib.residual import VectorFamily, Vectors, steered_positions, steering_hooks, vectors_by_key
@@ -181,13 +181,7 @@ def answer_likelihood(
 
 
 def likelihood_margins(
-    frozen: FrozenModel,
-    pairs: pd.DataFrame,
-    arms: pd.DataFrame,
-    *,
-    vectors: Sequence[VectorFamily] = (),
-    contexts: Contexts | None = None,
-    branch_models: BranchModels | None = None,
+    frozen: FrozenModel, pairs: pd.DataFrame, arms: pd.DataFrame, **inputs: Unpack[Inputs]
 ) -> pd.DataFrame:
     """Margin of every pair under every arm: is the preferred answer the more likely one?
 
@@ -199,7 +193,7 @@ def likelihood_margins(
     Args:
         pairs: pair_id, user_id, prompt, preferred, dispreferred; for arms of profile "own" or "shuffled" also category
             or shuffled_category, the user's, unless the arm's signal is a user's vector.
-        arms: of one style; vectors, contexts, branch_models: see `decode`.
+        arms: of one style; inputs: as of `decode`.
 
     Returns:
         The preference table, model being the arm_id, pair by pair; margin in nats per token.
@@ -213,11 +207,10 @@ def likelihood_margins(
         raise ValueError(f"arm {cut['arm_id'].iloc[0]} cuts the base's nucleus: an answer has no likelihood")
     if len(styles) != 1:
         raise ValueError(f"arms must be of one style, not {', '.join(styles)}")
-    models, sides = {"": frozen, **(branch_models or {})}, ("preferred", "dispreferred")
-    asked = pairs.rename(columns={"pair_id": "prompt_id"})
+    models, sides = {"": frozen, **(inputs.get("branch_models") or {})}, ("preferred", "dispreferred")
+    asked, vectors = pairs.rename(columns={"pair_id": "prompt_id"}), inputs.get("vectors", ())
     shortest = arms.assign(max_new_tokens=1, temperature=0.0, min_temperature=0.0)
-    ask = partial(make_requests, contexts=contexts, vectors=vectors, branch_models=branch_models)
-    requests = ask(frozen, asked, shortest, seeds=[0])
+    requests = make_requests(frozen, asked, shortest, seeds=[0], **inputs)
     by_pair = [requests[i : i + len(arms)] for i in range(0, len(requests), len(arms))]
     answers = [[answer_ids(frozen, text, style=styles[0]) for text in pairs[side]] for side in sides]
     texts = [
