@@ -26,7 +26,7 @@ def personal_alphas(
         fall_g(alpha) = (n_g mean_g + 8 mean_all) / (n_g + 8),   mean_g: of D(base) - D(alpha) over dev prompts of g
 
     Base takes part with alpha 0 and a fall of 0; ties go to the smaller alpha. A group with fewer than
-    `min_prompts` dev prompts takes the global alpha, the best over all dev prompts. `values` are those of `per_prompt`.
+    `min_prompts` dev prompts takes the global alpha, the best over all dev prompts. D is a column of `per_prompt`.
     `by` is "category" (of the prompt's user, c*(u); needs splits by users) or "user" (needs splits by conversations).
 
     A row a curve and group: the columns of `CURVE`, by, group, alpha, arm_id, global_alpha, global_arm_id, n_prompts

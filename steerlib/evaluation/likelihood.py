@@ -270,8 +270,8 @@ def token_divergence(
         JS_t = KL(P1 || M)/2 + KL(P2 || M)/2,   P1 = P(. | Q, y_<t),  P2 = P(. | Q, I, y_<t),  M = (P1 + P2)/2
 
     `prompts` have prompt_id, prompt and category (key of the contexts), `answers` are texts by prompt_id. One row a
-    token: prompt_id, js in nats (0 to ln 2). A ValueError for an answer to no prompt, no instruction, or a text longer
-    than the model's context.
+    token: prompt_id, js in nats (0 to ln 2). A ValueError for an answer to no prompt, contexts without
+    instruction, or a text longer than the model's context.
 
     Source: SDA, eq. 6.
     """

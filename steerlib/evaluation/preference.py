@@ -71,7 +71,8 @@ def judge_pairs(
 def place_bias(shown: pd.DataFrame) -> tuple[Interval, float]:
     """How much a judge favours the answer that it reads first, over the pairs of `judge_pairs` that have all scores.
 
-    Points gained by standing first, with interval, and the share of pairs whose winner turns with the order.
+    Points gained by standing first, with interval, and the share of pairs whose winner turns with the order. A
+    ValueError where no pair has all scores.
     """
     rows = shown.dropna(subset=SCORES)
     if rows.empty:

@@ -137,7 +137,7 @@ def number(row: pd.Series) -> str:
 def plot_forest(points: pd.DataFrame, *, what: str, hollow: str = "controls") -> Figure:
     """Values with their 95 % intervals, one a line, for instance the chosen arms, each method's controls next to it.
 
-    `points` are those of `points`, or have metric (one of `METRICS`), method, control, value, low, high, and `name` of
+    Rows are those of `points`, or have metric (one of `METRICS`), method, control, value, low, high, and `name` of
     each line. The title says what is compared, the caption what the hollow marks of rows with a control are.
     """
     rows, metric = clipped(points.reset_index(drop=True)), METRICS[points["metric"].iloc[0]]
