@@ -26,7 +26,7 @@ from steerlib.decoding import sweep as corrected_module
 from steerlib.decoding.sweep import EDIT
 from steerlib.evaluation import answer_likelihood, sda_comparators, summarise, with_controls
 from steerlib.models import FrozenModel
-from steerlib.tables import check_table, read_table
+from steerlib.tables import ATTRIBUTE_COLUMNS, check_table, read_table
 
 BASE = make_arms("base", style="chat", sampling=SAMPLED)
 
@@ -200,6 +200,7 @@ def test_sda_is_held_against_the_aligners_answers():
 def test_the_aligner_has_a_perplexity_and_an_effect_but_no_kl():
     answered, prompts = study_answers(), PROMPTS.assign(split="test")
     scores = np.random.default_rng(0).uniform(size=(len(answered), 6))
+    scores = pd.DataFrame(scores, columns=list(ATTRIBUTE_COLUMNS))
     of = {"base_arm": BASE.arm_id.item(), "scorer": "made up"}
     metrics = summarise(answered, STUDY, prompts, scores, None, **of)
     of_aligner = metrics[(metrics.arm_id == ALIGNER) & (metrics.subgroup == "all")].set_index("metric")
