@@ -25,7 +25,7 @@ from steerlib.decoding import sweep as corrected_module
 from steerlib.decoding.sweep import EDIT
 from steerlib.evaluation import answer_likelihood, sda_comparators, summarise, with_controls
 from steerlib.models import FrozenModel
-from steerlib.tables import check_table
+from steerlib.tables import ATTRIBUTE_COLUMNS, check_table
 
 BASE = make_arms("base", style="chat", sampling=SAMPLED)
 
@@ -170,6 +170,7 @@ def test_sda_is_held_against_the_aligner_which_has_a_perplexity_and_an_effect_bu
     answered = base_answers(arms).assign(n_tokens=4, stopped=True, nll_base=8.0, kl_to_base=0.5)
     answered.loc[answered.arm_id == aligner, "kl_to_base"] = np.nan
     scores = np.random.default_rng(0).uniform(size=(len(answered), 6))
+    scores = pd.DataFrame(scores, columns=list(ATTRIBUTE_COLUMNS))
     prompts, of = PROMPTS.assign(split="test"), {"base_arm": base, "scorer": "made up"}
     metrics = summarise(answered, arms, prompts, scores, None, **of)
     of_aligner = metrics[(metrics.arm_id == aligner) & (metrics.subgroup == "all")].set_index("metric")

@@ -255,6 +255,8 @@ def test_what_is_missing_or_too_long_is_refused_naming_it(tiny):
     base = make_arms("base")
     with pytest.raises(ValueError, match=V.digest):
         ask_questions(tiny, QUESTIONS, make_arms("caa", [1.0], family=V), contexts=CONTEXTS)
+    with pytest.raises(ValueError, match="name the contexts"):
+        ask_questions(tiny, QUESTIONS, base)
     with pytest.raises(ValueError, match=QUESTIONS.question_id[0]):
         ask_questions(tiny, QUESTIONS.assign(question="why " * 200), base, contexts=CONTEXTS)
     with pytest.raises(ValueError, match=f"2 shots.*{QUESTIONS.subject[0]}"):

@@ -32,7 +32,7 @@ UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
 
 def hash_order(ids: Iterable[object], *salt: object) -> list[str]:
-    """The distinct ids by the SHA-256 of salt and id: a random order that removing an id leaves, on every machine."""
+    """The distinct ids sorted by the SHA-256 of salt and id: a random order that no other id changes."""
     prefix = "".join(f"{part}\x1f" for part in salt)
     return sorted(set(map(str, ids)), key=lambda one: hashlib.sha256(f"{prefix}{one}".encode()).digest())
 
