@@ -56,6 +56,8 @@ def grid(sampling: Sampling = SAMPLED, style: str = "continuation") -> pd.DataFr
             make_arms("caa", [0, 0.5, -1.0], family=POPULATION, **common),
             make_arms("caa", [0.5], family=POPULATION, positions="first_k:2", **common),
             make_arms("caa", [0.5], family=OTHER, positions="prompt", **common),
+            make_arms("caa", [0.5], family=POPULATION, positions="generation", **common),
+            make_arms("caa", [0.5], family=OF_USERS, positions="from:14", profile="own", **common),
             make_arms("caa", [0.5], family=OF_USERS, profile="own", **common),
             make_arms("caa", [0.5], family=POPULATION, factor=GATE, **common),
             make_arms("instructed", profile="own", **common),
@@ -97,6 +99,9 @@ def test_alpha_zero_is_the_base_token_for_token(tiny):
     zero = table[table.method.isin(["anti_expert", "expert_anti_expert", "caa"])]
     zero = zero[(zero.alpha == 0) & (zero.base_top_p == 1)]
     assert len(zero) == 3 * len(base)
+    names = [arms[(arms.method == m) & (arms.alpha == 0)].arm_id.iloc[0] for m in ("instructed", "sda")]
+    instructed, sda = (table[table.arm_id == name].token_ids.tolist() for name in names)
+    assert sda == instructed  # of SDA the zero is its instruction
     for row in zero.itertuples():
         expected = base.loc[(row.prompt_id, row.seed)]
         assert row.token_ids == expected.token_ids

@@ -100,11 +100,3 @@ def test_a_sweep_killed_at_any_moment_goes_on_where_it_stopped(tiny, tmp_path, m
     process.join()
     table = run(tmp_path, tiny, grid(), seeds=range(2))
     assert answers(table) == answers(decode(tiny, PROMPTS, grid(), seeds=range(2), **SIGNALS))
-
-
-def test_finishing_a_block_does_not_read_the_table_again(tiny, tmp_path, monkeypatch):
-    reads = []
-    monkeypatch.setattr(sweep_module, "read_table", lambda *given: reads.append(given) or read_table(*given))
-    run(tmp_path, tiny, grid())
-    run(tmp_path, tiny, grid(), seeds=[0, 1, 2])
-    assert len(reads) == 1
