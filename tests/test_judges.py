@@ -233,18 +233,15 @@ def test_scores_that_are_none_are_refused_and_not_cached(tmp_path, scores):
     assert not (tmp_path / "tables" / "judged").exists()
 
 
-@pytest.mark.parametrize(
-    ("items", "dimension", "named"),
-    [
-        (ITEMS.astype(object).assign(text=["a", "b", None, "c"]), "honesty", "text in row 2"),
-        (ITEMS[["prompt"]], "honesty", "no column text"),
+def test_bad_items_are_refused_before_anything_is_asked(tmp_path):
+    judge, missing = CountingJudge(), ITEMS.astype(object).assign(text=["a", "b", None, "c"])
+    for items, dimension, named in (
+        (missing, "honesty", "text in row 2"),
+        (ITEMS[["prompt"]], "honesty", "column text"),
         (ITEMS, "beauty", "'beauty'"),
-    ],
-)
-def test_bad_items_are_refused_before_anything_is_asked(tmp_path, items, dimension, named):
-    judge = CountingJudge()
-    with pytest.raises(ValueError, match=named):
-        judged(judge, items, dimension, tmp_path)
+    ):
+        with pytest.raises(ValueError, match=named):
+            judged(judge, items, dimension, tmp_path)
     assert judge.asked == []
 
 

@@ -93,9 +93,8 @@ def test_a_file_of_ones_own_needs_four_columns(tmp_path: Path, ending: str) -> N
     ],
 )
 def test_a_bad_value_is_refused_naming_its_row_and_column(tmp_path: Path, column: str, value: str) -> None:
-    full = OWN.assign(
-        turn="0", chosen="true", prompt_category="", utterance_id=["u", "v", "w"], conversation_id="c"
-    )
+    ids = {"utterance_id": ["u", "v", "w"], "conversation_id": "c"}
+    full = OWN.assign(turn="0", chosen="true", prompt_category="", **ids)
     full.loc[1, column] = value
     full.to_csv(tmp_path / "mine.csv", index=False)
     with pytest.raises(ValueError) as refusal:

@@ -100,13 +100,10 @@ def test_a_score_outside_the_range_is_refused_naming_its_row_and_an_unknown_func
         amplification(50.0, "tanh")
 
 
-def test_the_divergence_is_nought_for_equal_and_ln_2_for_disjoint_branches():
+def test_the_divergence_by_hand_is_nought_for_equal_and_ln_2_for_disjoint_branches():
     same = js_divergence(PLAIN, PLAIN + 7)
     apart = js_divergence(torch.tensor([[0.0, -torch.inf]]), torch.tensor([[-torch.inf, 0.0]]))
     assert_close(torch.cat([same, apart]), torch.tensor([0, math.log(2)], dtype=torch.float64))
-
-
-def test_the_divergence_by_hand():
     # P1 = (1/2, 1/2), P2 = (1, 0), M = (3/4, 1/4): (ln 2/3 + ln 2)/4 + ln(4/3)/2
     found = js_divergence(torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[1.0, 0.0]]).log())
     expected = (math.log(2 / 3) + math.log(2)) / 4 + math.log(4 / 3) / 2

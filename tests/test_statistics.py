@@ -78,16 +78,15 @@ def test_one_user_has_no_interval_and_bad_input_is_refused_naming_it():
     found = paired_interval([1.0, 2.0], [1.0, 1.0], ["u", "u"])
     assert (found.value, found.how) == (-0.5, "none: one cluster")
     assert np.isnan([found.low, found.high]).all()
-    with pytest.raises(ValueError, match=r"\(0,\)"):
-        paired_interval([], [])
-    with pytest.raises(ValueError, match="row 1 is nan"):
-        paired_interval([1.0, 2.0], [1.0, np.nan])
-    with pytest.raises(ValueError, match=r"\(2,\)"):
-        paired_interval([1.0, 2.0], [1.0, 2.0], ["u"])
-    with pytest.raises(ValueError, match="'median'"):
-        paired_interval([1.0], [1.0], statistic="median")
-    with pytest.raises(ValueError, match="denominator"):
-        paired_interval([0.0, 0.0], [1.0, 1.0], **REDUCTION)
+    for given, settings, named in (
+        (([], []), {}, r"\(0,\)"),
+        (([1.0, 2.0], [1.0, np.nan]), {}, "row 1"),
+        (([1.0, 2.0], [1.0, 2.0], ["u"]), {}, r"\(2,\)"),
+        (([1.0], [1.0]), {"statistic": "median"}, "'median'"),
+        (([0.0, 0.0], [1.0, 1.0]), REDUCTION, "denominator"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            paired_interval(*given, **settings)
 
 
 def test_the_defaults_cover_skewed_and_concentrated_users():
