@@ -76,19 +76,6 @@ def test_scores_do_not_depend_on_the_other_texts_of_a_call(scorer):
     assert scorer([]).shape == (0, 6)
 
 
-JIGSAW = ("toxic", "severe_toxic", "identity_hate", "insult", "obscene", "threat")
-
-
-def test_it_separates_real_comments_labelled_by_people(scorer, real_data):
-    comments = pd.read_csv(real_data("jigsaw/sixlabel_2500_hieunt91.csv"))
-    scores = scorer(comments["comment_text"])
-    for attribute, label in zip(ATTRIBUTES, JIGSAW, strict=True):
-        ranks, toxic = scores[attribute].rank(), comments[label] > 0
-        n, m = toxic.sum(), (~toxic).sum()
-        auc = (ranks[toxic].sum() - n * (n + 1) / 2) / (n * m)
-        assert auc > 0.9, attribute
-
-
 class Harmful:
     def __reduce__(self):
         return os.system, ("exit 1",)
