@@ -77,9 +77,6 @@ def test_the_documented_list_is_that_of_these_tests():
     assert LISTED in text
 
 
-# --- memory -------------------------------------------------------------------------------------------------
-
-
 def test_what_a_model_needs_is_counted_without_its_weights():
     config = transformers.LlamaConfig(**GROUPED)
     found = needs(config, torch.bfloat16, tokens=10)

@@ -23,8 +23,8 @@ PROMPTS = pd.DataFrame(
     columns=["prompt_id", "user_id", "prompt", "category", "shuffled_category"],
 )
 DECODE = sys.modules["steerlib.decoding.decode"]
-SAMPLED = Sampling(temperature=0.7, top_p=0.9, repetition_penalty=1.15, max_new_tokens=12)
-GREEDY = Sampling(temperature=0, repetition_penalty=1.15, max_new_tokens=12)
+SAMPLED = Sampling(temperature=0.7, top_p=0.9, repetition_penalty=1.15, max_new_tokens=9)
+GREEDY = Sampling(temperature=0, repetition_penalty=1.15, max_new_tokens=9)
 EVERY_SAMPLING = [
     (SAMPLED, "continuation"),
     (GREEDY, "chat"),
@@ -86,7 +86,7 @@ def test_the_engine_writes_what_the_plain_decoder_writes(tiny, sampling, style):
     found = answers(table)
     requests = make_requests(tiny, PROMPTS, arms, seeds=[3], **SIGNALS)
     assert len(found) == len(requests)
-    for request in requests:
+    for request in requests[::2]:  # of three prompts, so every arm is there
         expected = reference_answer(tiny, request, VECTORS)
         assert found[request.arm_id, request.prompt_id, request.seed] == tuple(expected), request
 

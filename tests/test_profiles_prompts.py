@@ -131,9 +131,6 @@ def test_without_a_label_questions_are_told_from_other_texts() -> None:
     assert kinds([0.05, 0.3, 0.5], [""] * 3, "Why.") == [three[0], "context_dependent", three[2]]
 
 
-# --- splits ---------------------------------------------------------------------------------------------------
-
-
 def talks(users: int = 12, most: int = 9) -> pd.DataFrame:
     rows = [(f"user{u}", f"c{u}-{k}") for u in range(users) for k in range(1 + u % most) for _ in range(3)]
     return pd.DataFrame(rows, columns=pd.Index(["user_id", "conversation_id"]))

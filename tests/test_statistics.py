@@ -28,18 +28,6 @@ def test_clusters_of_one_prompt_give_the_usual_t_interval():
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
-@pytest.mark.parametrize("statistic", ["difference", "reduction_percent", "change_percent"])
-def test_the_order_of_prompts_does_not_matter(statistic):
-    rng = np.random.default_rng(3)
-    base, method, users = skewed(rng, 20)
-    other = rng.permutation(len(users))
-    for labels, moved in ((users, users[other]), (None, None)):
-        a = paired_interval(base, method, labels, statistic=statistic)
-        b = paired_interval(base[other], method[other], moved, statistic=statistic)
-        assert a[:3] == pytest.approx(b[:3], rel=1e-9)
-        assert a.low <= a.value <= a.high
-
-
 def test_the_bounds_of_a_ratio_are_those_that_the_sign_flip_test_does_not_reject():
     base, method, users = skewed(np.random.default_rng(4), 10)
     found = paired_interval(base, method, users, statistic="change_percent")
