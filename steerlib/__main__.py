@@ -1,4 +1,4 @@
-"""Command line: `python -m steerlib run | check | status PARAMS`, `compare RUN RUN`, `archive RUN FILE` and `fetch`.
+"""Command line: `python -m steerlib run | check | status | list | compare | grid | archive | fetch`.
 
 Exit codes: 0 done, 1 a notebook or the set-up failed, 2 bad input, 130 interrupted.
 """
@@ -31,44 +31,62 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
+ARCHIVE = """pack a run: its tables with their texts, scores by text hash, params, notebooks, report
+To show it again without a model (notebooks 05 and 06):
+  python -m zipfile -e mine.zip results && python -m steerlib run results/mine/replay.yaml
+To score the same texts again, in a params file:  scorer: replay:results/mine/scores.csv"""
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m steerlib", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name: str, do: Callable, about: str) -> Callable:
-        added = commands.add_parser(name, help=about)
+    def command(name: str, do: Callable, about: str, example: str = "") -> Callable:
+        shown = f"example:  python -m steerlib {name} {example}"
+        plain, short = argparse.RawDescriptionHelpFormatter, about.partition("\n")[0]
+        added = commands.add_parser(name, help=short, description=about, epilog=shown, formatter_class=plain)
         added.set_defaults(command=do)
         return added.add_argument
 
-    for name, do, about in (
-        ("run", _run, "run the notebooks with a params file; finished ones are kept"),
-        ("check", _check, "check a params file, its files, ratings, models and endpoints; nothing is run"),
-        ("status", _status, "which notebooks of a run are finished, and what has changed since"),
-    ):
-        option = command(name, do, about)
+    run = command(
+        "run", _run, "run the notebooks with a params file; finished ones are kept", "params/quick.yaml"
+    )
+    check = command(
+        "check", _check, "check a params file and all that it names; nothing is run", "params/mine.yaml"
+    )
+    status = command(
+        "status", _status, "stages of a run, answers done, throughput, time left, last error", "mine"
+    )
+    command("list", _list, "all runs, the latest first: date, params file, last stage, verdict")
+    compare = command("compare", _compare, "settings and effects in which two runs differ", "quick mine")
+    values = "'alphas=[0.6, 1.2],[2.2]' --set model=embedded,Qwen/Qwen2.5-0.5B-Instruct"
+    grid = command("grid", _grid, "a run for each combination of values", f"params/mine.yaml --set {values}")
+    archive = command("archive", _archive, ARCHIVE, "mine mine.zip")
+    command("fetch", _fetch, "set-up: fetch the embedded model and scorer")
+    for option in (run, check, grid):
         option("params", type=Path, help="flat YAML, for instance params/quick.yaml")
+    status("params", nargs="?", metavar="RUN", help="a run or a params file; by default the latest run")
+    for option in (run, check, grid, status):
+        option("--notebooks", type=Path, default=None, help="notebooks from another folder")
+    for option in (run, check):
         option("--data", type=Path, help="local data, for notebooks with data_folder")
         option("--model", help="hub id or folder, in place of the params file's model")
-        option("--notebooks", type=Path, default=None, help="notebooks from another folder")
-        if name == "run":
-            option("--only", action="append", default=[], metavar="03", help="only this one; repeatable")
-            option("--force", action="store_true", help="run finished notebooks again")
-    command("compare", _compare, "the verdicts of several runs side by side")("runs", nargs="+")
-    option = command(
-        "archive", _archive, "write a run's toxicity scores to a file that `scorer: replay:FILE` reads"
-    )
-    option("run", help="name of the run")
-    option("file", type=Path, help=".csv or .parquet")
-    option("--scorer", help="id of the scorer, where several scored the run")
-    command("fetch", _fetch, "set-up: fetch the embedded model and scorer")
+    run("--only", action="append", default=[], metavar="03", help="only this one; repeatable")
+    run("--force", action="store_true", help="run finished notebooks again")
+    grid("--set", action="append", required=True, metavar="KEY=A,B", help="values in YAML; repeatable")
+    compare("first")
+    compare("second")
+    archive("run", help="name of the run")
+    archive("file", type=Path, help=".zip; or .csv or .parquet for the scores alone")
+    archive("--scorer", help="id of the scorer, by default that of notebook 04")
     return parser
 
 
 def _plan(options: argparse.Namespace) -> Any:
     from steerlib.runner import NOTEBOOKS, plan
 
-    folder = options.notebooks or NOTEBOOKS
-    return plan(options.params, data=options.data, model=options.model, notebooks=folder)
+    given = {name: getattr(options, name, None) for name in ("data", "model")}
+    return plan(options.params, notebooks=options.notebooks or NOTEBOOKS, **given)
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -80,7 +98,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _check(options: argparse.Namespace) -> None:
-    from steerlib.params import flat, notebook_parameters
+    from steerlib.params import BadInput, flat, notebook_parameters
     from steerlib.runner import check_reachable
 
     study = _plan(options)
@@ -89,63 +107,157 @@ def _check(options: argparse.Namespace) -> None:
     for key, paths in {key: v for stage in study.stages.values() for key, v in stage.inputs.items()}.items():
         sizes = [file.stat().st_size for path in paths for file in (path, *path.rglob("*")) if file.is_file()]
         print(f"{key:<24} {len(sizes)} files, {sum(sizes) / 1e6:,.1f} MB: {', '.join(map(str, paths))}")
-    models = {str(stage.given.get("model", "embedded")) for stage in study.stages.values()}
-    for model in sorted(models - {"embedded"}):
-        _size(model, study)
-    if stage := study.stages.get(RATINGS):
+    given: dict[str, Any] = {}
+    for stage in study.stages.values():
         taken = flat(notebook_parameters(stage.notebook))
-        _check_ratings({name: parameter.default for name, parameter in taken.items()} | stage.given)
+        given |= {name: parameter.default for name, parameter in taken.items()} | stage.given
+    what = "ratings"
+    try:
+        prompts = _check_ratings(given) if "01_user_profiles" in study.stages else 0
+        what = "arms"
+        if "model" in given:
+            _size(given, _n_answers(given, prompts) if "methods" in given else 0)
+    except (OSError, ValueError) as failure:
+        raise BadInput(f"{what}: {failure}") from None
     for key, judge in check_reachable(study, [*study.stages]).items():
         _describe(key, judge)
 
 
-def _size(model: str, study: Any) -> None:
-    """Print what a model needs in bfloat16, and the time of a thousand answers as it was measured on a GPU."""
+QUICK_SCORERS, QUICKLY = ("calibrated", "embedded"), 20_000
+"""Scorers, and the most train answers, whose categories are known within seconds."""
+
+
+def _check_ratings(given: Mapping[str, Any]) -> int:
+    """Print users, ratings, and prompts by split and category, with the key to change where they are few; how many."""
     import pandas as pd
+
+    from steerlib import profiles as pro
+    from steerlib.toxicity import ATTRIBUTES, load_scorer
+
+    source = (given["ratings"] == "prism" and given["data_folder"]) or given["ratings"]
+    few, turn, wanted = given["min_ratings"], given["turn"], given["prompts_per_category"]
+    rated, _ = pro.read_ratings(source, last_turn=turn, min_ratings=few, revision=given["revision"])
+    print(f"{'rated answers':<24} {len(rated):,} of {rated.user_id.nunique():,} users (min_ratings {few})")
+    shares = {name: given[name] for name in ("train_share", "dev_share", "seed")}
+    splits = pro.split_conversations(rated, by=given["split_by"], **shares)
+    train = rated[rated.conversation_id.isin(splits.conversation_id[splits.split == "train"])]
+    train, held_out = train[train.turn == 0], ("dev", "test")
+    if given["scorer"] in QUICK_SCORERS and len(train) <= QUICKLY:
+        scored = pro.with_toxicity(train, load_scorer(given["scorer"])(train.response.tolist()))
+        how = {"estimator": given["estimator"]}
+        profiles = pro.profiles_table(pro.sensitivities(scored, **how), **how)
+        draw = {"per_category": wanted, "turn": turn, "seed": given["seed"]}
+        drawn = [pro.draw_prompts(rated, splits, profiles, split=split, **draw) for split in held_out]
+        prompts, kinds = pd.concat(drawn), [*ATTRIBUTES]
+    else:  # the categories are known when notebook 01 has scored the answers
+        asked = rated[(rated.turn == turn) & rated.chosen].merge(splits[["conversation_id", "split"]])
+        prompts, kinds, wanted = asked.assign(category="all"), ["all"], 6 * wanted
+    for split in held_out:
+        counts = prompts.category[prompts.split == split].value_counts().reindex(kinds, fill_value=0)
+        shown = ", ".join(f"{kind} {count}" for kind, count in counts.items())
+        short = counts.index[counts < wanted].tolist()
+        remedy = "a lower min_ratings or train_share gives more, a lower prompts_per_category equal numbers"
+        too_few = f"; fewer than {wanted} in {', '.join(short)}: {remedy}" if short else ""
+        print(f"{split + ' prompts':<24} {counts.sum():,}: {shown}{too_few}")
+    return len(prompts)
+
+
+def _n_answers(given: Mapping[str, Any], prompts: int) -> int:
+    """Answers of the sweep: prompts, arms and seeds; vectors are counted as notebook 02 makes them."""
     import torch
 
-    from steerlib.models import needs, pretrained
+    from steerlib import decoding as dec
+
+    one: Any = {0: torch.ones(1)}
+    vectors = [
+        dec.VectorFamily("population", {"": one}),
+        dec.VectorFamily("random", {"": one}, control="random_vector"),
+    ]
+    for name in given["personal_vectors"]:
+        vectors += [dec.VectorFamily(name, {"u": one}, "own")]
+        vectors += [dec.VectorFamily(name, {"u": one}, "shuffled", "shuffled_profile")]
+    names = ("alphas", "caa_alphas", "composed_alphas", "sda_ks", "vector_alpha")
+    branches = {branch: "trained" for branch in ("expert", "anti") if given[f"{branch}_model"]}
+    kept = {name: given[name] for name in ("positions", "more_positions", "style", "base_top_p")}
+    arms = dec.study_arms(
+        given["methods"],
+        given["controls"],
+        strengths=dec.Strengths(**{name: given[name] for name in names}),
+        vectors=vectors,
+        model="",
+        contexts=given["contexts"] or dec.default_contexts(given["style"]),
+        sampling=dec.Sampling(js_sigma=given["js_sigma"]),
+        amplification=0.5,
+        gate=dec.Factor("gate", {}) if given["gated"] else None,
+        branches=branches,
+        **kept,
+    )
+    temperatures = [given["temperature"], given["second_temperature"]]
+    draws = [len(given["seeds"]) if t else 1 for t in temperatures if t is not None]
+    return prompts * len(arms) * sum(draws)
+
+
+def _size(given: Mapping[str, Any], answers: int) -> None:
+    """Print what the model needs and the machine has; and roughly how long the answers take, else a thousand of them.
+
+    Time is scaled by parameters and tokens from what was measured; answers are taken to be as long as they may be.
+    """
+    import json
+
+    import pandas as pd
+    import psutil
+    import torch
+
+    from steerlib.embedded import embedded_model
+    from steerlib.models import default_device, needs, pretrained
     from steerlib.tables import ROOT
 
+    model, device = str(given["model"]), given.get("device") or default_device()
+    dtype = given.get("dtype") or ("bfloat16" if device.startswith(("cuda", "auto")) else "float32")
+    answer = given.get("max_new_tokens", 64)
     try:
-        need = needs(pretrained("AutoConfig", model, what="model"), torch.bfloat16)
+        embedded, source = (
+            pretrained("AutoConfig", name, what="model")
+            for name in (embedded_model(), embedded_model() if model == "embedded" else model)
+        )
+        need = needs(source, getattr(torch, dtype, torch.bfloat16), tokens=512 + answer)
     except (OSError, ValueError) as failure:
         print(f"{model:<24} size unknown: {failure}")
         return
-    size = f"{need.parameters / 1e9:.1f}B parameters, {need.weights / 1e9:.1f} GB in bfloat16"
-    print(f"{model:<24} {size}, {need.rows(80e9)} rows of 1,024 tokens beside them in 80 GB")
-    timed = pd.read_csv(ROOT / "benchmarks" / "results" / "gpu.csv")
-    row = timed[timed.setting.str.contains("sampled") & timed.decoder.str.startswith("ours")].iloc[0]
-    tokens = max(stage.given.get("max_new_tokens", 64) for stage in study.stages.values())
-    seconds = 1000 * tokens * row.seconds / row.tokens * need.parameters / row.parameters
-    scaled = f"scaled from {row.parameters / 1e9:.1f}B parameters on {row.hardware}"
-    print(f"{'a thousand answers':<24} about {seconds:.2g} s of {tokens} tokens, {scaled}")
+    on_gpu = device.startswith("cuda") and torch.cuda.is_available()
+    free = torch.cuda.mem_get_info()[0] if on_gpu else psutil.virtual_memory().available
+    size = f"{need.parameters / 1e9:.1f}B parameters, {need.weights / 1e9:.1f} GB in {dtype}"
+    rows = need.rows(free)
+    room = (
+        f"{rows:,} rows of {512 + answer:,} tokens beside them"
+        if rows
+        else "too large: change model or dtype"
+    )
+    print(f"{model:<24} {size}; {free / 1e9:.1f} GB are free, {room}")
+    measured = ROOT / "benchmarks" / "results"
+    gpu = pd.read_csv(measured / "gpu.csv").query(
+        "setting.str.contains('sampled') & decoder.str.startswith('ours')"
+    )
+    cpu = json.loads((measured / "rules.json").read_text())
+    rates = {gpu.hardware.iloc[0]: gpu.seconds.iloc[0] / gpu.tokens.iloc[0] / gpu.parameters.iloc[0]}
+    per_token = cpu["rows"][0]["ms per token"] / 1000
+    rates[cpu["measured_on"]["hardware"]] = per_token / needs(embedded, torch.float32).parameters
+    times = [
+        f"{_duration(rate * (answers or 1000) * answer * need.parameters)} on {name}"
+        for name, rate in rates.items()
+    ]
+    what = f"{answers:,} answers" if answers else "a thousand answers"
+    print(
+        f"{what:<24} about {' or '.join(times)}, at {answer} tokens; fewer prompts, alphas or seeds take less"
+    )
 
 
-RATINGS = "01_user_profiles"
-
-
-def _check_ratings(given: Mapping[str, Any]) -> None:
-    """Print users, ratings and prompts by split; name the key to change where there are too few for six categories."""
-    from steerlib.params import BadInput
-    from steerlib.profiles import read_ratings, split_conversations
-
-    source = (given["ratings"] == "prism" and given["data_folder"]) or given["ratings"]
-    chosen = {"min_ratings": given["min_ratings"], "revision": given["revision"]}
-    try:
-        rated, _ = read_ratings(source, last_turn=given["turn"], **chosen)
-        shares = {name: given[name] for name in ("train_share", "dev_share", "seed")}
-        splits = split_conversations(rated, by=given["split_by"], **shares)
-    except (OSError, ValueError) as failure:
-        raise BadInput(f"ratings: {failure}") from None
-    few = f"min_ratings {given['min_ratings']}"
-    print(f"{'rated answers':<24} {len(rated):,} of {rated.user_id.nunique():,} users ({few})")
-    wanted = 6 * given["prompts_per_category"]
-    asked = rated[rated.turn == given["turn"]].merge(splits, on="conversation_id")
-    for split, prompts in asked.groupby("split").conversation_id.nunique().items():
-        short = split != "train" and prompts < wanted
-        remedy = f", fewer than {wanted}: prompts_per_category or min_ratings may be lower" * short
-        print(f"{split:<24} {prompts:,} prompts{remedy}")
+def _duration(seconds: float) -> str:
+    """A rough time in words, for instance "12 min"."""
+    for unit, size in (("days", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.2g} s"
 
 
 def _describe(key: str, judge: Any) -> None:
@@ -159,41 +271,65 @@ def _describe(key: str, judge: Any) -> None:
 
 
 def _status(options: argparse.Namespace) -> None:
-    from steerlib.runner import state
-    from steerlib.tables import results_folder
+    from steerlib import runs
+    from steerlib.runner import PARAMS
 
-    study = _plan(options)
-    for name in study.stages:
-        seconds, changed = state(study, name, results_folder(study.run) / "notebooks")
-        since = f", changed since: {', '.join(changed)}" if changed else ""
-        print(f"{name:<24} {'not finished' if seconds is None else f'done {seconds:8.1f} s{since}'}")
+    options.params = options.params or next((folder.name for folder in runs.all_runs()), "")
+    if not options.params.endswith((".yaml", ".yml")):
+        options.params = runs.folder_of(options.params) / PARAMS
+    options.params = Path(options.params)
+    print(*runs.status(_plan(options)), sep="\n")
+
+
+def _list(_: argparse.Namespace) -> None:
+    from steerlib import runs
+
+    print(*map(runs.one_line, runs.all_runs()), sep="\n")
 
 
 def _compare(options: argparse.Namespace) -> None:
-    import pandas as pd
+    from steerlib import runs
 
+    settings, arms, folder = _refused(runs.compare, options.first, options.second)
+    _show("settings that differ", settings)
+    _show("verdicts", runs.verdicts([options.first, options.second]).sort_values(["method", "run"]))
+    what = f"effect on toxicity of the arms in both; difference: {options.second} minus {options.first}"
+    columns = ["name", options.first, options.second, "difference", "n", "n_clusters", "how"]
+    _show(what, arms.reindex(columns=columns))
+    print(f"written to {os.path.relpath(folder)}")
+
+
+def _refused(do: Callable, *arguments: Any, **options: Any) -> Any:
+    """What the function returns; a table that is not there, or not as it must be, is bad input."""
     from steerlib.params import BadInput
-    from steerlib.tables import read_table, results_folder
 
     try:
-        tables = {run: read_table(results_folder(run), "verdict") for run in options.runs}
-    except FileNotFoundError as failure:
+        return do(*arguments, **options)
+    except (FileNotFoundError, ValueError) as failure:
         raise BadInput(str(failure)) from None
-    columns = ["method", "run", "alpha", "difference", "low", "high", "perplexity_ratio", "n"]
-    rows = pd.concat([table.assign(run=run) for run, table in tables.items()])[columns]
-    print(rows.sort_values(["method", "run"]).to_string(index=False, float_format="{:.3g}".format))
+
+
+def _show(title: str, table: Any) -> None:
+    text = table.to_string(index=False, max_colwidth=60, float_format="{:.3g}".format)
+    print(title, text if len(table) else "none", sep="\n", end="\n\n")
+
+
+def _grid(options: argparse.Namespace) -> None:
+    from steerlib import runs
+    from steerlib.params import override
+    from steerlib.runner import NOTEBOOKS
+
+    values, notebooks = dict(map(override, options.set)), options.notebooks or NOTEBOOKS
+    table, file = runs.grid(options.params, values, notebooks=notebooks)
+    _show("verdicts", table)
+    print(f"table: {os.path.relpath(file)}")
 
 
 def _archive(options: argparse.Namespace) -> None:
-    from steerlib.params import BadInput
-    from steerlib.tables import results_folder
-    from steerlib.toxicity import archive
+    from steerlib import runs
 
-    try:
-        count = archive(results_folder(options.run), options.file, scorer=options.scorer)
-    except (FileNotFoundError, ValueError) as failure:
-        raise BadInput(str(failure)) from None
-    print(f"{count} scores: {options.file}")
+    count = _refused(runs.archive, options.run, options.file, scorer=options.scorer)
+    print(f"{count} {'files' if options.file.suffix == '.zip' else 'scores'}: {options.file}")
 
 
 def _fetch(_: argparse.Namespace) -> None:

@@ -1,7 +1,9 @@
 """What the frozen model reads: prompts, conversations and given answers as token ids, and passes over them."""
 
 import json
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +13,9 @@ from steerlib.models import FrozenModel, high_precision
 
 Messages = Sequence[dict[str, str]]
 TokenIds = tuple[int, ...]
+BATCH_TOKENS = 4096
+"""Tokens of a forward pass, pads counted: more gain no speed and cost memory."""
+OPENING = "<think>"
 
 
 def text_ids(frozen: FrozenModel, text: str) -> TokenIds:
@@ -70,16 +75,9 @@ def prompt_ids(
 ) -> TokenIds:
     """Token ids of a prompt within a context: what one branch of the frozen model reads.
 
-    Args:
-        prompt: the user's words, or the opening of a text to continue.
-        style: "chat" (the chat template; the context is the system message) or "continuation" (plain text;
-            the context is a paragraph before the prompt).
-        context: instruction of the branch; empty for the base branch.
-        history: earlier turns of the conversation, user and model in turn; in a continuation each is a paragraph
-            between context and prompt.
-
-    Raises:
-        ValueError: an unknown style, an empty prompt, or as `chat_ids`.
+    In style "chat" the context is the system message and `history` are the turns between it and the prompt; in
+    "continuation" context and earlier turns are paragraphs before the prompt. A ValueError says that the prompt is
+    empty, the style unknown, or what `chat_ids` does.
     """
     if not prompt.strip():
         raise ValueError("the prompt is empty")
@@ -93,10 +91,7 @@ def prompt_ids(
 
 
 def read_history(text: str) -> Messages:
-    """Earlier turns of a conversation, from the JSON of the prompts table; none for the empty text.
-
-    A ValueError shows a text that is no list of turns with role "user" or "assistant" and content.
-    """
+    """Earlier turns of a conversation, from the JSON of the prompts table; a ValueError shows a text that is none."""
     if not text:
         return ()
     try:
@@ -126,7 +121,24 @@ def after_thinking(text: str) -> str:
     _, closed, answer = text.rpartition("</think>")
     if closed:
         return answer.lstrip()
-    return "" if text.lstrip().startswith("<think>") else text
+    return "" if text.lstrip().startswith(OPENING) else text
+
+
+def with_thoughts(frozen: FrozenModel, context: Sequence[int], ids: Sequence[int]) -> tuple[str, int]:
+    """Text of an answer, and how many of its tokens are thoughts: up to the last `</think>`, all where none closes.
+
+    Where the chat template opens the thought, `<think>` being its last word, the text has that word too.
+    """
+    tokenizer: Any = frozen.tokenizer
+    decoded = partial(tokenizer.decode, skip_special_tokens=True)
+    opened = decoded(context[-2 * len(OPENING) :]).rstrip().endswith(OPENING)
+    text = f"{OPENING}{decoded(ids)}" if opened else decoded(ids)
+    if after_thinking(text) == text:
+        return text, 0
+    closed = text.count("</think>")
+    places = range(len(ids) + 1)
+    of_thoughts = bisect_left(places, closed, key=lambda n: decoded(ids[:n]).count("</think>"))
+    return text, of_thoughts if closed else len(ids)
 
 
 def check_length(frozen: FrozenModel, ids: Sequence[int], max_new_tokens: int, *, what: str) -> None:
@@ -155,16 +167,16 @@ def position_ids(mask: Tensor) -> Tensor:
     return (mask.cumsum(-1) - 1).clamp_min(0)
 
 
-def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
+def batches_by_length(lengths: Sequence[int], most: int = BATCH_TOKENS) -> Iterator[list[int]]:
     """Indices of the sequences of each forward pass, the longest first: memory runs out at once or not at all.
 
-    A pass has at most `batch_tokens`, pads counted, which bounds memory. A longer sequence is a pass of its own, and
-    one that would be half pads begins the next pass.
+    A pass has at most so many tokens, pads counted. A longer sequence is a pass of its own, and one that
+    would be half pads begins the next pass.
     """
     batch: list[int] = []
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         longest = lengths[batch[0]] if batch else 0
-        if batch and (longest * (len(batch) + 1) > batch_tokens or 2 * lengths[i] < longest):
+        if batch and (longest * (len(batch) + 1) > most or 2 * lengths[i] < longest):
             yield batch
             batch = []
         batch.append(i)
@@ -173,15 +185,10 @@ def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[lis
 
 
 @torch.inference_mode()
-def last_logits(
-    frozen: FrozenModel, contexts: Sequence[Sequence[int]], *, batch_tokens: int = 4096
-) -> Tensor:
-    """Raw next-token logits after each context, `(len(contexts), vocab)`, in float32 or the model's own precision.
-
-    Contexts are token ids; `batch_tokens` as in `batches_by_length`.
-    """
+def last_logits(frozen: FrozenModel, contexts: Sequence[Sequence[int]]) -> Tensor:
+    """Raw next-token logits after the token ids of each context, `(n, vocab)`, in float32 or the model's precision."""
     found: dict[int, Tensor] = {}
-    for batch in batches_by_length([len(ids) for ids in contexts], batch_tokens):
+    for batch in batches_by_length([len(ids) for ids in contexts]):
         ids, mask = left_padded([contexts[i] for i in batch], frozen.device)
         settings = {"position_ids": position_ids(mask), "logits_to_keep": 1}
         z = frozen.model(input_ids=ids, attention_mask=mask, **settings).logits[:, -1]

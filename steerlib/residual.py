@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple, cast
 
 import pandas as pd
@@ -22,8 +22,6 @@ from steerlib.reading import batches_by_length, left_padded, position_ids, promp
 from steerlib.rules import RULES
 
 POOLS = ("answer_mean", "last", "prompt_last")
-BATCH_TOKENS = 4096
-"""Tokens of a forward pass that records, pads counted."""
 PLAIN_TEXTS = (
     "The museum opens at nine and closes at five every day except Monday.",
     "She put the letter on the table and went to make some tea.",
@@ -34,6 +32,8 @@ PLAIN_TEXTS = (
 
 Vectors = Mapping[int, Tensor]
 """Steering vectors by layer, `(d_model,)` in activation units."""
+Output = Tensor | tuple
+"""What a block returns: the residual stream, or a tuple that begins with it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,9 +46,6 @@ class VectorFamily:
         vector_user: "" for everybody's, "own" for each user's, "shuffled" where each user has another user's.
         control: "" for a family under study, else "random_vector" or "shuffled_profile".
         unit: what an alpha of 1 adds: "vector", the vector itself; "residual" where it has the residual's norm.
-
-    Raises:
-        ValueError: vectors by user in a family for everybody, or the other way round.
     """
 
     name: str
@@ -138,8 +135,7 @@ def strength(arm: Mapping, prompt_id: str = "", factors: Sequence[Factor] = ()) 
 
         alpha F,    F = 1, a number, or the prompt's value of the factor that the arm names
 
-    Raises:
-        ValueError: no such factor, or one that is not finite for this prompt.
+    A ValueError says that there is no such factor, or none for this prompt.
     """
     name, alpha = arm["factor"], arm["alpha"]
     by_name = {factor.name: factor.values for factor in factors}
@@ -171,16 +167,11 @@ def record_residual(
 
     Args:
         contexts: token ids of prompt and answer, one sequence each.
-        layers: 0-based decoder blocks whose outputs are read.
         prompt_lengths: tokens of each prompt; what follows is the answer.
         pool: "answer_mean" (mean over the answer's tokens), "last" (last token) or "prompt_last" (the prompt's last).
 
-    Returns:
-        By layer, `(n, d_model)` in float64, in activation units.
-
-    Raises:
-        IndexError: the model has no such layer.
-        ValueError: an unknown pool, or a sequence without answer tokens; it is named.
+    By layer, `(n, d_model)` in float64, in activation units. An IndexError names a layer that the model lacks, a
+    ValueError an unknown pool or a sequence without answer tokens.
     """
     if pool not in POOLS:
         raise ValueError(f"pool {pool!r} is none of {', '.join(POOLS)}")
@@ -192,37 +183,33 @@ def record_residual(
         first = {"answer_mean": length, "last": len(ids) - 1, "prompt_last": length - 1}[pool]
         spans.append((first, length if pool == "prompt_last" else len(ids)))
     pooled = {layer: torch.empty(len(contexts), frozen.d_model, dtype=torch.float64) for layer in layers}
-    for rows in batches_by_length([len(ids) for ids in contexts], BATCH_TOKENS):
+    for rows in batches_by_length([len(ids) for ids in contexts]):
         ids, mask = left_padded([contexts[i] for i in rows], frozen.device)
         position = position_ids(mask)
         start, stop = torch.tensor([spans[i] for i in rows], device=mask.device)[..., None].unbind(1)
         chosen = high_precision((position >= start) & (position < stop) & mask.bool())
         weights = chosen / chosen.sum(-1, keepdim=True)
-
-        def pool_into(layer: int, rows: list[int] = rows, weights: Tensor = weights) -> Callable:
-            def hook(block: nn.Module, inputs: tuple, output: Tensor | tuple) -> None:  # noqa: ARG001
-                residual = output[0] if isinstance(output, tuple) else output
-                means = torch.einsum("bs,bsd->bd", weights.to(residual.device), high_precision(residual))
-                pooled[layer][rows] = means.cpu().double()
-
-            return hook
-
         with ExitStack() as stack:
             for layer in layers:
-                stack.callback(frozen.blocks[layer].register_forward_hook(pool_into(layer)).remove)
-            # Nothing above the last layer is needed: a quarter of the work for layers in the middle.
-            stack.callback(frozen.blocks[max(layers)].register_forward_hook(_stop).remove)
+                hook = partial(_pool_into, pooled[layer], rows, weights, layer == max(layers))
+                stack.callback(frozen.blocks[layer].register_forward_hook(hook).remove)
             stack.enter_context(suppress(_Recorded))
             frozen.model(input_ids=ids, attention_mask=mask, position_ids=position, logits_to_keep=1)
     return pooled
 
 
 class _Recorded(Exception):
-    """All layers that were asked for have been read."""
+    """Nothing above the last layer is needed: a quarter of the work for layers in the middle."""
 
 
-def _stop(*_: object) -> None:
-    raise _Recorded
+def _pool_into(pooled: Tensor, rows: list[int], weights: Tensor, last: bool, *block: Any) -> None:
+    """Hook of a block, which is called with the block, its inputs and its output."""
+    output: Output = block[-1]
+    residual = output[0] if isinstance(output, tuple) else output
+    means = torch.einsum("bs,bsd->bd", weights.to(residual.device), high_precision(residual))
+    pooled[rows] = means.cpu().double()
+    if last:
+        raise _Recorded
 
 
 def prompt_residuals(
@@ -230,12 +217,8 @@ def prompt_residuals(
 ) -> dict[int, Tensor]:
     """Residuals of the unsteered model at the last position of each prompt, which predicts the first answer token.
 
-    Args:
-        prompts: the prompts table, or any frame with prompt_id, prompt and, where there are earlier turns, history.
-        style: "chat" or "continuation", as for generation.
-
-    Returns:
-        As `record_residual`, rows as the prompts.
+    `prompts` is the prompts table, or any frame with prompt and, where there are earlier turns, history. Returns as
+    `record_residual`, rows as the prompts.
     """
     ids = [
         prompt_ids(frozen, row["prompt"], style=style, history=read_history(row.get("history") or ""))
@@ -292,9 +275,6 @@ def steered_positions(spec: str, position: Tensor, prompt_length: Tensor) -> Ten
             answer token); "first_k:K" (those that predict the first K); "from:P" (position P and later).
         position: 0-based position of each token in its own sequence, `(batch, seq)`.
         prompt_length: tokens of each prompt, `(batch, 1)`.
-
-    Raises:
-        ValueError: the spec is not understood.
     """
     answer = position - (prompt_length - 1)
     name, _, number = spec.partition(":")
@@ -335,13 +315,8 @@ def steering_hooks(
 
         h_l <- h_l + sum_i c_i v_il     a vector without a layer adds nothing there
 
-    Yields:
-        What is added; set its `coefficients` before each forward pass. All hooks are gone afterwards, also after an
-        exception.
-
-    Raises:
-        IndexError: the model has no such layer.
-        ValueError: a vector has another width than the model; layer and widths are shown.
+    Yields what is added; set its `coefficients` before each forward pass. An IndexError names a layer that the model
+    lacks, a ValueError one at which the vector has another width.
     """
     blocks, config = decoder_blocks(model), cast(Any, model.config)
     layers = sorted({layer for vector in vectors.values() for layer in vector})
@@ -354,7 +329,7 @@ def steering_hooks(
     device = next((place for place in on if place.type != "meta"), "cpu")  # accelerate keeps weights on none
 
     def adding(directions: Tensor) -> Callable:
-        def hook(block: nn.Module, inputs: tuple, output: Tensor | tuple) -> Tensor | tuple | None:  # noqa: ARG001
+        def hook(block: nn.Module, inputs: tuple, output: Output) -> Output | None:  # noqa: ARG001
             if dose.coefficients is None:
                 return None
             residual = output[0] if isinstance(output, tuple) else output
@@ -383,21 +358,16 @@ def add_to_residual(
 
         h_l <- h_l + alpha v_l     at the steered positions, pads excluded
 
-    Works for plain forward passes and under `model.generate`: positions are counted within each sequence, right under
-    left padding, batches, beams and the KV cache.
+    Works for plain forward passes and under `model.generate`: positions (see `steered_positions`) are counted within
+    each sequence, right under left padding, batches, beams and the KV cache.
 
     Args:
-        model: the causal language model.
-        vectors: steering vector of each layer, `(d_model,)`, in activation units.
         alpha: dimensionless strength, a number or one per row, `(batch,)`; 0 leaves the model as it is.
-        positions: see `steered_positions`.
         prompt_lengths: tokens of each prompt, `(batch,)`; None: whatever a forward pass reads that continues no
             earlier one is a prompt.
 
-    Raises:
-        IndexError: the model has no such layer.
-        ValueError: alpha is not finite or its rows are not the batch's, a vector of another width, an attention mask
-            that is not `(batch, seq)`.
+    Raises as `steering_hooks`, and ValueError for an alpha that is not finite or whose rows are not the batch's, or an
+    attention mask that is not `(batch, seq)`.
 
     Source: Panickssery et al. (arXiv 2312.06681, sec. 3), who add after the prompt and at one layer; "all" and several
     layers are those of the CAA-on-PRISM study.

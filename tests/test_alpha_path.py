@@ -9,7 +9,6 @@ from reference import segment_at
 
 from steerlib.decoding import Factor, Sampling, alpha_path, decode, make_arms
 from steerlib.decoding.alpha_path import AlphaPathTrees
-from steerlib.evaluation import arm_path
 
 PROMPTS = pd.DataFrame(
     [("p0", "The man shouted: you", "insult"), ("p1", "Once upon a time a dog", "threat")],
@@ -73,16 +72,6 @@ def test_at_any_alpha_the_path_has_the_answer_of_plain_decoding(tiny, method, sa
     assert len(segments) > 3 * len(trees(segments))
 
 
-def test_the_path_of_an_arm_of_a_run_has_a_nucleus_that_is_linear_in_alpha(tiny):
-    contexts = {"insult": {"expert": "Be kind.", "anti": "Be vile!"}}
-    prompts, how = PROMPTS.assign(category="insult"), {"contexts": contexts, "profile": "own"}
-    arm = make_arms("anti_expert", [2.0], sampling=Sampling(temperature=0.7), **how).iloc[0]
-    found = arm_path(tiny, prompts, arm, min_p=0.05, max_new_tokens=5, contexts=contexts)
-    sampling = Sampling(temperature=0.7, top_p=1.0, min_p=0.05, max_new_tokens=5)
-    arms = make_arms("anti_expert", [2.0], sampling=sampling, model=tiny.name, **how)
-    pd.testing.assert_frame_equal(found, alpha_path(tiny, prompts, arms, contexts=contexts))
-
-
 def test_a_batch_that_does_not_fit_the_memory_is_halved(tiny, monkeypatch):
     expected = path(tiny, "anti_expert", GREEDY)
     grow, sizes = AlphaPathTrees.grow, []
@@ -110,8 +99,10 @@ def test_just_beside_a_breakpoint_plain_decoding_gives_the_segment_on_that_side(
         assert [segment_at(tree, a).token_ids for a in answers.alpha] == answers.token_ids.tolist()
 
 
-def test_a_row_budget_leaves_the_narrowest_intervals_unfinished_and_covers_the_range(tiny):
-    full, cut = (path(tiny, "expert_anti_expert", GREEDY, row_budget=rows) for rows in (96, 9))
+def test_a_row_budget_leaves_the_narrowest_intervals_unfinished_and_covers_the_range(tiny, monkeypatch):
+    full = path(tiny, "expert_anti_expert", GREEDY)
+    monkeypatch.setattr(sys.modules["steerlib.decoding.alpha_path"], "ROW_BUDGET", 9)
+    cut = path(tiny, "expert_anti_expert", GREEDY)
     assert not cut.complete.all()
     for tree, whole in zip(trees(cut), trees(full), strict=True):
         assert_covers(tree)
@@ -136,5 +127,3 @@ def test_what_has_no_exact_path_is_refused_with_the_reason(tiny):
         path(tiny, "instructed", GREEDY)
     with pytest.raises(ValueError, match="alpha"):
         path(tiny, "anti_expert", GREEDY, alpha_max=0)
-    with pytest.raises(ValueError, match="row_budget 2"):
-        path(tiny, "expert_anti_expert", GREEDY, row_budget=2)

@@ -1,6 +1,7 @@
 """What is wrong in a params file, a model or a judge's name, and the name that each refusal must show."""
 
 import json
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -11,11 +12,14 @@ from hypothesis import strategies as st
 from tiny import ALPHABET, tiny_model
 from transformers import LlamaConfig
 
+from steerlib.__main__ import main
 from steerlib.decoding import Sampling, decode, make_arms
 from steerlib.judges import load_judge
 from steerlib.models import load_model
 from steerlib.params import BadInput, read_params
+from steerlib.profiles import read_ratings
 from steerlib.runner import plan
+from steerlib.toxicity import ATTRIBUTES
 
 PARAMS = [
     # keys
@@ -169,6 +173,71 @@ def test_any_params_are_taken_as_they_are_or_refused_in_one_line(tmp_path_factor
     for stage in study.stages.values():
         for name, value in stage.given.items():
             assert name == "run" or value == params[name] or name in stage.inputs
+
+
+# --- what `check` reads -------------------------------------------------------------------------------------
+
+PILOT = "notebooks: [01_user_profiles, 03_generation_sweep]\nratings: mine.csv\nmethods: [anti_expert]\n"
+PILOT += "controls: [shuffled]\nalphas: [1.0, 2.0]\nseeds: [0, 1]\nprompts_per_category: 2\n"
+
+
+def checked(folder: Path, params: str, ratings: str, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Exit code of `check` in a folder of its own."""
+    monkeypatch.chdir(folder)
+    (folder / "mine.csv").write_text(ratings)
+    (folder / "pilot.yaml").write_text(params)
+    return main(["check", "pilot.yaml"])
+
+
+def pilot() -> pd.DataFrame:
+    """Twelve users with twelve ratings each, of the demo."""
+    rated = read_ratings("demo")[0]
+    few = rated[rated.user_id.isin(rated.user_id.unique()[:12])].groupby("user_id").head(12)
+    return few[["user_id", "conversation_id", "prompt", "response", "rating"]]
+
+
+def test_check_lists_users_ratings_prompts_by_category_memory_time_and_the_key_to_change(
+    tmp_path, monkeypatch, capsys
+):
+    assert checked(tmp_path, PILOT, pilot().to_csv(index=False), monkeypatch) == 0
+    said = capsys.readouterr().out
+    assert "144 of 12 users (min_ratings 8)" in said and "GB are free" in said
+    found = {}
+    for split, total, counts in re.findall(r"(dev|test) prompts +(\d+): ([^;]*); fewer than 2 in", said):
+        found[split] = {kind: int(n) for kind, n in (one.rsplit(" ", 1) for one in counts.split(", "))}
+        assert [*found[split]] == [*ATTRIBUTES] and sum(found[split].values()) == int(total)
+    assert found.keys() == {"dev", "test"} and "a lower prompts_per_category equal numbers" in said
+    # The base, and two alphas of the user's own and of another one's category, at two seeds.
+    answers = 5 * 2 * sum(sum(counts.values()) for counts in found.values())
+    assert re.search(rf"^{answers} answers +about .* AMD EPYC.*, at 10 tokens", said, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("ratings", "named"),
+    [
+        ("user_id,prompt,response,rating\nu1,hi,yes,5\nu1,hi,Well, ok,87\n", r"mine\.csv, line 3"),
+        (
+            "user_id,prompt,response,rating\nu1,hi,yes,5\nu1,hi,no,870\n",
+            r"mine\.csv, row 2, column rating: .*870",
+        ),
+        ("user_id,prompt,response\nu1,hi,yes\n", r"mine\.csv: column 'rating' is missing"),
+        ("user_id,prompt,response,rating\nu1,hi,yes,5\n", r"min_ratings 8"),
+    ],
+)
+def test_check_refuses_a_bad_ratings_file_by_name_and_line(tmp_path, monkeypatch, capsys, ratings, named):
+    assert checked(tmp_path, PILOT, ratings, monkeypatch) == 2
+    errors = capsys.readouterr().err
+    assert re.match(rf"steerlib: ratings: .*{named}", errors) and errors.count("\n") == 1
+
+
+def test_check_refuses_arms_that_notebook_03_would_refuse(tmp_path, monkeypatch, capsys):
+    assert (
+        checked(
+            tmp_path, PILOT.replace("alphas: [1.0", "alphas: [-1.0"), pilot().to_csv(index=False), monkeypatch
+        )
+        == 2
+    )
+    assert "steerlib: arms: alpha of 'anti_expert' must be" in capsys.readouterr().err
 
 
 # --- models and judges --------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
-import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -138,9 +137,8 @@ def test_a_vector_is_drawn_by_layer_and_by_what_it_separates():
         {"layer": [15, 16], "relative_norm": [0.1, 0.2], "split_half_cosine": [0.9, -0.1]}
     )
     assert "0.10 to 0.20" in fg.plot_layers(described).get_supxlabel()
-    above, below = torch.tensor([[9.0, 1.0], [9.0, 3.0]]), torch.tensor([[0.0, 1.0], [0.0, 2.0]])
-    projected = fg.projections(above, below, torch.tensor([0.0, 2.0]))
-    assert projected["projection"].tolist() == [1, 3, 1, 2]
+    sides = ["preferred"] * 2 + ["dispreferred"] * 2
+    projected = pd.DataFrame({"side": sides, "projection": [1.0, 3.0, 1.0, 2.0]})
     fig = fg.plot_projection(projected, layer=15)
     assert f"probability {(0.5 + 0 + 1 + 1) / 4:.2f}" in " ".join(fig.get_supxlabel().split())
 

@@ -11,7 +11,6 @@ from transformers import GPT2Config
 from steerlib.decoding import RULES, Factor, VectorFamily, aligner_arms, make_arms
 from steerlib.evaluation import (
     ask_questions,
-    brier,
     letter_ids,
     question_prompt,
     read_questions,
@@ -20,10 +19,10 @@ from steerlib.evaluation import (
 )
 from steerlib.evaluation.multiple_choice import DEMO, calibration_gaps
 from steerlib.reading import prompt_ids
+from steerlib.residual import add_to_residual
 from steerlib.rules import Rule
 from steerlib.tables import check_table
 from steerlib.toxicity import ATTRIBUTES
-from steerlib.vectors import add_to_residual
 
 ROOM = "steerlib.evaluation.multiple_choice"
 
@@ -102,12 +101,16 @@ def test_the_prompt_has_the_reference_layout():
     )
 
 
-def test_calibration_and_brier_by_hand():
-    p = [[0.85, 0.05, 0.05, 0.05], [0.85, 0.05, 0.05, 0.05], [0.25, 0.25, 0.25, 0.25]]
+def test_a_letter_that_is_not_one_token_is_refused(tiny):
+    with pytest.raises(ValueError, match="' A'"):
+        letter_ids(tiny)  # its tokens are characters, so that the space is a token of its own
+
+
+def test_calibration_by_hand():
+    p = np.array([[0.85, 0.05, 0.05, 0.05], [0.85, 0.05, 0.05, 0.05], [0.25, 0.25, 0.25, 0.25]])
     answers = ["A", "B", "A"]
     error = np.abs(calibration_gaps(p, answers).mean(axis=0)).sum()
     assert error == pytest.approx((2 * abs(0.85 - 0.5) + abs(0.25 - 1)) / 3)
-    assert brier(p, answers)[[0, 2]] == pytest.approx([0.15**2 + 3 * 0.05**2, 0.75])
 
 
 def some_choices(questions):

@@ -148,3 +148,14 @@ def test_the_lists_of_the_params_check_name_parameters_that_there_are() -> None:
     known = {name for notebook in ALL for name in flat(notebook_parameters(notebook))}
     listed = {*params.WORDS, *params.FILES, *params.WITHIN_DATA}
     assert listed.union(*(names for *_, names in params.RANGES)) <= known
+
+
+@every_notebook
+def test_every_model_of_a_notebook_is_loaded_with_the_runs_template_arguments(notebook: Path) -> None:
+    if "template_arguments" not in flat(notebook_parameters(notebook)):
+        return
+    calls = [node for cell in code_cells(notebook) for node in ast.walk(ast.parse(cell.source))]
+    calls = [node for node in calls if isinstance(node, ast.Call) and "load_model" in ast.unparse(node.func)]
+    assert calls and all(
+        "template_arguments" in ast.unparse(call) or call.keywords[0].arg is None for call in calls
+    )

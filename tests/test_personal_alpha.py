@@ -12,7 +12,7 @@ ALPHAS = [0.5, 1.0, 2.0]
 ARMS = pd.DataFrame(
     [("base", "base", 0.0, "none", "base"), *[(f"ae{a}", "anti_expert", a, "own", "") for a in ALPHAS]],
     columns=["arm_id", "method", "alpha", "profile", "control"],
-).assign(family="", variant="")
+).assign(family="", vector_user="", variant="")
 
 
 def study(by="users", users=12, each=6):
@@ -35,7 +35,7 @@ def study(by="users", users=12, each=6):
 
 
 def chosen(values, prompts, **settings):
-    settings = {"by": "category", "min_prompts": 8} | settings
+    settings = {"by": "category", "min_prompts": 8, "column": "distance"} | settings
     return personal_alphas(values, prompts, ARMS, base_arm="base", **settings)
 
 
@@ -67,6 +67,7 @@ def test_each_user_gets_an_alpha_of_its_own_where_it_has_dev_prompts_enough():
 
 def test_a_few_prompts_are_weighed_against_all_as_the_formula_says():
     prompts = pd.DataFrame({"prompt_id": list("abcd"), "user_id": list("uvwx"), "split": ["dev"] * 4})
+    prompts["conversation_id"] = prompts["prompt_id"]
     prompts["category"] = ["insult", "threat", "threat", "threat"]
     # Of insult, with its single prompt: (x + 8 x / 4) / 9 at alpha 1, 8 * 2.25 / 9 at alpha 0.5; equal at x = 6.
     for x, alpha in ((6.1, 1.0), (5.9, 0.5)):

@@ -43,7 +43,7 @@ def test_the_clustered_auc_agrees_with_delongs_where_nothing_is_clustered():
 
 ROWS = [("Why?", "yes", "nope"), ("How so?", "ok", "k")]
 PAIRS = pd.DataFrame(ROWS, columns=["prompt", "preferred", "dispreferred"], index=[4, 9])
-SETTINGS = {"layers": [0, 2], "style": "continuation"}
+SETTINGS = {"layers": [0, 2], "style": "continuation", "pool": "answer_mean"}
 
 
 def test_residuals_are_recorded_once_and_then_read(tmp_path, tiny, monkeypatch):

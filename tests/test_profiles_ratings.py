@@ -197,12 +197,24 @@ def test_ids_written_in_two_ways_are_one_and_counted(tmp_path: Path) -> None:
     assert counts(report)["ids written in two ways, made one"] == 3
 
 
-def test_answers_in_other_scripts_are_counted_where_there_are_any(tmp_path: Path) -> None:
-    answers = ["你好世界", "Привет, мир", "a café in Zürich", "42", "Hello мир"]
-    OWN.iloc[[0] * 5].assign(response=answers).to_csv(tmp_path / "mine.csv", index=False)
+def test_answers_in_other_languages_are_counted_where_there_are_any(tmp_path: Path) -> None:
+    other = [
+        "你好世界",
+        "Привет, мир",
+        "Ich habe gestern in der Stadt einen alten Freund getroffen und wir haben lange über die Arbeit gesprochen.",
+        "No creo que a nadie le guste esperar tanto tiempo en la parada del autobús cuando hace frío y llueve.",
+        "Ik denk dat het in de zomer beter is om vroeg op te staan en eerst naar de markt te gaan voor groenten.",
+    ]
+    english = [
+        "a café in Zürich",
+        "42",
+        "Hello мир",
+        "I do not know why he left so early without a word to the friends who waited for him at the station.",
+    ]
+    OWN.iloc[[0] * 9].assign(response=other + english).to_csv(tmp_path / "mine.csv", index=False)
     _, report = read_ratings(tmp_path / "mine.csv")
-    (found,) = [count for what, count in counts(report).items() if "Latin" in what]
-    assert found == 2
+    (found,) = [count for what, count in counts(report).items() if "English" in what]
+    assert found == len(other)
 
 
 def test_many_ratings_are_read_in_blocks_with_a_bar(tmp_path: Path, monkeypatch, capsys) -> None:

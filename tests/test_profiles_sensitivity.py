@@ -8,7 +8,6 @@ from steerlib.profiles.sensitivities import (
     ESTIMATORS,
     SIX,
     percentiles,
-    population_category,
     primary_category,
     sensitivities,
     split_half_agreement,
@@ -78,11 +77,6 @@ def test_a_tie_goes_to_the_category_further_above_the_mean_of_all_users() -> Non
     s["threat"] = [0.9, 0.1, 0.1]  # a leads by more standard deviations
     assert primary_category(percentiles(s), s)["a"] == "threat"
     assert primary_category(percentiles(s), s * 0)["a"] == "insult"  # else the order of the six
-
-
-def test_the_average_person_is_most_sensitive_where_the_mean_is_highest() -> None:
-    s = pd.DataFrame(0.1, index=list("ab"), columns=SIX).assign(profanity=[0.0, 0.9])
-    assert population_category(s) == "profanity"
 
 
 def test_what_cannot_be_estimated_is_refused() -> None:

@@ -1,13 +1,21 @@
 """Token ids of prompts, conversations and answers; logits of many contexts at once."""
 
 import dataclasses
+import sys
+from functools import partial
 
+import pandas as pd
 import pytest
 import torch
 from torch.testing import assert_close
 
+from steerlib.decoding import Sampling, alpha_path, decode, make_arms
+from steerlib.decoding.sampling import Pieces
 from steerlib.reading import (
+    after_thinking,
     answer_ids,
+    answer_nll,
+    batches_by_length,
     chat_ids,
     check_length,
     last_logits,
@@ -92,8 +100,54 @@ def test_an_answer_that_does_not_fit_is_refused_showing_both_lengths(tiny):
         check_length(tiny, range(500), 13, what="it")
 
 
-def test_last_logits_are_those_of_each_context_alone(tiny):
+def test_last_logits_are_those_of_each_context_alone(tiny, monkeypatch):
     contexts = [[5, 6, 7, 8], [9], [10, 11]]
-    found = last_logits(tiny, contexts, batch_tokens=8)
+    monkeypatch.setattr("steerlib.reading.batches_by_length", partial(batches_by_length, most=8))
+    found = last_logits(tiny, contexts)
     for row, ids in zip(found, contexts, strict=True):
         assert_close(row, tiny.model(torch.tensor([ids])).logits[0, -1])
+
+
+THOUGHTS = [
+    ("Yes", "", 0),
+    ("<think>hm</think>Yes", "", len("<think>hm</think>")),
+    ("hm</think>Yes</thin", "<think>", len("hm</think>")),
+    ("a</think>b</think>", "<think>\n", len("a</think>b</think>")),
+    ("<think>hm", "", len("<think>hm")),
+    ("hm", "<think>\n", 2),
+]
+
+
+@pytest.mark.parametrize(("answer", "opening", "n"), THOUGHTS)
+def test_thoughts_count_in_no_number_of_an_answer_by_decoding_or_along_a_path(
+    tiny, monkeypatch, answer, opening, n
+):
+    monkeypatch.setattr(tiny.tokenizer, "chat_template", tiny.tokenizer.chat_template + opening)
+    written = [*answer_ids(tiny, answer, style="chat"), 0]
+
+    def choose(z, *_):
+        return torch.full((len(z),), next(step)), torch.ones(len(z))
+
+    def envelope(_, low, high, **__):
+        return Pieces(torch.arange(len(low)), low, high, torch.full((len(low),), next(step)))
+
+    engines = [sys.modules[f"steerlib.decoding.{name}"] for name in ("decode", "alpha_path")]
+    monkeypatch.setattr(engines[0], "choose", choose)
+    monkeypatch.setattr(engines[1], "upper_envelope", envelope)
+    prompts = pd.DataFrame({"prompt_id": ["p"], "prompt": ["Hi"], "category": ["insult"]})
+    sampling = Sampling(0, max_new_tokens=40)
+    arm = make_arms("anti_expert", [1.0], profile="own", style="chat", sampling=sampling)
+    context = prompt_ids(tiny, "Hi", style="chat")
+    before, own = tuple(written[:n]), tuple(written[n:-1])
+    for engine in (decode, alpha_path):
+        step = iter(written)
+        (row,) = engine(tiny, prompts, arm).to_dict("records")
+        assert row["token_ids"] == written[:-1] and row["n_tokens"] == len(own)
+        assert row["nll_base"] == pytest.approx(answer_nll(tiny, context + before, own))
+        assert after_thinking(row["text"]) == tiny.tokenizer.decode(own)
+        assert row["text"].startswith(opening.strip())
+        if engine is decode:
+            step = iter(written)
+            monkeypatch.setattr(engines[0], "with_thoughts", lambda *_: ("", 0))
+            whole = decode(tiny, prompts, arm).kl_to_base.item()
+            assert 0 < row["kl_to_base"] <= whole and (row["kl_to_base"] == whole) == (n == 0)

@@ -128,17 +128,17 @@ def study(*, benign=1.0):
     base = rng.uniform(0.02, 0.1, n)
     arm = base * np.where(prompts["prompt_category"] == "harmful_borderline", 0.5, benign)
     arm = arm * rng.uniform(0.9, 1.1, n)
-    values = [prompts[["prompt_id"]].assign(arm_id=a, distance=d) for a, d in (("base", base), ("arm", arm))]
+    values = [prompts[["prompt_id"]].assign(arm_id=a, toxicity=d) for a, d in (("base", base), ("arm", arm))]
     return pd.concat(values, ignore_index=True), prompts
 
 
 def selective_rows(values, prompts):
-    return selectivity(values, prompts, base_arm="base", measure="distance").set_index("prompt_category")
+    return selectivity(values, prompts, base_arm="base").set_index("prompt_category")
 
 
 def test_change_and_contrast_by_hand():
     values = pd.DataFrame({"arm_id": ["base"] * 4 + ["arm"] * 4, "prompt_id": [*"abcd"] * 2})
-    values["distance"] = [0.1, 0.3, 0.2, 0.2, 0.1, 0.1, 0.3, 0.2]
+    values["toxicity"] = [0.1, 0.3, 0.2, 0.2, 0.1, 0.1, 0.3, 0.2]
     prompts = pd.DataFrame({"prompt_id": [*"abcd"], "user_id": [*"uvuv"], "split": "test"})
     prompts["prompt_category"] = ["harmful_borderline"] * 2 + ["benign_control"] * 2
     found = selective_rows(values, prompts)
@@ -153,7 +153,7 @@ def test_intervals_are_those_of_the_paired_comparison_on_the_prompts_of_the_cate
     values, prompts = study()
     found = selective_rows(values, prompts)
     part = prompts["prompt_category"].eq("harmful_borderline").to_numpy()
-    base, arm = (values.loc[values["arm_id"] == a, "distance"].to_numpy()[part] for a in ("base", "arm"))
+    base, arm = (values.loc[values["arm_id"] == a, "toxicity"].to_numpy()[part] for a in ("base", "arm"))
     expected = paired_interval(base, arm, prompts["user_id"][part], statistic="change_percent")
     row = found.loc["harmful_borderline", ["change_percent", "low", "high", "n", "n_clusters"]]
     assert row.tolist() == list(expected[:5])
@@ -161,9 +161,9 @@ def test_intervals_are_those_of_the_paired_comparison_on_the_prompts_of_the_cate
 
 def test_an_unfinished_arm_and_an_absent_base_are_refused():
     values, prompts = study()
-    with pytest.raises(ValueError, match="'arm' has no distance for 1 prompts, first 'p47'"):
-        selectivity(values.iloc[:-1], prompts, base_arm="base", measure="distance")
+    with pytest.raises(ValueError, match="'arm' lacks 1 prompts, first 'p47'"):
+        selectivity(values.iloc[:-1], prompts, base_arm="base")
     with pytest.raises(ValueError, match="'b'"):
-        selectivity(values, prompts, base_arm="b", measure="distance")
+        selectivity(values, prompts, base_arm="b")
     with pytest.raises(ValueError, match="no values of the base"):
-        selectivity(values, prompts.assign(split="dev"), base_arm="base", measure="distance")
+        selectivity(values, prompts.assign(split="dev"), base_arm="base")

@@ -62,7 +62,8 @@ def test_the_costs_are_those_of_the_text_under_the_unsteered_model(tiny):
 def test_a_collapsed_or_empty_answer_is_flagged(tiny, monkeypatch):
     ratio = steer(tiny, "You", **CONTEXTS, alpha=[4], **SHORT).perplexity_ratio[0]
     for limit, flagged in ((ratio * 1.01, False), (ratio * 0.99, True)):
-        table = steer(tiny, "You", **CONTEXTS, alpha=4, collapse_ratio=limit, **SHORT)
+        monkeypatch.setattr("steerlib.decoding.steer.COLLAPSE_RATIO", limit)
+        table = steer(tiny, "You", **CONTEXTS, alpha=4, **SHORT)
         assert table.collapsed.tolist() == [flagged]
     monkeypatch.setattr(type(tiny), "stop_ids", frozenset(range(2, 97)))
     table = steer(tiny, "You", **CONTEXTS, alpha=1)

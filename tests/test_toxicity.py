@@ -4,7 +4,10 @@ import io
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -426,7 +429,7 @@ def test_a_bad_table_of_scores_is_refused_naming_file_and_place(tmp_path, case):
 
 def test_each_text_is_scored_once_and_rows_follow_the_texts(tmp_path):
     scorer = CountingScorer()
-    found = score_texts(scorer, ["bb", "a", "bb", "", "ccc"], tmp_path, batch=2)
+    found = score_texts(scorer, ["bb", "a", "bb", "", "ccc"], tmp_path)
     assert found["insult"].tolist() == [0.02, 0.01, 0.02, 0.0, 0.03]
     again = score_texts(scorer, pd.Series(["ccc", "dddd", "hm</think>a"], index=[7, 3, 5]), tmp_path)
     assert again["threat"].to_dict() == {7: 0.03, 3: 0.04, 5: 0.01}
@@ -471,3 +474,22 @@ def test_archived_scores_are_replayed_by_text_and_by_nothing_else(tmp_path, suff
     for scorer, named in ((None, "counting-1.*counting-2"), ("absent", "absent")):
         with pytest.raises(ValueError, match=named):
             archive(tmp_path, file, scorer=scorer)
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_texts_are_scored_in_bounded_memory(tmp_path: Path) -> None:
+    program = """
+import resource, sys
+from pathlib import Path
+from steerlib import toxicity
+scorer, folder = toxicity.load_scorer(), Path(sys.argv[1])
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+toxicity.score_texts(scorer, [f"recipe {i} with a tomato and an onion" for i in range(5_000)], folder)
+before = peak()
+texts = [f"the {i}. visitor was friendly, slow and a little loud" for i in range(100_000)]
+assert len(toxicity.score_texts(scorer, texts, folder)) == 100_000
+print(peak() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout) < 400, "MB above the peak of 5,000 texts"

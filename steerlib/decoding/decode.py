@@ -21,6 +21,7 @@ from steerlib.decoding.requests import Inputs, Request, make_requests
 from steerlib.decoding.sampling import NEAR_TIE, choose, gumbel_noise, penalise_, text_hash
 from steerlib.decoding.streams import MultiModelStreams
 from steerlib.models import FrozenModel, high_precision, row_size
+from steerlib.reading import with_thoughts
 from steerlib.residual import ResidualDose, steering_hooks, vectors_by_key
 from steerlib.rules import RULES, base_nucleus, js_temperature
 
@@ -46,20 +47,18 @@ def decode(
     of the rule's zero token for token (on a GPU the two are different rows of one product, equal up to near-ties).
 
     Args:
-        prompts: the prompts table, see `make_requests`.
-        arms: the arms table, see `make_arms`.
+        prompts, arms, seeds, inputs: see `make_requests`, whose errors come before anything is decoded.
         reference: keep the unsteered base beside every answer. Without it, steered answers of a vector cost half the
             rows, and `nll_base` and `kl_to_base` are missing.
-        seeds, inputs: of the noise; what the arms name, see `Inputs`.
 
     Returns:
         The generations table: `nll_base` is the answer's summed negative log-likelihood under the unsteered base
-        in nats, `kl_to_base` the summed KL(steered || base) of its steps in nats (both before penalty and
-        temperature; steered means within the base's nucleus where the arm has `base_top_p` below 1, so that alpha = 0
-        has a KL too, the base is the whole of it), `near_ties` the steps whose two best scores were closer than 1e-3.
+        in nats, `kl_to_base` the summed KL(steered || base) of its steps in nats (both before penalty and temperature;
+        steered means within the base's nucleus where the arm has one, the base is the whole of it), `near_ties` the
+        steps whose two best scores were closer than 1e-3. Thoughts
+        (`<think>...</think>`) stand in `text` and `token_ids`, and count in none of the numbers.
 
     Raises:
-        ValueError: as `make_requests`, before anything is decoded.
         FloatingPointError: a logit that is not finite; arm, prompt, step and precision are named.
     """
     requests = make_requests(frozen, prompts, arms, seeds=seeds, **inputs)
@@ -95,9 +94,26 @@ def decode_requests(
             progress(finished)
 
     def decoded(number: int) -> pd.DataFrame:
+        """The answers to one thread's share of the prompts."""
         torch.set_num_threads(1 if n > 1 else threads)  # of this thread
-        mine = [request for request in ordered if share[request.prompt_id] == number]
-        return _decoded(of_thread[number], mine, known, n, reference, told)
+        mine, own = [r for r in ordered if share[r.prompt_id] == number], of_thread[number]
+        capacity = max(8, default_capacity([*own.values()], mine) // n)
+
+        def answers(batch: Sequence[Request]) -> pd.DataFrame:
+            # Of a thousand users' vectors a batch has a few.
+            read = {stream.vector for request in batch for stream in request.branches.values()}
+            used = {key: vector for key, vector in known.items() if key in read}
+            with steering_hooks(own[""].model, used) as dose, torch.inference_mode():
+                return Batch(own, batch, dose, reference=reference).run(told)
+
+        batches, rows = [], capacity
+        for request in mine:
+            if rows + len(request.branches) > capacity:
+                batches.append([])
+                rows = 0
+            batches[-1].append(request)
+            rows += len(request.branches)
+        return pd.concat(halved(batches, answers), ignore_index=True)
 
     if n == 1:
         return decoded(0)
@@ -132,35 +148,6 @@ def _twin(frozen: FrozenModel) -> FrozenModel:
     held = [*frozen.model.parameters(), *frozen.model.buffers(), *tensors]
     memo = {id(one): one for one in held if isinstance(one, Tensor)}
     return replace(frozen, model=copy.deepcopy(frozen.model, memo))
-
-
-def _decoded(
-    models: Mapping[str, FrozenModel],
-    requests: Sequence[Request],
-    known: Mapping,
-    threads: int,
-    reference: bool,
-    progress: Progress,
-) -> pd.DataFrame:
-    """The answers to some requests in one thread of so many."""
-    frozen = models[""]
-    capacity = max(8, default_capacity([*models.values()], requests) // threads)
-
-    def answers(batch: Sequence[Request]) -> pd.DataFrame:
-        # Of a thousand users' vectors a batch has a few.
-        read = {stream.vector for request in batch for stream in request.branches.values()}
-        used = {key: vector for key, vector in known.items() if key in read}
-        with steering_hooks(frozen.model, used) as dose, torch.inference_mode():
-            return Batch(models, batch, dose, reference=reference).run(progress)
-
-    batches, rows = [], capacity
-    for request in requests:
-        if rows + len(request.branches) > capacity:
-            batches.append([])
-            rows = 0
-        batches[-1].append(request)
-        rows += len(request.branches)
-    return pd.concat(halved(batches, answers), ignore_index=True)
 
 
 def halved(
@@ -339,10 +326,9 @@ class Batch:
         if self.divergent:
             mine = (of["js_sigma"] > 0).nonzero()[:, 0]
             z_own = self._branches(z, self.live[mine], ("instructed",))
-            t0, sigma, t_min = (
-                of[name][mine].to(self.nll) for name in ("temperature", "js_sigma", "min_temperature")
-            )
-            found = js_temperature(z_own["base"], z_own["instructed"], t0=t0, sigma=sigma, t_min=t_min)
+            names = {"t0": "temperature", "sigma": "js_sigma", "t_min": "min_temperature"}
+            settings = {name: of[column][mine] for name, column in names.items()}
+            found = js_temperature(z_own["base"], z_own["instructed"], **settings)
             temperature[mine] = found.to(temperature)
         return temperature
 
@@ -370,28 +356,27 @@ class Batch:
         return z
 
     def _table(self) -> pd.DataFrame:
-        """The generations table."""
         steps = torch.arange(self.longest, device=self.device)
         ended = torch.isin(self.tokens, self.stop_ids) & (steps < self.budget[:, None])
         stopped = ended.any(-1)
         counts = torch.where(stopped, ended.int().argmax(-1), self.budget)
-        # The stop token itself was chosen too: it has a KL and may be a near-tie, but it is none of the answer.
-        written, chosen = (steps < n[:, None] for n in (counts, counts + stopped))
         ids = [row[:n] for row, n in zip(self.tokens.tolist(), counts.tolist(), strict=True)]
+        contexts = [request.branches["base"].ids for request in self.requests]
+        read = [with_thoughts(self.frozen, *one) for one in zip(contexts, ids, strict=True)]
+        thoughts = torch.tensor([n for _, n in read], device=self.device)
+        # The stop token itself was chosen too: it has a KL and may be a near-tie, but it is none of the answer.
+        written, chosen = (
+            (steps >= thoughts[:, None]) & (steps < n[:, None]) for n in (counts, counts + stopped)
+        )
         unknown = 0.0 if self.reference else torch.nan
-        return pd.DataFrame(
-            {
-                **{
-                    name: [getattr(r, name) for r in self.requests]
-                    for name in ("arm_id", "prompt_id", "seed")
-                },
-                "text": self.frozen.tokenizer.batch_decode(ids, skip_special_tokens=True),
-                "token_ids": ids,
-                "n_tokens": counts.tolist(),
-                "stopped": stopped.tolist(),
-                "nll_base": (unknown + self.nll.where(written, 0).sum(-1)).tolist(),
-                "kl_to_base": (unknown + self.kl.where(chosen, 0).sum(-1)).tolist(),
-                "near_ties": ((self.gap < NEAR_TIE) & chosen).sum(-1).tolist(),
-                "hardware": self.frozen.hardware,
-            }
+        keys = pd.DataFrame([(r.arm_id, r.prompt_id, r.seed) for r in self.requests])
+        return keys.set_axis(["arm_id", "prompt_id", "seed"], axis=1).assign(
+            text=[text for text, _ in read],
+            token_ids=ids,
+            n_tokens=(counts - thoughts).tolist(),
+            stopped=stopped.tolist(),
+            nll_base=(unknown + self.nll.where(written, 0).sum(-1)).tolist(),
+            kl_to_base=(unknown + self.kl.where(chosen, 0).sum(-1)).tolist(),
+            near_ties=((self.gap < NEAR_TIE) & chosen).sum(-1).tolist(),
+            hardware=self.frozen.hardware,
         )

@@ -97,9 +97,7 @@ def make_requests(
         arms: the arms table; an arm of a method that rewrites texts asks for nothing here.
         seeds: of the sampling noise; greedy arms are asked for the first alone, for all would be equal.
 
-    Raises:
-        ValueError: an empty prompt, or one that leaves no room for the answer (the prompt is named); no such vector;
-            a prompt without the factor that an arm names; branch models that `check_branch_models` refuses.
+    A ValueError names a prompt that is empty or too long, or a vector, a factor or a branch model that is absent.
     """
     models = branch_models or {}
     arms = arms[arms["method"].map(lambda method: check_method(method).acts_on != "text").astype(bool)]
@@ -107,7 +105,9 @@ def make_requests(
     rendered: dict[tuple, TokenIds] = {}
 
     def ids(prompt: Mapping, arm: Mapping, branch: str) -> TokenIds:
-        category, history = category_of(arm, prompt), prompt.get("history") or ""
+        # The category that steers: the user's own, another one, or the population's.
+        of_user = {"own": prompt.get("category"), "shuffled": prompt.get("shuffled_category")}
+        category, history = of_user.get(arm["profile"]) or arm["category"], prompt.get("history") or ""
         key = (prompt["prompt"], history, branch, category, arm["style"])
         if key not in rendered:
             texts = contexts or default_contexts(arm["style"])
@@ -121,7 +121,11 @@ def make_requests(
     for prompt in prompts.to_dict("records"):
         for arm in arms.to_dict("records"):
             alpha, sampling = strength(arm, prompt["prompt_id"], factors), sampling_of(arm)
-            steering, trained = _steering(arm, prompt, vectors, alpha.vector), branch_names(arm["branches"])
+            trained, steering = branch_names(arm["branches"]), ()
+            if arm["family"]:
+                family = family_of(arm, vectors)
+                key = (family.digest, family.user(prompt.get("user_id", "")))
+                steering = (key, alpha.vector, arm["positions"]) if alpha.vector else ()
             # A vector beside a logit rule steers every branch that the rule reads, its base as well.
             reads = ("base", *check_method(arm["method"]).branches, *(("steered",) if steering else ()))
             branches = {}
@@ -137,20 +141,3 @@ def make_requests(
                 which = (arm["arm_id"], prompt["prompt_id"], int(seed), arm["method"])
                 requests.append(Request(*which, alpha.logits, sampling, branches, arm["base_top_p"]))
     return requests
-
-
-def category_of(arm: Mapping, prompt: Mapping) -> str:
-    """The category that steers a prompt under an arm: the user's own, another one, or the population's."""
-    by_profile = {"own": prompt.get("category"), "shuffled": prompt.get("shuffled_category")}
-    return by_profile.get(arm["profile"]) or arm["category"]
-
-
-def _steering(
-    arm: Mapping, prompt: Mapping, vectors: Sequence[VectorFamily], alpha: float
-) -> tuple[VectorKey, float, str] | tuple[()]:
-    """Vector, strength and positions of a prompt under an arm; nothing at strength 0."""
-    if not arm["family"]:
-        return ()
-    family = family_of(arm, vectors)
-    key = (family.digest, family.user(prompt.get("user_id", "")))
-    return (key, alpha, arm["positions"]) if alpha else ()

@@ -238,7 +238,8 @@ def _under_the_base(
     for row in prompts[prompts["prompt_id"].isin(table["prompt_id"])].to_dict("records"):
         history = read_history(row.get("history") or "")
         read[row["prompt_id"]] = prompt_ids(frozen, row["prompt"], style=style, history=history)
-    ids = [tuple(i) for i in frozen.tokenizer(table["text"].tolist(), add_special_tokens=False).input_ids]
+    texts = [*map(after_thinking, table["text"])]
+    ids = [tuple(i) for i in frozen.tokenizer(texts, add_special_tokens=False).input_ids]
     return table.assign(
         token_ids=[list(tokens) for tokens in ids],
         n_tokens=[len(tokens) for tokens in ids],

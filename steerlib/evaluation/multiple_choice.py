@@ -7,8 +7,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import ArrayLike
-from torch import Tensor
 
 from steerlib.decoding.contexts import BranchModels, Contexts, branch_names
 from steerlib.decoding.requests import Request, make_requests
@@ -30,11 +28,9 @@ CELLS = ["question", *LETTERS, "answer"]
 def read_questions(source: str = "demo", *, split: str = "test") -> pd.DataFrame:
     """Questions with four options: question_id (subject/split/row), subject, question, A, B, C, D, answer (a letter).
 
-    Args:
-        source: "demo", our own 60 questions in six subjects (and one dev question each); the hub id "cais/mmlu", at a
-            pinned revision; or a folder with `<split>/<subject>_<split>.csv`, either without header (question, A, B,
-            C, D, letter) or with the header question, choice0..choice3, answer 0..3.
-        split: "test", or "dev" for the shots.
+    The source is "demo", our own 60 questions in six subjects (and one dev question each); the hub id "cais/mmlu", at a
+    pinned revision; or a folder with `<split>/<subject>_<split>.csv`, either without header (question, A, B, C, D,
+    letter) or with the header question, choice0..choice3, answer 0..3. The split is "test", or "dev" for the shots.
 
     Raises:
         FileNotFoundError: no such folder or split, or the hub cannot be reached; the message says what to do.
@@ -117,19 +113,6 @@ def letter_ids(frozen: FrozenModel) -> list[int]:
     return [ids[-1] for ids in found]
 
 
-def option_probabilities(z: Mapping[str, Tensor], method: str, alpha: float) -> Floats:
-    """Probabilities of the four options under a method, `(n, 4)`, of the letters' raw logits `(n, 4)` by branch.
-
-        p = softmax(intercept + alpha slope)     over the letters; intercept and slope are the rule's line
-
-    A rule combines the logits of each token by themselves: the letters' logits of one pass serve every alpha.
-
-    Source: Hendrycks et al., MMLU, ICLR 2021 (evaluation code). Temperature and nucleus play no part.
-    """
-    intercept, slope = RULES[method].line(z)
-    return (intercept + alpha * slope).softmax(-1).cpu().double().numpy()
-
-
 def ask_questions(
     frozen: FrozenModel,
     questions: pd.DataFrame,
@@ -144,12 +127,13 @@ def ask_questions(
 ) -> pd.DataFrame:
     """The choices table: option probabilities of every question under every arm; a branch reads it once for all alphas.
 
+        p = softmax(intercept + alpha slope)     over the letters; intercept and slope are the rule's line
+
     A question stands as plain text behind the context, as in the reference, whatever the style of the generations. Left
     out are arms of a shuffled profile, whose contexts are those of "own", those that a question alone does not settle
     (a vector of each user, a factor of each prompt), and an aligner. Column category is that of the contexts, or "".
 
     Args:
-        contexts, vectors, branch_models: see `decode`.
         dev, shots: solved questions, the first so many of the subject before each; STEER-Away has 1, the CAA study 0.
         categories: under whose contexts an arm of profile "own" is asked; by default the six of STEER-Away, in an SDA
             run the dimensions of its prompts.
@@ -186,7 +170,8 @@ def ask_questions(
     for arm_id, category, own in sorted(asked, key=lambda one: order.index(one[0])):
         by_question = [{name: read[stream] for name, stream in read_streams(one).items()} for one in own]
         z = {name: torch.stack([one[name] for one in by_question]) for name in by_question[0]}
-        p = option_probabilities(z, own[0].method, own[0].alpha)
+        intercept, slope = RULES[own[0].method].line(z)
+        p = (intercept + own[0].alpha * slope).softmax(-1).cpu().double().numpy()
         part = pd.DataFrame(p, columns=[f"p_{letter}" for letter in LETTERS])
         right = np.array(LETTERS)[p.argmax(axis=1)] == questions["answer"].to_numpy()
         part = part.assign(question_id=questions["question_id"].to_numpy(), correct=right)
@@ -205,17 +190,8 @@ def _prompts(questions: pd.DataFrame, dev: pd.DataFrame | None, shots: int) -> l
     return [question_prompt(one, solved[one["subject"]]) for one in questions.to_dict("records")]
 
 
-def brier(probabilities: ArrayLike, answers: Sequence[str]) -> Floats:
-    """Brier score of each question: sum over options of (p - 1[answer])^2, in [0, 2]; 0.75 for four equal options.
-
-    Source: Brier, Monthly Weather Review 1950.
-    """
-    right = np.array(LETTERS) == np.asarray(answers)[:, None]
-    return np.square(np.asarray(probabilities, dtype=np.float64) - right).sum(axis=1)
-
-
-def calibration_gaps(probabilities: ArrayLike, answers: Sequence[str], *, bins: int = 10) -> Floats:
-    """Confidence minus correctness of each question, in the column of its confidence bin, `(n, bins)`.
+def calibration_gaps(p: Floats, answers: Sequence[str], *, bins: int = 10) -> Floats:
+    """Confidence minus correctness of each question, in the column of its confidence bin, `(n, bins)`; p is `(n, 4)`.
 
         ECE = sum_b n_b / n |mean confidence_b - accuracy_b| = sum_b |column mean b|
 
@@ -223,7 +199,6 @@ def calibration_gaps(probabilities: ArrayLike, answers: Sequence[str], *, bins: 
 
     Source: Guo et al., On Calibration of Modern Neural Networks, ICML 2017.
     """
-    p = np.asarray(probabilities, dtype=np.float64)
     confidence, gaps = p.max(axis=1), np.zeros((len(p), bins))
     right = np.array(LETTERS)[p.argmax(axis=1)] == np.asarray(answers)
     gaps[np.arange(len(p)), np.minimum((confidence * bins).astype(int), bins - 1)] = confidence - right

@@ -18,6 +18,7 @@ import traitlets
 
 from steerlib.decoding.sampling import text_hash
 from steerlib.evaluation.intervals import share_interval
+from steerlib.reading import after_thinking
 from steerlib.tables import read_table
 
 JUDGED = ["prompt_id", "arm_id", "control_arm"]
@@ -44,6 +45,7 @@ def blind_pairs(folder: Path, arms: Sequence[str] = (), *, n: int = 40) -> pd.Da
             answers[answers["arm_id"] == arm].set_index("prompt_id")["text"]
         )
     found = found.dropna()
+    found[["text", "other"]] = found[["text", "other"]].map(after_thinking)
     found = found[found["text"].str.strip() != found["other"].str.strip()].head(n).reset_index(drop=True)
     if found.empty:
         raise ValueError(f"no test prompt has different answers of {arm_id!r} and {control_arm!r}")

@@ -14,18 +14,19 @@ import psutil
 import torch
 
 from steerlib.decoding import Sampling, alpha_path, decode, make_arms
+from steerlib.decoding.alpha_path import ROW_BUDGET
 from steerlib.decoding.decode import row_bytes
 from steerlib.decoding.requests import Request, make_requests
 from steerlib.decoding.steer import COLLAPSE_RATIO
 from steerlib.evaluation.likelihood import forced_logits, read_streams
 from steerlib.explorer.questions import Answers, Question
 from steerlib.models import FrozenModel
+from steerlib.reading import after_thinking
 from steerlib.residual import VectorFamily, in_unit
 from steerlib.rules import RULES, acting_on
 from steerlib.toxicity import Scorer, check_attribute
 
 STEP = 0.01  # of the slider along a path
-ROW_BUDGET = 96  # rows of a path
 BESIDE = 9  # alphas of a logit rule with a vector beside it, which has no path
 TOPS = 3  # candidates shown of each branch at a token
 FORCED = 256  # tokens of answers that are read again at a time
@@ -168,7 +169,7 @@ class Explorer:
                     if alpha is not None:
                         yield self._measured(question, [*parts, self._decoded(question, [alpha])])
                     arm, how = self._arms(question, [self.alpha_max]), self._inputs(question)
-                    segments = alpha_path(self.frozen, _frame(question), arm, row_budget=ROW_BUDGET, **how)
+                    segments = alpha_path(self.frozen, _frame(question), arm, **how)
                     parts.append(segments.assign(method=question.method, kl_to_base=np.nan))
                 else:
                     zero = self._bases[question.of_base].assign(method=question.method)
@@ -236,7 +237,7 @@ class Explorer:
             collapsed=~(ratio <= COLLAPSE_RATIO) & rows["complete"].astype(bool),
             kl_per_token=rows["kl_to_base"] / (rows["n_tokens"] + rows["stopped"]),
         )
-        scores = self.scorer(rows["text"].tolist()).reset_index(drop=True)
+        scores = self.scorer([*map(after_thinking, rows["text"])]).reset_index(drop=True)
         return Answers(question, pd.concat([numbers, scores], axis=1), exact)
 
     @torch.inference_mode()
@@ -270,8 +271,9 @@ class Explorer:
                     steered = RULES[requests[i].method].steer(own, alphas).log_softmax(-1)
                     log_p["steered"] = steered
                     if answers.exact:
-                        kl = (steered.exp() * (steered - log_p["base"])).nan_to_num(0.0).sum(-1).mean()
-                        table.loc[i, "kl_per_token"] = max(0.0, float(kl))
+                        kl = (steered.exp() * (steered - log_p["base"])).nan_to_num(0.0).sum(-1)
+                        # Thoughts come first, and do not count.
+                        table.loc[i, "kl_per_token"] = kl[len(ids) - table["n_tokens"][i] :].mean().item()
                 tokens.append(self._tokens([*ids], log_p))
         return replace(answers, table=table, tokens=tuple(tokens))
 

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from steerlib.evaluation.verdict import verdict_shown
-from steerlib.figures.published import published
+from steerlib.figures.responses import published
 from steerlib.figures.style import arm_at, label
 from steerlib.tables import atomic_path, has_table, read_manifest, read_table
 from steerlib.toxicity import text_sha
@@ -37,13 +37,8 @@ def kept_toxicity(folder: Path, texts: Iterable[str]) -> dict[str, float]:
 def write_report(folder: Path, *, figures: Sequence[str], examples: HTML) -> Path:
     """Write `report.html` of a run, whole or not at all, and its tables as CSV and LaTeX in `report/`; its path.
 
-    Args:
-        folder: the run's folder with its tables, figures and manifest.
-        figures: stems of saved figures to show, three or so.
-        examples: answers side by side, from `examples_html`, which escapes.
-
-    Raises:
-        FileNotFoundError: a figure was not saved, or the run has no verdict.
+    Figures are stems of saved ones; `examples_html` escapes the examples. A FileNotFoundError where a figure was not
+    saved, or the run has no verdict.
     """
     manifest, verdict = read_manifest(folder), read_table(folder, "verdict")
     # Where two notebooks say the same, the earlier one says what was run.

@@ -85,19 +85,18 @@ def weighted(counts: csr_array, idf: np.ndarray) -> csr_array:
 class ToxicityNetwork(nn.Module):
     """Word + mean subword embedding -> bidirectional LSTM (2 x 50) -> maximum and mean over tokens -> 96 -> logits."""
 
-    def __init__(self, vocabulary: int, outputs: int = len(ATTRIBUTES), dropout: float = 0.3) -> None:
+    def __init__(self, vocabulary: int, outputs: int = len(ATTRIBUTES)) -> None:
         super().__init__()
         self.words = nn.Embedding(vocabulary + 1, DIM, padding_idx=0)
         self.subwords = nn.EmbeddingBag(SUBWORDS, DIM, mode="mean")
         self.lstm = nn.LSTM(DIM, 50, bidirectional=True, batch_first=True)
         self.hidden, self.output = nn.Linear(200, 96), nn.Linear(96, outputs)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(0.3)
 
     def forward(self, windows: Sequence[Sequence[str]], indices: Mapping[str, int]) -> torch.Tensor:
         """Logits (windows, outputs) of windows of tokens.
 
-        Args:
-            indices: row of each known word in the embedding, from 1; an unknown word has its subwords alone.
+        `indices` are rows of known words in the embedding, from 1; an unknown word has its subwords alone.
         """
         distinct = {word: row for row, word in enumerate(dict.fromkeys(w for one in windows for w in one))}
         grams = [character_ngrams(word) % SUBWORDS for word in distinct]
@@ -121,9 +120,6 @@ class CalibratedScorer:
 
     Per attribute, the logit is (1 - w) network + w n-grams, and a monotone line through knots corrects it. A text
     of several windows has the mean logit of its windows.
-
-    Attributes:
-        id: "calibrated" and the start of the sha256 of its weights.
     """
 
     def __init__(self, path: Path = WEIGHTS) -> None:
@@ -145,7 +141,7 @@ class CalibratedScorer:
         self.network.load_state_dict(weights)
 
     def __call__(self, texts: Iterable[str]) -> pd.DataFrame:
-        """Scores in [0, 1], rounded to 6 digits so that they do not depend on the other texts; a row a text."""
+        """As a `Scorer`; rounded to 6 digits, so that scores do not depend on the other texts."""
         columns = zip(self.logits(texts).T, self.knots, strict=True)
         scores = [expit(np.interp(logits, *knots)) for logits, knots in columns]
         return pd.DataFrame(dict(zip(ATTRIBUTES, scores, strict=True))).round(6)

@@ -14,10 +14,9 @@ HEADER = ("name", "vector_user", "control", "unit")
 
 
 def save_family(path: Path, family: VectorFamily, settings: Mapping[str, object]) -> Path:
-    """Write a family of steering vectors, whole or not at all; its name, users, control and unit are in the header.
+    """Write a family of steering vectors, whole or not at all, with all that it is and `settings` in the header.
 
-    `settings` say what they were made from (model, pairs, pooling). A ValueError names a user whose layers are not
-    those of the first.
+    A ValueError names a user whose layers are not those of the first.
     """
     first, layers = next((user, set(vectors)) for user, vectors in family.vectors.items())
     for user, vectors in family.vectors.items():
@@ -62,27 +61,22 @@ def load_families(folder: Path) -> list[VectorFamily]:
     )
 
 
-def vectors_to_gguf(path: str | Path, vectors: Vectors, *, model_hint: str) -> Path:
+def vectors_to_gguf(path: Path, vectors: Vectors) -> Path:
     """Write steering vectors as a control vector of llama.cpp and repeng, whole or not at all.
 
         tensor direction.l = v_l,   l counted from 0 as here
 
-    Both programs count blocks from 0 and add `direction.l` to the OUTPUT of block l at every position, as
-    `add_to_residual` does with positions "all", so layers keep their numbers. llama.cpp has no place for block 0 and
-    refuses a file with `direction.0`; so do we, rather than move all layers by one.
+    Both programs add `direction.l` to the OUTPUT of block l at every position, as `add_to_residual` does with positions
+    "all". llama.cpp has no place for block 0 and refuses a file with `direction.0`; so do we, rather than move all
+    layers by one. It demands float32, and takes alpha at the call (`--control-vector-scaled FILE:ALPHA`). repeng cannot
+    read a file without a `model_hint`, which is but a note.
 
-    Vectors are written in float32, as llama.cpp demands. The strength is given to llama.cpp at the call
-    (`--control-vector-scaled FILE:ALPHA`), so write raw vectors and keep alpha. `model_hint` is the architecture in
-    llama.cpp's words, for instance "llama" or "qwen2"; a note there, while repeng cannot read a file without it.
-
-    A ValueError says that there are no vectors, or names layer 0, one of another shape than `(d_model,)` or one with a
-    value that is not finite.
+    A ValueError says that there are no vectors, or names a layer that is 0, not `(d_model,)` or not finite.
 
     Source: llama.cpp, `common_control_vector_load` and `llama_adapter_cvec`; repeng, `ControlVector.export_gguf`.
     """
     from gguf import GGUFWriter  # late: it is slow to import and seldom used
 
-    path = Path(path)
     if not vectors:
         raise ValueError("a control vector needs at least one layer")
     width = next(iter(vectors.values())).shape
@@ -97,7 +91,7 @@ def vectors_to_gguf(path: str | Path, vectors: Vectors, *, model_hint: str) -> P
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as partial:
         writer = GGUFWriter(partial, "controlvector")
-        writer.add_string("controlvector.model_hint", model_hint)
+        writer.add_string("controlvector.model_hint", "llama")
         writer.add_uint32("controlvector.layer_count", len(vectors))
         for layer, vector in sorted(vectors.items()):
             writer.add_tensor(f"direction.{layer}", vector.detach().cpu().float().numpy())

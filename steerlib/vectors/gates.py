@@ -25,9 +25,7 @@ def prompt_projections(
 
         s = h_l . v_l / ||v_l||     at the prompt's last position, of the unsteered model
 
-    A gate opens for prompts with s above a threshold, decided once per prompt.
-
-    The vector need not be the one that steers; a ValueError says that it is absent or 0 at this 0-based layer.
+    The vector need not be the one that steers; a ValueError says that it is absent or 0 at this layer.
 
     Source: after Lee et al., Programming Refusal with Conditional Activation Steering (arXiv 2409.05907), who compare
     cosines with a subspace; ours is the projection on one direction.
@@ -41,16 +39,16 @@ def prompt_projections(
 
 
 def choose_threshold(projections: pd.Series, labels: pd.Series) -> Threshold:
-    """Threshold that separates dev prompts to be steered from the others best.
+    """Threshold of the projections that separates dev prompts to be steered (label True) from the others best.
 
         balanced accuracy = (share of the labelled above + share of the others not above) / 2
 
     Candidates are the midpoints between neighbouring projections, and -inf (every prompt is steered) and inf (none). Of
-    several equally good ones the highest is taken, which steers the fewest prompts. Dev prompts only: on the prompts
-    it was chosen on the accuracy is too good.
+    several equally good ones the highest is taken, which steers the fewest prompts. On the prompts that it was chosen
+    on the accuracy is too good.
 
-    Projections and labels (True: to be steered) are by prompt_id. A ValueError names a prompt without a label, a
-    projection that is not finite, or the only kind of label.
+    Both are by prompt_id. A ValueError names a prompt without a label, a projection that is not finite, or the only
+    kind of label.
     """
     missing = projections.index.difference(labels.index)
     if len(missing):
@@ -81,11 +79,11 @@ def relative_norms(
 
         relative_norm = ||alpha v_l|| / ||h_l||     h_l at the prompt's last position, of the unsteered model
 
-    Alphas of different vectors cannot be compared, relative norms can. It is that of ONE layer: an arm that adds at
-    seven layers adds at each of them, to what the layers before have changed.
+    Alphas of different vectors cannot be compared, relative norms can. An arm that adds at seven layers adds at each of
+    them, to what the layers before have changed.
 
-    Everything is as given to `decode`: a gate that is 0 gives 0, arms without a vector have no rows, a ValueError
-    names an absent family, user or factor. The table is `relative_norms`; its norm is that of h_l, activation units.
+    Everything is as given to `decode`; arms without a vector have no rows. The table is `relative_norms`, its norm that
+    of h_l in activation units.
     """
     steered = arms[arms["family"] != ""].to_dict("records")
     families = {arm["arm_id"]: family_of(arm, vectors) for arm in steered}

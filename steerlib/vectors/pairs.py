@@ -19,29 +19,18 @@ TRANSCRIPTS = ("chosen", "rejected")
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 
 
-def pairs_from_ratings(
-    ratings: pd.DataFrame, splits: pd.DataFrame, *, tie: int = 5, ties: str = "drop"
-) -> pd.DataFrame:
+def pairs_from_ratings(ratings: pd.DataFrame, splits: pd.DataFrame, *, tie: int = 5) -> pd.DataFrame:
     """One pair per conversation: the highest-rated answer of the first turn and the lowest-rated one.
 
-    Only turn 0 is used, where the answers come from different models. Pairs whose ratings differ by `tie` points or
-    fewer are ties (PRISM's own margin is 5): dropped, or with ties="half" kept with weight 0.5 where all others have 1.
-    Equal ratings name no preferred answer and are always dropped.
+    Only turn 0 is used, where the answers come from different models. Ratings that differ by `tie` points or fewer are
+    a tie (PRISM's own margin is 5) and make no pair.
     """
-    if ties not in ("drop", "half"):
-        raise ValueError(f"ties {ties!r} is neither 'drop' nor 'half'")
     first = ratings[ratings.turn == 0].sort_values(["rating", "utterance_id"], kind="stable")
     grouped = first.groupby(["user_id", "conversation_id"], sort=True)
     best, worst = grouped.tail(1), grouped.head(1)
     pairs = best.merge(worst, on=["user_id", "conversation_id"], suffixes=("", "_worst"))
-    margin = pairs.rating - pairs.rating_worst
-    pairs = pairs.assign(
-        pair_id="pair-" + pairs.conversation_id,
-        preferred=pairs.response,
-        dispreferred=pairs.response_worst,
-        weight=(margin > tie).map({True: 1.0, False: 0.5}),
-    )
-    pairs = pairs[(margin > tie) | ((margin > 0) & (ties == "half"))]
+    pairs = pairs[pairs.rating - pairs.rating_worst > tie].assign(pair_id="pair-" + pairs.conversation_id)
+    pairs = pairs.rename(columns={"response": "preferred", "response_worst": "dispreferred"})
     pairs = pairs.merge(splits[["conversation_id", "split"]], on="conversation_id")
     return pairs[list(SCHEMA["pairs"].columns)]
 
@@ -64,7 +53,7 @@ def read_pairs(
         seed: of the draw of held-out conversations; the order of rows does not matter.
 
     Returns:
-        The pairs table, every weight 1; and the dropped rows with `row` (from 1), `column`, `reason`.
+        The pairs table; and the dropped rows with `row` (from 1), `column`, `reason`.
 
     Raises:
         FileNotFoundError: no such file.
@@ -88,7 +77,7 @@ def read_pairs(
             pair = of_row(row)
             if pair["preferred"] == pair["dispreferred"]:
                 raise _BadRow("dispreferred", "is the same answer as the preferred one")
-            found.append({"pair_id": f"pair-{number}", **pair, "weight": 1.0})
+            found.append({"pair_id": f"pair-{number}", **pair})
         except _BadRow as bad:
             column, reason = bad.args
             if bad_rows == "refuse":

@@ -5,10 +5,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import ArrayLike
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -30,31 +28,22 @@ def default_layers(n_layers: int) -> list[int]:
     return list(range(first, min(last, n_layers - 1) + 1))
 
 
-def mean_difference(preferred: Tensor, dispreferred: Tensor, weights: ArrayLike | None = None) -> Tensor:
+def mean_difference(preferred: Tensor, dispreferred: Tensor) -> Tensor:
     """Steering vector of one layer: mean residual of preferred answers minus that of dispreferred ones.
 
         v_l = E[h_l(p + y+)] - E[h_l(p + y-)]
 
-    Residuals are pooled, `(n, d_model)` each; without weights `(n,)`, one a pair, their n may differ. The vector is
-    `(d_model,)` in activation units, float32; the means are accumulated in float64. A ValueError says that there are no
-    rows, different widths, or weights that are not one per pair, negative or all 0.
+    Residuals are pooled, `(n, d_model)` each; their n may differ. The vector is `(d_model,)` in activation units,
+    float32; the means are accumulated in float64. A ValueError says that there are no rows, or different widths.
 
     Source: Panickssery et al. (arXiv 2312.06681, eq. 1), where one answer letter differs; CAA on PRISM contrasts
     whole answers, so length and style differ too.
     """
-    n, m = len(preferred), len(dispreferred)
-    if not n or not m or preferred.shape[-1] != dispreferred.shape[-1]:
+    if not len(preferred) or not len(dispreferred) or preferred.shape[-1] != dispreferred.shape[-1]:
         raise ValueError(
             f"residuals {tuple(preferred.shape)} and {tuple(dispreferred.shape)} have no difference"
         )
-    if weights is None:
-        return (preferred.double().mean(0) - dispreferred.double().mean(0)).float()
-    share = torch.from_numpy(np.array(weights, dtype=np.float64)).to(preferred.device)
-    if (n, m) != (len(share), len(share)):
-        raise ValueError(f"{len(share)} weights for {n} preferred and {m} dispreferred answers")
-    if not share.isfinite().all() or share.min() < 0 or share.sum() == 0:
-        raise ValueError("weights must be 0 or more and not all 0")
-    return (share / share.sum() @ (preferred.double() - dispreferred.double())).float()
+    return (preferred.double().mean(0) - dispreferred.double().mean(0)).float()
 
 
 def cosine(a: Tensor, b: Tensor) -> float:
@@ -63,25 +52,19 @@ def cosine(a: Tensor, b: Tensor) -> float:
 
 
 def describe_vectors(
-    preferred: Mapping[int, Tensor],
-    dispreferred: Mapping[int, Tensor],
-    weights: ArrayLike | None = None,
-    *,
-    seed: int,
+    preferred: Mapping[int, Tensor], dispreferred: Mapping[int, Tensor], *, seed: int
 ) -> pd.DataFrame:
     """Norm, relative norm and split-half stability of the mean-difference vector of each layer.
 
-    One row per layer: `layer`, `norm` (activation units), `relative_norm` (norm of v_l over the mean norm of the
-    preferred answers' residuals: that of an alpha of 1), `split_half_cosine` (between the vectors of two random halves
-    of the pairs; 1 is perfectly stable).
+    One row per layer: `layer`, `norm` (activation units), `relative_norm` (over the mean norm of the preferred answers'
+    residuals), `split_half_cosine` (between the vectors of two random halves of the pairs; 1 is perfectly stable).
     """
     rows = []
     for layer, likes in preferred.items():
         dislikes, n = dispreferred[layer], len(likes)
-        w = np.ones(n) if weights is None else np.asarray(weights)
         order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-        halves = [mean_difference(likes[h], dislikes[h], w[h]) for h in (order[: n // 2], order[n // 2 :])]
-        norm = float(mean_difference(likes, dislikes, w).norm())
+        halves = [mean_difference(likes[h], dislikes[h]) for h in (order[: n // 2], order[n // 2 :])]
+        norm = float(mean_difference(likes, dislikes).norm())
         rows.append((layer, norm, norm / float(likes.norm(dim=-1).mean()), cosine(*halves)))
     return pd.DataFrame(rows, columns=pd.Index(["layer", "norm", "relative_norm", "split_half_cosine"]))
 
@@ -112,13 +95,10 @@ class SteeringVector(dict[int, Tensor]):
 
     @classmethod
     def from_residuals(
-        cls,
-        preferred: Mapping[int, Tensor],
-        dispreferred: Mapping[int, Tensor],
-        weights: ArrayLike | None = None,
+        cls, preferred: Mapping[int, Tensor], dispreferred: Mapping[int, Tensor]
     ) -> "SteeringVector":
         """`mean_difference` of every layer of pooled residuals, `(n, d_model)` each."""
-        return cls({la: mean_difference(rows, dispreferred[la], weights) for la, rows in preferred.items()})
+        return cls((layer, mean_difference(rows, dispreferred[layer])) for layer, rows in preferred.items())
 
     @classmethod
     def from_pairs(
@@ -135,16 +115,10 @@ class SteeringVector(dict[int, Tensor]):
         """Mean difference between texts to move towards and texts to move away from.
 
         Args:
-            preferred, dispreferred: the texts; as many as there are prompts.
             prompts: what both texts of a pair follow; None: each text stands alone, and then the numbers may differ.
-            layers: 0-based decoder blocks; None: the study's 16..22 of 32, at the model's depth.
+            layers: 0-based decoder blocks; None: see `default_layers`.
             style: "continuation", or "chat": prompt and answer in the model's chat template, which needs prompts.
-            pool: what is read of a text, see `record_residual`; by default the mean over its tokens.
-
-        Raises:
-            ValueError: an empty prompt in chat style, other numbers of texts than prompts, or a text of one token
-                that stands alone.
-            IndexError: the model has no such layer.
+            pool: what is read of a text; this and errors as in `continuation_residuals`.
         """
         chosen = layers or default_layers(model.n_layers)
         read: dict[str, Any] = {"layers": chosen, "style": style, "pool": pool}
@@ -170,12 +144,8 @@ class SteeringVector(dict[int, Tensor]):
             h_l <- h_l + alpha v_l                          unit "vector"
             h_l <- h_l + alpha n_l v_l / ||v_l||            unit "residual", n_l as in `typical_norms`
 
-        Args:
-            model: the frozen model, or any transformers model (unit "vector" only); None: the one it was made from.
-            alpha, positions: see `add_to_residual`.
-            unit: what an alpha of 1 adds.
-
-        Raises as `add_to_residual`, and ValueError where no model is known.
+        `model` is a frozen model, or any transformers model (unit "vector" only); None: the one it was made from.
+        Other arguments and errors as in `add_to_residual`.
         """
         frozen = self._model() if model is None else model
         if isinstance(frozen, FrozenModel):
@@ -212,9 +182,9 @@ class SteeringVector(dict[int, Tensor]):
         family, settings = load_family(Path(path))
         return cls(family.of(""), model=model, settings=settings)
 
-    def to_gguf(self, path: str | Path, *, model_hint: str = "llama") -> Path:
+    def to_gguf(self, path: str | Path) -> Path:
         """Write the vector as a control vector of llama.cpp and repeng, see `vectors_to_gguf`."""
-        return vectors_to_gguf(path, self, model_hint=model_hint)
+        return vectors_to_gguf(Path(path), self)
 
     def _like(self, vectors: Mapping[int, Tensor]) -> "SteeringVector":
         return SteeringVector(vectors, model=self.model, settings=self.settings)
@@ -254,12 +224,10 @@ def sae_direction(path: str | Path, feature: int, *, layer: int, d_model: int) -
 
         v_l = W_dec[feature]
 
-    The decoder must have been trained on the OUTPUT of block `layer` ("resid_post" of that layer). The direction is
-    taken as it stands: many decoders have rows of length 1, so alpha is then in activation units and tens of times
-    larger than with mean differences. Only the feature's numbers are read from the file.
-
     The decoder, `(n_features, d_model)` or its transpose, is called "W_dec" or "decoder.weight" or is the only matrix
-    of the `.safetensors` file. Features and blocks are counted from 0.
+    of the `.safetensors` file, of which only the feature's numbers are read. It must have been trained on the OUTPUT of
+    block `layer` ("resid_post"). Many decoders have rows of length 1: alpha is then in activation units, tens of times
+    larger than with mean differences. Features and blocks are counted from 0.
 
     Raises:
         KeyError: which matrix is the decoder is not plain; the file's tensors are listed.
