@@ -104,22 +104,19 @@ def test_the_tuned_arm_is_compared_with_the_global_alpha_and_with_base_on_test_p
     assert {"category=insult", "category=threat"} < set(found["subgroup"])
 
 
-def test_splits_that_do_not_serve_the_choice_are_refused():
+def test_splits_that_do_not_serve_the_choice_and_unfinished_sweeps_are_refused():
     by_users, by_conversations = study(), study(by="conversations")
-    with pytest.raises(ValueError, match="'u0' has dev and test prompts"):
+    with pytest.raises(ValueError, match="'u0'"):
         chosen(*by_conversations)
     with pytest.raises(ValueError, match="splits by conversations"):
         chosen(*by_users, by="user")
     values, prompts = by_conversations
-    with pytest.raises(ValueError, match="conversation 'c0' is in both dev and test"):
+    with pytest.raises(ValueError, match="'c0'"):
         chosen(values, prompts.assign(conversation_id="c0"), by="user")
     with pytest.raises(ValueError, match="'age'"):
         chosen(*by_users, by="age")
-    with pytest.raises(ValueError, match="no dev prompts"):
+    with pytest.raises(ValueError, match="dev"):
         chosen(values, prompts[prompts["split"] == "test"])
-
-
-def test_an_unfinished_sweep_is_refused_naming_prompt_and_arm():
-    values, prompts = study()
-    with pytest.raises(ValueError, match=r"dev prompt 'p3' has no value under arm 'ae1\.0'"):
+    values, prompts = by_users
+    with pytest.raises(ValueError, match=r"'p3' .*'ae1\.0'"):
         chosen(values[(values["arm_id"] != "ae1.0") | (values["prompt_id"] != "p3")], prompts)

@@ -7,6 +7,7 @@ import pandas as pd
 
 from steerlib.profiles import demo_openings, read_ratings
 from steerlib.profiles.demo.make_demo import make_demo
+from steerlib.profiles.ratings import PRISM_COLUMNS
 from steerlib.profiles.sources import DEMO, PROMPT_CATEGORIES
 from steerlib.tables import ATTRIBUTE_COLUMNS
 from steerlib.toxicity import load_scorer
@@ -36,6 +37,8 @@ def test_every_record_says_that_it_is_synthetic() -> None:
 def test_its_columns_are_prisms(real_data) -> None:
     entries = json.loads(real_data("prism_fragments/codebook_entries.json").read_text())
     released = {entry["variable_name"]: entry for entry in entries}
+    assert set(PRISM_COLUMNS.values()) <= set(released)
+    assert "EMPTY STRING" in released["model_response"]["notes"]
     assert set(rows("utterances.jsonl")) - {"synthetic", "prompt_category"} <= set(released)
     assert set(rows("survey.jsonl")) - {"synthetic", "planted_category"} <= set(released)
     for name, column in (("utterances.jsonl", "conversation_type"), ("survey.jsonl", "age")):
