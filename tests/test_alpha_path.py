@@ -98,15 +98,6 @@ def test_just_beside_a_breakpoint_plain_decoding_gives_the_segment_on_that_side(
         assert [segment_at(tree, a).token_ids for a in answers.alpha] == answers.token_ids.tolist()
 
 
-def test_the_first_segment_is_the_base_answer_and_that_of_sda_the_instructed_one(tiny):
-    for method in METHODS:
-        segments = path(tiny, method, SAMPLED)
-        zero = make_arms("base") if method != "sda" else make_arms("instructed", profile="own")
-        base = decode(tiny, PROMPTS, zero.assign(**vars(SAMPLED)), seeds=[0, 1])
-        first = segments[segments.alpha_low == 0]
-        assert first.token_ids.tolist() == base.token_ids.tolist()
-
-
 def test_a_row_budget_leaves_the_narrowest_intervals_unfinished_and_covers_the_range(tiny, monkeypatch):
     full = path(tiny, "expert_anti_expert", GREEDY)
     monkeypatch.setattr(sys.modules["steerlib.decoding.alpha_path"], "ROW_BUDGET", 9)

@@ -30,7 +30,7 @@ every = pytest.mark.parametrize("name", ARCHITECTURES)
 
 def some_arms() -> pd.DataFrame:
     """Logit rules, vectors and both at once, sampled in a continuation and greedy in the chat template."""
-    return pd.concat([grid()[12::10], grid(GREEDY, "chat")[6::5]], ignore_index=True)
+    return pd.concat([grid().iloc[[12, 24]], grid(GREEDY, "chat").iloc[[6, 11, 15, 23]]], ignore_index=True)
 
 
 @every
@@ -75,9 +75,6 @@ def test_an_alpha_path_has_the_answers_of_plain_decoding(name):
 def test_the_documented_list_is_that_of_these_tests():
     text = " ".join((ROOT / "docs" / "engine.md").read_text(encoding="utf-8").split())
     assert LISTED in text
-
-
-# --- memory -------------------------------------------------------------------------------------------------
 
 
 def test_what_a_model_needs_is_counted_without_its_weights():

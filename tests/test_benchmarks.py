@@ -6,22 +6,16 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import torch
-from tiny import tiny_llama
-from torch.nn.functional import kl_div
 
 from benchmarks import tables
 from benchmarks.paths import UnmergedBatch, decode_as
 from benchmarks.plain import cached_batch, cached_loop, full_prefix_loop, library_guidance
-from benchmarks.precision import common, divergence
 from benchmarks.rules import by_arm
 from benchmarks.setting import RESULTS, SMALL, Setting
 from benchmarks.timing import Decoder, Timed, compared, measured, row_counter, unfinished, write
-from benchmarks.vectors import _sweep, peers, random_vector
-from steerlib.decoding import Sampling, VectorFamily, decode, make_arms
+from steerlib.decoding import Sampling, decode, make_arms
 from steerlib.decoding.requests import make_requests
 from steerlib.models import FrozenModel
-from steerlib.reading import last_logits, prompt_ids
 
 ALPHAS = (0.5, 2.0)
 GREEDY = Sampling(temperature=0, repetition_penalty=1.0, max_new_tokens=6)
@@ -49,20 +43,6 @@ def test_a_padded_batch_of_a_peer_writes_what_ours_writes(tiny: FrozenModel, met
     for alpha in ALPHAS:
         block = [r for r in requests if r.alpha == alpha]
         assert peer(tiny, block) == [ours[r.arm_id, r.prompt_id] for r in block]
-
-
-@pytest.mark.parametrize("name", ["steering-vectors", "repeng"])
-def test_a_package_steers_as_ours_does_and_leaves_the_model_as_it_was(tiny: FrozenModel, name: str) -> None:
-    if name not in peers():
-        pytest.skip(f"{name} is not installed; see benchmarks/peers.txt")
-    prompts, vector = Setting(tiny, SMALL).prompts(2), {k: v.double() for k, v in random_vector(tiny).items()}
-    family = VectorFamily("random", {"": vector})
-    arms = make_arms("caa", ALPHAS, family=family, sampling=GREEDY)
-    contexts = {p.prompt_id: prompt_ids(tiny, p.prompt, style="continuation") for p in prompts.itertuples()}
-    before = last_logits(tiny, [*contexts.values()])
-    theirs = _sweep(tiny, peers()[name](tiny, vector), arms, contexts, GREEDY.max_new_tokens)
-    assert theirs == by_arm(decode(tiny, prompts, arms, vectors=[family]))
-    assert torch.equal(last_logits(tiny, [*contexts.values()]), before)
 
 
 def test_the_plain_grid_writes_the_same_with_three_rows_for_every_answer(tiny: FrozenModel) -> None:
@@ -132,25 +112,3 @@ def test_the_documents_tables_are_those_of_the_kept_results() -> None:
     rows = [line.split(" | ") for line in tables.tables().splitlines() if line.startswith("| expert")]
     fair = ["batched" in row[2] for row in rows]
     assert fair == sorted(fair, reverse=True)
-
-
-PROMPTS = pd.DataFrame({"prompt_id": ["p"], "prompt": ["Once"], "category": ["insult"]})
-ANSWER = [5, 9, 7]
-
-
-def test_divergence_in_bfloat16_is_the_mean_kl_over_the_steps_of_the_answer(tiny: FrozenModel) -> None:
-    rounded = tiny_llama()
-    rounded.model.bfloat16().double()
-    sampling = Sampling(temperature=0, max_new_tokens=3)
-    base, rule = (
-        make_requests(tiny, PROMPTS, make_arms(method, profile=profile, sampling=sampling), seeds=[0])[0]
-        for method, profile in (("base", "none"), ("expert_anti_expert", "own"))
-    )
-    ids = torch.tensor([[*base.branches["base"].ids, *ANSWER]])
-    p, q = (frozen.model(ids).logits[0, -4:].log_softmax(-1) for frozen in (tiny, rounded))
-    expected = float(kl_div(q, p, log_target=True, reduction="none").sum() / 4)
-    assert expected > 1e-7
-    assert divergence(tiny, rounded, base, ANSWER) == pytest.approx(expected, rel=1e-9)
-    assert divergence(tiny, rounded, rule, ANSWER) == pytest.approx(expected, rel=1e-9)  # alpha is 0
-    assert divergence(tiny, tiny, rule, ANSWER) == pytest.approx(0, abs=1e-12)
-    assert [common([1, 2, 3], [1, 2, 4]), common([1, 2], [1, 2, 4]), common([], [1])] == [2, 2, 0]

@@ -150,9 +150,8 @@ def test_every_base_has_an_arm_whose_id_depends_on_the_aligner_and_on_what_it_re
     arms = pd.concat([bases, make_arms("caa", [1.0], family=family, sampling=SAMPLED)], ignore_index=True)
     own = aligner_arms(arms, plain)
     check_table("arms", pd.concat([arms, own], ignore_index=True))
-    assert own.method.tolist() == ["aligner", "aligner"]
-    assert own.branches.tolist() == ['{"aligner": "corrector"}'] * 2
-    assert own.penalty_scope.tolist() == ["generated_only"] * 2  # it may repeat what it reads
+    told = own[["method", "branches", "penalty_scope"]].drop_duplicates().to_numpy().tolist()
+    assert told == [["aligner", '{"aligner": "corrector"}', "generated_only"]]  # it may repeat what it reads
     assert own.temperature.tolist() == bases.temperature.tolist()
     others = [plain, dataclasses.replace(plain, name="another"), dataclasses.replace(chat, name=plain.name)]
     ids = [aligner_arms(BASE, aligner).arm_id.item() for aligner in others]
@@ -169,8 +168,8 @@ def test_sda_is_held_against_the_aligner_which_has_a_perplexity_and_an_effect_bu
     assert with_controls(pd.DataFrame({"arm_id": [sda]}), arms).arm_id.tolist() == [sda, aligner]
     answered = base_answers(arms).assign(n_tokens=4, stopped=True, nll_base=8.0, kl_to_base=0.5)
     answered.loc[answered.arm_id == aligner, "kl_to_base"] = np.nan
-    drawn = np.random.default_rng(0).uniform(size=(len(answered), 6))
-    scores = pd.DataFrame(drawn, columns=list(ATTRIBUTE_COLUMNS))
+    scores = np.random.default_rng(0).uniform(size=(len(answered), 6))
+    scores = pd.DataFrame(scores, columns=list(ATTRIBUTE_COLUMNS))
     prompts, of = PROMPTS.assign(split="test"), {"base_arm": base, "scorer": "made up"}
     metrics = summarise(answered, arms, prompts, scores, None, **of)
     of_aligner = metrics[(metrics.arm_id == aligner) & (metrics.subgroup == "all")].set_index("metric")

@@ -61,20 +61,16 @@ def test_the_threshold_separates_best_whatever_the_order(values, labels, expecte
     assert choose_threshold(projections.iloc[::-1], wanted) == expected
 
 
-@pytest.mark.parametrize(
-    ("values", "labels", "named"),
-    [
-        ([1, 2], [True, True], "True"),
-        ([1, 2], [False, False], "False"),
-        ([1, np.nan], [True, False], "prompt p1"),
-    ],
-)
-def test_prompts_that_cannot_be_separated_are_refused(values, labels, named):
-    with pytest.raises(ValueError, match=named):
-        choose_threshold(*labelled(values, labels))
+def test_prompts_that_cannot_be_separated_are_refused():
     projections, wanted = labelled([1, 2], [True, False])
-    with pytest.raises(ValueError, match="prompt p1"):
-        choose_threshold(projections, wanted[:1])
+    for given, named in (
+        (labelled([1, 2], [True, True]), "True"),
+        (labelled([1, 2], [False, False]), "False"),
+        (labelled([1, np.nan], [True, False]), "prompt p1"),
+        ((projections, wanted[:1]), "prompt p1"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            choose_threshold(*given)
 
 
 def test_relative_norms_by_hand_and_as_a_table_of_the_run(tiny, tmp_path):

@@ -9,8 +9,8 @@ import torch
 from tiny import ALPHABET, TEMPLATE, character_tokenizer, tiny_model
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
-from steerlib.decoding import default_contexts
-from steerlib.judges import DIMENSIONS, judged, load_judge, verdicts
+from steerlib.decoding import Factor, amplification_factor, default_contexts
+from steerlib.judges import DIMENSIONS, judged, load_judge, score_first_answers, verdicts
 from steerlib.judges.base import PROMPTS, check_dimension, framed, reply_scores
 from steerlib.judges.local import LocalJudge, RewardJudge, ScorerJudge
 from steerlib.models import FrozenModel
@@ -233,18 +233,15 @@ def test_scores_that_are_none_are_refused_and_not_cached(tmp_path, scores):
     assert not (tmp_path / "tables" / "judged").exists()
 
 
-@pytest.mark.parametrize(
-    ("items", "dimension", "named"),
-    [
-        (ITEMS.astype(object).assign(text=["a", "b", None, "c"]), "honesty", "text in row 2"),
-        (ITEMS[["prompt"]], "honesty", "no column text"),
+def test_bad_items_are_refused_before_anything_is_asked(tmp_path):
+    judge, missing = CountingJudge(), ITEMS.astype(object).assign(text=["a", "b", None, "c"])
+    for items, dimension, named in (
+        (missing, "honesty", "text in row 2"),
+        (ITEMS[["prompt"]], "honesty", "column text"),
         (ITEMS, "beauty", "'beauty'"),
-    ],
-)
-def test_bad_items_are_refused_before_anything_is_asked(tmp_path, items, dimension, named):
-    judge = CountingJudge()
-    with pytest.raises(ValueError, match=named):
-        judged(judge, items, dimension, tmp_path)
+    ):
+        with pytest.raises(ValueError, match=named):
+            judged(judge, items, dimension, tmp_path)
     assert judge.asked == []
 
 
@@ -263,3 +260,28 @@ def test_a_pair_is_judged_in_both_orders_and_the_favour_of_the_first_position_ca
     swapped = PAIRS.rename(columns={"text": "other", "other": "text"})
     assert verdicts(judge, swapped, "honesty", tmp_path)["score"].tolist() == [4, 4]
     assert len(judge.asked) == 3
+
+
+# --- first answers, whose scores amplify SDA ----------------------------------------------------------------
+
+
+def test_each_first_answer_is_judged_on_its_prompts_dimension_and_only_once(tmp_path):
+    named = {"prompt_id": ["p0", "p1", "p2"], "category": ["insult", "honesty", "threat"]}
+    prompts = pd.DataFrame(named | {"prompt": ["Why?", "How so?", "Who?"]})
+    rows = [("p0", 1, "later"), ("p0", 0, "a" * 50), ("p1", 0, "a" * 100), ("p2", 0, "")]
+    answers = pd.DataFrame(rows, columns=["prompt_id", "seed", "text"])
+    judge = CountingJudge()
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="1 of 2"):
+            found = score_first_answers(judge, prompts, answers, tmp_path)
+    assert found.prompt_id.tolist() == ["p0", "p1", "p2"]
+    assert found.dimension.tolist() == ["harmlessness", "honesty", "harmlessness"]
+    assert found.score.tolist() == pytest.approx([50, 100, np.nan], nan_ok=True)
+    assert sorted(judge.asked) == [("How so?", "a" * 100), ("Who?", ""), ("Why?", "a" * 50)]
+    with pytest.raises(ValueError, match="prompt p2"):
+        score_first_answers(judge, prompts, answers[answers.prompt_id != "p2"], tmp_path)
+    factor = amplification_factor(found)
+    assert (factor.name, factor.values) == ("sigmoid", {"p0": pytest.approx(0.4621, abs=1e-4), "p1": 0.0})
+    assert factor.digest == Factor("other", dict(reversed(factor.values.items()))).digest
+    with pytest.raises(ValueError, match=r"score 120\.0"):
+        amplification_factor(found.assign(score=120.0))

@@ -8,7 +8,7 @@ import torch
 from reference import FORMULAS
 from tiny import architecture
 
-from steerlib.decoding import Sampling, VectorFamily, decode, make_arms
+from steerlib.decoding import Sampling, VectorFamily, make_arms
 from steerlib.decoding.requests import Stream, branch_ids, default_contexts
 from steerlib.evaluation import answer_likelihood, likelihood_margins, token_divergence
 from steerlib.evaluation.likelihood import forced_logits
@@ -145,17 +145,6 @@ def test_the_margin_of_every_arm_is_that_of_a_plain_loop(tiny, style, kept, monk
             assert row["user_id"] == pair.user_id
 
 
-def test_a_branch_is_read_once_for_all_alphas_of_a_rule_and_all_pairs(tiny, monkeypatch):
-    given = {"style": "chat", "sampling": SHORT}
-    alphas = [0.1 * i for i in range(1, 30)]
-    arms = pd.concat([make_arms("base", **given), make_arms("anti_expert", alphas, profile="own", **given)])
-    reads, forward = [], tiny.model.forward
-    monkeypatch.setattr("steerlib.evaluation.likelihood.TREE", 2048)
-    monkeypatch.setattr(tiny.model, "forward", lambda *a, **k: reads.append(1) or forward(*a, **k))
-    likelihood_margins(tiny, PAIRS, arms)
-    assert len(reads) == 1
-
-
 PROMPTS = pd.DataFrame({"prompt_id": ["p0", "p1"], "prompt": ["Tell me", "The weather in October is"]})
 TEXTS = [" a story.", "", " never\nas bad as it was in the spring of that year", "x", " a story."]
 GENERATIONS = pd.DataFrame({"arm_id": ["base", "base", "arm", "arm", "other"], "text": TEXTS})
@@ -175,18 +164,6 @@ def test_the_likelihood_of_an_answer_is_that_of_one_token_at_a_time(tiny, style)
         assert row.n_tokens == len(given.text)
     assert (found["arm_id"] == GENERATIONS["arm_id"]).all()
     assert set(found["scorer_model"]) == {tiny.name}
-
-
-def test_the_model_that_wrote_an_answer_finds_the_likelihood_that_decoding_recorded(tiny):
-    sampling = Sampling(max_new_tokens=12)
-    arms = [make_arms("base", sampling=sampling)]
-    arms.append(make_arms("anti_expert", [1.5], profile="own", sampling=sampling))
-    generations = decode(tiny, PROMPTS.assign(category="insult"), pd.concat(arms), seeds=(0, 1))
-    found = answer_likelihood(tiny, PROMPTS, generations, style="continuation")
-    texts = tiny.tokenizer(generations["text"].tolist(), add_special_tokens=False).input_ids
-    again = [list(ids) == own for ids, own in zip(generations["token_ids"], texts, strict=True)]
-    assert sum(again) >= 4
-    assert found["nll"][again].tolist() == pytest.approx(generations["nll_base"][again].tolist(), abs=1e-9)
 
 
 HONEST = {"honesty": {"instructed": "Be honest."}}

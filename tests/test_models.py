@@ -49,9 +49,6 @@ def test_a_damaged_copy_of_the_embedded_model_is_not_taken(tmp_path, harm):
     assert not embedded._intact(tmp_path / "copy")
 
 
-# --- refused at once ----------------------------------------------------------------------------------------
-
-
 def test_blocks_that_are_not_found_are_an_error_naming_the_paths():
     with pytest.raises(ValueError, match=r"Linear; looked for model\.layers"):
         decoder_blocks(nn.Linear(2, 2))
@@ -93,9 +90,6 @@ def test_weights_in_a_pickle_are_not_read(saved):
         load_model(saved, device="cpu")
 
 
-# --- adapters -----------------------------------------------------------------------------------------------
-
-
 @needs_peft
 def test_an_adapter_folder_is_its_base_with_the_change_merged_in(saved, tiny, tmp_path):
     from peft import LoraConfig, get_peft_model
@@ -131,9 +125,6 @@ def test_an_adapter_that_cannot_be_merged_is_refused_naming_what_it_lacks(tmp_pa
     monkeypatch.setattr("steerlib.models.find_spec", lambda name: None)  # noqa: ARG005
     with pytest.raises(ImportError, match="peft"):
         load_model(str(tmp_path), device="cpu")
-
-
-# --- packed linear layers -----------------------------------------------------------------------------------
 
 
 @pytest.fixture

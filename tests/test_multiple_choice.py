@@ -136,15 +136,16 @@ def test_accuracy_is_summarised_with_intervals_by_question():
     assert (change["value"], change["n"], change["n_clusters"]) == (-50, 120, 60)
     assert -64 < change["low"] < -62
     choices = some_choices(questions)
-    found = summarise_choices(
-        choices.assign(correct=choices["category"] == "threat"), questions, base_arm="base", source="demo"
-    )
-    accuracy = found[(found["arm_id"] == "arm") & (found["metric"] == "accuracy")].set_index("subgroup")[
-        "value"
-    ]
-    assert accuracy.to_dict() == {"all": 50, "category=insult": 0, "category=threat": 100}
+    settings = {"base_arm": "base", "source": "demo"}
+    threat = choices.assign(correct=choices["category"] == "threat")
+    found = summarise_choices(threat, questions, **settings).query("arm_id == 'arm' and metric == 'accuracy'")
+    assert dict(found[["subgroup", "value"]].to_numpy()) == {
+        "all": 50,
+        "category=insult": 0,
+        "category=threat": 100,
+    }
     with pytest.raises(ValueError, match="'arm'"):
-        summarise_choices(choices.iloc[1:], questions, base_arm="base", source="demo")
+        summarise_choices(choices.iloc[1:], questions, **settings)
 
 
 CONTEXTS = {
@@ -255,6 +256,8 @@ def test_what_is_missing_or_too_long_is_refused_naming_it(tiny):
     base = make_arms("base")
     with pytest.raises(ValueError, match=V.digest):
         ask_questions(tiny, QUESTIONS, make_arms("caa", [1.0], family=V), contexts=CONTEXTS)
+    with pytest.raises(ValueError, match="name the contexts"):
+        ask_questions(tiny, QUESTIONS, base)
     with pytest.raises(ValueError, match=QUESTIONS.question_id[0]):
         ask_questions(tiny, QUESTIONS.assign(question="why " * 200), base, contexts=CONTEXTS)
     with pytest.raises(ValueError, match=f"2 shots.*{QUESTIONS.subject[0]}"):

@@ -91,9 +91,6 @@ def test_a_user_without_a_positive_sensitivity_gets_the_populations_weights():
     assert_allclose(weights.loc["u1"], [0.8, 0.2, 0, 0, 0, 0])  # of the means 0.4, 0.1, 0, 0, 0, -0.15
     nobody = dislike_weights(sensitive([-0.1] * 6, [0.0] * 6))
     assert_allclose(nobody, np.full((2, 6), 1 / 6))
-
-
-def test_a_missing_sensitivity_names_user_and_category():
     with pytest.raises(ValueError, match=r"'u1' .* insult"):
         dislike_weights(sensitive([0.1] * 6, [0.1, 0.1, 0.1, np.nan, 0.1, 0.1]))
     with pytest.raises(ValueError, match="threat"):

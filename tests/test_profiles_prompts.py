@@ -11,7 +11,6 @@ from steerlib.profiles import (
     split_conversations,
 )
 from steerlib.tables import ATTRIBUTE_COLUMNS, check_table
-from steerlib.toxicity import load_scorer
 
 SIX = list(ATTRIBUTE_COLUMNS)
 Study = tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]
@@ -130,18 +129,6 @@ def test_without_a_label_questions_are_told_from_other_texts() -> None:
     three = ["benign_control", "safe_sensitive", "harmful_borderline"]
     assert kinds([0.05, 0.3, 0.5], [""] * 3, "Why? ") == three
     assert kinds([0.05, 0.3, 0.5], [""] * 3, "Why.") == [three[0], "context_dependent", three[2]]
-
-
-def test_labels_of_xstest_by_wording_alone_are_as_poor_as_the_docstring_says(real_data) -> None:
-    prompts = pd.read_csv(real_data("preference_and_prompts/xstest_prompts.csv")).assign(prompt_category="")
-    harmful = prompts[prompts["label"] == "unsafe"]
-    counts = prompt_categories(harmful, load_scorer("embedded")(harmful["prompt"])).value_counts()
-    assert len(harmful) == 200
-    assert counts["harmful_borderline"] == 20
-    assert counts["benign_control"] == 111
-
-
-# --- splits ---------------------------------------------------------------------------------------------------
 
 
 def talks(users: int = 12, most: int = 9) -> pd.DataFrame:

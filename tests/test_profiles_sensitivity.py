@@ -67,10 +67,8 @@ def test_percentiles_are_midranks_and_ties_are_equal() -> None:
     assert percentiles(s)["insult"].tolist() == [0.125, 0.5, 0.5, 0.875]
     assert percentiles(s.iloc[:1])["insult"].tolist() == [0.5]
     rounded = pd.DataFrame({name: [0.3, 0.1 + 0.2] for name in SIX}, index=list("ab"))
-    assert percentiles(rounded)["threat"].tolist() == [
-        0.5,
-        0.5,
-    ]  # sums that differ by rounding alone are ties
+    # Sums that differ by rounding alone are ties.
+    assert percentiles(rounded)["threat"].tolist() == [0.5, 0.5]
 
 
 def test_a_tie_goes_to_the_category_further_above_the_mean_of_all_users() -> None:
@@ -90,9 +88,6 @@ def test_what_cannot_be_estimated_is_refused() -> None:
         sensitivities(BY_HAND.assign(threat=[0.1, 0.2, np.nan]))
     with pytest.raises(ValueError, match="have 0 rows"):
         sensitivities(BY_HAND.iloc[:0])
-
-
-# --- split halves ---------------------------------------------------------------------------------------------
 
 
 def haters(users: int, conversations: int, *, planted: bool, seed: int = 0) -> pd.DataFrame:

@@ -86,37 +86,17 @@ def test_an_unknown_style_or_an_empty_prompt_is_refused(tiny, prompt, style, nam
         prompt_ids(tiny, prompt, style=style)
 
 
-BAD_HISTORIES = [
-    "nonsense",
-    "{}",
-    '["Hi"]',
-    '[{"role": "system", "content": "x"}]',
-    "[1]",
-    '[{"role": "user"}]',
-    '[{"role": "user", "content": 1}]',
-    "[" * 100_000,
-]
-
-
-@pytest.mark.parametrize("text", BAD_HISTORIES, ids=range(len(BAD_HISTORIES)))
-def test_a_history_that_is_no_list_of_turns_is_refused(text):
-    with pytest.raises(ValueError, match="history"):
-        read_history(text)
+def test_a_history_that_is_no_list_of_turns_is_refused():
+    turns = ['{"role": "system", "content": "x"}', '{"role": "user"}', '{"role": "user", "content": 1}', "1"]
+    for text in ("nonsense", "{}", '["Hi"]', "[" * 100_000, *(f"[{turn}]" for turn in turns)):
+        with pytest.raises(ValueError, match="history"):
+            read_history(text)
 
 
 def test_an_answer_that_does_not_fit_is_refused_showing_both_lengths(tiny):
     check_length(tiny, range(500), 12, what="it")
     with pytest.raises(ValueError, match=r"it: 500 .* 513.* 512"):
         check_length(tiny, range(500), 13, what="it")
-
-
-def test_every_sequence_is_in_one_pass_the_longest_first_and_no_pass_is_too_large():
-    lengths = [3, 9, 0, 4, 4, 20, 1]
-    batches = list(batches_by_length(lengths, 9))
-    assert batches == [[5], [1], [3, 4], [0], [6], [2]]
-    # No row is half pads.
-    assert list(batches_by_length([5, 10, 4, 9], 4096)) == [[1, 3, 0], [2]]
-    assert list(batches_by_length([], 9)) == []
 
 
 def test_last_logits_are_those_of_each_context_alone(tiny, monkeypatch):

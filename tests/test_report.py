@@ -84,7 +84,8 @@ def test_hovering_shows_an_answer_and_obeys_none(metrics, arms) -> None:
     ]
     fig = fg.plot_tradeoff(*columns, dict.fromkeys(arms["arm_id"], ATTACK))
     texts = [text for trace in fig.data for text in trace.text or ()]
-    assert texts
+    assert len(texts) == len(arms) - 1
+    assert "toxicity difference -0.200 [-0.500, -0.100]" in texts[0]
     for text in texts:
         assert set(Page(text).tags) <= {"b", "br"}
         assert "&lt;script&gt;" in text

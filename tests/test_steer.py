@@ -11,7 +11,7 @@ from reference import segment_at
 from torch.testing import assert_close
 
 import steerlib
-from steerlib import SteeringVector, alpha_path, steer
+from steerlib import alpha_path, steer
 from steerlib.decoding import Sampling, decode, make_arms
 from steerlib.reading import answer_ids, answer_nll, prompt_ids
 
@@ -100,14 +100,6 @@ def test_sampling_chat_and_a_scorer_are_settings_of_the_same_call(tiny):
     pd.testing.assert_frame_equal(first, again)
     assert first.toxicity.tolist() == [len(text) / 100 for text in first.text]
     assert first.text.tolist() != other.text.tolist()
-
-
-def test_in_units_of_the_residual_alpha_is_the_share_of_its_norm(tiny):
-    vector = SteeringVector.from_pairs(tiny, ["so kind"], ["so vile"], layers=[1])
-    long = vector.steer("You", [0.5], unit="residual", **SHORT)
-    short = (0.01 * vector).steer("You", [0.5], unit="residual", **SHORT)
-    assert_close(long.kl_per_token.to_numpy(), short.kl_per_token.to_numpy())
-    assert long.kl_per_token[0] != vector.steer("You", 0.5, **SHORT).kl_per_token[0]
 
 
 def test_the_path_has_every_answer_of_the_grid(tiny):

@@ -21,7 +21,6 @@ from steerlib.tables import (
     progress_bar,
     read_manifest,
     read_table,
-    results_folder,
     write_manifest,
     write_table,
 )
@@ -69,9 +68,6 @@ def test_what_breaks_the_schema_is_refused_before_anything_is_written(tmp_path, 
         append_part(tmp_path, name, frame, part="a")
     with pytest.raises(FileNotFoundError, match="'splits'"):
         read_table(tmp_path, "splits")
-
-
-# --- damage -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("damage", ["any bit flipped", "cut", "empty", "not ours"])
@@ -142,15 +138,6 @@ def test_a_damaged_manifest_is_set_aside(tmp_path, text):
     assert (tmp_path / "manifest.json.corrupt").read_bytes() == text
 
 
-@pytest.mark.parametrize("name", ["", "../elsewhere", "a/b", "a\\b", ".hidden", "a\0", "a ", "~", 3, None])
-def test_a_run_that_is_no_folder_name_is_refused(name):
-    with pytest.raises(ValueError, match="run must be"):
-        results_folder(name)
-
-
-# --- the cache ----------------------------------------------------------------------------------------------
-
-
 def keys(texts: str) -> pd.DataFrame:
     return pd.DataFrame({"judge": "j", "dimension": "d", "prompt_sha": "p", "text_sha": list(texts)})
 
@@ -197,9 +184,6 @@ def test_rows_of_a_damaged_part_are_computed_again(tmp_path):
     with pytest.warns(UserWarning, match=part.name):
         assert cached(tmp_path, "abcd") == ("abcd", lost)
     assert len(read_table(tmp_path, "judged")) == 4
-
-
-# --- progress -----------------------------------------------------------------------------------------------
 
 
 def test_a_bar_in_batch_writes_its_count_to_the_file(tmp_path, monkeypatch):
