@@ -62,15 +62,12 @@ def make_arms(
         f"has no branch to be a trained model among {[*trained]}": {*trained} <= {*rule.context_branches},
         f"category {category!r} is none of {', '.join(contexts)}": not category or category in contexts,
         f"profile {profile!r} with category {category!r}": (profile == "population") == bool(category),
-        f"does not go with profile {profile!r} and its branches": by_user
-        or bool(reads) == (profile != "none"),
+        f"does not go with profile {profile!r}": by_user or bool(reads) == (profile != "none"),
         f"profile {profile!r} with vector {vector!r} of {by_user!r} users": not by_user or profile == by_user,
         "needs a vector": not on_residual or family,
         f"with vector {vector!r}: a vector goes with 'caa' or a logit rule": not family or rule.has_alpha,
         f"vector_alpha {vector_alpha} is not finite": math.isfinite(vector_alpha),
-        f"vector_alpha {vector_alpha} with vector {vector!r}: of a vector beside a logit rule": (
-            (vector_alpha != 0) == beside
-        ),
+        f"vector_alpha {vector_alpha} is that of a vector beside a logit rule": (vector_alpha != 0) == beside,
         f"has no alpha for a factor ({factor and factor.name!r}) to multiply": not factor or rule.has_alpha,
         f"js_sigma {sampling.js_sigma} needs an instructed branch": not sampling.js_sigma or rule.instructed,
     }
@@ -213,12 +210,8 @@ def study_arms(
     if "prompt_only" in controls:
         arms += _by_profile(partial(make, "prompt_only"), "prompt_only", (), branches)
     for rule in (rule for rule in rules if rule.instructed):
-        own = {"profile": "own", "factor": amplification}
-        steer, zero = (
-            partial(build, rule.name, sda_ks, **own),
-            partial(build, rule.zero, profile="own"),
-        )
-        falls = bool(sampling.js_sigma)
+        steer = partial(build, rule.name, sda_ks, profile="own", factor=amplification)
+        zero, falls = partial(build, rule.zero, profile="own"), bool(sampling.js_sigma)
         # The control, and what is left of the rule when a part is taken away.
         parts = {
             "shuffled": (True, partial(steer, profile="shuffled", sampling=sampling)),
@@ -234,11 +227,8 @@ def study_arms(
             raise ValueError(f"method {method!r} needs steering vectors: run notebook 02 first")
         wanted = {"": True, "random_vector": "random" in controls, "shuffled_profile": "shuffled" in controls}
         for family in (one for one in vectors if wanted[one.control]):
-            own, profile = (
-                composed_alphas if family.vector_user else (),
-                family.vector_user or "none",
-            )
-            steer = partial(make, method, own or caa_alphas, family=family, profile=profile)
+            grid = composed_alphas if family.vector_user and composed_alphas else caa_alphas
+            steer = partial(make, method, grid, family=family, profile=family.vector_user or "none")
             arms += [steer(positions=positions)]
             if family in for_all:
                 arms += [steer(positions=where) for where in more_positions]

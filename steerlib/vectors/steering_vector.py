@@ -227,10 +227,8 @@ def sae_direction(path: str | Path, feature: int, *, layer: int, d_model: int) -
     block `layer` ("resid_post"). Many decoders have rows of length 1: alpha is then in activation units, tens of times
     larger than with mean differences. Features and blocks are counted from 0.
 
-    Raises:
-        KeyError: which matrix is the decoder is not plain; the file's tensors are listed.
-        ValueError: no side of the matrix is d_model, or both are.
-        IndexError: the autoencoder has no such feature.
+    A KeyError lists the file's tensors where none or several may be the decoder, a ValueError says that not one side of
+    it is d_model, an IndexError that it has no such feature.
 
     Source: Templeton et al., Scaling Monosemanticity, 2024 (steering along decoder directions); names as in SAELens and
     in EleutherAI's sparsify.
