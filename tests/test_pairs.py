@@ -19,6 +19,7 @@ from steerlib.vectors import (
 )
 
 SPLITS = pd.DataFrame({"conversation_id": ["c1", "c2", "c3"], "user_id": "u", "split": "train"})
+SPLITS = pd.concat([SPLITS, SPLITS[:1].assign(conversation_id="c4", split="dev")])
 
 
 def ratings_with_margins(*margins):
@@ -31,13 +32,13 @@ def ratings_with_margins(*margins):
 
 
 def test_ties_are_dropped_or_count_half_and_equal_ratings_never_count(tmp_path):
-    ratings = ratings_with_margins(6, 5, 0)
+    ratings = ratings_with_margins(6, 5, 0, 8)
     dropped = pairs_from_ratings(ratings, SPLITS)
     half = pairs_from_ratings(ratings, SPLITS, ties="half").sort_values("pair_id", ignore_index=True)
-    assert dropped[["conversation_id", "weight"]].to_numpy().tolist() == [["c1", 1.0]]
-    assert half[["conversation_id", "weight"]].to_numpy().tolist() == [["c1", 1.0], ["c2", 0.5]]
-    assert half.preferred.tolist() == ["answer 56", "answer 55"]
-    assert half.dispreferred.tolist() == ["answer 50"] * 2
+    assert dropped[["conversation_id", "weight"]].to_numpy().tolist() == [["c1", 1.0], ["c4", 1.0]]
+    assert half[["conversation_id", "weight"]].to_numpy().tolist() == [["c1", 1.0], ["c2", 0.5], ["c4", 1.0]]
+    assert half.preferred.tolist() == ["answer 56", "answer 55", "answer 58"]
+    assert half.dispreferred.tolist() == ["answer 50"] * 3
     write_table(tmp_path, "pairs", half)
     pd.testing.assert_frame_equal(read_table(tmp_path, "pairs"), half)
     with pytest.raises(ValueError, match="ties 'keep'"):

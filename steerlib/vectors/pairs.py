@@ -26,7 +26,8 @@ def pairs_from_ratings(
 
     Only turn 0 is used, where the answers come from different models. Pairs whose ratings differ by `tie` points or
     fewer are ties (PRISM's own margin is 5): dropped, or with ties="half" kept with weight 0.5 where all others have 1.
-    Equal ratings name no preferred answer and are always dropped.
+    Equal ratings name no preferred answer and are always dropped. A ValueError says that no pair is left in train, or
+    none held out.
     """
     if ties not in ("drop", "half"):
         raise ValueError(f"ties {ties!r} is neither 'drop' nor 'half'")
@@ -43,6 +44,12 @@ def pairs_from_ratings(
     )
     pairs = pairs[(margin > tie) | ((margin > 0) & (ties == "half"))]
     pairs = pairs.merge(splits[["conversation_id", "split"]], on="conversation_id")
+    train = int((pairs["split"] == "train").sum())
+    if train in (0, len(pairs)):
+        raise ValueError(
+            f"{train} train and {len(pairs) - train} held-out pairs of two answers to a prompt whose ratings differ by"
+            f" more than tie {tie}: lower it or min_ratings, name a pairs_file, or go without notebook 02 and caa"
+        )
     return pairs[list(SCHEMA["pairs"].columns)]
 
 
