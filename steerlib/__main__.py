@@ -133,6 +133,7 @@ def _check_ratings(given: Mapping[str, Any]) -> int:
 
     from steerlib import profiles as pro
     from steerlib.toxicity import ATTRIBUTES, load_scorer
+    from steerlib.vectors import pairs_from_ratings
 
     source = (given["ratings"] == "prism" and given["data_folder"]) or given["ratings"]
     few, turn, wanted = given["min_ratings"], given["turn"], given["prompts_per_category"]
@@ -159,6 +160,10 @@ def _check_ratings(given: Mapping[str, Any]) -> int:
         remedy = "a lower min_ratings or train_share gives more, a lower prompts_per_category equal numbers"
         too_few = f"; fewer than {wanted} in {', '.join(short)}: {remedy}" if short else ""
         print(f"{split + ' prompts':<24} {counts.sum():,}: {shown}{too_few}")
+    if "pairs_file" in given and not given["pairs_file"]:
+        pairs = pairs_from_ratings(rated, splits, tie=given["tie"])
+        train = (pairs.split == "train").sum()
+        print(f"{'pairs':<24} {train:,} train, {len(pairs) - train:,} held out (tie {given['tie']})")
     return len(prompts)
 
 

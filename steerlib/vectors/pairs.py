@@ -23,7 +23,8 @@ def pairs_from_ratings(ratings: pd.DataFrame, splits: pd.DataFrame, *, tie: int 
     """One pair per conversation: the highest-rated answer of the first turn and the lowest-rated one.
 
     Only turn 0 is used, where the answers come from different models. Ratings that differ by `tie` points or fewer are
-    a tie (PRISM's own margin is 5) and make no pair.
+    a tie (PRISM's own margin is 5) and make no pair. A ValueError says that no pair is left in train, or
+    none held out.
     """
     first = ratings[ratings.turn == 0].sort_values(["rating", "utterance_id"], kind="stable")
     grouped = first.groupby(["user_id", "conversation_id"], sort=True)
@@ -32,6 +33,12 @@ def pairs_from_ratings(ratings: pd.DataFrame, splits: pd.DataFrame, *, tie: int 
     pairs = pairs[pairs.rating - pairs.rating_worst > tie].assign(pair_id="pair-" + pairs.conversation_id)
     pairs = pairs.rename(columns={"response": "preferred", "response_worst": "dispreferred"})
     pairs = pairs.merge(splits[["conversation_id", "split"]], on="conversation_id")
+    train = int((pairs["split"] == "train").sum())
+    if train in (0, len(pairs)):
+        raise ValueError(
+            f"{train} train and {len(pairs) - train} held-out pairs of two answers to a prompt whose ratings differ by"
+            f" more than tie {tie}: lower it or min_ratings, name a pairs_file, or go without notebook 02 and caa"
+        )
     return pairs[list(SCHEMA["pairs"].columns)]
 
 
