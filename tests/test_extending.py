@@ -85,7 +85,7 @@ def test_questions_are_answered_by_a_made_up_rule(tiny, monkeypatch):
         tiny, questions, arms_of([0.4, 1.3]), contexts=CONTEXTS, categories=["insult", "threat"]
     )
     assert len(found) == 2 * 2 * 2
-    from steerlib.evaluation import question_prompt
+    from steerlib.evaluation.multiple_choice import question_prompt
 
     alpha_of = dict(zip(arms_of([0.4, 1.3]).arm_id, (0.4, 1.3), strict=True))
     for row in found.itertuples():
