@@ -133,6 +133,7 @@ def _check_ratings(given: Mapping[str, Any]) -> int:
 
     from steerlib import profiles as pro
     from steerlib.toxicity import ATTRIBUTES, load_scorer
+    from steerlib.vectors import pairs_from_ratings
 
     source = (given["ratings"] == "prism" and given["data_folder"]) or given["ratings"]
     few, turn, wanted = given["min_ratings"], given["turn"], given["prompts_per_category"]
@@ -159,6 +160,10 @@ def _check_ratings(given: Mapping[str, Any]) -> int:
         remedy = "a lower min_ratings or train_share gives more, a lower prompts_per_category equal numbers"
         too_few = f"; fewer than {wanted} in {', '.join(short)}: {remedy}" if short else ""
         print(f"{split + ' prompts':<24} {counts.sum():,}: {shown}{too_few}")
+    if "pairs_file" in given and not given["pairs_file"]:
+        pairs = pairs_from_ratings(rated, splits, tie=given["tie"])
+        train = (pairs.split == "train").sum()
+        print(f"{'pairs':<24} {train:,} train, {len(pairs) - train:,} held out (tie {given['tie']})")
     return len(prompts)
 
 
@@ -176,18 +181,17 @@ def _n_answers(given: Mapping[str, Any], prompts: int) -> int:
     for name in given["personal_vectors"]:
         vectors += [dec.VectorFamily(name, {"u": one}, "own")]
         vectors += [dec.VectorFamily(name, {"u": one}, "shuffled", "shuffled_profile")]
-    names = ("alphas", "caa_alphas", "composed_alphas", "sda_ks", "vector_alpha")
+    grid = ("alphas", "caa_alphas", "composed_alphas", "sda_ks", "vector_alpha")
     branches = {branch: "trained" for branch in ("expert", "anti") if given[f"{branch}_model"]}
-    kept = {name: given[name] for name in ("positions", "more_positions", "style", "base_top_p")}
+    kept = {name: given[name] for name in (*grid, "positions", "more_positions", "style")}
     arms = dec.study_arms(
         given["methods"],
         given["controls"],
-        strengths=dec.Strengths(**{name: given[name] for name in names}),
         vectors=vectors,
         model="",
         contexts=given["contexts"] or dec.default_contexts(given["style"]),
         sampling=dec.Sampling(js_sigma=given["js_sigma"]),
-        amplification=0.5,
+        amplification=dec.Factor("sigmoid", {}),
         gate=dec.Factor("gate", {}) if given["gated"] else None,
         branches=branches,
         **kept,

@@ -116,10 +116,8 @@ def load_model(
             and "8bit" quantise the linear layers (bitsandbytes: NF4, LLM.int8) and compute in bfloat16, on a GPU.
         template_arguments: of the chat template, for instance {"enable_thinking": True}.
 
-    Raises:
-        FileNotFoundError: no such folder, hub or embedded wheel, or no safetensors (a pickle is not read).
-        ImportError: an adapter without peft installed.
-        ValueError: unknown precision, or an architecture that cannot be steered; see `check_architecture`.
+    Raises FileNotFoundError where there is no such folder, hub or embedded wheel, or no safetensors (a pickle is not
+    read); ValueError for an unknown precision, or as `check_architecture`; ImportError for an adapter without peft.
     """
     loaded = {"name": name, "device": device and device.partition(":")[0], "dtype": dtype}
     device = device or default_device()

@@ -53,7 +53,7 @@ ABOVE_0 = {
 }
 RANGES = (  # all other numbers are at least 0
     ("between 0 and 1", lambda x: 0 < x < 1, {"dev_share", "train_share"}),
-    ("above 0 and at most 1", lambda x: 0 < x <= 1, {"base_top_p", "top_p"}),
+    ("above 0 and at most 1", lambda x: 0 < x <= 1, {"top_p"}),
     ("from 0 to 1", lambda x: 0 <= x <= 1, {"explorer_min_p"}),
     ("above 0", lambda x: x > 0, ABOVE_0),
     ("a number", lambda x: True, ANY),  # noqa: ARG005

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from steerlib.models import FrozenModel, high_precision
 
@@ -71,23 +72,24 @@ def _holds(rendered: str, text: str, messages: Messages) -> bool:
 
 
 def prompt_ids(
-    frozen: FrozenModel, prompt: str, *, style: str, context: str = "", history: Messages = ()
+    frozen: FrozenModel, prompt: str, *, style: str, context: str = "", history: str = ""
 ) -> TokenIds:
     """Token ids of a prompt within a context: what one branch of the frozen model reads.
 
-    In style "chat" the context is the system message and `history` are the turns between it and the prompt; in
-    "continuation" context and earlier turns are paragraphs before the prompt. A ValueError says that the prompt is
-    empty, the style unknown, or what `chat_ids` does.
+    In style "chat" the context is the system message and `history`, see `read_history`, are the turns between it and
+    the prompt; in "continuation" context and earlier turns are paragraphs before the prompt. A ValueError says that the
+    prompt is empty or the style unknown, or what `chat_ids` and `read_history` do.
     """
+    turns = read_history(history)
     if not prompt.strip():
         raise ValueError("the prompt is empty")
     if style == "continuation":
-        paragraphs = [context, *(turn["content"] for turn in history), prompt]
+        paragraphs = [context, *(turn["content"] for turn in turns), prompt]
         return text_ids(frozen, "\n\n".join(text for text in paragraphs if text))
     if style != "chat":
         raise ValueError(f"style {style!r} is neither 'chat' nor 'continuation'")
     system = [{"role": "system", "content": context}] if context.strip() else []
-    return chat_ids(frozen, [*system, *history, {"role": "user", "content": prompt}])
+    return chat_ids(frozen, [*system, *turns, {"role": "user", "content": prompt}])
 
 
 def read_history(text: str) -> Messages:
@@ -153,13 +155,9 @@ def check_length(frozen: FrozenModel, ids: Sequence[int], max_new_tokens: int, *
 
 def left_padded(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
     """Ids and attention mask of sequences padded on the left, both `(batch, seq)`; the mask is 0 on pads."""
-    longest = max(len(ids) for ids in sequences)
-    ids = torch.zeros(len(sequences), longest, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for row, sequence in enumerate(sequences):
-        ids[row, longest - len(sequence) :] = torch.tensor(sequence)
-        mask[row, longest - len(sequence) :] = 1
-    return ids.to(device), mask.to(device)
+    rows = [torch.tensor(ids, dtype=torch.long) for ids in sequences]
+    pad = partial(pad_sequence, batch_first=True, padding_side="left")
+    return pad(rows).to(device), pad([torch.ones_like(row) for row in rows]).to(device)
 
 
 def position_ids(mask: Tensor) -> Tensor:

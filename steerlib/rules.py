@@ -164,7 +164,7 @@ RULES: dict[str, Rule] = {
 
 
 def check_method(method: str) -> Rule:
-    """The rule of a method; a ValueError names those there are where there is none."""
+    """The rule of a method; a ValueError where there is none."""
     if method not in RULES:
         raise ValueError(f"method {method!r} is none of {', '.join(RULES)}")
     return RULES[method]
@@ -173,21 +173,6 @@ def check_method(method: str) -> Rule:
 def acting_on(*acts_on: str) -> tuple[str, ...]:
     """Names of the methods that act on any of these: "logits", "residual", "context", "text"."""
     return tuple(name for name, rule in RULES.items() if rule.acts_on in acts_on)
-
-
-def base_nucleus(z_base: Tensor, top_p: Tensor) -> Tensor:
-    """Mask `(batch, vocab)` of the base's own nucleus: tokens above which less than `top_p` of softmax(z_base) lies.
-
-    `top_p` is one per row, `(batch,)`; 1 keeps every token. Equal logits are in or out together.
-
-    Source: Liu et al. (DExperts, ACL 2021, sec. 2.2), who cut the base before the rule. Here a token outside is cut
-    from what the rule gave, so that it stays out whatever the other branches say of it (-inf - -inf is no number).
-    """
-    ranked = z_base.sort(-1, descending=True).values
-    mass = ranked.softmax(-1)
-    inside = (mass.cumsum(-1) - mass < top_p[:, None]).sum(-1)
-    threshold = ranked.gather(-1, (inside - 1).clamp_min(0)[:, None])
-    return (z_base >= threshold) | (top_p[:, None] >= 1)
 
 
 SCORE_FUNCTIONS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -253,8 +238,8 @@ def js_temperature(
 
         T = max(T0 0.5^(JS/sigma), T_min)
 
-    JS is that of the plain and the instructed branch, see `js_divergence`. `t0` is the temperature at JS = 0, `sigma`
-    the divergence in nats at which it has halved, above 0, `t_min` its lower bound, at most t0; numbers or `(batch,)`.
+    JS is that of the plain and the instructed branch, see `js_divergence`. `t0` is the temperature at JS = 0, `sigma`,
+    above 0, the divergence in nats at which it has halved, `t_min` its lower bound, at most t0; numbers or `(batch,)`.
 
     Source: SDA, eq. 7.
     """

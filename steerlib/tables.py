@@ -45,64 +45,60 @@ class Table(NamedTuple):
     key: tuple[str, ...]
 
 
-def _table(columns: str, key: str) -> Table:
-    return Table(tuple(columns.split()), tuple(key.split()))
-
-
 SIX = " ".join(ATTRIBUTE_COLUMNS)
-SCHEMA: Mapping[str, Table] = {
-    "ratings": _table(
+COLUMNS_AND_KEYS = {
+    "ratings": (
         f"user_id conversation_id utterance_id turn prompt response rating chosen prompt_category {SIX}",
         "utterance_id",
     ),
-    "splits": _table("conversation_id user_id split", "conversation_id"),
-    "users": _table("user_id age gender religion", "user_id"),
-    "profiles": _table(
-        "user_id attribute estimator sensitivity percentile primary", "user_id attribute estimator"
-    ),
-    "prompts": _table(
+    "splits": ("conversation_id user_id split", "conversation_id"),
+    "users": ("user_id age gender religion", "user_id"),
+    "profiles": ("user_id attribute estimator sensitivity percentile primary", "user_id attribute estimator"),
+    "prompts": (
         "prompt_id user_id conversation_id prompt history category shuffled_category prompt_category accepted"
         " split",
         "prompt_id",
     ),
-    "pairs": _table("pair_id user_id conversation_id prompt preferred dispreferred split", "pair_id"),
-    "arms": _table(
+    "pairs": ("pair_id user_id conversation_id prompt preferred dispreferred split", "pair_id"),
+    "arms": (
         "arm_id model contexts method alpha unit factor profile category family vector_user control vector"
-        " vector_alpha layers positions style temperature top_p min_p js_sigma min_temperature base_top_p"
+        " vector_alpha layers positions style temperature top_p min_p js_sigma min_temperature"
         " repetition_penalty penalty_scope max_new_tokens branches variant",
         "arm_id",
     ),
-    "generations": _table(
+    "generations": (
         "arm_id prompt_id seed text token_ids n_tokens stopped nll_base kl_to_base near_ties hardware",
         "arm_id prompt_id seed",
     ),
-    "segments": _table(
+    "segments": (
         "arm_id prompt_id seed alpha_low alpha_high complete text token_ids n_tokens stopped nll_base",
         "arm_id prompt_id seed alpha_low",
     ),
-    "fluency": _table(
-        "arm_id prompt_id seed scorer_model nll n_tokens", "arm_id prompt_id seed scorer_model"
-    ),
-    "scores": _table(f"text_sha scorer {SIX}", "text_sha scorer"),
-    "judged": _table("judge dimension prompt_sha text_sha score", "judge dimension prompt_sha text_sha"),
-    "verdicts": _table(
+    "fluency": ("arm_id prompt_id seed scorer_model nll n_tokens", "arm_id prompt_id seed scorer_model"),
+    "scores": (f"text_sha scorer {SIX}", "text_sha scorer"),
+    "judged": ("judge dimension prompt_sha text_sha score", "judge dimension prompt_sha text_sha"),
+    "verdicts": (
         "judge dimension prompt_sha text_sha other_sha score other_score",
         "judge dimension prompt_sha text_sha other_sha",
     ),
-    "relative_norms": _table("arm_id prompt_id layer norm relative_norm", "arm_id prompt_id layer"),
-    "preference": _table("model pair_id user_id margin", "model pair_id"),
-    "questions": _table("question_id subject question A B C D answer", "question_id"),
-    "choices": _table("arm_id question_id category p_A p_B p_C p_D correct", "arm_id question_id category"),
-    "metrics": _table(
+    "relative_norms": ("arm_id prompt_id layer norm relative_norm", "arm_id prompt_id layer"),
+    "preference": ("model pair_id user_id margin", "model pair_id"),
+    "questions": ("question_id subject question A B C D answer", "question_id"),
+    "choices": ("arm_id question_id category p_A p_B p_C p_D correct", "arm_id question_id category"),
+    "metrics": (
         "arm_id comparator split subgroup scorer metric value low high n n_clusters",
         "arm_id comparator split subgroup scorer metric",
     ),
-    "verdict": _table(
+    "verdict": (
         "method arm_id control_arm alpha alpha_low alpha_high toxicity_base toxicity change change_low change_high"
         " difference low high own_minus_shuffled own_low own_high distance distance_low distance_high"
         " perplexity_ratio kl_per_token control_kl shuffled_kl accuracy questions n effective_n sentence",
         "method",
     ),
+}
+SCHEMA: Mapping[str, Table] = {
+    name: Table(tuple(columns.split()), tuple(key.split()))
+    for name, (columns, key) in COLUMNS_AND_KEYS.items()
 }
 
 
@@ -236,11 +232,8 @@ def cached_rows(
 
     Each key is computed once however often it occurs. A kill loses at most one chunk. Rows are those of `keys`.
 
-    Args:
-        compute: for row numbers of `keys`, the table's other columns, row by row.
-        unit, what: of the progress bar.
-        chunk: rows of one part.
-        announce: called once with the row numbers of all that is to be computed, before the first is.
+    `compute` gives the table's other columns for row numbers of `keys`, row by row; a part has `chunk` rows. `announce`
+    is called once with the row numbers of all that is to be computed, before the first is.
     """
     key = list(SCHEMA[name].key)
     wanted = keys[key].astype("str").reset_index(drop=True)

@@ -45,9 +45,6 @@ def reference_answer(
         # A vector beside a logit rule steers the rule's base too; the base itself stays the reference.
         z_rule = z | {"base": z.get("steered", z["base"])}
         z_new = FORMULAS[request.method](z_rule, request.alpha)
-        if request.base_top_p < 1:
-            kept = TopPLogitsWarper(request.base_top_p)(torch.tensor([answer]), z["base"])
-            z_new = torch.where(kept.isneginf(), kept, z_new)
         temperature = settings.temperature
         if settings.js_sigma:
             js = reference_divergence(z_rule["base"], z["instructed"])

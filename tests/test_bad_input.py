@@ -67,7 +67,7 @@ PARAMS = [
     ("temperature: -0.1", "temperature must be at least 0"),
     ("top_p: 1.5", "top_p must be above 0 and at most 1"),
     ("top_p: 0", "top_p must be above 0"),
-    ("base_top_p: 0", "base_top_p must be above 0"),
+    ("top_p: 0", "top_p must be above 0"),
     ("train_share: 1", "train_share must be between 0 and 1"),
     ("dev_share: 0", "dev_share must be between 0 and 1"),
     ("repetition_penalty: 0", "repetition_penalty must be above 0"),
@@ -222,10 +222,14 @@ def test_check_lists_users_ratings_prompts_by_category_memory_time_and_the_key_t
         ),
         ("user_id,prompt,response\nu1,hi,yes\n", r"mine\.csv: column 'rating' is missing"),
         ("user_id,prompt,response,rating\nu1,hi,yes,5\n", r"min_ratings 8"),
+        (pilot().drop_duplicates("conversation_id").to_csv(index=False), "0 train and 0 held-out pairs"),
     ],
 )
 def test_check_refuses_a_bad_ratings_file_by_name_and_line(tmp_path, monkeypatch, capsys, ratings, named):
-    assert checked(tmp_path, PILOT, ratings, monkeypatch) == 2
+    params = PILOT.replace("03", "02_steering_vectors, 03").replace(
+        "prompts_per", "min_ratings: 3\nprompts_per"
+    )
+    assert checked(tmp_path, params if "pairs" in named else PILOT, ratings, monkeypatch) == 2
     errors = capsys.readouterr().err
     assert re.match(rf"steerlib: ratings: .*{named}", errors) and errors.count("\n") == 1
 

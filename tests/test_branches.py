@@ -4,7 +4,7 @@ import dataclasses
 import pandas as pd
 import pytest
 from reference import reference_answer, segment_at
-from test_decoding import DECODE, GREEDY, POPULATION, PROMPTS, SAMPLED, SIGNALS, VECTORS, answers
+from test_decoding import GREEDY, POPULATION, PROMPTS, SAMPLED, SIGNALS, VECTORS, answers
 from tiny import VOCAB, tiny_model
 from transformers import GPT2Config
 
@@ -35,10 +35,9 @@ def trained_grid(sampling: Sampling = SAMPLED) -> pd.DataFrame:
         [
             make_arms("base", **common),
             make_arms("anti_expert", [0, 1.5], branches=anti, **common),
-            make_arms("anti_expert", [0.5], profile="own", base_top_p=0.8, **common),
+            make_arms("anti_expert", [0.5], profile="own", **common),
             make_arms("expert_anti_expert", [0.5, 1.0], branches=BOTH, **common),
             make_arms("expert_anti_expert", [1.0], profile="own", branches=expert, **common),
-            make_arms("expert_anti_expert", [1.0], branches=BOTH, base_top_p=0.7, **common),
             make_arms("prompt_only", branches=expert, **common),
             make_arms("caa", [0.5], family=POPULATION, **common),
         ],
@@ -62,7 +61,7 @@ def test_a_sweep_in_small_batches_takes_trained_branches(tiny, others, tmp_path,
     arms = trained_grid()
     settings = {**SIGNALS, "branch_models": others}
     together = decode(tiny, PROMPTS, arms, **settings)
-    monkeypatch.setattr(DECODE, "CPU_BYTES", 0)
+    monkeypatch.setattr("steerlib.decoding.streams.CPU_BYTES", 0)
     swept = run_sweep(tiny, PROMPTS, arms, folder=tmp_path, **settings)
     assert answers(swept) == answers(together)
 
@@ -83,11 +82,11 @@ def test_the_base_as_both_branches_gives_the_base_answer(tiny):
         assert rows.kl_to_base.abs().max() < 1e-9
 
 
-@pytest.mark.parametrize(("method", "base_top_p"), [*zip(METHODS, (1.0, 0.8), strict=True)])
-def test_the_alpha_path_reads_trained_branches(tiny, others, method, base_top_p):
+@pytest.mark.parametrize("method", METHODS)
+def test_the_alpha_path_reads_trained_branches(tiny, others, method):
     names = {b: BOTH[b] for b in BOTH if b == "anti" or method == "expert_anti_expert"}
     given = {branch: others[branch] for branch in names}
-    settings = {"sampling": GREEDY, "branches": names, "base_top_p": base_top_p}
+    settings = {"sampling": GREEDY, "branches": names}
     segments = alpha_path(tiny, PROMPTS, make_arms(method, [2.0], **settings), branch_models=given)
     alphas = [0.0, 0.13, 0.77, 1.31, 1.93]
     arms = make_arms(method, alphas, **settings)

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from reference import FORMULAS, reference_answer
 
-from steerlib import decoding, rules
+from steerlib import rules
 from steerlib.decoding import Sampling, alpha_path, decode, make_arms, study_arms
 from steerlib.decoding.requests import make_requests
 from steerlib.evaluation import likelihood_margins
@@ -70,7 +70,7 @@ def test_likelihood_grid_and_figures_take_a_made_up_rule(tiny):
     study = study_arms(
         ["made_up"],
         ["shuffled"],
-        strengths=decoding.Strengths(alphas=[0.5]),
+        alphas=[0.5],
         vectors=[],
         model="m",
         contexts=CONTEXTS,

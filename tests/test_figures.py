@@ -92,7 +92,8 @@ def effect(arms, metrics) -> pd.DataFrame:
     both = [
         fg.points(metrics, arms, m, comparator=c) for m, c in (("toxicity", ""), ("perplexity_ratio", "arm0"))
     ]
-    return pd.concat(both, ignore_index=True)
+    rows = pd.concat(both, ignore_index=True)
+    return rows.assign(name=[fg.arm_name(row, method=False) for _, row in rows.iterrows()])
 
 
 def test_the_effect_has_curves_of_vectors_marks_of_other_rules_and_the_operating_range(metrics, arms):

@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 import torch
 
-from steerlib.decoding import Sampling, make_arms
+from steerlib.decoding import Factor, Sampling, make_arms
 from steerlib.reading import prompt_ids
-from steerlib.residual import Factor, VectorFamily, prompt_residuals
+from steerlib.residual import VectorFamily, prompt_residuals
 from steerlib.tables import write_table
 from steerlib.vectors import choose_threshold, prompt_projections, relative_norms
 

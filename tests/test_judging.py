@@ -27,7 +27,7 @@ ARMS = pd.concat(
         make_arms("sda", [2.0], profile="shuffled", factor=SIGMOID, sampling=STEEP),
         make_arms("instructed", profile="own", sampling=STEEP, ablation=True),
         make_arms("instructed", profile="own", sampling=PLAIN),
-        make_arms("sda", [2.0], profile="own", factor=1.0, sampling=PLAIN),
+        make_arms("sda", [2.0], profile="own", sampling=PLAIN),
         make_arms("sda", [2.0], profile="own", factor=SIGMOID, sampling=PLAIN, ablation=True),
     ],
     ignore_index=True,

@@ -189,11 +189,9 @@ def test_each_token_has_the_divergence_of_both_branches_read_alone(tiny):
         assert rows.js.tolist() == pytest.approx(js.tolist(), abs=1e-10)
 
 
-def test_what_is_unknown_too_long_cut_empty_or_without_context_is_refused(tiny):
-    given = {"style": "chat", "sampling": SHORT}
-    base, cut = make_arms("base", **given), make_arms("anti_expert", profile="own", base_top_p=0.9, **given)
+def test_what_is_unknown_too_long_empty_or_without_context_is_refused(tiny):
+    base = make_arms("base", style="chat", sampling=SHORT)
     for arms, pairs, named in (
-        (cut, PAIRS, cut["arm_id"].item()),
         (base, PAIRS.assign(dispreferred=["a", "", "b"]), "pair p1"),
         (base, PAIRS.assign(preferred="x" * 600), "pair p0"),
         (pd.concat([base, make_arms("base", sampling=SHORT)]), PAIRS, "chat, continuation"),

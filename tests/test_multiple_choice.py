@@ -196,7 +196,7 @@ def test_arms_of_all_kinds_answer_as_each_alone(tiny, letters, monkeypatch):
         make_arms("anti_expert", [1.0], profile="population", category="threat", contexts=CONTEXTS),
         make_arms("anti_expert", [1.0], profile="shuffled", contexts=CONTEXTS),
         make_arms("prompt_only", **OWN),
-        make_arms("sda", [2.0], factor=0.4, **OWN),
+        make_arms("sda", [0.8], **OWN),
         make_arms("made_up", [0.7], **OWN),
     ]
     arms = pd.concat(arms, ignore_index=True)
@@ -256,6 +256,8 @@ def test_what_is_missing_or_too_long_is_refused_naming_it(tiny):
     base = make_arms("base")
     with pytest.raises(ValueError, match=V.digest):
         ask_questions(tiny, QUESTIONS, make_arms("caa", [1.0], family=V), contexts=CONTEXTS)
+    with pytest.raises(ValueError, match="name the contexts"):
+        ask_questions(tiny, QUESTIONS, base)
     with pytest.raises(ValueError, match=QUESTIONS.question_id[0]):
         ask_questions(tiny, QUESTIONS.assign(question="why " * 200), base, contexts=CONTEXTS)
     with pytest.raises(ValueError, match=f"2 shots.*{QUESTIONS.subject[0]}"):

@@ -19,6 +19,7 @@ from steerlib.vectors import (
 )
 
 SPLITS = pd.DataFrame({"conversation_id": ["c1", "c2", "c3"], "user_id": "u", "split": "train"})
+SPLITS = pd.concat([SPLITS, SPLITS[:1].assign(conversation_id="c4", split="dev")])
 
 
 def ratings_with_margins(*margins):
@@ -31,12 +32,12 @@ def ratings_with_margins(*margins):
 
 
 def test_ties_make_no_pair(tmp_path):
-    ratings = ratings_with_margins(6, 5, 0)
-    assert pairs_from_ratings(ratings, SPLITS).conversation_id.tolist() == ["c1"]
+    ratings = ratings_with_margins(6, 5, 0, 8)
+    assert pairs_from_ratings(ratings, SPLITS).conversation_id.tolist() == ["c1", "c4"]
     pairs = pairs_from_ratings(ratings, SPLITS, tie=0).sort_values("pair_id", ignore_index=True)
-    assert pairs.conversation_id.tolist() == ["c1", "c2"]
-    assert pairs.preferred.tolist() == ["answer 56", "answer 55"]
-    assert pairs.dispreferred.tolist() == ["answer 50"] * 2
+    assert pairs.conversation_id.tolist() == ["c1", "c2", "c4"]
+    assert pairs.preferred.tolist() == ["answer 56", "answer 55", "answer 58"]
+    assert pairs.dispreferred.tolist() == ["answer 50"] * 3
     write_table(tmp_path, "pairs", pairs)
     pd.testing.assert_frame_equal(read_table(tmp_path, "pairs"), pairs)
 

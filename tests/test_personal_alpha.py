@@ -43,8 +43,6 @@ def test_each_category_gets_the_alpha_planted_in_it():
     found = chosen(*study()).set_index("group")
     assert found["alpha"].to_dict() == BEST
     assert found["arm_id"].to_dict() == {"insult": "ae2.0", "threat": "ae0.5"}
-    assert found["own"].all()
-    assert found["n_prompts"].tolist() == [18, 18]
     assert found["global_alpha"].nunique() == 1
     values, prompts = study()
     values.loc[values["arm_id"] == "base", "distance"] = 0.01  # nothing helps
@@ -56,11 +54,10 @@ def test_each_user_gets_an_alpha_of_its_own_where_it_has_dev_prompts_enough():
     found = chosen(values, prompts, by="user", min_prompts=6).set_index("group")
     assert found.loc[["u0", "u1", "u2"], "alpha"].tolist() == [1.0, 2.0, 0.5]
     fallen = chosen(values, prompts, by="user", min_prompts=7)
-    assert not fallen["own"].any()
     assert (fallen["alpha"] == fallen["global_alpha"]).all()
     prompts = prompts[(prompts["user_id"] != "u5") | (prompts["split"] == "test")]
     alphas = chosen(values, prompts, by="user", min_prompts=6).set_index("group", drop=False)
-    assert alphas.loc["u5", ["n_prompts", "own"]].tolist() == [0, False]
+    assert alphas.loc["u5", "alpha"] == alphas.loc["u5", "global_alpha"]
     tuned = tuned_arm(values, alphas, prompts, base_arm="base", scorer="planted")
     assert set(tuned["arm_id"]) == {"anti_expert-own-alpha-by-user"}
 

@@ -51,13 +51,10 @@ def test_its_size_and_planted_categories_are_as_promised() -> None:
     rated = utterances.groupby("user_id").size()
     assert len(rated) == 48 and rated.min() >= 8 and rated.max() <= 48
     assert utterances.groupby("user_id")["conversation_id"].nunique().min() >= 3
-    assert utterances["user_prompt"].nunique() >= 60
     assert set(utterances["prompt_category"]) == set(PROMPT_CATEGORIES)
     first = utterances[utterances["turn"] == 0]
     assert (first.groupby("conversation_id").size() == 4).all()
-    planted = survey.set_index("user_id")["planted_category"]
-    dealt = first.drop_duplicates("conversation_id")
-    assert not dealt.assign(group=dealt["user_id"].map(planted)).duplicated(["group", "user_prompt"]).any()
+    assert first.drop_duplicates("conversation_id")["user_prompt"].is_unique
 
 
 def test_its_planted_oddities_are_found_and_counted() -> None:

@@ -44,8 +44,7 @@ def test_a_template_without_system_role_gets_it_at_the_head_of_the_user_turn(tin
     monkeypatch.setattr(tiny.tokenizer, "chat_template", TEMPLATES[kind] + tiny.tokenizer.chat_template)
     turns = [MESSAGES[0], {"role": "user", "content": user}]
     assert tiny.tokenizer.decode(chat_ids(tiny, turns)) == f"<user>Be kind.\n\n{user}\n<assistant>"
-    turns = read_history(HISTORY)
-    ids = prompt_ids(tiny, user, style="chat", context="Be kind.", history=turns)
+    ids = prompt_ids(tiny, user, style="chat", context="Be kind.", history=HISTORY)
     expected = f"<user>Be kind.\n\nHi\n<assistant>Ho\n<user>{user}\n<assistant>"
     assert tiny.tokenizer.decode(ids) == expected
 
@@ -68,7 +67,7 @@ def test_a_model_that_can_think_first_is_told_not_to_unless_it_shall(tiny, monke
 
 
 def test_a_continuation_reads_the_context_before_the_prompt(tiny):
-    ids = prompt_ids(tiny, "Once", style="continuation", context="Kind text:", history=read_history(HISTORY))
+    ids = prompt_ids(tiny, "Once", style="continuation", context="Kind text:", history=HISTORY)
     assert tiny.tokenizer.decode(ids) == "Kind text:\n\nHi\n\nHo\n\nOnce"
 
 

@@ -10,7 +10,6 @@ from steerlib.rules import (
     SCORE_FUNCTIONS,
     amplification,
     anti_expert,
-    base_nucleus,
     expert_anti_expert,
     js_divergence,
     js_temperature,
@@ -42,15 +41,6 @@ def test_anti_expert_is_classifier_free_guidance_with_scale_one_plus_alpha():
 def test_a_constant_added_to_a_branch_leaves_the_distribution():
     shifted = expert_anti_expert(Z_BASE + 3, Z_EXPERT - 5, Z_ANTI + 7, 1.5)
     assert_close(shifted.softmax(-1), expert_anti_expert(Z_BASE, Z_EXPERT, Z_ANTI, 1.5).softmax(-1))
-
-
-def test_the_bases_nucleus_by_hand():
-    # probabilities 0.5, 0.2, 0.2, 0.1: above the second pair lie 0.5, above the last 0.9
-    z = torch.tensor([[0.2, 0.5, 0.1, 0.2]]).log().double()
-    for top_p, expected in [(0.4, "0100"), (0.55, "1101"), (0.85, "1101"), (0.95, "1111"), (1.0, "1111")]:
-        inside = base_nucleus(torch.cat([z, z]), torch.tensor([top_p, 1.0]))
-        assert "".join(str(int(kept)) for kept in inside[0]) == expected, top_p
-        assert inside[1].all()
 
 
 PLAIN = torch.tensor([[1.0, 0.0, -1.0]])

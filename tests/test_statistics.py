@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 from scipy.stats import binomtest, ttest_1samp
 from studies.interval_coverage import draw_study, simulate
+from studies.realtoxicity import sign_flip_test
 
 from steerlib.evaluation import cluster_interval, max_t_band, paired_interval
-from steerlib.evaluation.intervals import share_interval, sign_flip_test
+from steerlib.evaluation.intervals import share_interval
 
 REDUCTION = {"statistic": "reduction_percent"}
 

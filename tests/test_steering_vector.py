@@ -21,7 +21,7 @@ from steerlib.vectors import (
     random_vectors,
     save_family,
 )
-from steerlib.vectors.files import vectors_to_gguf
+from steerlib.vectors.steering_vector import vectors_to_gguf
 
 
 def drawn(seed, layers=(1, 2), **settings):

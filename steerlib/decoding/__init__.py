@@ -3,11 +3,11 @@
 # ruff: noqa: F401  (the names that notebooks and other rooms use)
 
 from steerlib.decoding.alpha_path import alpha_path
-from steerlib.decoding.arms import Strengths, amplification_factor, make_arms, study_arms, with_variants
+from steerlib.decoding.arms import amplification_factor, make_arms, study_arms, with_variants
 from steerlib.decoding.contexts import BranchModels, Contexts, branch_ids, default_contexts
 from steerlib.decoding.decode import decode
-from steerlib.decoding.requests import Inputs
+from steerlib.decoding.requests import Factor, Inputs
 from steerlib.decoding.sampling import Sampling
 from steerlib.decoding.sweep import ALIGNER_TEMPLATE, aligner_arms, run_aligner, run_sweep
-from steerlib.residual import Factor, VectorFamily
+from steerlib.residual import VectorFamily
 from steerlib.rules import RULES, Rule, anti_expert, expert_anti_expert, sda

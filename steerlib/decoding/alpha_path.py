@@ -7,19 +7,21 @@ that share it.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Unpack
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from steerlib.decoding.decode import NoiseKeys, check_finite, default_capacity, halved, prompt_tokens
+from steerlib.decoding.decode import NoiseKeys, check_finite, halved, prompt_tokens
 from steerlib.decoding.requests import Inputs, Request, make_requests
 from steerlib.decoding.sampling import Pieces, ScoreLines, upper_envelope
-from steerlib.decoding.streams import MultiModelStreams
+from steerlib.decoding.streams import MultiModelStreams, default_capacity
 from steerlib.models import FrozenModel, high_precision
 from steerlib.reading import with_thoughts
-from steerlib.rules import RULES, acting_on, base_nucleus, js_temperature
+from steerlib.rules import RULES, acting_on, js_temperature
 from steerlib.tables import SCHEMA
 
 ROW_BUDGET = 96
@@ -39,17 +41,13 @@ def alpha_path(
     At any alpha strictly inside a segment, `decode` at that alpha gives the segment's answer (the model in float64;
     in float32 another batch shape may part at a near-tie). The breakpoints are exact for the logits at hand.
 
-    Args:
-        arm: one row of the arms table, of a method that acts on logits, greedy or sampled with top_p = 1 (min_p is the
-            nucleus that goes with a path). Its alpha, above 0, is the end of the range. A temperature by divergence
-            and the base's own nucleus are exact too: they do not depend on alpha.
+    The arm is one row of the arms table, of a method that acts on logits, greedy or sampled with top_p = 1 (min_p is
+    the nucleus that goes with a path); a ValueError says that it is not. Its alpha, above 0, is the end of the range. A
+    temperature by divergence is exact too: it does not depend on alpha. The rest as in `decode`.
 
-    Other arguments and errors as in `decode`, and a ValueError for an arm that is none of these.
-
-    Returns:
-        The segments table, ordered by alpha within prompt and seed: `[alpha_low, alpha_high)`, the last closed;
-        without gap or overlap; neighbours differ. `complete` is false where `text` is only what the segment's alphas
-        have in common so far, see `ROW_BUDGET`. `nll_base` as in `decode`.
+    Returns the segments table, ordered by alpha within prompt and seed: `[alpha_low, alpha_high)`, the last closed;
+    without gap or overlap; neighbours differ. `complete` is false where `text` is only what the segment's alphas have
+    in common so far, see `ROW_BUDGET`.
 
     Source: ours. Och (ACL 2003) walks the upper envelope of lines over one model weight for given lists of
     translations; here every step of decoding has an envelope of its own, and the lines may bend.
@@ -74,8 +72,16 @@ def alpha_path(
     batches = [requests[first : first + together] for first in range(0, len(requests), together)]
 
     grown = halved(batches, lambda batch: AlphaPathTrees(models, batch, alpha_max).grow())
-    found = [segment for segments in grown for segment in segments]
-    return _merged(pd.DataFrame(found, columns=[*SCHEMA["segments"].columns]), requests)
+    segments = pd.DataFrame(list(chain.from_iterable(grown)), columns=[*SCHEMA["segments"].columns])
+    order = {(r.prompt_id, r.seed): i for i, r in enumerate(requests)}
+    place = pd.Series([order[key] for key in zip(segments.prompt_id, segments.seed, strict=True)], dtype=int)
+    rows = np.lexsort([segments.alpha_low, place])
+    segments, place = segments.iloc[rows].reset_index(drop=True), place.iloc[rows].reset_index(drop=True)
+    # Neighbours with the same answer are one segment.
+    answer = pd.DataFrame({"ids": segments.token_ids.map(tuple), "complete": segments.complete, "of": place})
+    starts = (answer != answer.shift()).any(axis=1)
+    ends = segments.groupby(starts.cumsum()).alpha_high.last()
+    return segments[starts].assign(alpha_high=ends.to_numpy()).reset_index(drop=True)
 
 
 class AlphaPathTrees:
@@ -120,7 +126,10 @@ class AlphaPathTrees:
             self._close(stopped, complete=True, stopped=True)
             if step + 1 == self.sampling.max_new_tokens:
                 break
-            self._close(self._over_budget(), complete=False)
+            # Nodes that are not among their tree's widest, as many as the budget has room for.
+            width = pd.Series((self.high - self.low).tolist(), dtype=float).groupby(self.tree.tolist())
+            crowded = (width.rank(method="first", ascending=False) > self.nodes).tolist()
+            self._close(torch.tensor(crowded, dtype=torch.bool, device=z.device), complete=False)
             if not len(self.tree):
                 break
             self.slots, z = self.streams.append(self.slots, self.tokens[:, -1], z.shape[1])
@@ -140,15 +149,11 @@ class AlphaPathTrees:
 
         def lines(nodes: Tensor) -> ScoreLines:
             # Alpha is the path's own; the prompt's factor lies in the slope.
-            branches, limit = self._branches(z, nodes), self.requests[0].base_top_p
+            branches = self._branches(z, nodes)
             intercept, slope = self.rule.line({name: high_precision(one) for name, one in branches.items()})
-            slope = slope * self.factor[self.tree[nodes], None]
-            if limit < 1:
-                outside = ~base_nucleus(branches["base"], torch.full_like(branches["base"][:, 0], limit))
-                intercept, slope = intercept.masked_fill(outside, -torch.inf), slope.masked_fill(outside, 0)
             return ScoreLines(
                 intercept,
-                slope,
+                slope * self.factor[self.tree[nodes], None],
                 temperature=temperature[nodes],
                 noise=None if noise is None else noise[place[nodes]],
                 seen=self.seen[nodes],
@@ -176,12 +181,6 @@ class AlphaPathTrees:
         for name in ("tree", "low", "high", "slots", "tokens", "nll", "seen"):
             setattr(self, name, getattr(self, name)[nodes])
 
-    def _over_budget(self) -> Tensor:
-        """Nodes that are not among their tree's widest, as many as the budget has room for."""
-        width = pd.Series((self.high - self.low).tolist(), dtype=float)
-        rank = width.groupby(self.tree.tolist()).rank(method="first", ascending=False)
-        return torch.tensor((rank > self.nodes).tolist(), dtype=torch.bool, device=self.tree.device)
-
     def _close(self, nodes: Tensor, *, complete: bool, stopped: bool = False) -> None:
         """Write nodes down as segments and drop them."""
         if not nodes.any():
@@ -197,17 +196,3 @@ class AlphaPathTrees:
             row |= {"stopped": stopped, "nll_base": sum(nll[thoughts:])}
             self.segments.append(row)
         self._keep(~nodes)
-
-
-def _merged(segments: pd.DataFrame, requests: Sequence[Request]) -> pd.DataFrame:
-    """Segments in the requests' order and by alpha, neighbours with the same answer made one."""
-    place = {(r.prompt_id, r.seed): i for i, r in enumerate(requests)}
-    segments["order"] = [place[key] for key in zip(segments.prompt_id, segments.seed, strict=True)]
-    segments = segments.sort_values(["order", "alpha_low"], ignore_index=True)
-    answer = pd.DataFrame(
-        {"ids": segments.token_ids.map(tuple), "complete": segments.complete, "order": segments.order}
-    )
-    starts = (answer != answer.shift()).any(axis=1)
-    merged = segments[starts].reset_index(drop=True)
-    merged["alpha_high"] = segments.groupby(starts.cumsum()).alpha_high.last().to_numpy()
-    return merged.drop(columns="order")

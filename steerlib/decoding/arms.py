@@ -4,14 +4,15 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import pandas as pd
 
 from steerlib.decoding.contexts import TEMPLATES, Contexts, default_contexts
+from steerlib.decoding.requests import Factor
 from steerlib.decoding.sampling import Sampling
-from steerlib.residual import Factor, VectorFamily
+from steerlib.residual import VectorFamily
 from steerlib.rules import acting_on, amplification, check_method
 
 PROFILES = ("none", "own", "shuffled", "population")
@@ -25,13 +26,12 @@ def make_arms(
     contexts: Contexts | None = None,
     profile: str = "none",
     category: str = "",
-    factor: Factor | float | None = None,
+    factor: Factor | None = None,
     family: VectorFamily | None = None,
     vector_alpha: float = 0.0,
     positions: str = "all",
     style: str = "continuation",
     sampling: Sampling | None = None,
-    base_top_p: float = 1.0,
     branches: Mapping[str, str] | None = None,
     ablation: bool = False,
 ) -> pd.DataFrame:
@@ -41,16 +41,12 @@ def make_arms(
         alphas: strengths, dimensionless; that of "sda" is k.
         model: name of the frozen model, see `FrozenModel.name`.
         contexts: by category, what the arm's branches read; None for the style's defaults. Their hash is a setting.
-        profile: whose category steers: "own" (the user's c*(u)), "shuffled" (another one, the control), "population"
-            (one for all, named by `category`), "none" for an arm without a context. Vectors by user are "own" or
-            "shuffled" as their family is.
-        factor: what alpha is multiplied by: a number, or a value for each prompt; None for 1.
+        profile: whose category, or vector, steers: "own" (the user's c*(u)), "shuffled" (another one, the control),
+            "population" (one for all, named by `category`), "none" for an arm without a context.
+        factor: what alpha is multiplied by, prompt by prompt; None for 1.
         vector_alpha: strength of a vector beside a logit rule: all context branches and the rule's base have it.
         positions: where vectors are added, see `steered_positions`.
-        base_top_p: logit rules choose within the base's own nucleus of this mass, see `base_nucleus`; 1 for no such
-            limit, as in STEER-Away.
-        branches: names of trained models that stand for a context, by branch. An arm without a context left has
-            profile "none".
+        branches: names of trained models that stand for a context, by branch.
         ablation: the arm is a part of a method under study, shown as a control.
 
     Returns:
@@ -58,52 +54,39 @@ def make_arms(
         included); `variant` is empty, see `with_variants`. A ValueError names a setting that the method cannot have.
     """
     rule, trained, contexts = check_method(method), dict(branches or {}), contexts or default_contexts(style)
-    sampling, reads, on_logits = (
-        sampling or Sampling(),
-        {*rule.context_branches} - {*trained},
-        rule.acts_on == "logits",
-    )
-    by_user = family is not None and rule.acts_on == "residual" and family.vector_user
-    vector = family.name if family else ""
-    for fine, problem in (
-        (style in TEMPLATES, f"style {style!r} is none of {', '.join(TEMPLATES)}"),
-        (profile in PROFILES, f"profile {profile!r} is none of {', '.join(PROFILES)}"),
-        ({*trained} <= {*rule.context_branches}, f"has no branch to be a trained model among {[*trained]}"),
-        (not category or category in contexts, f"category {category!r} is none of {', '.join(contexts)}"),
-        ((profile == "population") == bool(category), f"profile {profile!r} with category {category!r}"),
-        (
-            by_user or bool(reads) == (profile != "none"),
-            f"does not go with profile {profile!r} and its branches",
+    sampling, reads = sampling or Sampling(), {*rule.context_branches} - {*trained}
+    on_logits, on_residual = (rule.acts_on == place for place in ("logits", "residual"))
+    by_user = family is not None and on_residual and family.vector_user
+    vector, beside = family.name if family else "", on_logits and family is not None
+    problems = {
+        f"style {style!r} is none of {', '.join(TEMPLATES)}": style in TEMPLATES,
+        f"profile {profile!r} is none of {', '.join(PROFILES)}": profile in PROFILES,
+        f"has no branch to be a trained model among {[*trained]}": {*trained} <= {*rule.context_branches},
+        f"category {category!r} is none of {', '.join(contexts)}": not category or category in contexts,
+        f"profile {profile!r} with category {category!r}": (profile == "population") == bool(category),
+        f"does not go with profile {profile!r} and its branches": by_user
+        or bool(reads) == (profile != "none"),
+        f"profile {profile!r} with vector {vector!r} of {by_user!r} users": not by_user or profile == by_user,
+        "needs a vector": not on_residual or family,
+        f"with vector {vector!r}: a vector goes with 'caa' or a logit rule": not family or rule.has_alpha,
+        f"vector_alpha {vector_alpha} is not finite": math.isfinite(vector_alpha),
+        f"vector_alpha {vector_alpha} with vector {vector!r}: of a vector beside a logit rule": (
+            (vector_alpha != 0) == beside
         ),
-        (
-            not by_user or profile == by_user,
-            f"profile {profile!r} with vector {vector!r} of {by_user!r} users",
-        ),
-        (rule.acts_on != "residual" or family, "needs a vector"),
-        (not family or rule.has_alpha, f"with vector {vector!r}: a vector goes with 'caa' or a logit rule"),
-        (
-            math.isfinite(vector_alpha) and (vector_alpha != 0) == (on_logits and bool(family)),
-            f"with vector {vector!r} and vector_alpha {vector_alpha}: the finite strength beside a logit rule",
-        ),
-        (factor is None or rule.has_alpha, f"has no alpha for factor {factor} to multiply"),
-        (0 < base_top_p <= 1, f"base_top_p {base_top_p} is not in (0, 1]"),
-        (base_top_p == 1 or on_logits, f"base_top_p {base_top_p} is for logit rules"),
-        (
-            not sampling.js_sigma or rule.instructed,
-            f"js_sigma {sampling.js_sigma} needs an instructed branch",
-        ),
-    ):
+        f"has no alpha for a factor ({factor and factor.name!r}) to multiply": not factor or rule.has_alpha,
+        f"js_sigma {sampling.js_sigma} needs an instructed branch": not sampling.js_sigma or rule.instructed,
+    }
+    for problem, fine in problems.items():
         if not fine:
             raise ValueError(f"method {method!r}: {problem}")
-    by_prompt = isinstance(factor, Factor)
     read = {name: {b: text for b, text in texts.items() if b in reads} for name, texts in contexts.items()}
     settings = {
         "model": model,
         "contexts": _hash(read) if reads else "",
         "method": method,
         "alpha": 0.0,
-        "unit": family.unit if family and rule.acts_on == "residual" else "",
-        "factor": factor.name if by_prompt else "" if factor is None else f"{factor:g}",
+        "unit": family.unit if family and on_residual else "",
+        "factor": factor.name if factor else "",
         "profile": profile,
         "category": category,
         "family": vector,
@@ -115,7 +98,6 @@ def make_arms(
         "positions": positions if family else "",
         "style": style,
         **vars(sampling),
-        "base_top_p": float(base_top_p),
         "branches": json.dumps(trained, sort_keys=True) if trained else "",
     }
     control = "shuffled_profile" if profile == "shuffled" else family.control if family else ""
@@ -127,7 +109,7 @@ def make_arms(
                 f"alpha of {method!r} must be finite, and 0 or more for a logit rule, not {alpha}"
             )
         row = settings | {"alpha": alpha}
-        name = arm_id(row, factor.digest if by_prompt else "")
+        name = arm_id(row, factor.digest if factor else "")
         rows.append({"arm_id": name, **row, "control": control, "variant": ""})
     return pd.DataFrame(rows)
 
@@ -180,44 +162,35 @@ CONTROLS = ("prompt_only", "shuffled", "random")
 ABLATIONS = ("instructed", "steering_only", "temperature_only", "fixed")
 
 
-@dataclass(frozen=True)
-class Strengths:
-    """The grid of each method: logit rules, vectors (everybody's, users'; those where there are none), and SDA.
-
-    `vector_alpha` is that of the population's vector beside each logit rule; 0 for no such arms.
-    """
-
-    alphas: Sequence[float] = ()
-    caa_alphas: Sequence[float] = ()
-    composed_alphas: Sequence[float] = ()
-    sda_ks: Sequence[float] = ()
-    vector_alpha: float = 0.0
-
-
 def study_arms(
     methods: Sequence[str],
     controls: Sequence[str],
     *,
-    strengths: Strengths,
+    alphas: Sequence[float] = (),
+    caa_alphas: Sequence[float] = (),
+    composed_alphas: Sequence[float] = (),
+    sda_ks: Sequence[float] = (),
+    vector_alpha: float = 0.0,
     vectors: Sequence[VectorFamily],
     model: str,
     contexts: Contexts,
     positions: str,
     style: str,
     sampling: Sampling,
-    base_top_p: float = 1.0,
     branches: Mapping[str, str] | None = None,
-    amplification: Factor | float = 1.0,
+    amplification: Factor | None = None,
     gate: Factor | None = None,
     more_positions: Sequence[str] = (),
 ) -> pd.DataFrame:
     """Arms table of a study: the base, each method over its alphas, and the controls beside them.
 
     Args:
-        methods: those with an alpha, see `RULES`.
         controls: of "prompt_only" (the expert context as a prompt), "shuffled" (another user's category, or vector),
             "random" (a random vector); and of SDA's ablations "instructed" (the instruction as a prompt),
             "steering_only" (one temperature throughout), "temperature_only" (k = 0), "fixed" (a = 1 for every prompt).
+        alphas, caa_alphas, composed_alphas, sda_ks: of the logit rules, everybody's vectors, users' vectors (if none,
+            those of everybody's), and SDA.
+        vector_alpha: of the population's vector beside each logit rule; 0 for no such arms.
         vectors: all families; controls among them are used where `controls` names them.
         sampling: its `js_sigma` is that of rules with an instructed branch alone, as is `amplification`, their factor.
         branches: each method takes those of its own; where none of them is left to a context, it has no shuffled
@@ -239,10 +212,10 @@ def study_arms(
     rules = [check_method(name) for name in acting_on("logits") if name in methods]
     arms = [make("base")]
     for rule in (rule for rule in rules if not rule.instructed):
-        steer = partial(make, rule.name, strengths.alphas, base_top_p=base_top_p)
+        steer = partial(make, rule.name, alphas)
         arms += _by_profile(steer, rule.name, controls, branches)
-        if strengths.vector_alpha:
-            beside = {"vector_alpha": strengths.vector_alpha, "positions": positions}
+        if vector_alpha:
+            beside = {"vector_alpha": vector_alpha, "positions": positions}
             for family in for_all:
                 arms += _by_profile(partial(steer, family=family, **beside), rule.name, (), branches)
     if "prompt_only" in controls:
@@ -250,7 +223,7 @@ def study_arms(
     for rule in (rule for rule in rules if rule.instructed):
         own = {"profile": "own", "factor": amplification}
         steer, zero = (
-            partial(build, rule.name, strengths.sda_ks, **own),
+            partial(build, rule.name, sda_ks, **own),
             partial(build, rule.zero, profile="own"),
         )
         falls = bool(sampling.js_sigma)
@@ -260,7 +233,7 @@ def study_arms(
             "instructed": (True, partial(zero, sampling=plain)),
             "steering_only": (falls, partial(steer, sampling=plain, ablation=True)),
             "temperature_only": (falls, partial(zero, sampling=sampling, ablation=True)),
-            "fixed": (amplification != 1, partial(steer, factor=1.0, sampling=sampling, ablation=True)),
+            "fixed": (amplification, partial(steer, factor=None, sampling=sampling, ablation=True)),
         }
         arms += [steer(sampling=sampling)]
         arms += [part() for name, (differs, part) in parts.items() if name in controls and differs]
@@ -270,10 +243,10 @@ def study_arms(
         wanted = {"": True, "random_vector": "random" in controls, "shuffled_profile": "shuffled" in controls}
         for family in (one for one in vectors if wanted[one.control]):
             own, profile = (
-                strengths.composed_alphas if family.vector_user else (),
+                composed_alphas if family.vector_user else (),
                 family.vector_user or "none",
             )
-            steer = partial(make, method, own or strengths.caa_alphas, family=family, profile=profile)
+            steer = partial(make, method, own or caa_alphas, family=family, profile=profile)
             arms += [steer(positions=positions)]
             if family in for_all:
                 arms += [steer(positions=where) for where in more_positions]

@@ -20,7 +20,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from steerlib.models import FrozenModel
 from steerlib.reading import TokenIds, batches_by_length, left_padded
-from steerlib.residual import Output
+from steerlib.residual import Output, changed
 
 SHORTEST_SHARED_PREFIX = 8
 
@@ -206,7 +206,8 @@ def run_spans(
                 cache.copy_rows(of, rows, columns, block=block, before=columns.stop - width)
                 skip = nullcontext()
                 if block in inputs:
-                    received = part(inputs[block], [sources.index(row) for row in of], width)
+                    at = [sources.index(row) for row in of]
+                    received = changed(inputs[block], lambda h, at=at, width=width: h[at, -width:])
                     skip = skipped_blocks(frozen.blocks[:block], received)
                 with skip:
                     run(rows, width)
@@ -219,19 +220,9 @@ def block_inputs(blocks: nn.ModuleList, wanted: Iterable[int]) -> Generator[dict
     outputs: dict[int, Output] = {}
     with ExitStack() as stack:
         for n in {*wanted} - {0}:
-
-            def hook(block: nn.Module, inputs: tuple, output: Output, n: int = n) -> None:  # noqa: ARG001
-                outputs[n] = output
-
-            stack.callback(blocks[n - 1].register_forward_hook(hook).remove)
+            hook = blocks[n - 1].register_forward_hook(lambda *block, n=n: outputs.update({n: block[-1]}))
+            stack.enter_context(hook)
         yield outputs
-
-
-def part(output: Output, rows: Sequence[int], width: int) -> Output:
-    """Some rows and the last columns of a block's output, in the form that the block returns it in."""
-    residual = output[0] if isinstance(output, tuple) else output
-    rest = residual[torch.tensor(rows, device=residual.device), -width:]
-    return (rest, *output[1:]) if isinstance(output, tuple) else rest
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import pandas as pd
 
 from steerlib.models import FrozenModel
-from steerlib.reading import Messages, TokenIds, prompt_ids
+from steerlib.reading import TokenIds, prompt_ids
 from steerlib.tables import ATTRIBUTE_COLUMNS
 
 Contexts = Mapping[str, Mapping[str, str]]
@@ -80,7 +80,7 @@ def branch_ids(
     category: str,
     style: str,
     contexts: Contexts,
-    history: Messages = (),
+    history: str = "",
 ) -> TokenIds:
     """Token ids that one branch reads: the prompt alone ("base", "steered"), or with the branch's context.
 
@@ -108,8 +108,7 @@ def check_branch_models(frozen: FrozenModel, arms: pd.DataFrame, models: BranchM
     for branch, model in models.items():
         what, other = f"the {branch} model {model.name!r}", model.tokenizer.get_vocab()
         if base != other:
-            different = [t for t in base.keys() | other.keys() if base.get(t) != other.get(t)]
-            token = min(different, key=lambda t: (min(v[t] for v in (base, other) if t in v), t))
+            _, token = min((index, token) for token, index in base.items() ^ other.items())
             raise ValueError(
                 f"{what} has another vocabulary than the base {frozen.name!r}: token {token!r} is "
                 f"{other.get(token, 'missing')} there and {base.get(token, 'missing')} in the base"

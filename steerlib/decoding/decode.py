@@ -19,14 +19,12 @@ from torch import Tensor
 
 from steerlib.decoding.requests import Inputs, Request, make_requests
 from steerlib.decoding.sampling import NEAR_TIE, choose, gumbel_noise, penalise_, text_hash
-from steerlib.decoding.streams import MultiModelStreams
-from steerlib.models import FrozenModel, high_precision, row_size
+from steerlib.decoding.streams import MultiModelStreams, default_capacity
+from steerlib.models import FrozenModel, high_precision
 from steerlib.reading import with_thoughts
 from steerlib.residual import ResidualDose, steering_hooks, vectors_by_key
-from steerlib.rules import RULES, base_nucleus, js_temperature
+from steerlib.rules import RULES, js_temperature
 
-CPU_CAPACITY, CPU_BYTES = 384, 3 * 2**29
-"""Rows of a forward pass at most, and the memory that they may take; more rows gain no speed."""
 Progress = Callable[[int], object]
 Result = TypeVar("Result")
 
@@ -46,20 +44,15 @@ def decode(
     choice. The noise depends on (seed, prompt, step, token) alone, so arms are paired, and alpha = 0 gives the answer
     of the rule's zero token for token (on a GPU the two are different rows of one product, equal up to near-ties).
 
-    Args:
-        prompts, arms, seeds, inputs: see `make_requests`, whose errors come before anything is decoded.
-        reference: keep the unsteered base beside every answer. Without it, steered answers of a vector cost half the
-            rows, and `nll_base` and `kl_to_base` are missing.
+    Prompts, arms, seeds and inputs as for `make_requests`, whose errors come before anything is decoded. Without
+    `reference`, the unsteered base beside every answer, steered answers of a vector cost half the rows, and `nll_base`
+    and `kl_to_base` are missing.
 
-    Returns:
-        The generations table: `nll_base` is the answer's summed negative log-likelihood under the unsteered base
-        in nats, `kl_to_base` the summed KL(steered || base) of its steps in nats (both before penalty and temperature;
-        steered means within the base's nucleus where the arm has one, the base is the whole of it), `near_ties` the
-        steps whose two best scores were closer than 1e-3. Thoughts
-        (`<think>...</think>`) stand in `text` and `token_ids`, and count in none of the numbers.
-
-    Raises:
-        FloatingPointError: a logit that is not finite; arm, prompt, step and precision are named.
+    In the generations table that is returned, `nll_base` is the answer's summed negative log-likelihood under the
+    unsteered base in nats, `kl_to_base` the summed KL(steered || base) of its steps in nats (both before penalty and
+    temperature), `near_ties` the steps whose two best scores were closer than 1e-3. Thoughts (`<think>...</think>`)
+    stand in `text` and `token_ids`, and count in none of the numbers. A FloatingPointError names arm, prompt, step and
+    precision where a logit is not finite.
     """
     requests = make_requests(frozen, prompts, arms, seeds=seeds, **inputs)
     return decode_requests(frozen, requests, reference=reference, **inputs)
@@ -117,14 +110,13 @@ def decode_requests(
 
     if n == 1:
         return decoded(0)
+    running = [_pool(n).submit(decoded, number) for number in range(n)]
     try:
-        running = [_pool(n).submit(decoded, number) for number in range(n)]
-        try:
-            return pd.concat([one.result() for one in running], ignore_index=True)
-        except BaseException:
-            stop.set()
-            wait(running)
-            raise
+        return pd.concat([one.result() for one in running], ignore_index=True)
+    except BaseException:
+        stop.set()
+        wait(running)
+        raise
     finally:
         torch.set_num_threads(threads)
 
@@ -166,22 +158,6 @@ def halved(
             pending = [batch[:half], batch[half:], *pending]
         else:
             yield found
-
-
-def default_capacity(models: Sequence[FrozenModel], requests: Sequence[Request]) -> int:
-    """Rows of a forward pass: as many as half of the free GPU memory, or `CPU_BYTES`, holds in the largest model."""
-    device, size = models[0].device, row_bytes(models, requests)
-    if device.type != "cuda":
-        return max(8, min(CPU_CAPACITY, CPU_BYTES // size))
-    # What torch has reserved and not given out counts as used by the driver, and is free for the next batch.
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return max(8, int((torch.cuda.mem_get_info(device)[0] + unused) / 2 // size))
-
-
-def row_bytes(models: Sequence[FrozenModel], requests: Sequence[Request]) -> int:
-    """Bytes of one row of a forward pass in the largest model, for the longest of some answers."""
-    tokens = max(len(s.ids) + r.sampling.max_new_tokens for r in requests for s in r.branches.values())
-    return max(row_size(frozen.model.config, frozen.dtype, tokens) for frozen in models)
 
 
 class NoiseKeys:
@@ -232,13 +208,12 @@ class Batch:
     ) -> None:
         self.frozen, self.requests, self.reference = models[""], requests, reference
         self.device = device = self.frozen.device
-        settings = [vars(r.sampling) | {"alpha": r.alpha, "base_top_p": r.base_top_p} for r in requests]
+        settings = [vars(r.sampling) | {"alpha": r.alpha} for r in requests]
         numbers = pd.DataFrame(settings).drop(columns="penalty_scope").astype(float)
         dtype = torch.promote_types(self.frozen.dtype, torch.float32)
         self.of = {name: torch.tensor(numbers[name].to_numpy(), dtype=dtype).to(device) for name in numbers}
         self.budget = self.of.pop("max_new_tokens").long()
         self.longest = int(self.budget.max())
-        self.limited = bool((self.of["base_top_p"] < 1).any())
         self.divergent = bool((self.of["js_sigma"] > 0).any())
         self.noise = NoiseKeys(requests, device) if (self.of["temperature"] > 0).any() else None
         self.streams = MultiModelStreams(
@@ -246,16 +221,13 @@ class Batch:
         )
         self.names = sorted({name for r in requests for name in r.branches})
         slot = self.streams.slot
-        self.slots = torch.tensor(
-            [[slot.get(r.branches.get(name), -1) for name in self.names] for r in requests], device=device
-        )
+        slots = [[slot.get(r.branches.get(name), -1) for name in self.names] for r in requests]
+        self.slots = torch.tensor(slots, device=device)
         # The rule's base: a vector beside a logit rule steers it too.
         own_base = [self.names.index("steered" if "steered" in r.branches else "base") for r in requests]
         self.own_base = torch.tensor(own_base, device=device)
-        self.members = {
-            method: torch.tensor([r.method == method for r in requests], device=device)
-            for method in {r.method for r in requests}
-        }
+        methods = [r.method for r in requests]
+        self.members = {one: torch.tensor([m == one for m in methods], device=device) for one in {*methods}}
         self.live = torch.arange(len(requests), device=device)
         self.stop_ids = torch.tensor(sorted(self.frozen.stop_ids), device=device)
         self.tokens = torch.zeros(len(requests), self.longest, dtype=torch.long, device=device)
@@ -291,10 +263,6 @@ class Batch:
             if len(mine):
                 branches = self._branches(z, live[mine], RULES[method].branches)
                 z_new[mine] = RULES[method].steer(branches, of["alpha"][mine])
-        if self.limited:
-            mine = (of["base_top_p"] < 1).nonzero()[:, 0]
-            inside = base_nucleus(z[base[mine]], of["base_top_p"][mine])
-            z_new[mine] = z_new[mine].masked_fill_(~inside, -torch.inf)
         if self.reference:
             log_norm, kl = self._divergence(z, z_new, base)
         penalise_(z_new, self.seen[live], of["repetition_penalty"])
@@ -333,18 +301,13 @@ class Batch:
         return temperature
 
     def _divergence(self, z: Tensor, z_new: Tensor, base: Tensor) -> tuple[Tensor, Tensor]:
-        """Log normaliser of each row's base, and KL(steered || base), before penalty and temperature.
-
-        What the base's nucleus cuts has probability 0 in the steered distribution and adds nothing to the KL.
-        """
+        """Log normaliser of each row's base, and KL(steered || base), before penalty and temperature."""
         distinct, place = base.unique(return_inverse=True)
         log_norm = z[distinct].logsumexp(-1)[place]
         steered = ((self.slots[self.live] >= 0).sum(-1) > 1).nonzero()[:, 0]
         z_steered = z_new[steered]
         new_norm = z_steered.logsumexp(-1)
         difference = z_steered - z[base[steered]]
-        if self.limited:
-            difference.masked_fill_(z_steered.isneginf(), 0)
         weighted = z_steered.sub_(new_norm[:, None]).exp_().mul_(difference).sum(-1)
         kl = torch.zeros_like(log_norm)
         kl[steered] = (weighted - new_norm + log_norm[steered]).clamp_min(0)

@@ -273,7 +273,12 @@ def _dominance(
     look: few, once intervals are narrow. `scores` are those at t = 0, noise included where it counts, `(rows, vocab)`;
     `floor` is value and slope of the nucleus's lower edge, `(rows,)` each, and rivals below it are none.
     """
-    left, right = _unbent(probe, winner)
+    # Where the winner's logit keeps its sign: everywhere if it has no penalty.
+    x, dx = _at(probe.x, winner), _at(probe.lines.slope, winner)
+    outward = torch.where(x < 0, -dx, dx)
+    bends = _at(probe.lines.seen, winner) & (probe.lines.penalty != 1)
+    left = torch.where(bends & (outward > 0), -x / dx, -torch.inf)
+    right = torch.where(bends & (outward < 0), -x / dx, torch.inf)
     top, rise = _at(scores, winner), _at(probe.slope, winner)
     reach = (probe.slope - rise[:, None]).abs_().mul_(probe.half[:, None])
     row, token = (reach > top[:, None] - scores).nonzero().unbind(-1)
@@ -285,17 +290,6 @@ def _dominance(
     ahead, behind = (start < stop) & (start >= 0), (start < stop) & (stop <= 0)
     right = right.scatter_reduce(0, row[ahead], start[ahead], "amin")
     left = left.scatter_reduce(0, row[behind], stop[behind], "amax")
-    return left, right
-
-
-def _unbent(probe: _Probe, token: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the token's logit keeps its sign around t = 0; everywhere if it has no penalty."""
-    x, dx = _at(probe.x, token), _at(probe.lines.slope, token)
-    zero = -x / dx
-    outward = torch.where(x < 0, -dx, dx)
-    bends = _at(probe.lines.seen, token) & (probe.lines.penalty != 1)
-    left = torch.where(bends & (outward > 0), zero, -torch.inf)
-    right = torch.where(bends & (outward < 0), zero, torch.inf)
     return left, right
 
 

@@ -8,8 +8,8 @@ import pandas as pd
 
 from steerlib.decoding.alpha_path import alpha_path as path_of
 from steerlib.decoding.arms import make_arms
-from steerlib.decoding.contexts import Contexts
 from steerlib.decoding.decode import decode
+from steerlib.decoding.requests import Inputs
 from steerlib.decoding.sampling import Sampling
 from steerlib.models import FrozenModel
 from steerlib.reading import after_thinking
@@ -51,10 +51,8 @@ def steer(
         expert, anti: desired and undesired context: a text before the prompt, a system message in style "chat".
         vector: steering vectors by layer, for instance a `SteeringVector`, instead of contexts.
         alpha: one strength or several, 0 or more with contexts; 0 is the unsteered answer.
-        unit: of the vector's alpha: "vector", or "residual" for shares of the residual's norm, see `in_unit`.
-        positions: where the vector is added, see `steered_positions`.
-        max_new_tokens, temperature, top_p, repetition_penalty: see `Sampling`; temperature 0 is greedy.
-        seed: of the sampling noise, which all alphas share.
+        unit, positions: of the vector, see `in_unit` and `steered_positions`.
+        max_new_tokens, temperature, top_p, repetition_penalty, seed: see `Sampling`; all alphas share the noise.
         scorer: adds the column `toxicity`, see `load_scorer`.
 
     Returns:
@@ -67,24 +65,18 @@ def steer(
         ValueError: an empty or too long prompt, an expert alone, contexts and a vector or neither, or a setting out
             of range.
     """
-    method, contexts = _method(expert, anti, vector)
+    method, signal = _method(expert, anti, vector)
     alphas = [float(one) for one in np.atleast_1d(np.asarray(alpha, dtype=float))]
-    choice: dict[str, Any] = {
-        "temperature": temperature,
-        "top_p": top_p,
-        "repetition_penalty": repetition_penalty,
-    }
-    common: dict[str, Any] = {
-        "model": model.name,
-        "style": style,
-        "sampling": Sampling(**choice, max_new_tokens=max_new_tokens),
-    }
-    family = None if vector is None else VectorFamily(GIVEN, {"": in_unit(model, vector, unit)}, unit=unit)
-    signal: dict[str, Any] = {"family": family, "positions": positions} if family else _signal(contexts)
+    choice: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens}
+    sampling, families = Sampling(**choice, repetition_penalty=repetition_penalty), []
+    if vector is not None:
+        families = [VectorFamily(GIVEN, {"": in_unit(model, vector, unit)}, unit=unit)]
+        signal |= {"family": families[0], "positions": positions}
+    common: dict[str, Any] = {"model": model.name, "style": style, "sampling": sampling}
     steered = make_arms(method, dict.fromkeys(alphas), **signal, **common)
     arms = pd.concat([make_arms("base", **common), steered], ignore_index=True)
-    families = [family] if family else []
-    rows = decode(model, _frame(prompt), arms, seeds=[seed], contexts=contexts, vectors=families)
+    given: Inputs = {"contexts": signal.get("contexts"), "vectors": families}
+    rows = decode(model, _frame(prompt), arms, seeds=[seed], **given)
     rows = rows.merge(arms[["arm_id", "method", "control", "alpha"]], on="arm_id")
     rows["kl_per_token"] = rows.kl_to_base / rows.n_tokens
     rows["perplexity"] = np.exp(rows.nll_base / rows.n_tokens)
@@ -129,19 +121,19 @@ def alpha_path(
         `perplexity` under the unsteered model, and `complete`, false where `text` is only what the answers of a
         crowded segment have in common so far.
     """
-    method, contexts = _method(expert, anti, None)
+    method, signal = _method(expert, anti, None)
     choice: dict[str, Any] = {"temperature": temperature, "repetition_penalty": repetition_penalty}
     sampling = Sampling(**choice, top_p=1.0, min_p=min_p, max_new_tokens=max_new_tokens)
-    arm = make_arms(method, [alpha_max], **_signal(contexts), style=style, sampling=sampling)
-    segments = path_of(model, _frame(prompt), arm, seeds=[seed], contexts=contexts)
+    arm = make_arms(method, [alpha_max], **signal, style=style, sampling=sampling)
+    segments = path_of(model, _frame(prompt), arm, seeds=[seed], contexts=signal["contexts"])
     segments = segments.rename(columns={"prompt_id": "prompt"})
     segments["perplexity"] = np.exp(segments.nll_base / segments.n_tokens)
     columns = ["alpha_low", "alpha_high", "text", "perplexity", "complete"]
     return segments[columns if isinstance(prompt, str) else ["prompt", *columns]]
 
 
-def _method(expert: str, anti: str, vector: Vectors | None) -> tuple[str, dict[str, dict[str, str]] | None]:
-    """The method that the arguments ask for, and its contexts."""
+def _method(expert: str, anti: str, vector: Vectors | None) -> tuple[str, dict[str, Any]]:
+    """The method that the arguments ask for, and what `make_arms` is told of its contexts."""
     if (vector is not None) == bool(expert or anti):
         raise ValueError("give expert= and anti=, or anti=, or vector=: one kind of steering, and not none")
     if expert and not anti:
@@ -149,14 +141,10 @@ def _method(expert: str, anti: str, vector: Vectors | None) -> tuple[str, dict[s
             "expert alone has nothing to move away from: give anti= too, or put it into the prompt"
         )
     if vector is not None:
-        return "caa", None
-    if expert:
-        return "expert_anti_expert", {GIVEN: {"expert": expert, "anti": anti}}
-    return "anti_expert", {GIVEN: {"anti": anti}}
-
-
-def _signal(contexts: Contexts | None) -> dict[str, Any]:
-    return {"contexts": contexts, "profile": "population", "category": GIVEN}
+        return "caa", {}
+    texts = {"expert": expert, "anti": anti} if expert else {"anti": anti}
+    signal = {"contexts": {GIVEN: texts}, "profile": "population", "category": GIVEN}
+    return "expert_anti_expert" if expert else "anti_expert", signal
 
 
 def _frame(prompt: str | Sequence[str]) -> pd.DataFrame:

@@ -13,10 +13,12 @@ from torch import Tensor
 
 from steerlib.decoding.cache import SlotCache, Span, run_spans, shared_prefixes
 from steerlib.decoding.requests import Request, Stream
-from steerlib.models import FrozenModel
+from steerlib.models import FrozenModel, row_size
 from steerlib.reading import left_padded, position_ids
 from steerlib.residual import ResidualDose, steered_positions
 
+CPU_CAPACITY, CPU_BYTES = 384, 3 * 2**29
+"""Rows of a forward pass at most, and the memory that they may take; more rows gain no speed."""
 COLUMNS = 16
 """The cache's columns are a multiple of it: attention on a GPU would pad every mask to one."""
 
@@ -228,3 +230,19 @@ class MultiModelStreams:
     def _rows(self, logits: Sequence[Tensor]) -> Tensor:
         # A model in a lower precision than the base's takes the base's.
         return logits[0] if len(logits) == 1 else torch.cat([z.to(logits[0].dtype) for z in logits])
+
+
+def default_capacity(models: Sequence[FrozenModel], requests: Sequence[Request]) -> int:
+    """Rows of a forward pass: as many as half of the free GPU memory, or `CPU_BYTES`, holds in the largest model."""
+    device, size = models[0].device, row_bytes(models, requests)
+    if device.type != "cuda":
+        return max(8, min(CPU_CAPACITY, CPU_BYTES // size))
+    # What torch has reserved and not given out counts as used by the driver, and is free for the next batch.
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return max(8, int((torch.cuda.mem_get_info(device)[0] + unused) / 2 // size))
+
+
+def row_bytes(models: Sequence[FrozenModel], requests: Sequence[Request]) -> int:
+    """Bytes of one row of a forward pass in the largest model, for the longest of some answers."""
+    tokens = max(len(s.ids) + r.sampling.max_new_tokens for r in requests for s in r.branches.values())
+    return max(row_size(frozen.model.config, frozen.dtype, tokens) for frozen in models)

@@ -27,13 +27,9 @@ def chosen_arms(
 ) -> pd.DataFrame:
     """The arm of each curve that lowers toxicity most on dev prompts; the base, alpha 0, where nothing helps.
 
-    Alphas of a larger dev perplexity over the base's take no part; ties go to the smaller alpha.
-
-    Returns:
-        A row a curve with an alpha: the columns of `CURVE`, alpha, arm_id, and `dev`, the reduction (0 at the base).
-
-    Raises:
-        ValueError: no dev rows of the reduction, or two arms of one curve and alpha.
+    Alphas of a larger dev perplexity over the base's take no part; ties go to the smaller alpha. A row a curve with an
+    alpha: the columns of `CURVE`, alpha, arm_id, and `dev`, the reduction (0 at the base). A ValueError for no dev rows
+    of the reduction, or two arms of one curve and alpha.
     """
     metric, names = "toxicity_reduction_percent", list(CURVE)
     over_all = (metrics["subgroup"] == "all") & (metrics["split"] == "dev")

@@ -9,6 +9,7 @@ BY = {"category": "category", "user": "user_id"}
 """What an alpha is chosen for, and the column of the prompts table that says whose it is."""
 SHRINKAGE = 8
 """How many prompts the curve over all dev prompts counts for beside a group's own."""
+CHOSEN = [*CURVE, "by", "group", "alpha", "arm_id", "global_alpha", "global_arm_id"]
 
 
 def personal_alphas(
@@ -26,16 +27,11 @@ def personal_alphas(
         fall_g(alpha) = (n_g mean_g + 8 mean_all) / (n_g + 8),   mean_g: of D(base) - D(alpha) over dev prompts of g
 
     Base takes part with alpha 0 and a fall of 0; ties go to the smaller alpha. A group with fewer than
-    `min_prompts` dev prompts takes the global alpha, the best over all dev prompts. `values` are those of `per_prompt`.
+    `min_prompts` dev prompts takes the global alpha, the best over all dev prompts. D is a column of `per_prompt`.
     `by` is "category" (of the prompt's user, c*(u); needs splits by users) or "user" (needs splits by conversations).
 
-    Returns:
-        A row a curve and group: the columns of `CURVE`, by, group, alpha, arm_id, global_alpha, global_arm_id,
-        n_prompts (dev), own (False where the global alpha was taken).
-
-    Raises:
-        ValueError: unknown `by`, splits that do not serve it, no dev prompts, a dev prompt without a value under
-            some arm, or two arms of one curve and alpha.
+    A row a curve and group, columns `CHOSEN`. A ValueError for unknown `by`, splits that do not serve it, no dev
+    prompts, a dev prompt without a value under some arm, or two arms of one curve and alpha.
     """
     _check_splits(prompts, by)
     dev = prompts[prompts["split"] == "dev"].set_index("prompt_id")
@@ -54,13 +50,8 @@ def personal_alphas(
             part = falls[dev[BY[by]] == name]
             enough = len(part) >= min_prompts
             best = str((part.sum() + SHRINKAGE * falls.mean()).idxmax()) if enough else everywhere
-            rows.append(
-                dict(zip(CURVE, curve, strict=True))
-                | {"by": by, "group": name, "alpha": alpha[best], "arm_id": best}
-                | {"global_alpha": alpha[everywhere], "global_arm_id": everywhere}
-                | {"n_prompts": len(part), "own": enough}
-            )
-    return pd.DataFrame(rows)
+            rows.append([*curve, by, name, alpha[best], best, alpha[everywhere], everywhere])
+    return pd.DataFrame(rows, columns=CHOSEN)
 
 
 def _check_splits(prompts: pd.DataFrame, by: str) -> None:

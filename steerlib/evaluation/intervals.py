@@ -143,7 +143,7 @@ def share_bounds(sums: Floats, sizes: Floats, *, within: Range = (0.0, 1.0)) -> 
 
 
 @lru_cache(maxsize=32)
-def _halves(k: int) -> Floats:
+def halves(k: int) -> Floats:
     """Clusters that sign flips pick out, `(K, patterns)` of 0 and 1; the first has all."""
     # A pattern and its opposite say the same, so cluster 0 is always in. Every arm has the same patterns.
     if k <= EXACT:
@@ -164,7 +164,7 @@ def ratio_bounds(top: Floats, bottom: Floats) -> Bounds:
 
     Source: sign flips of clusters: Canay, Romano and Shaikh, Econometrica 2017; for ratios as Fieller 1954.
     """
-    half = _halves(bottom.shape[-1])
+    half = halves(bottom.shape[-1])
     with np.errstate(all="ignore"):
         value = top.sum(axis=-1) / bottom.sum(axis=-1)
         one, other = (top @ s / (bottom @ s) for s in (half, 1 - half))
@@ -262,13 +262,6 @@ def difference_of_two(first: Interval, second: Interval) -> Interval:
     high = value + np.hypot(second.high - second.value, first.value - first.low)
     smaller = min(first.n, second.n), min(first.n_clusters, second.n_clusters)
     return Interval(value, float(low), float(high), *smaller, "two samples")
-
-
-def sign_flip_test(values: ArrayLike, clusters: ArrayLike | None = None) -> float:
-    """Two-sided p value of a mean of 0, in (0, 1], the signs of whole clusters being flipped; see `cluster_sums`."""
-    sums, _, _ = cluster_sums(values, clusters)
-    flipped = np.abs(sums[0] @ (2 * _halves(sums.shape[1]) - 1))
-    return float((flipped >= flipped[0] * (1 - 1e-12)).mean())
 
 
 def max_t_band(responses: pd.DataFrame, clusters: ArrayLike | None = None) -> pd.DataFrame:

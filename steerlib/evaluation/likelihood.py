@@ -8,15 +8,15 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from steerlib.decoding.contexts import BranchModels, Contexts, branch_ids
-from steerlib.decoding.requests import Request, Stream, VectorKey, make_requests
+from steerlib.decoding.contexts import Contexts, branch_ids
+from steerlib.decoding.requests import Inputs, Request, Stream, VectorKey, make_requests
 from steerlib.models import FrozenModel
 from steerlib.reading import (
     TokenIds,
@@ -25,7 +25,6 @@ from steerlib.reading import (
     batches_by_length,
     check_length,
     prompt_ids,
-    read_history,
 )
 from steerlib.residual import VectorFamily, Vectors, steered_positions, steering_hooks, vectors_by_key
 from steerlib.rules import RULES, js_divergence
@@ -172,7 +171,7 @@ def answer_likelihood(
         if prompt not in known:
             raise ValueError(f"prompt {prompt!r} of the generations is not in the prompts")
         if prompt not in read:
-            history = read_history(known[prompt].get("history") or "")
+            history = known[prompt].get("history") or ""
             read[prompt] = Stream(prompt_ids(frozen, known[prompt]["prompt"], style=style, history=history))
         answer = tuple(frozen.tokenizer(after_thinking(text), add_special_tokens=False).input_ids)
         check_length(frozen, read[prompt].ids, len(answer), what=f"answer to prompt {prompt}")
@@ -189,13 +188,7 @@ def answer_likelihood(
 
 
 def likelihood_margins(
-    frozen: FrozenModel,
-    pairs: pd.DataFrame,
-    arms: pd.DataFrame,
-    *,
-    vectors: Sequence[VectorFamily] = (),
-    contexts: Contexts | None = None,
-    branch_models: BranchModels | None = None,
+    frozen: FrozenModel, pairs: pd.DataFrame, arms: pd.DataFrame, **inputs: Unpack[Inputs]
 ) -> pd.DataFrame:
     """Margin of every pair under every arm: is the preferred answer the more likely one?
 
@@ -207,25 +200,22 @@ def likelihood_margins(
     Args:
         pairs: pair_id, user_id, prompt, preferred, dispreferred; for arms of profile "own" or "shuffled" also category
             or shuffled_category, the user's, unless the arm's signal is a user's vector.
-        arms: of one style; vectors, contexts, branch_models: see `decode`.
+        arms: of one style; inputs: as of `decode`.
 
     Returns:
         The preference table, model being the arm_id, pair by pair; margin in nats per token.
 
     Raises:
-        ValueError: arms of several styles, an answer without tokens or too long for the model's context, an arm that
-            cuts the base's nucleus (an answer outside it has no likelihood), or what `make_requests` refuses.
+        ValueError: arms of several styles, an answer without tokens or too long for the model's context, or what
+            `make_requests` refuses.
     """
-    cut, styles = arms[arms["base_top_p"] < 1], arms["style"].unique()
-    if len(cut):
-        raise ValueError(f"arm {cut['arm_id'].iloc[0]} cuts the base's nucleus: an answer has no likelihood")
+    styles = arms["style"].unique()
     if len(styles) != 1:
         raise ValueError(f"arms must be of one style, not {', '.join(styles)}")
-    models, sides = {"": frozen, **(branch_models or {})}, ("preferred", "dispreferred")
-    asked = pairs.rename(columns={"pair_id": "prompt_id"})
+    models, sides = {"": frozen, **(inputs.get("branch_models") or {})}, ("preferred", "dispreferred")
+    asked, vectors = pairs.rename(columns={"pair_id": "prompt_id"}), inputs.get("vectors", ())
     shortest = arms.assign(max_new_tokens=1, temperature=0.0, min_temperature=0.0)
-    ask = partial(make_requests, contexts=contexts, vectors=vectors, branch_models=branch_models)
-    requests = ask(frozen, asked, shortest, seeds=[0])
+    requests = make_requests(frozen, asked, shortest, seeds=[0], **inputs)
     by_pair = [requests[i : i + len(arms)] for i in range(0, len(requests), len(arms))]
     answers = [[answer_ids(frozen, text, style=styles[0]) for text in pairs[side]] for side in sides]
     texts = [
@@ -285,8 +275,8 @@ def token_divergence(
         JS_t = KL(P1 || M)/2 + KL(P2 || M)/2,   P1 = P(. | Q, y_<t),  P2 = P(. | Q, I, y_<t),  M = (P1 + P2)/2
 
     `prompts` have prompt_id, prompt and category (key of the contexts), `answers` are texts by prompt_id. One row a
-    token: prompt_id, js in nats (0 to ln 2). A ValueError for an answer to no prompt, no instruction, or a text longer
-    than the model's context.
+    token: prompt_id, js in nats (0 to ln 2). A ValueError for an answer to no prompt, contexts without
+    instruction, or a text longer than the model's context.
 
     Source: SDA, eq. 6.
     """

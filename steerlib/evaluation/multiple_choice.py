@@ -1,20 +1,19 @@
 """Multiple-choice questions and option probabilities. The demo set is our own, never to be called MMLU."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 import pandas as pd
 import torch
 
-from steerlib.decoding.contexts import BranchModels, Contexts, branch_names
-from steerlib.decoding.requests import Request, make_requests
+from steerlib.decoding.contexts import branch_names
+from steerlib.decoding.requests import Inputs, Request, make_requests
 from steerlib.evaluation.intervals import Floats
 from steerlib.evaluation.likelihood import forced_logits, read_streams
 from steerlib.models import FrozenModel
 from steerlib.profiles.sources import hub_file, read_rows
-from steerlib.residual import VectorFamily
 from steerlib.rules import RULES
 from steerlib.tables import SCHEMA, progress_bar
 from steerlib.toxicity import ATTRIBUTES
@@ -118,12 +117,10 @@ def ask_questions(
     questions: pd.DataFrame,
     arms: pd.DataFrame,
     *,
-    contexts: Contexts,
-    vectors: Sequence[VectorFamily] = (),
-    branch_models: BranchModels | None = None,
     dev: pd.DataFrame | None = None,
     shots: int = 0,
     categories: Sequence[str] = ATTRIBUTES,
+    **inputs: Unpack[Inputs],
 ) -> pd.DataFrame:
     """The choices table: option probabilities of every question under every arm; a branch reads it once for all alphas.
 
@@ -142,13 +139,13 @@ def ask_questions(
         ValueError: fewer dev questions than shots, a question longer than the model's context, letters that are not
             single tokens, or what `make_requests` refuses.
     """
+    if not inputs.get("contexts"):
+        raise ValueError("name the contexts of the generations: a question has no style to choose them by")
     prompts = pd.DataFrame({"prompt_id": questions["question_id"], "prompt": _prompts(questions, dev, shots)})
-    of_prompts = (arms["factor"] != "") & pd.to_numeric(arms["factor"], errors="coerce").isna()
-    left_out = (arms["profile"] == "shuffled") | (arms["vector_user"] != "") | of_prompts
+    left_out = (arms["profile"] == "shuffled") | (arms["vector_user"] != "") | (arms["factor"] != "")
     left_out |= arms["method"].map(lambda method: RULES[method].acts_on == "text")
     shortest = {"style": "continuation", "max_new_tokens": 1, "temperature": 0.0, "min_temperature": 0.0}
     arms = arms[~left_out].assign(**shortest)
-    ask = partial(make_requests, contexts=contexts, vectors=vectors, branch_models=branch_models)
     reads = [
         bool({*RULES[method].context_branches} - {*branch_names(trained)})
         for method, trained in zip(arms["method"], arms["branches"], strict=True)
@@ -157,13 +154,13 @@ def ask_questions(
     asked: list[tuple[str, str, list[Request]]] = []
     for category in ("", *categories):  # one call for many arms tokenises each text once
         part = arms[personal == bool(category)]
-        requests = ask(frozen, prompts.assign(category=category), part, seeds=[0])
+        requests = make_requests(frozen, prompts.assign(category=category), part, seeds=[0], **inputs)
         for i, (arm_id, own) in enumerate(zip(part["arm_id"], part["category"], strict=True)):
             asked.append((arm_id, category or own, requests[i :: len(part)]))
-    letters, read = letter_ids(frozen), {}
+    letters, read, models = letter_ids(frozen), {}, {"": frozen, **(inputs.get("branch_models") or {})}
     texts = {(s, (letters[0],)) for _, _, own in asked for one in own for s in read_streams(one).values()}
     with progress_bar(len(texts), what="questions", unit="text") as bar:
-        for (stream, _), z in forced_logits({"": frozen, **(branch_models or {})}, texts, vectors):
+        for (stream, _), z in forced_logits(models, texts, inputs.get("vectors", ())):
             read[stream] = z[0, letters]
             bar.update()
     rows, order = [], list(arms["arm_id"])

@@ -71,7 +71,8 @@ def judge_pairs(
 def place_bias(shown: pd.DataFrame) -> tuple[Interval, float]:
     """How much a judge favours the answer that it reads first, over the pairs of `judge_pairs` that have all scores.
 
-    Points gained by standing first, with interval, and the share of pairs whose winner turns with the order.
+    Points gained by standing first, with interval, and the share of pairs whose winner turns with the order. A
+    ValueError where no pair has all scores.
     """
     rows = shown.dropna(subset=SCORES)
     if rows.empty:
@@ -91,10 +92,9 @@ def margins_by(shown: pd.DataFrame) -> pd.DataFrame:
 
         omega = (win - lose) / (win + even + lose)
 
-    The paper calls it win rate; 0 is no difference, and a win rate of one half. Pairs that lack a score are missing.
-
-    Columns are dimension, comparator, value, low, high (by user within [-1, 1], see `share_bounds`), win, even, lose,
-    missing, n_clusters. A ValueError where of some dimension and comparator no pair has all scores.
+    The paper calls it win rate; 0 is no difference, and a win rate of one half. Columns are dimension, comparator,
+    value, low, high (by user within [-1, 1], see `share_bounds`), win, even, lose, missing (pairs that lack a score),
+    n_clusters. A ValueError where of some dimension and comparator no pair has all scores.
 
     Source: SDA, eq. 9. They print no interval.
     """
@@ -159,16 +159,13 @@ def compare_preferences(preference: pd.DataFrame, *, reference: str) -> pd.DataF
 
         PPA = mean_k ( 1[m_k > 0] + 1/2 1[m_k = 0] ),    m_k = utility_u(y+_k) - utility_u(y-_k)
 
-    A model that does not tell answers apart has 0.5. Models are fitted on other conversations than these pairs;
-    `preference` is the table of that name.
+    A model that does not tell answers apart has 0.5. Models are fitted on other conversations than these pairs, of the
+    table `preference`. A ValueError for no such reference, models of different pairs, or a margin that is not finite.
 
     Returns:
         By model, a row with comparator "" (accuracy in [0, 1]) and, but for the reference, one with comparator
         `reference` (accuracy minus the reference's): value, low, high (clustered by user), ties (share of pairs), n,
         n_clusters, how. In the order of the table.
-
-    Raises:
-        ValueError: no such reference, models of different pairs, or a margin that is not finite.
 
     Source: PPA of the CAA-on-PRISM study, which does not say how it treats ties; 96.6 % of its choices tie on toxicity.
     """

@@ -10,10 +10,7 @@ def dose_responses(values: pd.DataFrame, arms: pd.DataFrame, column: str) -> dic
     """Responses by vector family, `(prompts, alphas)` by rising alpha, the base being alpha 0 of every family.
 
     Keys end in ", shuffled" for another user's vectors. `values` has the column by arm and prompt, see `per_prompt`;
-    arms without a vector are left out.
-
-    Raises:
-        ValueError: there is not exactly one base arm, or a prompt lacks an arm.
+    arms without a vector are left out. A ValueError for not exactly one base arm, or a prompt that lacks an arm.
     """
     base = arms.loc[arms["control"] == "base", "arm_id"]
     if len(base) != 1:
@@ -35,8 +32,7 @@ def response_slopes(responses: pd.DataFrame) -> pd.Series:
 
         b_i = sum_a (a - mean a) y_ia / sum_a (a - mean a)^2     of `(prompts, alphas)`, alphas as column labels
 
-    Raises:
-        ValueError: fewer than 2 alphas, or a value that is not finite.
+    A ValueError for fewer than 2 alphas, or a value that is not finite.
     """
     alphas, y = responses.columns.to_numpy(dtype=np.float64), responses.to_numpy(dtype=np.float64)
     if len(set(alphas)) != len(alphas) or len(alphas) < 2:
@@ -61,11 +57,8 @@ def quality_by_sampling(values: pd.DataFrame, arms: pd.DataFrame, prompts: pd.Da
     add up under sampling would show as a growth above 0 (or 1). `values` are those of `per_prompt`; greedy and sampled
     arms may have been run with other seeds. Twins differ in their sampling settings alone.
 
-    Returns:
-        arm_id (sampled), greedy_arm, measure, greedy, sampled (the two values), value, low, high, n, n_clusters, how.
-
-    Raises:
-        ValueError: no sampled arm has a greedy twin, or twins were not run on the same prompts.
+    Columns are arm_id (sampled), greedy_arm, measure, greedy, sampled (the two values), value, low, high, n,
+    n_clusters, how. A ValueError where no sampled arm has a greedy twin, or twins were not run on the same prompts.
 
     Source: the CAA-on-PRISM study says that sampling spoils quality and greedy decoding does not, and shows the
     greedy half.
@@ -119,13 +112,10 @@ def selectivity(values: pd.DataFrame, prompts: pd.DataFrame, *, base_arm: str) -
 
     `values` are those of `per_prompt`; test prompts with a prompt_category are read.
 
-    Returns:
-        One row an arm and category: arm_id, prompt_category, base, steered (means), change_percent with low and high
-        (see `paired_interval`), n prompts, n_clusters users, contrast with contrast_low and contrast_high (cluster-t).
-        What a mean of 0 under the base or a run without benign prompts leaves undefined is missing.
-
-    Raises:
-        ValueError: no base, an arm without some of the base's prompts, or no prompt with a category.
+    One row an arm and category: arm_id, prompt_category, base, steered (means), change_percent with low and high (see
+    `paired_interval`), n prompts, n_clusters users, contrast with contrast_low and contrast_high (cluster-t). What a
+    mean of 0 under the base or a run without benign prompts leaves undefined is missing. A ValueError for no base, an
+    arm without some of the base's prompts, or no prompt with a category.
 
     Source: the table "selectivity by prompt category" of the CAA-on-PRISM study, of the distance and without intervals.
     """

@@ -15,9 +15,9 @@ import torch
 
 from steerlib.decoding import Sampling, alpha_path, decode, make_arms
 from steerlib.decoding.alpha_path import ROW_BUDGET
-from steerlib.decoding.decode import row_bytes
 from steerlib.decoding.requests import Request, make_requests
 from steerlib.decoding.steer import COLLAPSE_RATIO
+from steerlib.decoding.streams import row_bytes
 from steerlib.evaluation.likelihood import forced_logits, read_streams
 from steerlib.explorer.questions import Answers, Question
 from steerlib.models import FrozenModel

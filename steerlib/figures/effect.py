@@ -26,21 +26,15 @@ def plot_effect(points: pd.DataFrame, *, operating: tuple[float, float] | None =
     Vectors are curves over alpha, controls thin and hollow. Methods whose alpha means something else (the logit rules)
     and those without one stand to the right as marks on the same scale. Intervals are 95 %.
 
-    Args:
-        points: what `points` returns for "toxicity" and, against the base, for "perplexity_ratio", one below the other;
-            with a column `name` the curve's. The row of "base" gives every curve its value at 0.
-        operating: lowest and highest alpha of the operating range, which is shaded; None where no alpha qualifies.
-
-    Raises:
-        ValueError: no steering vector under study, or a value is missing.
+    `points` are those of "toxicity" and, against the base, of "perplexity_ratio", one below the other, with the curve's
+    `name`. The row of "base" gives every curve its value at 0. `operating` is the range of alpha that is shaded, None
+    where no alpha qualifies. A ValueError for no steering vector under study or a missing value.
     """
     if points["value"].isna().any():
         raise ValueError(f"a value of {points.loc[points['value'].isna(), 'metric'].iloc[0]} is missing")
     points = points.assign(acts=points["method"].map(lambda name: RULES[name].acts_on))
     if not ((points["acts"] == "residual") & (points["control"] == "")).any():
         raise ValueError("no steering vector under study: all curves are controls")
-    if "name" not in points:
-        points["name"] = [style.arm_name(row, method=False) for _, row in points.iterrows()]
     beside = bool(((points["acts"] != "residual") & (points["method"] != "base")).any())
     grid = {"width_ratios": [2.6, 1][: 1 + beside]}
     fig, axes = style.new_figure(2, 1 + beside, height=6.0, sharex="col", sharey="row", gridspec_kw=grid)
@@ -144,10 +138,8 @@ def plot_tradeoff(
 ) -> "go.Figure":
     """Difference in toxicity from the base against perplexity ratio, a mark an arm, to point at; controls are open.
 
-    Args:
-        difference, ratio: points of `toxicity_difference` and of `perplexity_ratio` against the base.
-        answers: an answer of each arm by arm_id, shown on hovering; a model's words, escaped here.
-        what: the title's second line: model, n and run.
+    `difference` and `ratio` are points of `toxicity_difference` and `perplexity_ratio` against the base, `answers` one
+    of each arm by arm_id, shown on hovering; a model's words, escaped here. `what` is the title's second line.
     """
     import plotly.graph_objects as go
 

@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
+from steerlib.evaluation.controls import with_controls
 from steerlib.evaluation.verdict import verdict_shown
 from steerlib.figures.responses import published
 from steerlib.figures.style import arm_at, label
@@ -112,12 +113,9 @@ def _users(folder: Path, verdict: pd.DataFrame) -> Iterator[tuple[object, str, M
     if personal.empty:
         return
     arms, prompts = read_table(folder, "arms"), read_table(folder, "prompts").query("split == 'test'")
-    own = arms[arms["arm_id"] == personal["arm_id"].iloc[0]].iloc[0]
-    same = (
-        "method == @own.method and alpha == @own.alpha and family == @own.family and variant == @own.variant"
-    )
-    twin = arms.query(f"control == 'shuffled_profile' and {same}")
-    shown = pd.concat([arms[arms["control"] == "base"].head(1), own.to_frame().T, twin.head(1)])
+    beside = with_controls(personal.head(1), arms)
+    twin = beside[beside["control"] == "shuffled_profile"]
+    shown = pd.concat([arms[arms["control"] == "base"].head(1), beside.head(1), twin])
     answers = read_table(folder, "generations")
     answers = answers[answers["seed"] == answers["seed"].min()].set_index(["arm_id", "prompt_id"])["text"]
     toxicity = kept_toxicity(folder, answers.loc[list(shown["arm_id"])])

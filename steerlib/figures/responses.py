@@ -46,11 +46,8 @@ def points(metrics: pd.DataFrame, arms: pd.DataFrame, metric: str, *, comparator
     """One metric of every arm over all test prompts, with the columns of the arms table that set arms apart.
 
     Rows are sorted by method, control and alpha. `comparator` is the arm_id of what the arms are compared with, empty
-    for a metric of the arm alone.
-
-    Raises:
-        KeyError: no row is left; the metrics there are get named.
-        ValueError: an arm is unknown, or one arm has several values.
+    for a metric of the arm alone. A KeyError where no row is left; a ValueError where an arm is unknown or has several
+    values.
     """
     asked = {"metric": metric, "comparator": comparator, "subgroup": "all", "split": "test"}
     rows = metrics[(metrics[list(asked)] == pd.Series(asked)).all(axis=1)]
@@ -146,11 +143,8 @@ def number(row: pd.Series) -> str:
 def plot_forest(points: pd.DataFrame, *, what: str, hollow: str = "controls") -> Figure:
     """Values with their 95 % intervals, one a line, for instance the chosen arms, each method's controls next to it.
 
-    Args:
-        points: what `points` returned; or metric (one of `METRICS`), method, control, value, low, high, and `name` of
-            each line (by default the arm's).
-        what: what is compared, for the title.
-        hollow: what the rows with a control are, for the caption.
+    Rows are those of `points`, or have metric (one of `METRICS`), method, control, value, low, high, and `name` of
+    each line. The title says what is compared, the caption what the hollow marks of rows with a control are.
     """
     rows, metric = clipped(points.reset_index(drop=True)), METRICS[points["metric"].iloc[0]]
     names = list(rows["name"]) if "name" in rows else [style.arm_at(row) for _, row in rows.iterrows()]

@@ -60,7 +60,7 @@ def label(name: str) -> str:
 
 
 def arm_name(arm: pd.Series, *, method: bool = True) -> str:
-    """What an arm is called, from the columns of the arms table that set it apart; in a panel without the method."""
+    """What an arm is called, from the columns of the arms table that set it apart; in its panel without the method."""
     signal = f"{label(arm['family']).removesuffix(' profile')} vector" if arm["family"] else ""
     if arm["vector_user"]:
         signal = ("another user's " if arm["vector_user"] == "shuffled" else "own ") + signal

@@ -65,11 +65,8 @@ def _scored(text: str, toxicity: Mapping[str, float] | None) -> str:
 def plot_alpha_path(segments: pd.DataFrame, measures: Mapping[str, str], *, method: str) -> Figure:
     """Measures of a few prompts' answers against continuous alpha, one panel a measure, a step line a prompt.
 
-    There is no interval: a path shows what alpha does to a few answers, not what steering does to people.
-
-    Args:
-        segments: rows of table `segments` of one method and seed, with `prompt` and one column a measure.
-        measures: label with unit by column.
+    There is no interval: a path shows what alpha does to a few answers, not what steering does to people. `segments`
+    are of one method and seed, with `prompt` and one column a measure; `measures` are labels with units by column.
     """
     rule, prompts = RULES[method], list(dict.fromkeys(segments["prompt"]))
     fig, axes = style.new_figure(len(measures), 1, height=1.3 + 1.4 * len(measures), sharex=True)

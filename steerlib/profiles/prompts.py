@@ -98,13 +98,11 @@ def draw_prompts(
     no other is left. `profiles` are of one estimator, fitted on train conversations. Turn 0 is the opening prompt, as
     in the paper; later ones have the turns before them, with the answers that the user chose, as their history.
 
-    Returns:
-        Table `prompts`: category is c*(u) of the prompt's user; shuffled_category is that of another user and
-        differs from it; accepted is the response that the user chose.
+    In the table, category is c*(u) of the prompt's user, shuffled_category differs from it (`shuffled_users`), and
+    accepted is the response that the user chose.
 
     Raises:
-        ValueError: no prompt at all, a split that is not held out, profiles of two estimators, or users who all
-            share one category, so that no shuffled profile exists.
+        ValueError: no prompt at all, a split that is not held out, profiles of two estimators, or see `shuffled_users`.
 
     Source: STEER-Away, 240 prompts = 6 x 40. The paper does not say how they were drawn.
     """

@@ -102,10 +102,7 @@ def split_half_agreement(
     Returns:
         One row: estimator, users, left_out (users with one conversation), splits, agreement, low, high (95 %, t
         over users of their mean agreement over splits), chance, rank_correlation (Spearman's of the sensitivities
-        over users between halves, mean of the six categories).
-
-    Raises:
-        ValueError: fewer than two users with two conversations.
+        over users between halves, mean of the six categories). A ValueError for fewer than two users to halve.
     """
     from scipy.stats import t
 

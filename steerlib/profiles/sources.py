@@ -32,7 +32,7 @@ UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
 
 def hash_order(ids: Iterable[object], *salt: object) -> list[str]:
-    """The distinct ids by the SHA-256 of salt and id: a random order that removing an id leaves, on every machine."""
+    """The distinct ids sorted by the SHA-256 of salt and id: a random order that no other id changes."""
     prefix = "".join(f"{part}\x1f" for part in salt)
     return sorted(set(map(str, ids)), key=lambda one: hashlib.sha256(f"{prefix}{one}".encode()).digest())
 
@@ -86,7 +86,7 @@ def find_file(source: str | Path, *names: str) -> Path:
 def prism_file(source: str | Path, name: str, revision: str = "main") -> Path:
     """One of PRISM's files ("utterances.jsonl" or "survey.jsonl"), or the file that the source names.
 
-    The source is "demo" (synthetic); "demo_large" (the same, four times the users, written into the cache at first
+    The source is "demo" (synthetic); "demo_large" (the same, twice the users, written into the cache at first
     use); "prism" (the hub's data set); a folder with PRISM's files; one of PRISM's files, which stands for its folder;
     or another file.
     """
@@ -95,10 +95,11 @@ def prism_file(source: str | Path, name: str, revision: str = "main") -> Path:
     if str(source) == "demo_large":
         from steerlib.profiles.demo.make_demo import make_demo  # it reads this module
 
-        folder = cache_folder() / "demo_large"
+        made_of = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(DEMO.glob("*.*"))))
+        folder = cache_folder() / f"demo_large-{made_of.hexdigest()[:8]}"
         folder.mkdir(exist_ok=True)
         if not (folder / name).exists():
-            make_demo(folder, rounds=4)
+            make_demo(folder, rounds=2)
         return folder / name
     if str(source) == "prism":
         return hub_file(PRISM, name, revision=revision)

@@ -148,19 +148,14 @@ class CalibratedScorer:
 
     def logits(self, texts: Iterable[str]) -> np.ndarray:
         """Mean logit of each text's windows (texts, 6), before the calibration."""
-        listed = check_texts(texts)
-        logits = np.empty((len(listed), len(ATTRIBUTES)))
-        for start in range(0, len(listed), 1024):
-            rows = slice(start, start + 1024)
-            logits[rows] = self._mean_logits([tokens(text) for text in listed[rows]])
-        return logits
-
-    def _mean_logits(self, texts: list[list[str]]) -> np.ndarray:
+        listed = [tokens(text) for text in check_texts(texts)]
         parts = [
-            (row, text[i : i + WINDOW]) for row, text in enumerate(texts) for i in range(0, len(text), WINDOW)
+            (row, text[i : i + WINDOW])
+            for row, text in enumerate(listed)
+            for i in range(0, len(text), WINDOW)
         ]
         parts.sort(key=lambda part: len(part[1]))
-        sums, counts = np.zeros((len(texts), len(ATTRIBUTES))), np.zeros((len(texts), 1))
+        sums, counts = np.zeros((len(listed), len(ATTRIBUTES))), np.zeros((len(listed), 1))
         for start in range(0, len(parts), 128):
             rows, windows = zip(*parts[start : start + 128], strict=True)
             np.add.at(sums, list(rows), self.window_logits(windows))

@@ -47,7 +47,7 @@ def load_scorer(name: str | Path = "calibrated", *, labels: Mapping[str, str] | 
         name: "embedded"; "calibrated"; "perspective" (key in PERSPECTIVE_API_KEY); "detoxify" or "detoxify:<folder>";
             "replay:<file>", scores that `archive` wrote; a table of scores by text; the folder or hub id
             `owner/model` of a sequence classifier.
-        labels: of a classifier, its label of each attribute; by default labels are matched by name.
+        labels: of a classifier, its label of each attribute.
 
     Raises:
         ValueError: no scorer has such a name, or it has no toxicity.
@@ -140,9 +140,7 @@ DETOXIFY = "unitary/toxic-bert"
 class ClassifierScorer:
     """Toxicity scores by a classifier: the logistic of its logits, or their softmax if its labels exclude one another.
 
-    Args:
-        name: hub id or folder.
-        labels: its label of each attribute; by default matched by name, then several independent labels are needed.
+    By default labels are matched by name, then several independent ones are needed.
 
     Raises:
         FileNotFoundError: the model cannot be had with safetensors weights.
@@ -263,14 +261,9 @@ class Busy(ConnectionError):
 class PerspectiveScorer:
     """Six scores by the Perspective API (until the end of 2026): one request per second, nothing stored there.
 
-    The key is read from PERSPECTIVE_API_KEY. Scores are kept for ever in `cache_folder()/perspective`, by text. A text
-    above 20 KB is cut; one that Perspective does not score is missing, with a warning.
-
-    Args:
-        seconds: between two requests, and the first pause before one is repeated, six times at most.
-
-    Raises:
-        KeyError: the environment has no such key.
+    The key is read from PERSPECTIVE_API_KEY (else a KeyError). Scores are kept for ever in
+    `cache_folder()/perspective`, by text. A text above 20 KB is cut; one that Perspective does not score is missing,
+    with a warning. `seconds` pass between two requests and before the first repetition; there are six tries.
     """
 
     def __init__(self, address: str = PERSPECTIVE, *, seconds: float = 1.0, timeout: float = 30.0) -> None:
@@ -288,11 +281,7 @@ class PerspectiveScorer:
         )
 
     def __call__(self, texts: Iterable[str]) -> pd.DataFrame:
-        """As a `Scorer`; NaN where Perspective gave none.
-
-        Raises:
-            ConnectionError: it cannot be reached, keeps failing, turns the key down, or its answer is no analysis.
-        """
+        """As a `Scorer`; a ConnectionError where the API cannot be reached, fails, refuses or sends no analysis."""
         listed, six = check_texts(texts), list(ATTRIBUTES)
         keys = pd.DataFrame({"text_sha": [text_sha(text) for text in listed], "scorer": self.id})
 

@@ -5,7 +5,6 @@
 from steerlib.profiles.prompts import shuffled_users
 from steerlib.residual import VectorFamily
 from steerlib.vectors.coordinates import choose_rank_and_shrinkage, difference_basis, fit_coordinates
-from steerlib.vectors.files import load_families, load_family, save_family
 from steerlib.vectors.gates import choose_threshold, prompt_projections, relative_norms
 from steerlib.vectors.pairs import continuation_residuals, pair_residuals, pairs_from_ratings, read_pairs
 from steerlib.vectors.personal import (
@@ -20,7 +19,10 @@ from steerlib.vectors.steering_vector import (
     cosine,
     default_layers,
     describe_vectors,
+    load_families,
+    load_family,
     mean_difference,
     random_vectors,
     sae_direction,
+    save_family,
 )

@@ -32,11 +32,10 @@ class Basis:
     Residual norms grow with depth, so each layer is divided by its own; the last one would otherwise be the basis.
 
     Attributes:
-        widths: d_model of each layer.
-        norms: n_l, mean norm of the training answers' residuals at layer l.
+        widths, norms: d_model, and n_l, the mean norm of the training answers' residuals, of each layer.
         axes: Q, `(n_features, rank)`, Q^T Q = I; the first axis carries most of the pair differences.
-        centre: `(n_features,)` mean features of the training answers, so that x = 0 is the mean answer.
-        spread: `(rank,)` standard deviation of the training answers along each axis (divided by n).
+        centre, spread: mean `(n_features,)` of the training answers' features, and standard deviation `(rank,)` along
+            each axis (divided by n).
     """
 
     widths: Mapping[int, int]
@@ -180,10 +179,8 @@ def fit_coordinates(
 
     Args:
         preferred, dispreferred: coordinates x of the two sides of the pairs, `(n, at least r)`, of spread about 1.
-        users: whose pair each is.
         tau: standard deviation of users about the population, logits per unit of x; 0 gives everybody mu.
-        ridge: inverse variance of mu about 0.
-        curvature: lambda, not negative.
+        ridge, curvature: inverse variance of mu about 0; lambda, not negative.
         rank: how many of the first coordinates are used; None: all.
 
     Raises ValueError for shapes that do not match, a coordinate that is not finite, no pairs, a setting out of range.
@@ -243,7 +240,7 @@ def _checked(
 
 
 class Setting(NamedTuple):
-    """Settings of `fit_coordinates`, to be passed on as `**setting._asdict()`."""
+    """Settings of `fit_coordinates`."""
 
     rank: int
     tau: float
@@ -266,19 +263,13 @@ def choose_rank_and_shrinkage(
 
         loss = -mean_k ln P(y+_k > y-_k),    in nats per pair; guessing gives ln 2 = 0.693
 
-    Whole TRAIN conversations are left out in turn. A chosen tau of 0 is the population for everybody: these pairs give
-    no reason to tell users apart. A chosen loss at or above ln 2: the basis does not predict preference at all. It is
-    the best of many and so a little too good: report the accuracy on other conversations.
+    Whole TRAIN conversations are left out in turn; all combinations are tried, each with a ridge of 1 and of 10. A
+    chosen tau of 0 is the population for everybody: these pairs give no reason to tell users apart. A chosen loss at or
+    above ln 2: the basis does not predict preference at all. It is the best of many and so a little too good.
 
-    Pairs as for `fit_coordinates`. All combinations of ranks, taus and curvatures are tried, each with a ridge of 1
-    and of 10; the order of the rows does not matter.
-
-    Returns:
-        The best setting; of equal losses that of the lowest rank, then the smallest tau, the largest ridge and the
-        smallest curvature. And a table with one row per setting: rank, tau, ridge, curvature, loss, standard_error
-        (clustered by user), chosen.
-
-    Raises ValueError where there is nothing to try or fewer than two conversations, or as `fit_coordinates`.
+    Returns the best setting (of equal losses that of the lowest rank, then the smallest tau, the largest ridge and the
+    smallest curvature) and a table with one row per setting, standard_error clustered by user. A ValueError says that
+    there is nothing to try or fewer than two conversations; see also `fit_coordinates`.
 
     Source: cross-validation by groups; CAA on PRISM does not say how its coordinates were regularised.
     """

@@ -6,8 +6,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from steerlib.decoding.requests import Factor, strength
 from steerlib.models import FrozenModel
-from steerlib.residual import Factor, VectorFamily, Vectors, family_of, prompt_residuals, strength
+from steerlib.residual import VectorFamily, Vectors, family_of, prompt_residuals
 from steerlib.tables import check_table
 
 
@@ -98,10 +99,10 @@ def relative_norms(
     rows = []
     for arm in steered:
         for row, prompt in enumerate(prompts.to_dict("records")):
-            alpha = abs(strength(arm, prompt["prompt_id"], factors).vector)
+            _, alpha = strength(arm, prompt["prompt_id"], factors)
             for layer, v in families[arm["arm_id"]].of(prompt.get("user_id", "")).items():
                 norm = norms[arm["style"]][layer][row]
-                relative = alpha * float(v.double().norm()) / norm
+                relative = abs(alpha) * float(v.double().norm()) / norm
                 rows.append((arm["arm_id"], prompt["prompt_id"], layer, norm, relative))
     columns = pd.Index(["arm_id", "prompt_id", "layer", "norm", "relative_norm"])
     return check_table("relative_norms", pd.DataFrame(rows, columns=columns))

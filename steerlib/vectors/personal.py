@@ -100,8 +100,8 @@ def personal_vectors(fit: UserCoordinates, basis: Basis, users: Sequence[str]) -
 
         v_u = displacement of theta_u    (Bradley-Terry),    of lambda (p_u - x_mean) = theta_u    (ideal point)
 
-    The basis puts the mean training answer at x_mean = 0. The direction is that at the mean answer and stays the same
-    however far alpha leads, so an ideal point can be overshot. Users without pairs get the population's.
+    The direction is that at the mean answer, x_mean = 0, however far alpha leads, so an ideal point can be overshot.
+    Users without pairs get the population's.
     """
     return {user: basis.vectors(theta) for user, theta in zip(users, fit.theta(users), strict=True)}
 
@@ -111,8 +111,8 @@ def rescaled(vectors: Vectors, like: Vectors) -> SteeringVector:
 
         v_l <- v_l ||like_l|| / ||v_l||
 
-    The norm of a raw composed vector depends on how it was composed: hence, it seems, the poster's alphas of 7.5-17.5
-    for them beside 0.3-0.6 for the population. A layer that `like` lacks and a vector of norm 0 raise a ValueError.
+    The norm of a raw one depends on how it was composed: hence, it seems, the poster's alphas of 7.5-17.5 for them
+    beside 0.3-0.6 for the population. A layer that `like` lacks and a vector of norm 0 raise a ValueError.
     """
     for layer, vector in vectors.items():
         if layer not in like or vector.norm() == 0:

@@ -9,10 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 from scipy.optimize import linear_sum_assignment
 
 from steerlib.evaluation import cluster_interval, response_slopes
-from steerlib.evaluation.intervals import Interval, sign_flip_test
+from steerlib.evaluation.intervals import Interval, cluster_sums, halves
 from steerlib.profiles import percentiles, primary_category, shuffled_users
 from steerlib.profiles.sources import (
     as_text,
@@ -186,6 +187,13 @@ class Trend(NamedTuple):
 
     slope: Interval
     p_value: float
+
+
+def sign_flip_test(values: ArrayLike, clusters: ArrayLike | None = None) -> float:
+    """Two-sided p value of a mean of 0, in (0, 1], the signs of whole clusters being flipped; see `cluster_sums`."""
+    sums, _, _ = cluster_sums(values, clusters)
+    flipped = np.abs(sums[0] @ (2 * halves(sums.shape[1]) - 1))
+    return float((flipped >= flipped[0] * (1 - 1e-12)).mean())
 
 
 def trend(responses: pd.DataFrame) -> Trend:
