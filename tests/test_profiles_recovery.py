@@ -1,4 +1,4 @@
-"""The recovery study: its users rate as the demo's, its summaries count what was found."""
+"""The recovery study: more ratings find more, and its summaries count what was found."""
 
 import pandas as pd
 import pytest
