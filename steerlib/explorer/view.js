@@ -97,10 +97,13 @@ function bars(data, base, steered) {
   return el("div", {}, el("div", { class: "ax-muted" }, legend), el("div", { class: "ax-bars" }, ...rows));
 }
 
+// Noise in a third decimal should not look like an effect, so the axes reach at least here.
+const LEAST = { score: 0.25, nll: 1 };
+
 function curve(data, alpha, key, name) {
   const W = 420, H = 128, left = 46, right = 412, top = 20, bottom = 98;
   const rows = [data.base, ...data.steered].filter((row) => known(row[key]));
-  const high = Math.max(data.least[key], ...rows.map((row) => row[key])) * 1.08;
+  const high = Math.max(LEAST[key], ...rows.map((row) => row[key])) * 1.08;
   const x = (a) => left + ((a - data.alpha_min) / (data.alpha_max - data.alpha_min || 1)) * (right - left);
   const y = (value) => bottom - (Math.min(value, high) / high) * (bottom - top);
   const svg = el("svg", { viewBox: `0 0 ${W} ${H}`, preserveAspectRatio: "xMinYMin", role: "img", "aria-label": `${name} over ${data.symbol}` });
