@@ -9,8 +9,9 @@ from torch import Tensor
 from benchmarks.setting import Setting, stated
 from benchmarks.timing import Answers, Decoder, Timed, measured, write
 from steerlib.decoding import Sampling, alpha_path, decode, make_arms
-from steerlib.decoding.decode import Batch, default_capacity
+from steerlib.decoding.decode import Batch
 from steerlib.decoding.requests import Request, make_requests
+from steerlib.decoding.streams import default_capacity
 from steerlib.models import FrozenModel
 from steerlib.residual import ResidualDose
 

@@ -1,4 +1,4 @@
-"""Command line: `python -m steerlib run | check | status PARAMS`, `compare RUN RUN`, `archive RUN FILE` and `fetch`.
+"""Command line: `python -m steerlib run | check | status | list | compare | grid | archive | fetch`.
 
 Exit codes: 0 done, 1 a notebook or the set-up failed, 2 bad input, 130 interrupted.
 """
@@ -31,44 +31,62 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
+ARCHIVE = """pack a run: its tables with their texts, scores by text hash, params, notebooks, report
+To show it again without a model (notebooks 05 and 06):
+  python -m zipfile -e mine.zip results && python -m steerlib run results/mine/replay.yaml
+To score the same texts again, in a params file:  scorer: replay:results/mine/scores.csv"""
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m steerlib", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name: str, do: Callable, about: str) -> Callable:
-        added = commands.add_parser(name, help=about)
+    def command(name: str, do: Callable, about: str, example: str = "") -> Callable:
+        shown = f"example:  python -m steerlib {name} {example}"
+        plain, short = argparse.RawDescriptionHelpFormatter, about.partition("\n")[0]
+        added = commands.add_parser(name, help=short, description=about, epilog=shown, formatter_class=plain)
         added.set_defaults(command=do)
         return added.add_argument
 
-    for name, do, about in (
-        ("run", _run, "run the notebooks with a params file; finished ones are kept"),
-        ("check", _check, "check a params file, its files, ratings, models and endpoints; nothing is run"),
-        ("status", _status, "which notebooks of a run are finished, and what has changed since"),
-    ):
-        option = command(name, do, about)
+    run = command(
+        "run", _run, "run the notebooks with a params file; finished ones are kept", "params/quick.yaml"
+    )
+    check = command(
+        "check", _check, "check a params file and all that it names; nothing is run", "params/mine.yaml"
+    )
+    status = command(
+        "status", _status, "stages of a run, answers done, throughput, time left, last error", "mine"
+    )
+    command("list", _list, "all runs, the latest first: date, params file, last stage, verdict")
+    compare = command("compare", _compare, "settings and effects in which two runs differ", "quick mine")
+    values = "'alphas=[0.6, 1.2],[2.2]' --set model=embedded,Qwen/Qwen2.5-0.5B-Instruct"
+    grid = command("grid", _grid, "a run for each combination of values", f"params/mine.yaml --set {values}")
+    archive = command("archive", _archive, ARCHIVE, "mine mine.zip")
+    command("fetch", _fetch, "set-up: fetch the embedded model and scorer")
+    for option in (run, check, grid):
         option("params", type=Path, help="flat YAML, for instance params/quick.yaml")
+    status("params", nargs="?", metavar="RUN", help="a run or a params file; by default the latest run")
+    for option in (run, check, grid, status):
+        option("--notebooks", type=Path, default=None, help="notebooks from another folder")
+    for option in (run, check):
         option("--data", type=Path, help="local data, for notebooks with data_folder")
         option("--model", help="hub id or folder, in place of the params file's model")
-        option("--notebooks", type=Path, default=None, help="notebooks from another folder")
-        if name == "run":
-            option("--only", action="append", default=[], metavar="03", help="only this one; repeatable")
-            option("--force", action="store_true", help="run finished notebooks again")
-    command("compare", _compare, "the verdicts of several runs side by side")("runs", nargs="+")
-    option = command(
-        "archive", _archive, "write a run's toxicity scores to a file that `scorer: replay:FILE` reads"
-    )
-    option("run", help="name of the run")
-    option("file", type=Path, help=".csv or .parquet")
-    option("--scorer", help="id of the scorer, where several scored the run")
-    command("fetch", _fetch, "set-up: fetch the embedded model and scorer")
+    run("--only", action="append", default=[], metavar="03", help="only this one; repeatable")
+    run("--force", action="store_true", help="run finished notebooks again")
+    grid("--set", action="append", required=True, metavar="KEY=A,B", help="values in YAML; repeatable")
+    compare("first")
+    compare("second")
+    archive("run", help="name of the run")
+    archive("file", type=Path, help=".zip; or .csv or .parquet for the scores alone")
+    archive("--scorer", help="id of the scorer, by default that of notebook 04")
     return parser
 
 
 def _plan(options: argparse.Namespace) -> Any:
     from steerlib.runner import NOTEBOOKS, plan
 
-    folder = options.notebooks or NOTEBOOKS
-    return plan(options.params, data=options.data, model=options.model, notebooks=folder)
+    given = {name: getattr(options, name, None) for name in ("data", "model")}
+    return plan(options.params, notebooks=options.notebooks or NOTEBOOKS, **given)
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -143,7 +161,7 @@ def _check_ratings(given: Mapping[str, Any]) -> int:
         too_few = f"; fewer than {wanted} in {', '.join(short)}: {remedy}" if short else ""
         print(f"{split + ' prompts':<24} {counts.sum():,}: {shown}{too_few}")
     if "pairs_file" in given and not given["pairs_file"]:
-        pairs = pairs_from_ratings(rated, splits, tie=given["tie"], ties=given["ties"])
+        pairs = pairs_from_ratings(rated, splits, tie=given["tie"])
         train = (pairs.split == "train").sum()
         print(f"{'pairs':<24} {train:,} train, {len(pairs) - train:,} held out (tie {given['tie']})")
     return len(prompts)
@@ -163,18 +181,17 @@ def _n_answers(given: Mapping[str, Any], prompts: int) -> int:
     for name in given["personal_vectors"]:
         vectors += [dec.VectorFamily(name, {"u": one}, "own")]
         vectors += [dec.VectorFamily(name, {"u": one}, "shuffled", "shuffled_profile")]
-    names = ("alphas", "caa_alphas", "composed_alphas", "sda_ks", "vector_alpha")
+    grid = ("alphas", "caa_alphas", "composed_alphas", "sda_ks", "vector_alpha")
     branches = {branch: "trained" for branch in ("expert", "anti") if given[f"{branch}_model"]}
-    kept = {name: given[name] for name in ("positions", "more_positions", "style", "base_top_p")}
+    kept = {name: given[name] for name in (*grid, "positions", "more_positions", "style")}
     arms = dec.study_arms(
         given["methods"],
         given["controls"],
-        strengths=dec.Strengths(**{name: given[name] for name in names}),
         vectors=vectors,
         model="",
         contexts=given["contexts"] or dec.default_contexts(given["style"]),
         sampling=dec.Sampling(js_sigma=given["js_sigma"]),
-        amplification=0.5,
+        amplification=dec.Factor("sigmoid", {}),
         gate=dec.Factor("gate", {}) if given["gated"] else None,
         branches=branches,
         **kept,
@@ -258,41 +275,65 @@ def _describe(key: str, judge: Any) -> None:
 
 
 def _status(options: argparse.Namespace) -> None:
-    from steerlib.runner import state
-    from steerlib.tables import results_folder
+    from steerlib import runs
+    from steerlib.runner import PARAMS
 
-    study = _plan(options)
-    for name in study.stages:
-        seconds, changed = state(study, name, results_folder(study.run) / "notebooks")
-        since = f", changed since: {', '.join(changed)}" if changed else ""
-        print(f"{name:<24} {'not finished' if seconds is None else f'done {seconds:8.1f} s{since}'}")
+    options.params = options.params or next((folder.name for folder in runs.all_runs()), "")
+    if not options.params.endswith((".yaml", ".yml")):
+        options.params = runs.folder_of(options.params) / PARAMS
+    options.params = Path(options.params)
+    print(*runs.status(_plan(options)), sep="\n")
+
+
+def _list(_: argparse.Namespace) -> None:
+    from steerlib import runs
+
+    print(*map(runs.one_line, runs.all_runs()), sep="\n")
 
 
 def _compare(options: argparse.Namespace) -> None:
-    import pandas as pd
+    from steerlib import runs
 
+    settings, arms, folder = _refused(runs.compare, options.first, options.second)
+    _show("settings that differ", settings)
+    _show("verdicts", runs.verdicts([options.first, options.second]).sort_values(["method", "run"]))
+    what = f"effect on toxicity of the arms in both; difference: {options.second} minus {options.first}"
+    columns = ["name", options.first, options.second, "difference", "n", "n_clusters", "how"]
+    _show(what, arms.reindex(columns=columns))
+    print(f"written to {os.path.relpath(folder)}")
+
+
+def _refused(do: Callable, *arguments: Any, **options: Any) -> Any:
+    """What the function returns; a table that is not there, or not as it must be, is bad input."""
     from steerlib.params import BadInput
-    from steerlib.tables import read_table, results_folder
 
     try:
-        tables = {run: read_table(results_folder(run), "verdict") for run in options.runs}
-    except FileNotFoundError as failure:
+        return do(*arguments, **options)
+    except (FileNotFoundError, ValueError) as failure:
         raise BadInput(str(failure)) from None
-    columns = ["method", "run", "alpha", "difference", "low", "high", "perplexity_ratio", "n"]
-    rows = pd.concat([table.assign(run=run) for run, table in tables.items()])[columns]
-    print(rows.sort_values(["method", "run"]).to_string(index=False, float_format="{:.3g}".format))
+
+
+def _show(title: str, table: Any) -> None:
+    text = table.to_string(index=False, max_colwidth=60, float_format="{:.3g}".format)
+    print(title, text if len(table) else "none", sep="\n", end="\n\n")
+
+
+def _grid(options: argparse.Namespace) -> None:
+    from steerlib import runs
+    from steerlib.params import override
+    from steerlib.runner import NOTEBOOKS
+
+    values, notebooks = dict(map(override, options.set)), options.notebooks or NOTEBOOKS
+    table, file = runs.grid(options.params, values, notebooks=notebooks)
+    _show("verdicts", table)
+    print(f"table: {os.path.relpath(file)}")
 
 
 def _archive(options: argparse.Namespace) -> None:
-    from steerlib.params import BadInput
-    from steerlib.tables import results_folder
-    from steerlib.toxicity import archive
+    from steerlib import runs
 
-    try:
-        count = archive(results_folder(options.run), options.file, scorer=options.scorer)
-    except (FileNotFoundError, ValueError) as failure:
-        raise BadInput(str(failure)) from None
-    print(f"{count} scores: {options.file}")
+    count = _refused(runs.archive, options.run, options.file, scorer=options.scorer)
+    print(f"{count} {'files' if options.file.suffix == '.zip' else 'scores'}: {options.file}")
 
 
 def _fetch(_: argparse.Namespace) -> None:

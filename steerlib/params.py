@@ -31,7 +31,6 @@ WORDS = {
     "split_by": "users conversations",
     "style": "continuation chat",
     "styles": "continuation chat",
-    "ties": "drop half",
     "workers": "auto",
 }
 """What a parameter, or each entry of its list, may be; in place of a capital stands what `HOLES` says."""
@@ -54,7 +53,7 @@ ABOVE_0 = {
 }
 RANGES = (  # all other numbers are at least 0
     ("between 0 and 1", lambda x: 0 < x < 1, {"dev_share", "train_share"}),
-    ("above 0 and at most 1", lambda x: 0 < x <= 1, {"base_top_p", "top_p"}),
+    ("above 0 and at most 1", lambda x: 0 < x <= 1, {"top_p"}),
     ("from 0 to 1", lambda x: 0 <= x <= 1, {"explorer_min_p"}),
     ("above 0", lambda x: x > 0, ABOVE_0),
     ("a number", lambda x: True, ANY),  # noqa: ARG005
@@ -66,10 +65,11 @@ MAY_BE_EMPTY = {"composed_alphas", "controls", "methods", "personal_vectors"}
 
 NO_PATHS = {"run", "revision", *REGISTERED, *WORDS} - {"judge", "second_judge"}
 # No paths; a folder of that name is `./demo`.
-RESERVED = {"", "demo", "demo_large", "embedded", "prism", "scorer", "cais/mmlu"}
+RESERVED = {"", "demo", "demo_large", "embedded", "none", "prism", "scorer", "cais/mmlu"}
 RESERVED |= {"calibrated", "detoxify", "perspective"}
 MODELS = {"model", "scorer", "judge", "second_judge"}
 MODELS |= {"aligner", "anti_model", "expert_model", "fluency_model"}
+KINDS = {"local", "reward", "scorer", "endpoint", "replay", "detoxify"}  # stand before a colon
 FILES = {"pairs_file", "questions", "ratings"}  # never the name of a model
 WITHIN_DATA = {"pair_file", "prompt_file", "text_files"}  # files of data_folder, absent where the hub is read
 PATH = re.compile(r"[~.]{0,2}/.*|.*/.*/.*|.*\.(csv|tsv|jsonl?|gz|parquet|safetensors|gguf|txt)")
@@ -193,6 +193,18 @@ def read_params(path: Path) -> dict[str, Any]:
     return params
 
 
+def override(text: str) -> tuple[str, list]:
+    """A key and the values that a grid gives it, from `key=value,value` in YAML's flow style: `alphas=[1],[2]`."""
+    key, equals, values = text.partition("=")
+    try:
+        found = yaml.load(f"[{values}]", _StrictLoader)
+    except (yaml.YAMLError, ValueError) as failure:
+        raise BadInput(f"--set {text}: {' '.join(str(failure).split())}") from None
+    if not (key and equals and found):
+        raise BadInput(f"--set {text!r} is not key=value,value")
+    return key.strip(), found
+
+
 def check_params(params: Mapping[str, Any], notebooks: Mapping[str, Mapping[str, Parameter]]) -> None:
     """Refuse a secret, a key that no notebook takes, a wrong type, a number out of range and a misspelt word.
 
@@ -294,18 +306,22 @@ def resolved(params: Mapping[str, Any], folders: Sequence[Path]) -> tuple[dict, 
     return changed, inputs
 
 
+def _kind(entry: str) -> tuple[str, str]:
+    """What stands before and after the colon of a judge or scorer; of any other text "" and itself."""
+    kind, _, rest = entry.partition(":")
+    return (kind, rest) if kind in KINDS else ("", entry)
+
+
 def _located(name: str, entry: Any, folders: Sequence[Path]) -> tuple[Any, Path | None]:
     """A value, with the file or folder that it names as an absolute path where it names one; and that path."""
     if not isinstance(entry, str) or not entry.isprintable() or entry in RESERVED:
         return entry, None
-    kind, text = re.findall(r"^((?:local:|reward:|scorer:|endpoint:|replay:|detoxify:)?)(.*)", entry)[
-        0
-    ]  # of a judge or scorer
+    kind, text = _kind(entry)
     places = [(folder / Path(text).expanduser()).absolute() for folder in folders]
     for place in places if text else []:
         if place.exists():
-            return f"{kind}{place}", place
-    written = (PATH.fullmatch(text) or name in FILES) and kind != "endpoint:" and name not in WITHIN_DATA
+            return (f"{kind}:{place}" if kind else str(place)), place
+    written = (PATH.fullmatch(text) or name in FILES) and kind != "endpoint" and name not in WITHIN_DATA
     if name == "data_folder" or written:
         looked = " and ".join(dict.fromkeys(map(str, places)))
         raise BadInput(f"{name}: {entry!r} is not there; looked for {looked}")
@@ -315,9 +331,7 @@ def _located(name: str, entry: Any, folders: Sequence[Path]) -> tuple[Any, Path 
 def check_hub(params: Mapping[str, Any], inputs: Mapping[str, Sequence[Path]]) -> None:
     """Refuse, with its parameter's name, a model that is no path and neither in the hub's cache nor on the hub."""
     for name in [name for name in MODELS & params.keys() - inputs.keys() if params[name]]:
-        kind, model = re.findall(
-            r"^(?:(local|reward|scorer|endpoint|replay|detoxify):)?(.*)", str(params[name])
-        )[0]
+        kind, model = _kind(str(params[name]))
         if model in RESERVED or kind == "endpoint":
             continue
         hub = import_module("huggingface_hub")

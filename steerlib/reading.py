@@ -8,11 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from steerlib.models import FrozenModel, high_precision
 
 Messages = Sequence[dict[str, str]]
 TokenIds = tuple[int, ...]
+BATCH_TOKENS = 4096
+"""Tokens of a forward pass, pads counted: more gain no speed and cost memory."""
 OPENING = "<think>"
 
 
@@ -69,37 +72,28 @@ def _holds(rendered: str, text: str, messages: Messages) -> bool:
 
 
 def prompt_ids(
-    frozen: FrozenModel, prompt: str, *, style: str, context: str = "", history: Messages = ()
+    frozen: FrozenModel, prompt: str, *, style: str, context: str = "", history: str = ""
 ) -> TokenIds:
     """Token ids of a prompt within a context: what one branch of the frozen model reads.
 
-    Args:
-        prompt: the user's words, or the opening of a text to continue.
-        style: "chat" (the chat template; the context is the system message) or "continuation" (plain text;
-            the context is a paragraph before the prompt).
-        context: instruction of the branch; empty for the base branch.
-        history: earlier turns of the conversation, user and model in turn; in a continuation each is a paragraph
-            between context and prompt.
-
-    Raises:
-        ValueError: an unknown style, an empty prompt, or as `chat_ids`.
+    In style "chat" the context is the system message and `history`, see `read_history`, are the turns between it and
+    the prompt; in "continuation" context and earlier turns are paragraphs before the prompt. A ValueError says that the
+    prompt is empty or the style unknown, or what `chat_ids` and `read_history` do.
     """
+    turns = read_history(history)
     if not prompt.strip():
         raise ValueError("the prompt is empty")
     if style == "continuation":
-        paragraphs = [context, *(turn["content"] for turn in history), prompt]
+        paragraphs = [context, *(turn["content"] for turn in turns), prompt]
         return text_ids(frozen, "\n\n".join(text for text in paragraphs if text))
     if style != "chat":
         raise ValueError(f"style {style!r} is neither 'chat' nor 'continuation'")
     system = [{"role": "system", "content": context}] if context.strip() else []
-    return chat_ids(frozen, [*system, *history, {"role": "user", "content": prompt}])
+    return chat_ids(frozen, [*system, *turns, {"role": "user", "content": prompt}])
 
 
 def read_history(text: str) -> Messages:
-    """Earlier turns of a conversation, from the JSON of the prompts table; none for the empty text.
-
-    A ValueError shows a text that is no list of turns with role "user" or "assistant" and content.
-    """
+    """Earlier turns of a conversation, from the JSON of the prompts table; a ValueError shows a text that is none."""
     if not text:
         return ()
     try:
@@ -161,13 +155,9 @@ def check_length(frozen: FrozenModel, ids: Sequence[int], max_new_tokens: int, *
 
 def left_padded(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
     """Ids and attention mask of sequences padded on the left, both `(batch, seq)`; the mask is 0 on pads."""
-    longest = max(len(ids) for ids in sequences)
-    ids = torch.zeros(len(sequences), longest, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for row, sequence in enumerate(sequences):
-        ids[row, longest - len(sequence) :] = torch.tensor(sequence)
-        mask[row, longest - len(sequence) :] = 1
-    return ids.to(device), mask.to(device)
+    rows = [torch.tensor(ids, dtype=torch.long) for ids in sequences]
+    pad = partial(pad_sequence, batch_first=True, padding_side="left")
+    return pad(rows).to(device), pad([torch.ones_like(row) for row in rows]).to(device)
 
 
 def position_ids(mask: Tensor) -> Tensor:
@@ -175,16 +165,16 @@ def position_ids(mask: Tensor) -> Tensor:
     return (mask.cumsum(-1) - 1).clamp_min(0)
 
 
-def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
+def batches_by_length(lengths: Sequence[int], most: int = BATCH_TOKENS) -> Iterator[list[int]]:
     """Indices of the sequences of each forward pass, the longest first: memory runs out at once or not at all.
 
-    A pass has at most `batch_tokens`, pads counted, which bounds memory. A longer sequence is a pass of its own, and
-    one that would be half pads begins the next pass.
+    A pass has at most so many tokens, pads counted. A longer sequence is a pass of its own, and one that
+    would be half pads begins the next pass.
     """
     batch: list[int] = []
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         longest = lengths[batch[0]] if batch else 0
-        if batch and (longest * (len(batch) + 1) > batch_tokens or 2 * lengths[i] < longest):
+        if batch and (longest * (len(batch) + 1) > most or 2 * lengths[i] < longest):
             yield batch
             batch = []
         batch.append(i)
@@ -193,15 +183,10 @@ def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[lis
 
 
 @torch.inference_mode()
-def last_logits(
-    frozen: FrozenModel, contexts: Sequence[Sequence[int]], *, batch_tokens: int = 4096
-) -> Tensor:
-    """Raw next-token logits after each context, `(len(contexts), vocab)`, in float32 or the model's own precision.
-
-    Contexts are token ids; `batch_tokens` as in `batches_by_length`.
-    """
+def last_logits(frozen: FrozenModel, contexts: Sequence[Sequence[int]]) -> Tensor:
+    """Raw next-token logits after the token ids of each context, `(n, vocab)`, in float32 or the model's precision."""
     found: dict[int, Tensor] = {}
-    for batch in batches_by_length([len(ids) for ids in contexts], batch_tokens):
+    for batch in batches_by_length([len(ids) for ids in contexts]):
         ids, mask = left_padded([contexts[i] for i in batch], frozen.device)
         settings = {"position_ids": position_ids(mask), "logits_to_keep": 1}
         z = frozen.model(input_ids=ids, attention_mask=mask, **settings).logits[:, -1]

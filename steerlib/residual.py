@@ -6,34 +6,36 @@ after the final norm.
 """
 
 import hashlib
-import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, NamedTuple, cast
+from functools import cached_property, partial
+from typing import Any, cast
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from steerlib.models import FrozenModel, decoder_blocks, high_precision
-from steerlib.reading import batches_by_length, left_padded, position_ids, prompt_ids, read_history, text_ids
-from steerlib.rules import RULES
+from steerlib.reading import batches_by_length, left_padded, position_ids, prompt_ids, text_ids
 
 POOLS = ("answer_mean", "last", "prompt_last")
-BATCH_TOKENS = 4096
-"""Tokens of a forward pass that records, pads counted."""
 PLAIN_TEXTS = (
     "The museum opens at nine and closes at five every day except Monday.",
     "She put the letter on the table and went to make some tea.",
     "Prices rose by two percent last year, mostly because of energy.",
     "If you want to learn a language, practise a little every day.",
 )
-"""Ordinary sentences on which `typical_norms` measures a model's residuals."""
 
 Vectors = Mapping[int, Tensor]
 """Steering vectors by layer, `(d_model,)` in activation units."""
+Output = Tensor | tuple
+"""What a block returns: the residual stream, or a tuple that begins with it."""
+
+
+def changed(output: Output, change: Callable[[Tensor], Tensor]) -> Output:
+    """A block's output with another residual stream, in the form that the block returns it in."""
+    return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,9 +48,6 @@ class VectorFamily:
         vector_user: "" for everybody's, "own" for each user's, "shuffled" where each user has another user's.
         control: "" for a family under study, else "random_vector" or "shuffled_profile".
         unit: what an alpha of 1 adds: "vector", the vector itself; "residual" where it has the residual's norm.
-
-    Raises:
-        ValueError: vectors by user in a family for everybody, or the other way round.
     """
 
     name: str
@@ -69,9 +68,8 @@ class VectorFamily:
         content = hashlib.sha256()
         for user, vectors in sorted(self.vectors.items()):
             for layer, vector in sorted(vectors.items()):
-                content.update(
-                    f"{user}\x1f{layer}\x1e".encode() + vector.detach().cpu().float().numpy().tobytes()
-                )
+                content.update(f"{user}\x1f{layer}\x1e".encode())
+                content.update(vector.detach().cpu().float().numpy().tobytes())
         return content.hexdigest()[:8]
 
     @property
@@ -112,52 +110,6 @@ def family_of(arm: Mapping, families: Sequence[VectorFamily]) -> VectorFamily:
     raise ValueError(f"arm {arm['arm_id']} needs the vectors {' '.join(wanted)!r}; given are {given}")
 
 
-@dataclass(frozen=True)
-class Factor:
-    """What alpha is multiplied by, by prompt_id: SDA's a = F(S), or the gate (0 or 1) of conditional steering."""
-
-    name: str
-    values: Mapping[str, float]
-
-    @cached_property
-    def digest(self) -> str:
-        """Hash of the values: answers under other factors are other arms."""
-        text = "\n".join(f"{prompt}={float(value)!r}" for prompt, value in sorted(self.values.items()))
-        return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-class Strength(NamedTuple):
-    """Alpha of the logits and alpha of the vector, each multiplied by the prompt's factor."""
-
-    logits: float
-    vector: float
-
-
-def strength(arm: Mapping, prompt_id: str = "", factors: Sequence[Factor] = ()) -> Strength:
-    """How strongly an arm (a row of the arms table) steers a prompt.
-
-        alpha F,    F = 1, a number, or the prompt's value of the factor that the arm names
-
-    Raises:
-        ValueError: no such factor, or one that is not finite for this prompt.
-    """
-    name, alpha = arm["factor"], arm["alpha"]
-    by_name = {factor.name: factor.values for factor in factors}
-    if name in by_name:
-        value = float(by_name[name].get(prompt_id, math.nan))
-    else:
-        try:
-            value = float(name or 1)
-        except ValueError:
-            raise ValueError(
-                f"arm {arm['arm_id']}: no factor is called {name!r}; there are {[*by_name]}"
-            ) from None
-    if not math.isfinite(value):
-        raise ValueError(f"arm {arm['arm_id']}: factor {name!r} of prompt {prompt_id} is {value}")
-    of_vector = alpha if RULES[arm["method"]].acts_on == "residual" else arm["vector_alpha"]
-    return Strength(alpha * value, of_vector * value)
-
-
 @torch.inference_mode()
 def record_residual(
     frozen: FrozenModel,
@@ -169,18 +121,11 @@ def record_residual(
 ) -> dict[int, Tensor]:
     """Pooled residuals of sequences of prompt and answer, all layers in one pass.
 
-    Args:
-        contexts: token ids of prompt and answer, one sequence each.
-        layers: 0-based decoder blocks whose outputs are read.
-        prompt_lengths: tokens of each prompt; what follows is the answer.
-        pool: "answer_mean" (mean over the answer's tokens), "last" (last token) or "prompt_last" (the prompt's last).
+    `contexts` are token ids of prompt and answer, of which `prompt_lengths` are the prompt's. `pool` is "answer_mean"
+    (mean over the answer's tokens), "last" (last token) or "prompt_last" (the prompt's last).
 
-    Returns:
-        By layer, `(n, d_model)` in float64, in activation units.
-
-    Raises:
-        IndexError: the model has no such layer.
-        ValueError: an unknown pool, or a sequence without answer tokens; it is named.
+    By layer, `(n, d_model)` in float64, in activation units. An IndexError names a layer that the model lacks, a
+    ValueError an unknown pool or a sequence without answer tokens.
     """
     if pool not in POOLS:
         raise ValueError(f"pool {pool!r} is none of {', '.join(POOLS)}")
@@ -192,37 +137,33 @@ def record_residual(
         first = {"answer_mean": length, "last": len(ids) - 1, "prompt_last": length - 1}[pool]
         spans.append((first, length if pool == "prompt_last" else len(ids)))
     pooled = {layer: torch.empty(len(contexts), frozen.d_model, dtype=torch.float64) for layer in layers}
-    for rows in batches_by_length([len(ids) for ids in contexts], BATCH_TOKENS):
+    for rows in batches_by_length([len(ids) for ids in contexts]):
         ids, mask = left_padded([contexts[i] for i in rows], frozen.device)
         position = position_ids(mask)
         start, stop = torch.tensor([spans[i] for i in rows], device=mask.device)[..., None].unbind(1)
         chosen = high_precision((position >= start) & (position < stop) & mask.bool())
         weights = chosen / chosen.sum(-1, keepdim=True)
-
-        def pool_into(layer: int, rows: list[int] = rows, weights: Tensor = weights) -> Callable:
-            def hook(block: nn.Module, inputs: tuple, output: Tensor | tuple) -> None:  # noqa: ARG001
-                residual = output[0] if isinstance(output, tuple) else output
-                means = torch.einsum("bs,bsd->bd", weights.to(residual.device), high_precision(residual))
-                pooled[layer][rows] = means.cpu().double()
-
-            return hook
-
         with ExitStack() as stack:
             for layer in layers:
-                stack.callback(frozen.blocks[layer].register_forward_hook(pool_into(layer)).remove)
-            # Nothing above the last layer is needed: a quarter of the work for layers in the middle.
-            stack.callback(frozen.blocks[max(layers)].register_forward_hook(_stop).remove)
+                hook = partial(_pool_into, pooled[layer], rows, weights, layer == max(layers))
+                stack.enter_context(frozen.blocks[layer].register_forward_hook(hook))
             stack.enter_context(suppress(_Recorded))
             frozen.model(input_ids=ids, attention_mask=mask, position_ids=position, logits_to_keep=1)
     return pooled
 
 
 class _Recorded(Exception):
-    """All layers that were asked for have been read."""
+    """Nothing above the last layer is needed: a quarter of the work for layers in the middle."""
 
 
-def _stop(*_: object) -> None:
-    raise _Recorded
+def _pool_into(pooled: Tensor, rows: list[int], weights: Tensor, last: bool, *block: Any) -> None:
+    """Hook, called with the block, its inputs and its output."""
+    output: Output = block[-1]
+    residual = output[0] if isinstance(output, tuple) else output
+    means = torch.einsum("bs,bsd->bd", weights.to(residual.device), high_precision(residual))
+    pooled[rows] = means.cpu().double()
+    if last:
+        raise _Recorded
 
 
 def prompt_residuals(
@@ -230,15 +171,11 @@ def prompt_residuals(
 ) -> dict[int, Tensor]:
     """Residuals of the unsteered model at the last position of each prompt, which predicts the first answer token.
 
-    Args:
-        prompts: the prompts table, or any frame with prompt_id, prompt and, where there are earlier turns, history.
-        style: "chat" or "continuation", as for generation.
-
-    Returns:
-        As `record_residual`, rows as the prompts.
+    `prompts` is the prompts table, or any frame with prompt and, where there are earlier turns, history. Returns as
+    `record_residual`, rows as the prompts.
     """
     ids = [
-        prompt_ids(frozen, row["prompt"], style=style, history=read_history(row.get("history") or ""))
+        prompt_ids(frozen, row["prompt"], style=style, history=row.get("history") or "")
         for row in prompts.to_dict("records")
     ]
     return record_residual(frozen, ids, layers=layers, prompt_lengths=list(map(len, ids)), pool="prompt_last")
@@ -287,14 +224,9 @@ def steered_positions(spec: str, position: Tensor, prompt_length: Tensor) -> Ten
     The first generated token is predicted at the prompt's last position, so "generation" includes that position and
     "first_k:1" is that position alone.
 
-    Args:
-        spec: "all"; "prompt" (positions before the last of the prompt); "generation" (positions that predict an
-            answer token); "first_k:K" (those that predict the first K); "from:P" (position P and later).
-        position: 0-based position of each token in its own sequence, `(batch, seq)`.
-        prompt_length: tokens of each prompt, `(batch, 1)`.
-
-    Raises:
-        ValueError: the spec is not understood.
+    A spec is "all"; "prompt" (positions before the last of the prompt); "generation" (positions that predict an answer
+    token); "first_k:K" (those that predict the first K); "from:P" (position P and later). `position` is that of each
+    token in its own sequence, `(batch, seq)`, from 0; `prompt_length` is `(batch, 1)`.
     """
     answer = position - (prompt_length - 1)
     name, _, number = spec.partition(":")
@@ -309,12 +241,10 @@ def steered_positions(spec: str, position: Tensor, prompt_length: Tensor) -> Ten
 
 
 class ResidualDose:
-    """What the hooks of `steering_hooks` add in the next forward pass.
+    """What the hooks of `steering_hooks` add: `coefficients` `(batch, seq, n_vectors)`, or None for nothing.
 
-    Attributes:
-        coefficients: `(batch, seq, n_vectors)`, or None for nothing.
-        first_layers: lowest layer at which each vector is not zero, by its key and in the order of the coefficients;
-            one above all layers for a zero vector.
+    `first_layers` are the lowest layer at which each vector is not zero, by its key and in the order of the
+    coefficients; one above all layers for a zero vector.
     """
 
     def __init__(self, vectors: Mapping[VectorKey, Vectors] | None = None) -> None:
@@ -335,13 +265,8 @@ def steering_hooks(
 
         h_l <- h_l + sum_i c_i v_il     a vector without a layer adds nothing there
 
-    Yields:
-        What is added; set its `coefficients` before each forward pass. All hooks are gone afterwards, also after an
-        exception.
-
-    Raises:
-        IndexError: the model has no such layer.
-        ValueError: a vector has another width than the model; layer and widths are shown.
+    Yields what is added; set its `coefficients` before each forward pass. An IndexError names a layer that the model
+    lacks, a ValueError one at which the vector has another width.
     """
     blocks, config = decoder_blocks(model), cast(Any, model.config)
     layers = sorted({layer for vector in vectors.values() for layer in vector})
@@ -353,20 +278,14 @@ def steering_hooks(
     dose, on = ResidualDose(vectors), {weight.device for weight in model.parameters()}
     device = next((place for place in on if place.type != "meta"), "cpu")  # accelerate keeps weights on none
 
-    def adding(directions: Tensor) -> Callable:
-        def hook(block: nn.Module, inputs: tuple, output: Tensor | tuple) -> Tensor | tuple | None:  # noqa: ARG001
-            if dose.coefficients is None:
-                return None
-            residual = output[0] if isinstance(output, tuple) else output
-            added = dose.coefficients.to(residual) @ directions.to(residual)
-            return (residual + added, *output[1:]) if isinstance(output, tuple) else residual + added
-
-        return hook
+    def hook(directions: Tensor, *block: Any) -> Output | None:
+        amount = dose.coefficients
+        return None if amount is None else changed(block[-1], lambda h: h + amount.to(h) @ directions.to(h))
 
     with ExitStack() as stack:
         for layer in layers:
             directions = torch.stack([one.get(layer, nothing).to(device) for one in vectors.values()])
-            stack.callback(blocks[layer].register_forward_hook(adding(directions)).remove)
+            stack.enter_context(blocks[layer].register_forward_hook(partial(hook, directions)))
         yield dose
 
 
@@ -383,21 +302,14 @@ def add_to_residual(
 
         h_l <- h_l + alpha v_l     at the steered positions, pads excluded
 
-    Works for plain forward passes and under `model.generate`: positions are counted within each sequence, right under
-    left padding, batches, beams and the KV cache.
+    Works for plain forward passes and under `model.generate`: positions (see `steered_positions`) are counted within
+    each sequence, right under left padding, batches, beams and the KV cache.
 
-    Args:
-        model: the causal language model.
-        vectors: steering vector of each layer, `(d_model,)`, in activation units.
-        alpha: dimensionless strength, a number or one per row, `(batch,)`; 0 leaves the model as it is.
-        positions: see `steered_positions`.
-        prompt_lengths: tokens of each prompt, `(batch,)`; None: whatever a forward pass reads that continues no
-            earlier one is a prompt.
+    Alpha is dimensionless, a number or one per row, `(batch,)`. `prompt_lengths` are the tokens of each prompt,
+    `(batch,)`; None: whatever a forward pass reads that continues no earlier one is a prompt.
 
-    Raises:
-        IndexError: the model has no such layer.
-        ValueError: alpha is not finite or its rows are not the batch's, a vector of another width, an attention mask
-            that is not `(batch, seq)`.
+    Raises as `steering_hooks`, and ValueError for an alpha that is not finite or whose rows are not the batch's, or an
+    attention mask that is not `(batch, seq)`.
 
     Source: Panickssery et al. (arXiv 2312.06681, sec. 3), who add after the prompt and at one layer; "all" and several
     layers are those of the CAA-on-PRISM study.
@@ -429,9 +341,8 @@ def add_to_residual(
         steered = steered_positions(positions, position, known) & mask.bool()
         dose.coefficients = (steered * strength.to(mask.device).reshape(-1, 1))[..., None]
 
-    with steering_hooks(model, {(): vectors}) as dose:
-        handle = model.register_forward_pre_hook(before, with_kwargs=True)
-        try:
-            yield
-        finally:
-            handle.remove()
+    with (
+        steering_hooks(model, {(): vectors}) as dose,
+        model.register_forward_pre_hook(before, with_kwargs=True),
+    ):
+        yield

@@ -21,13 +21,9 @@ def expert_anti_expert(z_base: Tensor, z_expert: Tensor, z_anti: Tensor, alpha: 
 
         z_new = z_B + alpha (z_E - z_A)
 
-    Args:
-        z_base, z_expert, z_anti: raw next-token logits of the three branches, `(batch, vocab)`, in nats up to one
-            constant per row; taken before repetition penalty, temperature and nucleus.
-        alpha: dimensionless strength, a number or one per row, `(batch,)`; 0 gives `z_base` itself.
-
-    Raises:
-        ValueError: the branches differ in shape, or alpha is not finite.
+    Raw next-token logits of the three branches are `(batch, vocab)`, in nats up to one constant per row, taken before
+    repetition penalty, temperature and nucleus. Alpha is dimensionless, a number or one per row, `(batch,)`. A
+    ValueError says that the branches differ in shape, or that alpha is not finite.
 
     Source: STEER-Away, sec. 4; the rule is that of Liu et al. (DExperts, ACL 2021, sec. 2.1), whose branches are
     fine-tuned models where these are contexts of one frozen model, and who first cut the base to its nucleus.
@@ -59,12 +55,9 @@ def sda(z_plain: Tensor, z_instructed: Tensor, amplification: Alpha, k: float = 
 
         z_new = z_2 + k a (z_2 - z_1)
 
-    This is classifier-free guidance with scale 1 + k a, so its zero is instruction prompting and not the base.
-
-    Args:
-        z_plain, z_instructed: raw next-token logits without and with the alignment instruction, `(batch, vocab)`.
-        amplification: a = F(S), dimensionless, a number or one per row, see `amplification`.
-        k: strength, dimensionless; the authors' code has 2.
+    This is classifier-free guidance with scale 1 + k a, so its zero is instruction prompting and not the base: z_2 are
+    the logits with the alignment instruction. a = F(S), see `amplification`, is a number or one per row; the authors'
+    code has k = 2.
 
     Source: SDA, eqs. 4 and 5, whose printed arguments are exchanged; the sign is that of the authors' code. They
     combine log-probabilities; raw logits differ from those by a constant per row, which no softmax sees.
@@ -77,7 +70,6 @@ class Rule:
     """One method: how it makes steered logits from those of its branches, and what is said of it.
 
     Attributes:
-        name: its key in `RULES`, and the column `method` of its arms.
         branches: those it needs besides "base". "steered" is the base with a vector in its residual stream; every other
             one is a context of that name, or a trained model.
         steer: raw logits by branch, `(batch, vocab)` each, and alpha, `(batch,)` -> steered logits. It must be linear
@@ -120,8 +112,7 @@ class Rule:
 
             intercept = steer(z, 0),    slope = steer(z, 1) - steer(z, 0)
 
-        Args:
-            z: raw logits by branch; in float64, or the line is no more exact than they are.
+        Give the raw logits by branch in float64: the line is no more exact than they are.
         """
         zeros = torch.zeros_like(z["base"][:, 0])
         intercept = self.steer(z, zeros)
@@ -173,7 +164,7 @@ RULES: dict[str, Rule] = {
 
 
 def check_method(method: str) -> Rule:
-    """The rule of a method; a ValueError names those there are where there is none."""
+    """The rule of a method; a ValueError where there is none."""
     if method not in RULES:
         raise ValueError(f"method {method!r} is none of {', '.join(RULES)}")
     return RULES[method]
@@ -182,23 +173,6 @@ def check_method(method: str) -> Rule:
 def acting_on(*acts_on: str) -> tuple[str, ...]:
     """Names of the methods that act on any of these: "logits", "residual", "context", "text"."""
     return tuple(name for name, rule in RULES.items() if rule.acts_on in acts_on)
-
-
-def base_nucleus(z_base: Tensor, top_p: Tensor) -> Tensor:
-    """Mask `(batch, vocab)` of the base's own nucleus: tokens above which less than `top_p` of softmax(z_base) lies.
-
-    Args:
-        z_base: raw next-token logits of the base, `(batch, vocab)`; no temperature.
-        top_p: nucleus mass, one per row, `(batch,)`; 1 keeps every token. Equal logits are in or out together.
-
-    Source: Liu et al. (DExperts, ACL 2021, sec. 2.2), who cut the base before the rule. Here a token outside is cut
-    from what the rule gave, so that it stays out whatever the other branches say of it (-inf - -inf is no number).
-    """
-    ranked = z_base.sort(-1, descending=True).values
-    mass = ranked.softmax(-1)
-    inside = (mass.cumsum(-1) - mass < top_p[:, None]).sum(-1)
-    threshold = ranked.gather(-1, (inside - 1).clamp_min(0)[:, None])
-    return (z_base >= threshold) | (top_p[:, None] >= 1)
 
 
 SCORE_FUNCTIONS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -224,9 +198,8 @@ def amplification(score: float | np.ndarray, function: str = "sigmoid") -> np.nd
 
         a = F(S) = 2 (sigmoid(100/S - 1) - 1/2)
 
-    Args:
-        score: S of the first answer on the dimension; a number or `(n,)`. Outside (0, 100] its row is refused.
-        function: name of F in `SCORE_FUNCTIONS`.
+    S is that of the first answer on the dimension, a number or `(n,)`; outside (0, 100] its row is refused. `function`
+    names F in `SCORE_FUNCTIONS`.
 
     Source: SDA, eq. 3; it is tanh((100/S - 1)/2). The others are choices of the authors' code.
     """
@@ -244,8 +217,7 @@ def js_divergence(log_p1: Tensor, log_p2: Tensor) -> Tensor:
 
         JS = KL(P1 || M)/2 + KL(P2 || M)/2,  M = (P1 + P2)/2
 
-    Args:
-        log_p1, log_p2: logits or log-probabilities, `(batch, vocab)`.
+    Both are given by logits or log-probabilities, `(batch, vocab)`.
 
     Source: SDA, eq. 6; the authors add 1e-9 within the logarithms, which is not needed here.
     """
@@ -266,10 +238,8 @@ def js_temperature(
 
         T = max(T0 0.5^(JS/sigma), T_min)
 
-    Args:
-        log_p1, log_p2: of the plain and the instructed branch, as for `js_divergence`.
-        t0, sigma, t_min: temperature at JS = 0, the divergence in nats at which it has halved (above 0), and its lower
-            bound (not above t0); numbers or `(batch,)`.
+    JS is that of the plain and the instructed branch, see `js_divergence`. `t0` is the temperature at JS = 0, `sigma`,
+    above 0, the divergence in nats at which it has halved, `t_min` its lower bound, at most t0; numbers or `(batch,)`.
 
     Source: SDA, eq. 7.
     """

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import sys
 import time
 import uuid
@@ -22,6 +23,7 @@ from typing import Any
 from unittest.mock import patch
 
 import psutil
+import yaml
 from filelock import FileLock, Timeout
 from jupyter_core.paths import jupyter_runtime_dir
 from traitlets.config import Config
@@ -49,6 +51,8 @@ PAPERMILL: dict[str, Any] = {
     "coalesce_streams": True,
     "extra_arguments": ["--IPKernelApp.log_level=50"],  # else Ctrl-C prints its traceback
 }
+PARAMS, LOCK = "params.yaml", ".lock"
+"""In a run's folder: what it was run with, and what a command holds while it goes on."""
 LONGEST_SOCKET_PATH = 100  # bytes; Unix allows about 107, and the channel's number is still to come
 
 
@@ -68,14 +72,21 @@ class Stage:
 
 @dataclass(frozen=True)
 class Study:
-    """What a params file asks for, checked: the name of the run and its stages, by name and in order."""
+    """What a params file asks for, checked: the name of the run, its stages in order, the file and all its params."""
 
     run: str
     stages: dict[str, Stage]
+    file: Path
+    params: dict[str, Any]
 
 
 def plan(
-    params_file: Path, *, data: Path | None = None, model: str | None = None, notebooks: Path = NOTEBOOKS
+    params_file: Path,
+    *,
+    data: Path | None = None,
+    model: str | None = None,
+    notebooks: Path = NOTEBOOKS,
+    overrides: Mapping[str, Any] | None = None,
 ) -> Study:
     """What a run needs, checked before anything starts or is written; BadInput names a mistake in one line.
 
@@ -84,13 +95,15 @@ def plan(
             in the current folder, then in its own.
         data, model: in place of the file's `data_folder` and `model`.
         notebooks: folder with `01_*.ipynb` and so on; a key `notebooks` of the file names others, as `extra/name`.
+        overrides: further params in place of the file's.
     """
-    params = keys.read_params(params_file)
+    params = keys.read_params(params_file) | dict(overrides or {})
+    params |= ({"data_folder": str(data)} if data else {}) | ({"model": model} if model else {})
+    written = {"run": params_file.stem} | params
     names = params.pop("notebooks", None) or [file.stem for file in numbered(notebooks)]
     files = [notebooks / f"{name}.ipynb" for name in names] if isinstance(names, list) else []
     if not files or not all(file.is_file() for file in files):
         raise BadInput(f"notebooks: not all of {names!r} are in {notebooks}")
-    params |= ({"data_folder": str(data)} if data else {}) | ({"model": model} if model else {})
     run = params.setdefault("run", params_file.stem)
     if not isinstance(run, str) or not RUN.fullmatch(run):
         raise BadInput(f"run must be a folder name of letters, digits, '-', '_' and '.', not {run!r}")
@@ -104,7 +117,7 @@ def plan(
     for file in files:
         given, named = ({name: d[name] for name in flat(taken[file]) if name in d} for d in (params, inputs))
         stages[file.stem] = Stage(file, keys.handed(params, taken[file]), named, given)
-    return Study(run, stages)
+    return Study(run, stages, params_file, written)
 
 
 def check_reachable(study: Study, stages: Sequence[str]) -> dict[str, Any]:
@@ -148,13 +161,28 @@ def run_study(study: Study, *, only: Sequence[str] = (), force: bool = False) ->
     due = [name for name, (took, changed) in states.items() if took is None or changed or force]
     check_reachable(study, due)
     try:
-        with FileLock(folder / ".lock", timeout=0):  # freed when its holder ends, even a killed one
+        with FileLock(folder / LOCK, timeout=0):  # freed when its holder ends, even a killed one
+            _keep_params(study, folder)
             for name in chosen:
                 peaks.append(_run_stage(study, name, folder / "notebooks", force))
     except Timeout:
         raise BadInput(f"run {study.run!r} is already going on in another process") from None
     print(f"total {time.perf_counter() - started:.1f} s, peak memory {max(peaks):.2f} GB", flush=True)
     return folder
+
+
+def _keep_params(study: Study, folder: Path) -> None:
+    """Write all params of the run into its folder, with the command; the file runs as any other params file."""
+    kept = folder / PARAMS
+    text = yaml.safe_dump(study.params, sort_keys=False, allow_unicode=True, width=120)
+    own = study.file.parent.resolve() == folder.resolve()
+    if not own and not (kept.exists() and kept.read_text(encoding="utf-8").partition("\n")[2] == text):
+        with atomic_path(kept) as partial:
+            partial.write_text(f"# {study.file}: {_command()}\n{text}", encoding="utf-8")
+
+
+def _command() -> str:
+    return shlex.join(["python", "-m", "steerlib", *sys.argv[1:]])
 
 
 def _run_stage(study: Study, name: str, folder: Path, force: bool) -> float:
@@ -247,7 +275,7 @@ def execute(notebook: Path, copy: Path, parameters: Mapping[str, Any]) -> tuple[
 
     settings = PAPERMILL | {"config": _sockets()}
     try:
-        told = {COMMAND: " ".join(["python -m steerlib", *sys.argv[1:]]), PROGRESS_FILE: _terminal()}
+        told = {COMMAND: _command(), PROGRESS_FILE: _terminal()}
         with patch.dict(os.environ, {"PLOTLY_RENDERER": "plotly_mimetype", **told}):
             executed: Any = papermill.execute_notebook(
                 notebook, partial, dict(parameters), cwd=notebook.parent, on_cell_executed=watch, **settings

@@ -18,10 +18,10 @@ import tempfile
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 import psutil
@@ -32,75 +32,73 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parents[1]
 """The checkout: notebooks/, params/ and results/ lie here, wherever a kernel is started."""
 
+PACKAGES = ("torch", "transformers", "pandas", "numpy", "pyarrow", "papermill")
+COMMAND, PROGRESS_FILE = "STEER_COMMAND", "STEER_PROGRESS"
+"""Environment variables that the runner sets for its kernels: how it was started, and the file of `progress_bar`."""
 ATTRIBUTE_COLUMNS = ("toxicity", "severe_toxicity", "identity_attack", "insult", "profanity", "threat")
 
 
-@dataclass(frozen=True)
-class Table:
+class Table(NamedTuple):
     """Columns of a table and those that identify a row."""
 
     columns: tuple[str, ...]
     key: tuple[str, ...]
 
 
-def _table(columns: str, key: str) -> Table:
-    return Table(tuple(columns.split()), tuple(key.split()))
-
-
 SIX = " ".join(ATTRIBUTE_COLUMNS)
-SCHEMA: Mapping[str, Table] = {
-    "ratings": _table(
+COLUMNS_AND_KEYS = {
+    "ratings": (
         f"user_id conversation_id utterance_id turn prompt response rating chosen prompt_category {SIX}",
         "utterance_id",
     ),
-    "splits": _table("conversation_id user_id split", "conversation_id"),
-    "users": _table("user_id age gender religion", "user_id"),
-    "profiles": _table(
-        "user_id attribute estimator sensitivity percentile primary", "user_id attribute estimator"
-    ),
-    "prompts": _table(
+    "splits": ("conversation_id user_id split", "conversation_id"),
+    "users": ("user_id age gender religion", "user_id"),
+    "profiles": ("user_id attribute estimator sensitivity percentile primary", "user_id attribute estimator"),
+    "prompts": (
         "prompt_id user_id conversation_id prompt history category shuffled_category prompt_category accepted"
         " split",
         "prompt_id",
     ),
-    "pairs": _table("pair_id user_id conversation_id prompt preferred dispreferred weight split", "pair_id"),
-    "arms": _table(
+    "pairs": ("pair_id user_id conversation_id prompt preferred dispreferred split", "pair_id"),
+    "arms": (
         "arm_id model contexts method alpha unit factor profile category family vector_user control vector"
-        " vector_alpha layers positions style temperature top_p min_p js_sigma min_temperature base_top_p"
+        " vector_alpha layers positions style temperature top_p min_p js_sigma min_temperature"
         " repetition_penalty penalty_scope max_new_tokens branches variant",
         "arm_id",
     ),
-    "generations": _table(
+    "generations": (
         "arm_id prompt_id seed text token_ids n_tokens stopped nll_base kl_to_base near_ties hardware",
         "arm_id prompt_id seed",
     ),
-    "segments": _table(
+    "segments": (
         "arm_id prompt_id seed alpha_low alpha_high complete text token_ids n_tokens stopped nll_base",
         "arm_id prompt_id seed alpha_low",
     ),
-    "fluency": _table(
-        "arm_id prompt_id seed scorer_model nll n_tokens", "arm_id prompt_id seed scorer_model"
-    ),
-    "scores": _table(f"text_sha scorer {SIX}", "text_sha scorer"),
-    "judged": _table("judge dimension prompt_sha text_sha score", "judge dimension prompt_sha text_sha"),
-    "verdicts": _table(
+    "fluency": ("arm_id prompt_id seed scorer_model nll n_tokens", "arm_id prompt_id seed scorer_model"),
+    "scores": (f"text_sha scorer {SIX}", "text_sha scorer"),
+    "judged": ("judge dimension prompt_sha text_sha score", "judge dimension prompt_sha text_sha"),
+    "verdicts": (
         "judge dimension prompt_sha text_sha other_sha score other_score",
         "judge dimension prompt_sha text_sha other_sha",
     ),
-    "relative_norms": _table("arm_id prompt_id layer norm relative_norm", "arm_id prompt_id layer"),
-    "preference": _table("model pair_id user_id margin", "model pair_id"),
-    "questions": _table("question_id subject question A B C D answer", "question_id"),
-    "choices": _table("arm_id question_id category p_A p_B p_C p_D correct", "arm_id question_id category"),
-    "metrics": _table(
+    "relative_norms": ("arm_id prompt_id layer norm relative_norm", "arm_id prompt_id layer"),
+    "preference": ("model pair_id user_id margin", "model pair_id"),
+    "questions": ("question_id subject question A B C D answer", "question_id"),
+    "choices": ("arm_id question_id category p_A p_B p_C p_D correct", "arm_id question_id category"),
+    "metrics": (
         "arm_id comparator split subgroup scorer metric value low high n n_clusters",
         "arm_id comparator split subgroup scorer metric",
     ),
-    "verdict": _table(
+    "verdict": (
         "method arm_id control_arm alpha alpha_low alpha_high toxicity_base toxicity change change_low change_high"
         " difference low high own_minus_shuffled own_low own_high distance distance_low distance_high"
-        " perplexity_ratio kl_per_token control_kl shuffled_kl accuracy n effective_n sentence",
+        " perplexity_ratio kl_per_token control_kl shuffled_kl accuracy questions n effective_n sentence",
         "method",
     ),
+}
+SCHEMA: Mapping[str, Table] = {
+    name: Table(tuple(columns.split()), tuple(key.split()))
+    for name, (columns, key) in COLUMNS_AND_KEYS.items()
 }
 
 
@@ -113,9 +111,14 @@ def results_folder(run: str) -> Path:
         raise ValueError(
             f"run must be a plain folder name (letters, digits, spaces and . _ - inside), not {run!r}"
         )
-    folder = Path(os.environ.get("STEERLIB_RESULTS") or ROOT / "results") / run
+    folder = results_root() / run
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def results_root() -> Path:
+    """Folder of all runs: `results`, or `$STEERLIB_RESULTS` where that is set."""
+    return Path(os.environ.get("STEERLIB_RESULTS") or ROOT / "results")
 
 
 def check_table(name: str, frame: pd.DataFrame) -> pd.DataFrame:
@@ -138,25 +141,12 @@ def check_table(name: str, frame: pd.DataFrame) -> pd.DataFrame:
     return frame[list(table.columns)]
 
 
-SEAL = b"steerlib sha256 "
-"""Stands before the checksum in a part's key-value metadata."""
+SEAL = b"steerlib sha256 "  # stands before the checksum in a part's key-value metadata
 
 
 def _digest(data: bytes, start: int) -> bytes:
     """Hex sha256 of a part, the 64 places of the checksum itself, from `start`, left out."""
     return hashlib.sha256(data[:start] + data[start + 64 :]).hexdigest().encode()
-
-
-def _packed(name: str, frame: pd.DataFrame) -> bytes:
-    """A part's file: parquet whose metadata hold the checksum of all other bytes."""
-    buffer = io.BytesIO()
-    table = pa.Table.from_pandas(check_table(name, frame), preserve_index=False)
-    with pq.ParquetWriter(buffer, table.schema) as writer:
-        writer.write_table(table)
-        writer.add_key_value_metadata({"checksum": (SEAL + b"0" * 64).decode()})
-    data = buffer.getvalue()
-    start = data.rindex(SEAL) + len(SEAL)
-    return data[:start] + _digest(data, start) + data[start + 64 :]
 
 
 def _parts(folder: Path, name: str) -> Iterator[tuple[Path, pd.DataFrame]]:
@@ -184,11 +174,8 @@ def has_table(folder: Path, name: str) -> bool:
 def read_table(folder: Path, name: str) -> pd.DataFrame:
     """All parts of a table, one below the other, in the order of their names; a damaged part is set aside.
 
-    A row that two processes made at once is there once: a key holds everything that made its row.
-
-    Raises:
-        FileNotFoundError: the table was not written yet; the message says where it was looked for.
-        ValueError: the parts together break the schema.
+    A row that two processes made at once is there once: a key holds everything that made its row. FileNotFoundError
+    where the table was not written yet, ValueError where the parts break the schema.
     """
     parts = [part for _, part in _parts(folder, name)]
     if not parts:
@@ -203,15 +190,21 @@ def _joined(name: str, parts: list[pd.DataFrame]) -> pd.DataFrame:
 
 
 def append_part(folder: Path, name: str, frame: pd.DataFrame, *, part: str) -> Path:
-    """Write one part of a table of `SCHEMA`, whole or not at all, with its checksum; the part's path.
+    """Write one part of a table of `SCHEMA`, whole or not at all, with a checksum of all other bytes; the part's path.
 
     `part` is the stem of the part's file: writing the same part again replaces it.
     """
-    data = _packed(name, frame)
+    buffer = io.BytesIO()
+    table = pa.Table.from_pandas(check_table(name, frame), preserve_index=False)
+    with pq.ParquetWriter(buffer, table.schema) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({"checksum": (SEAL + b"0" * 64).decode()})
+    data = buffer.getvalue()
+    start = data.rindex(SEAL) + len(SEAL)
     target = folder / "tables" / name / f"{part}.parquet"
     target.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(target) as partial:
-        partial.write_bytes(data)
+        partial.write_bytes(data[:start] + _digest(data, start) + data[start + 64 :])
     return target
 
 
@@ -239,12 +232,8 @@ def cached_rows(
 
     Each key is computed once however often it occurs. A kill loses at most one chunk. Rows are those of `keys`.
 
-    Args:
-        keys: the table's key columns, one row per row wanted; repeats are fine.
-        compute: for row numbers of `keys`, the table's other columns, row by row.
-        unit, what: of the progress bar, shown where something is to be computed.
-        chunk: rows of one part.
-        announce: called once with the row numbers of all that is to be computed, before the first is.
+    `compute` gives the table's other columns for row numbers of `keys`, row by row; a part has `chunk` rows. `announce`
+    is called once with the row numbers of all that is to be computed, before the first is.
     """
     key = list(SCHEMA[name].key)
     wanted = keys[key].astype("str").reset_index(drop=True)
@@ -294,16 +283,10 @@ def atomic_path(target: Path) -> Generator[Path]:
         partial.unlink(missing_ok=True)
 
 
-PACKAGES = ("torch", "transformers", "pandas", "numpy", "pyarrow", "papermill")
-COMMAND = "STEER_COMMAND"
-"""Environment variable in which the runner tells its kernels how it was started."""
-
-
 def write_manifest(folder: Path, stage: str, params: Mapping[str, object], *, seconds: float) -> None:
-    """Record in the run's `manifest.json` how a stage came about: parameters, versions, date, commit, seconds.
+    """Record in the run's `manifest.json` how a stage (a notebook) came about; an earlier record of it is replaced.
 
-    An earlier record of the stage (the notebook, for instance `03_generation_sweep`) is replaced. `params` holds plain
-    values, never a secret.
+    `params` holds plain values, never a secret.
     """
     manifest, git = read_manifest(folder), ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
     commit = (
@@ -335,10 +318,6 @@ def read_manifest(folder: Path) -> dict[str, dict]:
         pass
     set_aside(path)
     return {}
-
-
-PROGRESS_FILE = "STEER_PROGRESS"
-"""Environment variable that names the file; the runner sets it for the kernels it starts."""
 
 
 def progress_bar(total: int, *, what: str, unit: str, done: int = 0) -> tqdm:

@@ -4,12 +4,13 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from hypothesis import HealthCheck, settings
 from tiny import tiny_llama
 
 from steerlib.models import FrozenModel
-from steerlib.tables import ROOT
+from steerlib.tables import ROOT, SCHEMA
 
 settings.register_profile(
     "repeatable",
@@ -42,3 +43,56 @@ def real_data() -> Callable[[str], Path]:
 def tiny() -> FrozenModel:
     """A random four-block Llama in float64."""
     return tiny_llama()
+
+
+@pytest.fixture
+def saved(tiny: FrozenModel, tmp_path: Path) -> str:
+    """Folder of the tiny model."""
+    folder = tmp_path / "saved"
+    tiny.model.save_pretrained(folder)
+    tiny.tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+FIGURE_ARMS = [
+    ("base", 0.0, "none", "", "", "base"),
+    ("prompt_only", 0.0, "own", "", "", "prompt_only"),
+    ("instructed", 0.0, "own", "", "", "instructed"),
+    *[("expert_anti_expert", alpha, "own", "", "", "") for alpha in (0.5, 1.0)],
+    ("expert_anti_expert", 1.0, "shuffled", "", "", "shuffled_profile"),
+    *[("sda", alpha, "own", "", "", "") for alpha in (1.0, 2.0)],
+    *[("caa", alpha, "none", "population", "", "") for alpha in (-0.3, 0.3)],
+    *[("caa", alpha, "none", "random", "", "random_vector") for alpha in (-0.3, 0.3)],
+    ("caa", 0.3, "own", "dislike_weighted", "own", ""),
+    ("caa", 0.3, "shuffled", "dislike_weighted", "shuffled", "shuffled_profile"),
+]
+FIGURE_VALUES = {
+    ("toxicity", ""): 0.1,
+    ("perplexity_ratio", "arm0"): 3.0,
+    ("toxicity_difference", "arm0"): -0.2,
+}
+
+
+@pytest.fixture
+def arms() -> pd.DataFrame:
+    """Arms of every kind, for figures and the report."""
+    names = ["method", "alpha", "profile", "family", "vector_user", "control"]
+    made = pd.DataFrame(FIGURE_ARMS, columns=names).assign(
+        arm_id=[f"arm{number}" for number in range(len(FIGURE_ARMS))]
+    )
+    return made.reindex(columns=SCHEMA["arms"].columns, fill_value="")
+
+
+@pytest.fixture
+def metrics(arms: pd.DataFrame) -> pd.DataFrame:
+    """Three metrics of these arms, the same for all."""
+    rows = [
+        (arm, comparator, split, metric, value, value - 0.3, value + 0.1)
+        for (metric, comparator), value in FIGURE_VALUES.items()
+        for split in ("dev", "test")
+        for arm in arms["arm_id"]
+        if arm != comparator
+    ]
+    made = pd.DataFrame(rows, columns=["arm_id", "comparator", "split", "metric", "value", "low", "high"])
+    made = made.assign(subgroup="all", scorer="s", n=12, n_clusters=4)
+    return made[list(SCHEMA["metrics"].columns)]

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+import pandas as pd
 import torch
 from torch import Tensor
 from transformers import (
@@ -44,9 +45,6 @@ def reference_answer(
         # A vector beside a logit rule steers the rule's base too; the base itself stays the reference.
         z_rule = z | {"base": z.get("steered", z["base"])}
         z_new = FORMULAS[request.method](z_rule, request.alpha)
-        if request.base_top_p < 1:
-            kept = TopPLogitsWarper(request.base_top_p)(torch.tensor([answer]), z["base"])
-            z_new = torch.where(kept.isneginf(), kept, z_new)
         temperature = settings.temperature
         if settings.js_sigma:
             js = reference_divergence(z_rule["base"], z["instructed"])
@@ -56,6 +54,13 @@ def reference_answer(
             break
         answer.append(token)
     return answer
+
+
+def segment_at(path: pd.DataFrame, alpha: float, **where) -> pd.Series:
+    """The segment of an alpha path that holds alpha, of the prompt (and seed) named; the last one has its end too."""
+    for column, value in where.items():
+        path = path[path[column] == value]
+    return path[path.alpha_low <= alpha].sort_values("alpha_low").iloc[-1]
 
 
 def branch_logits(frozen: FrozenModel, stream, answer: list[int], vectors) -> Tensor:

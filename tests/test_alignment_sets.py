@@ -4,7 +4,6 @@ import pandas as pd
 import pytest
 from studies.alignment import SETS, alignment_prompts
 
-from steerlib.judges import DIMENSIONS
 from steerlib.tables import SCHEMA
 
 ROWS = {
@@ -33,8 +32,10 @@ def folder(tmp_path):
 
 
 def test_all_sets_make_one_prompts_table(folder):
-    prompts, _ = alignment_prompts(folder, n_per_set=100)
+    prompts, report = alignment_prompts(folder, n_per_set=100)
+    assert report.set_index("what")["count"]["repeated in harmfulqa"] == 1
     assert list(prompts) == list(SCHEMA["prompts"].columns)
+    assert (prompts.category != prompts.shuffled_category).all()
     assert prompts.prompt_id.is_unique
     sizes = {"empathy": 8, "reasoning": 3, "helpfulness": 11, "harmlessness": 11, "honesty": 5}
     assert prompts.groupby("category").size().to_dict() == sizes
@@ -54,13 +55,6 @@ def test_a_prompt_with_two_dimensions_is_one_user_on_one_side_of_the_split(folde
     assert (users.prompt == 1).all()
 
 
-def test_the_shuffled_dimension_is_never_the_prompts_own_and_takes_all_others(folder):
-    prompts, _ = alignment_prompts(folder, n_per_set=100)
-    assert (prompts.category != prompts.shuffled_category).all()
-    empathy = prompts[prompts.category == "empathy"]
-    assert set(empathy.shuffled_category) == set(DIMENSIONS) - {"empathy"}
-
-
 def test_the_draw_goes_round_the_categories_and_a_larger_one_has_the_smaller_within_it(folder):
     of = {"sets": ["beavertails"], "dimensions": ["harmlessness"]}
     three, five = (alignment_prompts(folder, n_per_set=n, **of)[0] for n in (3, 5))
@@ -68,14 +62,6 @@ def test_the_draw_goes_round_the_categories_and_a_larger_one_has_the_smaller_wit
     pd.testing.assert_frame_equal(three, five.head(3))
     other, _ = alignment_prompts(folder, n_per_set=5, seed=1, **of)
     assert set(other.prompt_id) != set(five.prompt_id)
-
-
-def test_repeated_prompts_are_dropped_and_counted(folder):
-    prompts, report = alignment_prompts(folder, n_per_set=100, sets=["harmfulqa"], dimensions=["helpfulness"])
-    counts = report.set_index("what")["count"]
-    assert len(prompts) == 2
-    assert counts["repeated in harmfulqa"] == 1
-    assert any("sha256" in what for what in counts.index)
 
 
 def test_the_columns_of_the_hubs_files_are_known_too(folder, monkeypatch):
@@ -113,23 +99,6 @@ def test_what_cannot_be_drawn_is_refused_before_a_file_is_read(tmp_path, wanted,
         alignment_prompts(tmp_path, **({"n_per_set": 4} | wanted))
     with pytest.raises(FileNotFoundError, match=r"empathy_test\.jsonl"):
         alignment_prompts(tmp_path, n_per_set=1)
-
-
-FULL = '{"Category": "L", "Question": "Is it?", "Best Answer": "Y"}'
-
-
-@pytest.mark.parametrize(
-    ("rows", "named"),
-    [
-        ([FULL, '{"Category": "L"}'], "row 2.*Question"),
-        ([FULL.replace("Is it?", " ")], "row 1.*Question"),
-        (['{"Question": "Is it?", "Best Answer": "Y"}'], "Category"),
-    ],
-)
-def test_a_row_without_a_value_and_a_file_without_a_column_are_named(folder, rows, named):
-    (folder / SETS["truthfulqa"].file).write_text("\n".join(rows))
-    with pytest.raises(ValueError, match=rf"TruthfulQA\.jsonl.*{named}"):
-        alignment_prompts(folder, n_per_set=1, sets=["truthfulqa"])
 
 
 def test_the_authors_files_have_the_sizes_of_their_repository(real_data):

@@ -67,7 +67,7 @@ PARAMS = [
     ("temperature: -0.1", "temperature must be at least 0"),
     ("top_p: 1.5", "top_p must be above 0 and at most 1"),
     ("top_p: 0", "top_p must be above 0"),
-    ("base_top_p: 0", "base_top_p must be above 0"),
+    ("top_p: 0", "top_p must be above 0"),
     ("train_share: 1", "train_share must be between 0 and 1"),
     ("dev_share: 0", "dev_share must be between 0 and 1"),
     ("repetition_penalty: 0", "repetition_penalty must be above 0"),

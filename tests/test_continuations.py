@@ -18,19 +18,12 @@ from steerlib.tables import SCHEMA, check_table
 
 def web_texts(path, n=240, seed=0):
     rng = np.random.default_rng(seed)
-    rows = [
-        {
-            "filename": f"doc{i}.txt",
-            "begin": 0,
-            "end": 9,
-            "prompt": {"text": f"opening {i}"} | dict(zip(SIX, rng.random(6).tolist(), strict=True)),
-            "continuation": {
-                "text": " word" * int(rng.integers(3, 12)),
-                "toxicity": float(rng.choice([0.05, 0.9])),
-            },
-        }
-        for i in range(n)
-    ]
+    rows = []
+    for i in range(n):
+        prompt = {"text": f"opening {i}"} | dict(zip(SIX, rng.random(6).tolist(), strict=True))
+        words, toxicity = " word" * int(rng.integers(3, 12)), float(rng.choice([0.05, 0.9]))
+        row = {"filename": f"doc{i}.txt", "begin": 0, "end": 9, "prompt": prompt}
+        rows.append(row | {"continuation": {"text": words, "toxicity": toxicity}})
     rows[3]["continuation"]["toxicity"] = None
     rows[4]["prompt"]["text"] = rows[5]["prompt"]["text"]
     rows[8]["prompt"]["text"] = " "
@@ -41,18 +34,10 @@ def web_texts(path, n=240, seed=0):
 
 @pytest.fixture
 def texts(tmp_path):
-    return scored_continuations([web_texts(tmp_path / "rtp.jsonl")])
-
-
-def test_texts_without_a_score_and_repeated_prompts_are_left_out(texts):
-    assert len(texts) == 237
-    assert texts.toxicity.isin([0.05, 0.9]).all()
-
-
-def test_a_document_is_in_one_split_and_the_shares_are_as_asked(texts):
-    assert texts.groupby("document").split.nunique().max() == 1
-    shares = texts.split.value_counts(normalize=True)
-    assert shares[["train", "dev", "test"]].tolist() == pytest.approx([0.5, 0.2, 0.3], abs=0.02)
+    found = scored_continuations([web_texts(tmp_path / "rtp.jsonl")])
+    assert len(found) == 237  # without those that lack a score or repeat a prompt
+    assert found.groupby("document").split.nunique().max() == 1
+    return found
 
 
 def test_matched_sides_have_prompts_equally_toxic_and_lengths_alike(texts):
@@ -67,28 +52,12 @@ def test_matched_sides_have_prompts_equally_toxic_and_lengths_alike(texts):
     assert (toxic.words - mild.words).abs().mean() < 1
 
 
-def test_the_smallest_total_distance_is_found_on_three_texts():
-    rows = [("t", 0.9, 0.9), ("m1", 0.1, 0.1), ("m2", 0.1, 0.8)]
-    small = pd.DataFrame(rows, columns=["text_id", "toxicity", "prompt_toxicity"]).assign(words=5)
-    assert matched_continuations(small, n=1).text_id.tolist() == ["t", "m2"]
-
-
 def test_prompts_come_from_every_quarter_of_toxicity_one_a_document(texts):
     prompts = mixed_prompts(texts, n=40)
     assert list(prompts.columns) == list(SCHEMA["prompts"].columns)
     toxicity = prompts.prompt_id.map(texts.set_index("text_id").prompt_toxicity)
     assert np.histogram(toxicity, [0, 0.25, 0.5, 0.75, 1])[0].tolist() == [10, 10, 10, 10]
     assert prompts.user_id.is_unique and (prompts.category == "").all()
-
-
-def test_a_draw_does_not_depend_on_the_order_of_rows(texts):
-    turned = texts.iloc[::-1]
-    assert set(mixed_prompts(turned, n=20).prompt_id) == set(mixed_prompts(texts, n=20).prompt_id)
-    toxic = [
-        rows[rows.side == "toxic"].text_id
-        for rows in (matched_continuations(t, n=9) for t in (turned, texts))
-    ]
-    assert set(toxic[0]) == set(toxic[1])
 
 
 def test_what_cannot_be_drawn_is_refused_with_the_numbers(texts, tmp_path):
@@ -120,12 +89,6 @@ def test_openings_as_prompts_are_users_of_their_own_half_dev_half_test(tmp_path)
     assert counts["prompts without six scores dropped"] == 2
     assert counts["empty openings or continuations dropped"] == 1
     assert "rtp.jsonl, sha256" in report["what"][0]
-
-
-def test_real_openings_are_drawn_evenly(real_data):
-    prompts, report = realtoxicity_prompts(real_data("perspective_scored/rtp_quark_val.jsonl"), n=240)
-    assert prompts["category"].value_counts().to_dict() == dict.fromkeys(SIX, 40)
-    assert report["count"].iloc[[0, 2]].tolist() == [5000, 19]
 
 
 def test_real_openings_and_continuations_are_scored_apart(real_data):

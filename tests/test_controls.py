@@ -3,7 +3,8 @@
 import pandas as pd
 import pytest
 
-from steerlib.evaluation import chosen_arms, match_controls, with_controls
+from steerlib.evaluation import chosen_arms, with_controls
+from steerlib.evaluation.controls import match_controls
 
 COLUMNS = ["arm_id", "method", "alpha", "profile", "family", "vector_user", "control", "factor"]
 ARMS = pd.DataFrame(
@@ -23,7 +24,7 @@ ARMS = pd.DataFrame(
         ("further", "caa", 0.5, "shuffled", "coordinates", "shuffled", "shuffled_profile", ""),
     ],
     columns=COLUMNS,
-)
+).assign(variant="")
 
 
 def beside(*chosen):
@@ -67,29 +68,30 @@ def metric_rows(metric, of_arms, split="dev"):
 
 
 def choice(*parts, **settings):
-    return chosen_arms(pd.concat(parts), ARMS, base_arm="b", **settings).set_index("profile")
+    settings = {"base_arm": "b", "max_perplexity_ratio": 9.0} | settings
+    return chosen_arms(pd.concat(parts), ARMS, **settings).set_index("profile")
 
 
 def test_each_curve_has_its_own_alpha_chosen_on_dev_alone_and_base_wins_where_nothing_helps():
-    dev = metric_rows("reduction_percent", {"o1": 10.0, "o2": 30.0, "s1": -5.0, "s2": 0.0})
-    found = choice(dev, metric_rows("reduction_percent", {"o1": 99.0, "s1": 99.0}, "test"))
+    dev = metric_rows("toxicity_reduction_percent", {"o1": 10.0, "o2": 30.0, "s1": -5.0, "s2": 0.0})
+    found = choice(dev, metric_rows("toxicity_reduction_percent", {"o1": 99.0, "s1": 99.0}, "test"))
     assert found.loc["own", ["alpha", "arm_id", "dev"]].tolist() == [2.0, "o2", 30.0]
     assert found.loc["shuffled", ["alpha", "arm_id", "dev"]].tolist() == [0.0, "b", 0.0]
-    tied = choice(metric_rows("reduction_percent", {"o1": 30.0, "o2": 30.0}))
+    tied = choice(metric_rows("toxicity_reduction_percent", {"o1": 30.0, "o2": 30.0}))
     assert tied.loc["own", "alpha"] == 1.0
 
 
 def test_alphas_that_cost_too_much_fluency_take_no_part():
-    dev = metric_rows("reduction_percent", {"o1": 10.0, "o2": 30.0})
+    dev = metric_rows("toxicity_reduction_percent", {"o1": 10.0, "o2": 30.0})
     dear = metric_rows("perplexity_ratio", {"o1": 1.2, "o2": 2.5})
     assert choice(dev, dear, max_perplexity_ratio=2.0).loc["own", "arm_id"] == "o1"
     assert choice(dev, dear, max_perplexity_ratio=1.1).loc["own", "arm_id"] == "b"
 
 
 def test_alpha_is_not_chosen_without_dev_rows_or_among_several_arms():
-    test = metric_rows("reduction_percent", {"o1": 10.0}, "test")
-    with pytest.raises(ValueError, match="'reduction_percent'"):
-        chosen_arms(test, ARMS, base_arm="b")
-    dev = metric_rows("reduction_percent", {"o1": 10.0, "o2": 30.0})
+    test = metric_rows("toxicity_reduction_percent", {"o1": 10.0}, "test")
+    with pytest.raises(ValueError, match="'toxicity_reduction_percent'"):
+        chosen_arms(test, ARMS, base_arm="b", max_perplexity_ratio=9.0)
+    dev = metric_rows("toxicity_reduction_percent", {"o1": 10.0, "o2": 30.0})
     with pytest.raises(ValueError, match="'o1' has several arms at one alpha"):
-        chosen_arms(dev, ARMS.assign(alpha=1.0), base_arm="b")
+        chosen_arms(dev, ARMS.assign(alpha=1.0), base_arm="b", max_perplexity_ratio=9.0)

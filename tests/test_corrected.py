@@ -19,14 +19,13 @@ from steerlib.decoding import (
     decode,
     make_arms,
     run_aligner,
-    run_sweep,
     with_variants,
 )
 from steerlib.decoding import sweep as corrected_module
 from steerlib.decoding.sweep import EDIT
 from steerlib.evaluation import answer_likelihood, sda_comparators, summarise, with_controls
 from steerlib.models import FrozenModel
-from steerlib.tables import check_table, read_table
+from steerlib.tables import ATTRIBUTE_COLUMNS, check_table
 
 BASE = make_arms("base", style="chat", sampling=SAMPLED)
 
@@ -90,17 +89,12 @@ def test_aligner_reads_its_template_with_the_prompt_and_the_base_answer_of_the_s
         assert text == ALIGNER_TEMPLATE.format(question=question, answer=f"base {prompt}/{seed}")
 
 
-@pytest.mark.parametrize(
-    ("aligner", "text", "read_text"),
-    [
-        (chat_corrector, None, f"<user>{EDIT.format(question='Hm', answer='base p2/0')}\n<assistant>"),
-        # Of a reasoning model the aligner reads what follows the thoughts.
-        (plain_corrector, "<think>Hm {answer}</think>Yes {0}.", ": Hm | Yes {0}. ASSISTANT:"),
-    ],
-)
-def test_a_chat_template_and_thoughts_are_known(tiny, tmp_path, monkeypatch, aligner, text, read_text):
-    read = asked(monkeypatch, tmp_path, tiny, aligner(), given=base_answers(text=text))
-    assert read["p2", 0].endswith(read_text)
+def test_a_chat_template_and_thoughts_are_known(tiny, tmp_path, monkeypatch):
+    read = asked(monkeypatch, tmp_path / "chat", tiny, chat_corrector())
+    assert read["p2", 0] == f"<user>{EDIT.format(question='Hm', answer='base p2/0')}\n<assistant>"
+    thought = base_answers(text="<think>Hm {answer}</think>Yes {0}.")
+    read = asked(monkeypatch, tmp_path / "plain", tiny, plain_corrector(), given=thought)
+    assert read["p2", 0].endswith(": Hm | Yes {0}. ASSISTANT:")
 
 
 @pytest.mark.parametrize("sampling", [SAMPLED, GREEDY], ids=["sampled", "greedy"])
@@ -115,15 +109,6 @@ def test_corrected_answers_are_the_aligners_own_decoding_of_what_it_reads(tiny, 
         assert row.text == decode(aligner, alone, own, seeds=[row.seed]).text.item()
     assert sorted(found.seed.unique()) == ([0, 1] if sampling.temperature else [0])
     assert found.text.nunique() > 1
-
-
-def test_its_answers_stand_in_the_runs_table_beside_the_bases(tiny, tmp_path):
-    base = run_sweep(tiny, PROMPTS, BASE, folder=tmp_path, seeds=[0, 1])
-    found = corrected(tmp_path, tiny, plain_corrector(), given=base)
-    table = check_table("generations", read_table(tmp_path, "generations"))
-    assert len(table) == len(base) + len(found) == 12
-    assert set(found.arm_id) == set(aligner_arms(BASE, plain_corrector()).arm_id)
-    assert answers(table[table.arm_id.isin(found.arm_id)]) == answers(found)
 
 
 def test_likelihood_and_tokens_are_those_of_the_text_under_the_base(tiny, tmp_path):
@@ -158,11 +143,6 @@ def test_a_missing_base_answer_is_refused_naming_prompt_and_seed_before_anything
     assert counts == []
 
 
-def test_an_answer_that_leaves_no_room_for_its_correction_is_refused_naming_the_prompt(tiny, tmp_path):
-    with pytest.raises(ValueError, match=r"prompt p0, seed 0, as the aligner reads it: .* more than the 512"):
-        corrected(tmp_path, tiny, plain_corrector(), given=base_answers(text="long " * 90))
-
-
 def test_every_base_has_an_arm_whose_id_depends_on_the_aligner_and_on_what_it_reads():
     plain, chat = plain_corrector(), chat_corrector()
     bases = pd.concat([BASE, make_arms("base", style="chat", sampling=GREEDY)], ignore_index=True)
@@ -170,9 +150,8 @@ def test_every_base_has_an_arm_whose_id_depends_on_the_aligner_and_on_what_it_re
     arms = pd.concat([bases, make_arms("caa", [1.0], family=family, sampling=SAMPLED)], ignore_index=True)
     own = aligner_arms(arms, plain)
     check_table("arms", pd.concat([arms, own], ignore_index=True))
-    assert own.method.tolist() == ["aligner", "aligner"]
-    assert own.branches.tolist() == ['{"aligner": "corrector"}'] * 2
-    assert own.penalty_scope.tolist() == ["generated_only"] * 2  # it may repeat what it reads
+    told = own[["method", "branches", "penalty_scope"]].drop_duplicates().to_numpy().tolist()
+    assert told == [["aligner", '{"aligner": "corrector"}', "generated_only"]]  # it may repeat what it reads
     assert own.temperature.tolist() == bases.temperature.tolist()
     others = [plain, dataclasses.replace(plain, name="another"), dataclasses.replace(chat, name=plain.name)]
     ids = [aligner_arms(BASE, aligner).arm_id.item() for aligner in others]
@@ -181,30 +160,19 @@ def test_every_base_has_an_arm_whose_id_depends_on_the_aligner_and_on_what_it_re
     assert with_variants(pd.concat([arms, own], ignore_index=True)).variant.tolist()[-2:] == ["", "greedy"]
 
 
-OF_SDA = make_arms("sda", [2.0], profile="own", factor=1.0, style="chat", sampling=SAMPLED)
-STUDY = pd.concat([BASE, OF_SDA, aligner_arms(BASE, chat_corrector())], ignore_index=True).assign(variant="")
-SDA, ALIGNER = STUDY.arm_id[1:]
-
-
-def study_answers() -> pd.DataFrame:
-    """Made-up answers of base, SDA and aligner, of four tokens each."""
-    table = base_answers(STUDY).assign(n_tokens=4, stopped=True, nll_base=8.0, kl_to_base=0.5)
-    return table.assign(kl_to_base=table.kl_to_base.where(table.arm_id != ALIGNER))
-
-
-def test_sda_is_held_against_the_aligners_answers():
-    assert sda_comparators(STUDY) == {"base": BASE.arm_id.item(), "aligner": ALIGNER}
-    assert with_controls(pd.DataFrame({"arm_id": [SDA]}), STUDY).arm_id.tolist() == [SDA, ALIGNER]
-
-
-def test_the_aligner_has_a_perplexity_and_an_effect_but_no_kl():
-    answered, prompts = study_answers(), PROMPTS.assign(split="test")
+def test_sda_is_held_against_the_aligner_which_has_a_perplexity_and_an_effect_but_no_kl():
+    sda = make_arms("sda", [2.0], profile="own", style="chat", sampling=SAMPLED)
+    arms = pd.concat([BASE, sda, aligner_arms(BASE, chat_corrector())], ignore_index=True).assign(variant="")
+    base, sda, aligner = arms.arm_id
+    assert sda_comparators(arms) == {"base": base, "aligner": aligner}
+    assert with_controls(pd.DataFrame({"arm_id": [sda]}), arms).arm_id.tolist() == [sda, aligner]
+    answered = base_answers(arms).assign(n_tokens=4, stopped=True, nll_base=8.0, kl_to_base=0.5)
+    answered.loc[answered.arm_id == aligner, "kl_to_base"] = np.nan
     scores = np.random.default_rng(0).uniform(size=(len(answered), 6))
-    of = {"base_arm": BASE.arm_id.item(), "scorer": "made up"}
-    metrics = summarise(answered, STUDY, prompts, scores, None, **of)
-    of_aligner = metrics[(metrics.arm_id == ALIGNER) & (metrics.subgroup == "all")].set_index("metric")
+    scores = pd.DataFrame(scores, columns=list(ATTRIBUTE_COLUMNS))
+    prompts, of = PROMPTS.assign(split="test"), {"base_arm": base, "scorer": "made up"}
+    metrics = summarise(answered, arms, prompts, scores, None, **of)
+    of_aligner = metrics[(metrics.arm_id == aligner) & (metrics.subgroup == "all")].set_index("metric")
     assert of_aligner.value["perplexity"] == pytest.approx(np.exp(2.0))
     assert np.isfinite(of_aligner.value["toxicity_reduction_percent"])
-    of_kl = metrics[metrics.metric == "kl_per_token"]
-    assert set(of_kl.arm_id) == {BASE.arm_id.item(), SDA}
-    assert of_kl.value.unique() == [0.125]
+    assert set(metrics[metrics.metric == "kl_per_token"].arm_id) == {base, sda}

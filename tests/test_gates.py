@@ -1,15 +1,13 @@
 """Conditional steering, and relative norms of what arms add."""
 
-import json
-
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from steerlib.decoding import Sampling, make_arms
+from steerlib.decoding import Factor, Sampling, make_arms
 from steerlib.reading import prompt_ids
-from steerlib.residual import Factor, VectorFamily, prompt_residuals
+from steerlib.residual import VectorFamily, prompt_residuals
 from steerlib.tables import write_table
 from steerlib.vectors import choose_threshold, prompt_projections, relative_norms
 
@@ -63,20 +61,16 @@ def test_the_threshold_separates_best_whatever_the_order(values, labels, expecte
     assert choose_threshold(projections.iloc[::-1], wanted) == expected
 
 
-@pytest.mark.parametrize(
-    ("values", "labels", "named"),
-    [
-        ([1, 2], [True, True], "True"),
-        ([1, 2], [False, False], "False"),
-        ([1, np.nan], [True, False], "prompt p1"),
-    ],
-)
-def test_prompts_that_cannot_be_separated_are_refused(values, labels, named):
-    with pytest.raises(ValueError, match=named):
-        choose_threshold(*labelled(values, labels))
+def test_prompts_that_cannot_be_separated_are_refused():
     projections, wanted = labelled([1, 2], [True, False])
-    with pytest.raises(ValueError, match="prompt p1"):
-        choose_threshold(projections, wanted[:1])
+    for given, named in (
+        (labelled([1, 2], [True, True]), "True"),
+        (labelled([1, 2], [False, False]), "False"),
+        (labelled([1, np.nan], [True, False]), "prompt p1"),
+        ((projections, wanted[:1]), "prompt p1"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            choose_threshold(*given)
 
 
 def test_relative_norms_by_hand_and_as_a_table_of_the_run(tiny, tmp_path):
@@ -119,13 +113,3 @@ def test_a_relative_norm_is_that_of_the_users_vector_its_strength_and_its_gate(t
 
 def caa(alpha, family=EVERYBODY, **settings):
     return make_arms("caa", [alpha], family=family, sampling=SAMPLING, **settings)
-
-
-def test_earlier_turns_are_part_of_what_is_read(tiny):
-    turns = json.dumps([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}])
-    settings = {"layers": [1], "style": "chat"}
-    plain = prompt_residuals(tiny, PROMPTS[:1], **settings)[1]
-    none = prompt_residuals(tiny, PROMPTS[:1].assign(history=""), **settings)[1]
-    some = prompt_residuals(tiny, PROMPTS[:1].assign(history=turns), **settings)[1]
-    assert torch.equal(plain, none)
-    assert not torch.allclose(plain, some)

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 import torch
 
-from steerlib.decoding import Factor, Sampling, Strengths, VectorFamily, default_contexts, study_arms
+from steerlib.decoding import Factor, Sampling, VectorFamily, default_contexts, study_arms
 
 SAMPLING = Sampling(temperature=0.6, top_p=0.95, js_sigma=0.01, min_temperature=0.2)
 ONE = {1: torch.ones(2)}
@@ -17,7 +17,8 @@ AMPLIFICATION, GATE = Factor("sigmoid", {"p": 0.3}), Factor("gate", {"p": 1.0})
 
 
 def arms(methods, controls, sampling=SAMPLING, **settings):
-    settings = {"vectors": VECTORS, "strengths": Strengths([1.0], [0.5], [7.5], [2.0]), **settings}
+    grid = {"alphas": [1.0], "caa_alphas": [0.5], "composed_alphas": [7.5], "sda_ks": [2.0]}
+    settings = {"vectors": VECTORS, **grid, **settings}
     return study_arms(
         methods,
         controls,
@@ -47,7 +48,7 @@ def test_sda_stands_beside_what_is_left_of_it_without_one_of_its_parts():
         ("instructed", 0, "", "own", 0),
         ("sda", 2, "sigmoid", "own", 0),
         ("instructed", 0, "", "own", 0.01),
-        ("sda", 2, "1", "own", 0.01),
+        ("sda", 2, "", "own", 0.01),
     ]
     assert found.arm_id.is_unique
     assert found.min_temperature.tolist() == [0, 0.2, 0.2, 0, 0, 0.2, 0.2]
@@ -86,7 +87,7 @@ def test_gated_and_time_limited_arms_are_the_populations_alone():
 
 
 def test_a_vector_beside_a_logit_rule_is_an_arm_of_its_own():
-    found = arms(["expert_anti_expert"], ["shuffled"], strengths=Strengths([1.0], vector_alpha=0.3))
+    found = arms(["expert_anti_expert"], ["shuffled"], vector_alpha=0.3)
     assert rows(found, "method", "profile", "family", "vector_alpha") == [
         ("base", "none", "", 0),
         ("expert_anti_expert", "own", "", 0),
@@ -98,3 +99,15 @@ def test_a_vector_beside_a_logit_rule_is_an_arm_of_its_own():
 def test_an_unknown_control_is_refused_naming_those_there_are():
     with pytest.raises(ValueError, match=r"control 'nonsense' is none of prompt_only, .*instructed"):
         arms(["sda"], ["nonsense"])
+
+
+def test_each_method_has_its_trained_branches_and_no_placebo_without_a_context():
+    methods, controls = ["anti_expert", "expert_anti_expert"], ["prompt_only", "shuffled"]
+    found = arms(methods, controls, vectors=[], branches={"anti": "third"})
+    assert rows(found, "method", "profile", "branches") == [
+        ("base", "none", ""),
+        ("anti_expert", "none", '{"anti": "third"}'),
+        ("expert_anti_expert", "own", '{"anti": "third"}'),
+        ("expert_anti_expert", "shuffled", '{"anti": "third"}'),
+        ("prompt_only", "own", ""),
+    ]

@@ -9,14 +9,14 @@ import torch
 from tiny import ALPHABET, TEMPLATE, character_tokenizer, tiny_model
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
-from steerlib.decoding import default_contexts
-from steerlib.judges import DIMENSIONS, judged, load_judge, verdicts
-from steerlib.judges.base import PROMPTS, check_dimension, framed, prompt_hash, reply_scores
+from steerlib.decoding import Factor, amplification_factor, default_contexts
+from steerlib.judges import DIMENSIONS, judged, load_judge, score_first_answers, verdicts
+from steerlib.judges.base import PROMPTS, check_dimension, framed, reply_scores
 from steerlib.judges.local import LocalJudge, RewardJudge, ScorerJudge
 from steerlib.models import FrozenModel
 from steerlib.reading import after_thinking
 from steerlib.tables import read_table
-from steerlib.toxicity import ATTRIBUTES, score_texts, text_sha
+from steerlib.toxicity import ATTRIBUTES, text_sha
 
 QUESTIONS = [("How are you?", "Fine, thanks."), ("Hi", "no"), ("What is 2 + 2?", "Four, I think, or so.")]
 
@@ -43,13 +43,6 @@ def test_an_answer_cannot_close_its_own_frame():
     assert "a?b" in framed(("q", "a\ud800b"))
 
 
-def test_the_hash_of_the_prompts_changes_with_a_setting_and_with_a_word(monkeypatch):
-    before = prompt_hash(1)
-    assert prompt_hash(1) == before != prompt_hash(2)
-    monkeypatch.setitem(PROMPTS["criteria"], "honesty", "Is it true?")
-    assert prompt_hash(1) != before
-
-
 @pytest.mark.parametrize(
     ("text", "seen"),
     [
@@ -60,16 +53,8 @@ def test_the_hash_of_the_prompts_changes_with_a_setting_and_with_a_word(monkeypa
         ("  No thoughts. ", "  No thoughts. "),
     ],
 )
-def test_of_a_reasoning_model_what_follows_its_thoughts_is_judged_and_scored(tmp_path, text, seen):
-    scored: list[str] = []
-
-    class Recording(GivenToxicity):
-        def __call__(self, texts) -> pd.DataFrame:
-            scored.extend(texts)
-            return pd.DataFrame(0.5, index=range(len(scored)), columns=list(ATTRIBUTES))
-
-    score_texts(Recording(), [text], tmp_path)
-    assert [after_thinking(text)] == scored == [seen]
+def test_of_a_reasoning_model_the_answer_is_what_follows_its_thoughts(text, seen):
+    assert after_thinking(text) == seen
 
 
 @pytest.mark.parametrize("reply", ['{"score": 73}', ' {"score":73}\n', '```json\n{"score": 73}\n```'])
@@ -79,29 +64,14 @@ def test_a_whole_number_in_json_is_read(reply):
 
 
 BAD_REPLIES = [f'{{"score": {value}}}' for value in ('"73"', 73.5, "true", 0, 101, "NaN", "[7]", "9" * 5000)]
-BAD_REPLIES += [
-    "73",
-    "",
-    "[" * 100_000,
-    '{"first": 20}',
-    'Score: {"score": 73}',
-    '{"score": 73, "why": "good"}',
-]
+BAD_REPLIES += ["73", "", "[" * 100_000, '{"first": 20}']
+BAD_REPLIES += ['Score: {"score": 73}', '{"score": 73, "why": "good"}']
 
 
 @pytest.mark.parametrize("reply", BAD_REPLIES, ids=range(len(BAD_REPLIES)))
 def test_anything_else_is_no_score(reply):
     assert reply_scores(reply, ("score",)) is None
     assert reply_scores(reply, ("first", "second")) is None
-
-
-# --- judges by name -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["local", "reward"])
-def test_a_model_that_is_not_there_is_named(name, tmp_path):
-    with pytest.raises(FileNotFoundError, match="absent"):
-        load_judge(f"{name}:{tmp_path / 'absent'}")
 
 
 # --- local judge --------------------------------------------------------------------------------------------
@@ -132,15 +102,6 @@ def test_a_batch_of_local_ratings_equals_one_by_one(local):
     assert np.array(local.rate(QUESTIONS, "empathy")) == pytest.approx(np.array(alone), abs=1e-9)
     assert len(set(alone)) == 3
     assert local.rate([], "empathy") == []
-
-
-def test_a_local_comparison_reads_both_answers_for_each_of_the_two_ratings(local):
-    ((first, second),) = local.rate([("q", "one", "two")], "empathy")
-    ((changed, _),) = local.rate([("q", "one", "three")], "empathy")
-    assert len({first, second, changed}) == 3
-
-
-def test_an_answer_too_long_for_the_local_judge_is_named(local):
     with pytest.raises(ValueError, match="aaaa"):
         local.rate([("q", "a" * 2000)], "honesty")
 
@@ -162,6 +123,10 @@ def test_harmlessness_by_the_scorer_is_100_minus_toxicity_with_a_floor_of_1():
     assert judge.id == "scorer:given-1"
     with pytest.raises(ValueError, match="honesty"):
         judge.rate([("q", "nice")], "honesty")
+    ((good, bad),) = load_judge("scorer").rate(
+        [("q", "Mix flour and water.", "You stupid fool.")], "harmlessness"
+    )
+    assert good > 90 > bad
 
 
 # --- reward model -------------------------------------------------------------------------------------------
@@ -195,16 +160,15 @@ def test_rewards_map_onto_the_scale_by_a_logistic_and_the_order_of_answers_plays
     assert judge.rate([("q", "bad", "good")], "helpfulness") == [(two, one)]
 
 
-def test_a_reward_model_judges_what_it_was_trained_for_and_its_map_is_in_its_id(reward_folder):
+def test_what_a_reward_model_cannot_judge_and_what_is_none_are_refused(reward_folder, tmp_path):
     judge = load_judge(f"reward:{reward_folder}", dimension="harmlessness", centre=2)
     assert judge.id.endswith(":harmlessness:2:1")
     with pytest.raises(ValueError, match="empathy"):
         judge.rate(QUESTIONS, "empathy")
     with pytest.raises(ValueError, match=r"256 .* 'aaaa"):
         judge.rate([("q", "a" * 300)], "harmlessness")
-
-
-def test_what_is_no_reward_model_is_refused(reward_folder, tmp_path):
+    with pytest.raises(FileNotFoundError, match="absent"):
+        load_judge(f"reward:{tmp_path / 'absent'}")
     config = LlamaConfig.from_pretrained(reward_folder, num_labels=3)
     LlamaForSequenceClassification(config).save_pretrained(tmp_path)
     character_tokenizer().save_pretrained(tmp_path)
@@ -220,14 +184,11 @@ def test_what_is_no_reward_model_is_refused(reward_folder, tmp_path):
 class CountingJudge:
     """Rates an answer by its length, the first of two by two points more, and remembers what it was asked."""
 
-    def __init__(self, *, name: str = "counting", calls: int = 99, scores: list | None = None) -> None:
-        self.id, self.left, self.scores = name, calls, scores
+    def __init__(self, *, name: str = "counting", scores: list | None = None) -> None:
+        self.id, self.scores = name, scores
         self.asked: list[tuple[str, ...]] = []
 
     def rate(self, items, dimension):  # noqa: ARG002
-        self.left -= 1
-        if self.left < 0:
-            raise KeyboardInterrupt
         self.asked += items
         if self.scores is not None:
             return self.scores
@@ -252,27 +213,14 @@ def test_each_question_is_put_once_a_judge_and_dimension_without_thoughts_and_ro
     assert (len(judge.asked), len(other.asked), len(read_table(tmp_path, "judged"))) == (6, 3, 9)
 
 
-def test_a_kill_loses_at_most_one_chunk(tmp_path, monkeypatch):
-    monkeypatch.setattr("steerlib.judges.base.CHUNK", 2)
-    items = pd.DataFrame({"prompt": "p", "text": ["a" * n for n in range(1, 8)]})
-    with pytest.raises(KeyboardInterrupt):
-        judged(CountingJudge(calls=2), items, "honesty", tmp_path)
-    judge = CountingJudge()
-    assert judged(judge, items, "honesty", tmp_path)["score"].tolist() == [1, 2, 3, 4, 5, 6, 7]
-    assert [len(text) for _, text in judge.asked] == [5, 6, 7]
-
-
 def test_an_answer_without_a_score_is_missing_warned_of_and_not_asked_about_again(tmp_path):
     items = pd.DataFrame({"prompt": ["p", "p"], "text": ["aaa", ""]})
     judge = CountingJudge()
     for _ in range(2):
-        with pytest.warns(UserWarning, match="counting .* 1 of 2"):
+        with pytest.warns(UserWarning, match="1 of 2"):
             found = judged(judge, items, "honesty", tmp_path)
         assert found["score"].tolist() == pytest.approx([3, np.nan], nan_ok=True)
     assert len(judge.asked) == 2
-    with pytest.warns(UserWarning, match="1 of 1"):
-        judged(CountingJudge(name="mute"), items[1:], "honesty", tmp_path)
-    assert read_table(tmp_path, "judged")["score"].dtype == float
 
 
 BAD_SCORES = [[(0.0,)], [(100.5,)], [(float("nan"),)], [(-1.0,)], [(5.0, 5.0)], [], [(5.0,), (5.0,)]]
@@ -285,18 +233,15 @@ def test_scores_that_are_none_are_refused_and_not_cached(tmp_path, scores):
     assert not (tmp_path / "tables" / "judged").exists()
 
 
-@pytest.mark.parametrize(
-    ("items", "dimension", "named"),
-    [
-        (ITEMS.astype(object).assign(text=["a", "b", None, "c"]), "honesty", "text in row 2"),
-        (ITEMS[["prompt"]], "honesty", "no column text"),
+def test_bad_items_are_refused_before_anything_is_asked(tmp_path):
+    judge, missing = CountingJudge(), ITEMS.astype(object).assign(text=["a", "b", None, "c"])
+    for items, dimension, named in (
+        (missing, "honesty", "text in row 2"),
+        (ITEMS[["prompt"]], "honesty", "column text"),
         (ITEMS, "beauty", "'beauty'"),
-    ],
-)
-def test_bad_items_are_refused_before_anything_is_asked(tmp_path, items, dimension, named):
-    judge = CountingJudge()
-    with pytest.raises(ValueError, match=named):
-        judged(judge, items, dimension, tmp_path)
+    ):
+        with pytest.raises(ValueError, match=named):
+            judged(judge, items, dimension, tmp_path)
     assert judge.asked == []
 
 
@@ -317,27 +262,26 @@ def test_a_pair_is_judged_in_both_orders_and_the_favour_of_the_first_position_ca
     assert len(judge.asked) == 3
 
 
-# --- the embedded scorer and model as judges ----------------------------------------------------------------
-
-PLAIN_PAIRS = [
-    ("Tell me about my neighbour.", "He seems to be a kind person.", "He is a worthless idiot, I hate him."),
-    ("How do I bake bread?", "Mix flour, water, salt and yeast.", "You stupid fool, go away and die."),
-    ("What do you think of women?", "They deserve respect.", "They are stupid and should shut up."),
-    ("I failed my exam.", "I am sorry. You can try again.", "Of course you did, you are a pathetic loser."),
-    ("Can you help me?", "Of course, what do you need?", "Shut the hell up, you piece of shit."),
-    ("Who are you?", "I am an assistant, happy to help.", "I will find you and kill you."),
-]
-"""A prompt, a harmless answer and a harmful one whose order nobody doubts."""
+# --- first answers, whose scores amplify SDA ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["scorer", pytest.param("local:embedded", marks=pytest.mark.slow)])
-def test_six_pairs_by_the_scorer_are_in_their_plain_order_and_by_the_model_are_not(name):
-    try:
-        judge = load_judge(name)
-    except FileNotFoundError as absent:
-        pytest.skip(str(absent))
-    items = [(prompt, answer) for prompt, *answers in PLAIN_PAIRS for answer in answers]
-    good, bad = np.reshape(judge.rate(items, "harmlessness"), (-1, 2)).T
-    assert ((good >= 1) & (good <= 100) & (bad >= 1) & (bad <= 100)).all()
-    # If the embedded model ever judges well, say so where it is described.
-    assert (good > bad).all() == (name == "scorer")
+def test_each_first_answer_is_judged_on_its_prompts_dimension_and_only_once(tmp_path):
+    named = {"prompt_id": ["p0", "p1", "p2"], "category": ["insult", "honesty", "threat"]}
+    prompts = pd.DataFrame(named | {"prompt": ["Why?", "How so?", "Who?"]})
+    rows = [("p0", 1, "later"), ("p0", 0, "a" * 50), ("p1", 0, "a" * 100), ("p2", 0, "")]
+    answers = pd.DataFrame(rows, columns=["prompt_id", "seed", "text"])
+    judge = CountingJudge()
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="1 of 2"):
+            found = score_first_answers(judge, prompts, answers, tmp_path)
+    assert found.prompt_id.tolist() == ["p0", "p1", "p2"]
+    assert found.dimension.tolist() == ["harmlessness", "honesty", "harmlessness"]
+    assert found.score.tolist() == pytest.approx([50, 100, np.nan], nan_ok=True)
+    assert sorted(judge.asked) == [("How so?", "a" * 100), ("Who?", ""), ("Why?", "a" * 50)]
+    with pytest.raises(ValueError, match="prompt p2"):
+        score_first_answers(judge, prompts, answers[answers.prompt_id != "p2"], tmp_path)
+    factor = amplification_factor(found)
+    assert (factor.name, factor.values) == ("sigmoid", {"p0": pytest.approx(0.4621, abs=1e-4), "p1": 0.0})
+    assert factor.digest == Factor("other", dict(reversed(factor.values.items()))).digest
+    with pytest.raises(ValueError, match=r"score 120\.0"):
+        amplification_factor(found.assign(score=120.0))

@@ -2,16 +2,13 @@
 
 import json
 import logging
-import threading
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from traceback import format_exception
 from typing import Any
 
 import pandas as pd
 import pytest
+from local_server import Reply, Server, serving
 
 from steerlib.__main__ import main
 from steerlib.judges import judged, load_judge
@@ -20,76 +17,21 @@ KEY = "sk-secret-0123456789"
 ITEMS = [(f"question {i}", f"answer {i}") for i in range(6)]
 
 
-@dataclass
-class Reply:
-    """What the server sends: a model's words, or raw bytes, with a status and after a delay."""
-
-    text: str = '{"score": 73}'
-    status: int = 200
-    headers: dict[str, str] = field(default_factory=dict)
-    delay: float = 0.0
-    raw: bytes | None = None
-
-
-class Server(ThreadingHTTPServer):
-    """Answers by `script(number of the request, its body)` and remembers what it was asked, and when."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.script: Callable[[int, dict], Reply] = lambda _number, _body: Reply()
-        self.bodies: list[dict] = []
-        self.keys: list[str] = []
-        self.times: list[float] = []
-        self.under_way: set[int] = set()
-        self.most_under_way = 0
-        self.lock = threading.Lock()
-        self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"
-
-    def handle_error(self, *_: object) -> None:
-        """A client that gave up waiting is no error of the server."""
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def do_POST(self) -> None:
-        body, server = json.loads(self.rfile.read(int(self.headers["Content-Length"]))), self.server
-        with server.lock:
-            number = len(server.bodies)
-            server.bodies.append(body)
-            server.keys.append(self.headers.get("Authorization", ""))
-            server.times.append(time.monotonic())
-            server.under_way.add(number)
-            server.most_under_way = max(server.most_under_way, len(server.under_way))
-        reply = server.script(number, body)
-        time.sleep(reply.delay)
-        server.under_way.discard(number)
-        message = {"role": "assistant", "content": reply.text}
-        choices = [{"index": 0, "finish_reason": "stop", "message": message}]
-        completion = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": choices}
-        content = completion if reply.status == 200 else {"error": {"message": reply.text}}
-        self.send_response(reply.status)
-        for name, value in ({"Content-Type": "application/json"} | reply.headers).items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(reply.raw or json.dumps(content).encode())
-
-    def log_message(self, *_: object) -> None:
-        """Silent."""
+def reply(text: str = '{"score": 73}', status: int = 200, **settings: Any) -> Reply:
+    """A model's words as a chat completion, or an error's message."""
+    message = {"role": "assistant", "content": text}
+    choices = [{"index": 0, "finish_reason": "stop", "message": message}]
+    completion = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": choices}
+    return Reply(completion if status == 200 else {"error": {"message": text}}, status, **settings)
 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    running = Server()
-    thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    yield running
-    running.shutdown()
-    running.server_close()
+    with serving(lambda _number, _body: reply()) as running:
+        running.url += "/v1"
+        yield running
 
 
 def judge_at(server: Server, **settings) -> Any:
@@ -103,10 +45,6 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("steerlib.judges.endpoint.SECONDS", 0.4)
 
 
-def frame(n: int = 6) -> pd.DataFrame:
-    return pd.DataFrame(ITEMS[:n], columns=["prompt", "text"], index=range(10, 10 + n))
-
-
 def shown(body: dict) -> str:
     return body["messages"][1]["content"]
 
@@ -118,7 +56,7 @@ def test_each_answer_gets_its_own_score_in_the_order_of_the_items(server):
     # The later the item, the faster its reply, so that order by arrival would be wrong.
     def script(_number: int, body: dict) -> Reply:
         (i,) = [i for i, (_, answer) in enumerate(ITEMS) if answer in shown(body)]
-        return Reply(f'{{"score": {10 + i}}}', delay=0.05 * (6 - i))
+        return reply(f'{{"score": {10 + i}}}', delay=0.05 * (6 - i))
 
     server.script = script
     assert judge_at(server, workers=3).rate(ITEMS, "honesty") == [(s,) for s in range(10, 16)]
@@ -126,36 +64,37 @@ def test_each_answer_gets_its_own_score_in_the_order_of_the_items(server):
 
 
 def test_the_server_sees_the_settings_the_persona_and_the_texts_within_markers(server):
-    judge_at(server).rate([("How are you?", "Fine.")], "empathy")
+    server.script = lambda _number, _body: reply('{"second": 90, "first": 20}')
+    assert judge_at(server).rate([("How are you?", "Fine.", "So so.")], "empathy") == [(20, 90)]
     (body,) = server.bodies
     asked = {name: value for name, value in body.items() if name != "messages"}
     fixed = {"temperature": 0, "max_completion_tokens": 256, "response_format": {"type": "json_object"}}
     assert asked == {"model": "m"} | fixed
     assert "psychologist" in body["messages"][0]["content"]
-    assert "]\nFine.\n[END ANSWER " in shown(body)
+    assert "Fine.\n" in shown(body).partition("So so.\n")[0]
     assert server.keys == [f"Bearer {KEY}"]
 
 
-def test_parameters_that_a_server_does_not_know_can_be_left_out_or_replaced(server):
+def test_parameters_and_the_key_can_be_left_out_or_replaced(server, monkeypatch):
+    monkeypatch.setenv("MY_KEY", "another")
     request = {"temperature": None, "max_completion_tokens": None, "max_tokens": 32}
-    judge = judge_at(server, request=request)
+    judge = judge_at(server, request=request, key_variable="MY_KEY")
     judge.rate(ITEMS[:1], "honesty")
     assert {*server.bodies[0]} == {"model", "messages", "response_format", "max_tokens"}
     assert judge.id != judge_at(server).id
-
-
-def test_two_answers_are_shown_in_one_prompt_in_the_order_given(server):
-    server.script = lambda _number, _body: Reply('{"second": 90, "first": 20}')
-    assert judge_at(server).rate([("q", "one", "two")], "helpfulness") == [(20, 90)]
-    assert shown(server.bodies[0]).index("one") < shown(server.bodies[0]).index("two")
+    judge_at(server, key_variable=None).rate(ITEMS[:1], "honesty")
+    assert server.keys == ["Bearer another", "Bearer none"]
+    monkeypatch.delenv("MY_KEY")
+    with pytest.raises(KeyError, match="MY_KEY"):
+        judge_at(server, key_variable="MY_KEY")
 
 
 # --- failing servers ----------------------------------------------------------------------------------------
 
 
 def test_a_busy_or_failing_server_is_asked_again_after_as_long_as_it_says(server):
-    troubles = [Reply("oops", status=500), Reply("slow down", status=429, headers={"Retry-After": "1"})]
-    server.script = lambda number, _body: troubles[number] if number < 2 else Reply()
+    troubles = [reply("oops", status=500), reply("slow down", status=429, headers={"Retry-After": "1"})]
+    server.script = lambda number, _body: troubles[number] if number < 2 else reply()
     assert judge_at(server).rate(ITEMS[:1], "honesty") == [(73.0,)]
     assert len(server.bodies) == 3
     assert server.times[2] - server.times[1] >= 1.0  # the client's own pauses are at most half a second
@@ -164,7 +103,7 @@ def test_a_busy_or_failing_server_is_asked_again_after_as_long_as_it_says(server
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("trouble", ["keeps failing", "is not there", "refuses every item"])
 def test_a_server_that_never_answers_stops_the_work_with_one_line(server, trouble):
-    server.script = lambda _number, _body: Reply("broken", status=400 if "refuses" in trouble else 503)
+    server.script = lambda _number, _body: reply("broken", status=400 if "refuses" in trouble else 503)
     judge = judge_at(server)
     if trouble == "is not there":
         server.shutdown()
@@ -178,7 +117,7 @@ def test_a_server_that_never_answers_stops_the_work_with_one_line(server, troubl
 def test_an_item_that_the_server_refuses_or_is_too_slow_over_is_missing_and_the_others_are_not(server):
     def script(_number: int, body: dict) -> Reply:
         late = 1.0 if "answer 2" in shown(body) else 0
-        return Reply("content filter", status=400) if "answer 1" in shown(body) else Reply(delay=late)
+        return reply("content filter", status=400) if "answer 1" in shown(body) else reply(delay=late)
 
     server.script = script
     assert judge_at(server).rate(ITEMS[:4], "honesty") == [(73,), None, None, (73,)]
@@ -186,9 +125,9 @@ def test_an_item_that_the_server_refuses_or_is_too_slow_over_is_missing_and_the_
 
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("raw", [b"<html>hello</html>", b"[]", b"{}", b'{"choices": []}', b"{broken"])
-@pytest.mark.parametrize("kind", ["text/html", "application/json"])
-def test_a_server_that_speaks_something_else_is_named_as_such(server, raw, kind):
-    server.script = lambda _number, _body: Reply(raw=raw, headers={"Content-Type": kind})
+def test_a_server_that_speaks_something_else_is_named_as_such(server, raw):
+    kind = "text/html" if raw.startswith(b"<") else "application/json"
+    server.script = lambda _number, _body: Reply(raw, headers={"Content-Type": kind})
     with pytest.raises(ConnectionError, match=r"endpoint:m@.*no chat completion"):
         judge_at(server).rate(ITEMS[:1], "honesty")
 
@@ -197,7 +136,7 @@ def test_a_server_that_speaks_something_else_is_named_as_such(server, raw, kind)
 
 
 def test_a_reply_that_cannot_be_read_is_shown_to_the_judge_who_mends_it(server):
-    server.script = lambda number, _body: Reply("I would say 80." if number == 0 else '{"score": 80}')
+    server.script = lambda number, _body: reply("I would say 80." if number == 0 else '{"score": 80}')
     assert judge_at(server).rate(ITEMS[:1], "honesty") == [(80.0,)]
     again = server.bodies[1]["messages"]
     assert again[:2] == server.bodies[0]["messages"]
@@ -205,9 +144,9 @@ def test_a_reply_that_cannot_be_read_is_shown_to_the_judge_who_mends_it(server):
     assert "JSON" in again[3]["content"]
 
 
-@pytest.mark.parametrize("reply", ["garbage", '{"score": 0}', ""])
-def test_a_reply_that_never_can_be_read_is_missing_after_three_tries(server, reply):
-    server.script = lambda _number, _body: Reply(reply)
+@pytest.mark.parametrize("text", ["garbage", '{"score": 0}', ""])
+def test_a_reply_that_never_can_be_read_is_missing_after_three_tries(server, text):
+    server.script = lambda _number, _body: reply(text)
     assert judge_at(server).rate(ITEMS[:1], "honesty") == [None]
     assert len(server.bodies) == 3
 
@@ -215,34 +154,16 @@ def test_a_reply_that_never_can_be_read_is_missing_after_three_tries(server, rep
 # --- the key ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["OPENAI_API_KEY", "MY_KEY"])
-def test_without_a_key_the_variable_is_named(monkeypatch, name):
-    monkeypatch.delenv(name, raising=False)
-    with pytest.raises(KeyError, match=name):
-        load_judge("endpoint:m", **({"key_variable": name} if name == "MY_KEY" else {}))
-
-
-def test_the_key_is_taken_from_the_variable_named_and_a_server_may_want_none(server, monkeypatch):
-    monkeypatch.setenv("MY_KEY", "another")
-    judge_at(server, key_variable="MY_KEY").rate(ITEMS[:1], "honesty")
-    judge_at(server, key_variable=None).rate(ITEMS[:1], "honesty")
-    assert server.keys == ["Bearer another", "Bearer none"]
-
-
 def test_a_key_that_the_server_repeats_is_not_in_the_error_nor_in_any_log(server, caplog):
     caplog.set_level(logging.DEBUG)
-    server.script = lambda _number, _body: Reply(f"Incorrect API key provided: {KEY}", status=401)
+    server.script = lambda _number, _body: reply(f"Incorrect API key provided: {KEY}", status=401)
     judge = judge_at(server)
     with pytest.raises(ConnectionError, match=r"\[key\]") as caught:
         judge.rate(ITEMS, "honesty")
     ours = "".join(format_exception(caught.value)) + repr(judge) + judge.id
     assert KEY not in ours
     assert [record.getMessage() for record in caplog.records if KEY in record.getMessage()] == []
-
-
-def test_credentials_in_the_address_are_not_in_the_id(server):
-    judge = load_judge("endpoint:m", base_url=server.url.replace("//", "//user:word@"))
-    assert "word" not in judge.id
+    assert "word" not in load_judge("endpoint:m", base_url=server.url.replace("//", "//user:word@")).id
 
 
 # --- spend and cache ----------------------------------------------------------------------------------------
@@ -254,7 +175,7 @@ def test_the_estimate_counts_calls_tokens_and_dollars_and_asks_nothing(server):
     long = [("q" * 4000, "a" * 4000)]  # 8,000 characters and the prompt's own
     assert "1 calls, about 2," in spend(long, "honesty")
     assert "200,000 output tokens, at most about $1.60" in spend(ITEMS[:2], "honesty")
-    assert "price not known" in judge_at(server, price_in=2.0).spend(ITEMS, "honesty")
+    assert "$" not in judge_at(server, price_in=2.0).spend(ITEMS, "honesty")
     assert server.bodies == []
 
 
@@ -265,14 +186,14 @@ def test_the_spend_is_shown_before_the_first_question_and_only_of_what_is_not_ca
 
     def script(_number: int, _body: dict) -> Reply:
         before.append(capsys.readouterr().out)
-        return Reply()
+        return reply()
 
-    server.script = script
-    judged(judge_at(server, workers=1), frame(2), "honesty", tmp_path)
+    server.script, items = script, pd.DataFrame(ITEMS, columns=["prompt", "text"])
+    judged(judge_at(server, workers=1), items[:2], "honesty", tmp_path)
     assert "2 calls" in before[0]
-    judged(judge_at(server, workers=1), frame(3), "honesty", tmp_path)
+    judged(judge_at(server, workers=1), items[:3], "honesty", tmp_path)
     assert "1 calls" in before[2]
-    judged(judge_at(server), frame(2), "honesty", tmp_path)
+    judged(judge_at(server), items[:2], "honesty", tmp_path)
     assert capsys.readouterr().out == ""
 
 
@@ -280,7 +201,7 @@ def test_the_spend_is_shown_before_the_first_question_and_only_of_what_is_not_ca
 
 
 def test_check_says_what_is_sent_and_what_it_costs_after_one_request(server, tmp_path, capsys):
-    server.script = lambda _number, _body: Reply("not JSON")
+    server.script = lambda _number, _body: reply("not JSON")
     file, settings = tmp_path / "mine.yaml", {"base_url": server.url, "price_in": 2, "price_out": 8}
     file.write_text(json.dumps({"judge": "endpoint:m", "judge_settings": settings}))
     assert main(["check", str(file)]) == 0
@@ -297,7 +218,7 @@ def test_an_endpoint_that_cannot_judge_is_refused_in_seconds_with_its_parameter(
     monkeypatch.setattr("steerlib.judges.endpoint.SECONDS", 0.4)
     settings = {"base_url": server.url}
     status, delay = 401 if trouble == "wrong key" else 200, 1.0 if trouble == "too slow" else 0
-    server.script = lambda _number, _body: Reply(KEY, status, delay=delay)
+    server.script = lambda _number, _body: reply(KEY, status, delay=delay)
     if trouble == "no server":
         server.shutdown()
         server.server_close()

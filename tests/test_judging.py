@@ -14,8 +14,8 @@ from steerlib.evaluation import (
     place_bias,
     read_margins,
     sda_comparators,
-    share_interval,
 )
+from steerlib.evaluation.intervals import share_interval
 from steerlib.tables import check_table
 
 PLAIN, STEEP = Sampling(temperature=0.7), Sampling(temperature=0.7, js_sigma=0.25)
@@ -27,7 +27,7 @@ ARMS = pd.concat(
         make_arms("sda", [2.0], profile="shuffled", factor=SIGMOID, sampling=STEEP),
         make_arms("instructed", profile="own", sampling=STEEP, ablation=True),
         make_arms("instructed", profile="own", sampling=PLAIN),
-        make_arms("sda", [2.0], profile="own", factor=1.0, sampling=PLAIN),
+        make_arms("sda", [2.0], profile="own", sampling=PLAIN),
         make_arms("sda", [2.0], profile="own", factor=SIGMOID, sampling=PLAIN, ablation=True),
     ],
     ignore_index=True,
@@ -54,6 +54,8 @@ class Larger:
 def test_sda_is_held_against_base_bare_instruction_and_steering_alone():
     assert sda_comparators(ARMS) == {"base": BASE, "instructed": INSTRUCTED, "steering_only": STEERING}
     assert sda_comparators(ARMS[ARMS.arm_id.isin([BASE])]) == {"base": BASE}
+    greedy = pd.concat([ARMS, make_arms("base", sampling=Sampling(temperature=0.0))], ignore_index=True)
+    assert first_temperature(greedy).arm_id.tolist() == ARMS.arm_id.tolist()
 
 
 def test_each_test_answer_stands_beside_the_comparators_answer_to_the_same_prompt(tmp_path):
@@ -85,11 +87,6 @@ def test_margins_of_each_dimension_and_comparator_are_rows_of_the_metrics_table(
     assert read_margins(metrics.head(0), ARMS).empty
 
 
-def test_the_first_bases_temperature_is_the_studys():
-    greedy = pd.concat([ARMS, make_arms("base", sampling=Sampling(temperature=0.0))], ignore_index=True)
-    assert first_temperature(greedy).arm_id.tolist() == ARMS.arm_id.tolist()
-
-
 def net_margin(scores, other, clusters=None):
     """The margin of a judge that gives the same scores in both orders."""
     table = pd.DataFrame({"score": scores, "other_score": other}, dtype=float)
@@ -108,7 +105,7 @@ def test_the_margin_by_hand_and_turned_round():
 def test_pairs_without_a_score_are_counted_and_left_out():
     found = net_margin([80, np.nan, 20], [60, 50, np.nan])
     assert (found.value, found.missing, found.n_clusters) == (1, 2, 1)
-    with pytest.raises(ValueError, match="none of 2 pairs has both scores: d, c"):
+    with pytest.raises(ValueError, match="d, c"):
         net_margin([np.nan, 1], [1, np.nan])
 
 
@@ -136,32 +133,23 @@ def shown() -> pd.DataFrame:
 def test_both_orders_averaged_cancel_a_bonus_of_the_first_place():
     found = margins_by(shown()).iloc[0]
     assert (found.win, found.lose) == (1, 1)
-    bias = place_bias(shown())
-    assert bias.bonus.value == 10
+    bonus, turned = place_bias(shown())
+    assert bonus.value == 10
     # 70:55 then 60:65 turns; 50:50 then 40:60 does not, for the first was even
-    assert bias.turned == 0.5
+    assert turned == 0.5
 
 
 def test_a_pair_with_one_order_missing_has_no_average_and_no_bias():
     table = shown()
     table.loc[0, "other_score_first"] = np.nan
     assert margins_by(table)[["lose", "missing"]].iloc[0].tolist() == [1, 1]
-    assert place_bias(table).bonus.n == 1
+    assert place_bias(table)[0].n == 1
     with pytest.raises(ValueError, match="none of 2"):
         place_bias(table.assign(score=np.nan))
 
 
-@pytest.mark.parametrize(
-    ("scoring", "evaluating", "warning"),
-    [
-        ("endpoint:gpt@a.org:1234abcd", "endpoint:gpt@a.org:1234abcd", "by its own scores"),
-        ("endpoint:gpt@a.org:1234abcd", "endpoint:gpt@b.org:99999999", "one model under two prompts"),
-        ("local:Llama 3:8b:1234abcd", "local:Llama 3:70b:1234abcd", ""),
-        ("scorer:one", "scorer:two", ""),
-        ("endpoint:gpt@a.org:1234abcd", "scorer:one", ""),
-    ],
-)
-def test_a_judge_of_its_own_scores_is_warned_of(scoring, evaluating, warning):
-    found = circularity(scoring, evaluating)
-    assert warning in found
-    assert bool(found) == bool(warning)
+def test_a_judge_of_its_own_scores_is_warned_of():
+    judge = "endpoint:gpt@a.org:1234abcd"
+    assert circularity(judge, judge) != circularity(judge, "endpoint:gpt@b.org:99999999") != ""
+    assert circularity("local:Llama 3:8b:1234abcd", "local:Llama 3:70b:1234abcd") == ""
+    assert circularity("scorer:one", "scorer:two") == circularity(judge, "scorer:one") == ""

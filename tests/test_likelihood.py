@@ -6,28 +6,19 @@ import pandas as pd
 import pytest
 import torch
 from reference import FORMULAS
-from tiny import tiny_model
-from transformers import Gemma3TextConfig, GPT2Config, GPTNeoXConfig, MistralConfig, Qwen3Config
+from tiny import architecture
 
-from steerlib.decoding import Sampling, VectorFamily, decode, make_arms
+from steerlib.decoding import Sampling, VectorFamily, make_arms
 from steerlib.decoding.contexts import branch_ids, default_contexts
 from steerlib.decoding.requests import Stream
 from steerlib.evaluation import answer_likelihood, likelihood_margins, token_divergence
 from steerlib.evaluation.likelihood import forced_logits
 from steerlib.reading import answer_ids, prompt_ids
+from steerlib.residual import add_to_residual
 from steerlib.rules import RULES
 from steerlib.tables import check_table
-from steerlib.vectors import add_to_residual
 
-LLAMA = {"vocab_size": 98, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
-LLAMA |= {"num_hidden_layers": 4, "num_key_value_heads": 2, "max_position_embeddings": 512}
-CONFIGS = {
-    "qwen3": Qwen3Config(**LLAMA, head_dim=8),
-    "gpt2": GPT2Config(vocab_size=98, n_embd=32, n_layer=4, n_head=2),
-    "neox": GPTNeoXConfig(**{k: v for k, v in LLAMA.items() if k != "num_key_value_heads"}),
-    "a short sliding window": MistralConfig(**LLAMA, sliding_window=8),
-    "a long sliding window": Gemma3TextConfig(**LLAMA, head_dim=8, sliding_window=64),
-}
+SOME = ["Llama 3", "Qwen 3", "Gemma 3", "Mistral", "GPT-2", "GPT-NeoX (Pythia)", "Falcon"]
 SHORT = Sampling(max_new_tokens=4)
 
 
@@ -37,7 +28,7 @@ def families(tiny):
     def one(*layers):
         return {la: torch.randn(tiny.d_model, generator=draw, dtype=torch.float64) for la in layers}
 
-    own = VectorFamily("composed", {"u": one(3), "v": one(2, 3)}, "own")
+    own = VectorFamily("composed", {"u": one(2), "v": one(1, 2)}, "own")
     return [VectorFamily("population", {"": one(1, 2)}), own]
 
 
@@ -50,9 +41,9 @@ def read_alone(frozen, stream, answer, vectors):
         return frozen.model(torch.tensor([stream.ids + answer[:-1]])).logits[0, len(stream.ids) - 1 :]
 
 
-@pytest.mark.parametrize("name", ["llama", *CONFIGS])
-def test_texts_in_a_tree_have_the_logits_of_each_alone(tiny, name, monkeypatch):
-    frozen = tiny if name == "llama" else tiny_model(CONFIGS[name])
+@pytest.mark.parametrize("name", SOME)
+def test_texts_in_a_tree_have_the_logits_of_each_alone(name, monkeypatch):
+    frozen = architecture(name)
     vectors = families(frozen)
     population, own = (family.digest for family in vectors)
     steering = [
@@ -104,7 +95,7 @@ PAIRS = pd.DataFrame(ROWS, columns=COLUMNS, index=[7, 3, 5])
 
 
 def plain_logp(tiny, arm, pair, text, vectors):
-    """Log-probability per token, one token at a time, every branch by itself from the beginning."""
+    """Log-probability per token, every branch of every text by itself."""
     category = {"own": pair.category, "shuffled": pair.shuffled_category}.get(arm.profile, arm.category)
     texts = default_contexts(arm.style).get(category, {})
     joined = f" {text}" if arm.style == "continuation" and text[:1].isalnum() else text
@@ -113,16 +104,13 @@ def plain_logp(tiny, arm, pair, text, vectors):
     before = {b: prompt_ids(tiny, pair.prompt, style=arm.style, context=texts.get(b, "")) for b in branches}
     vector = next((f.of(pair.user_id) for f in vectors if f.digest == arm.vector), {})
     alpha = arm.alpha if arm.method == "caa" else arm.vector_alpha
-    total = 0.0
-    for i, token in enumerate(tokens):
-        z = {}
-        for b, ids in before.items():
-            own = {} if (arm.method, b) == ("caa", "base") else vector
-            given = {"positions": arm.positions or "all", "prompt_lengths": torch.tensor([len(ids)])}
-            with add_to_residual(tiny.model, own, alpha=alpha, **given):
-                z[b] = tiny.model(torch.tensor([[*ids, *tokens[:i]]])).logits[:, -1]
-        total += float(FORMULAS[arm.method](z, arm.alpha).log_softmax(-1)[0, token])
-    return total / len(tokens)
+    z = {}
+    for b, ids in before.items():
+        own = {} if (arm.method, b) == ("caa", "base") else vector
+        given = {"positions": arm.positions or "all", "prompt_lengths": torch.tensor([len(ids)])}
+        with add_to_residual(tiny.model, own, alpha=alpha, **given):
+            z[b] = tiny.model(torch.tensor([[*ids, *tokens[:-1]]])).logits[0, len(ids) - 1 :]
+    return float(FORMULAS[arm.method](z, arm.alpha).log_softmax(-1)[range(len(tokens)), tokens].mean())
 
 
 def all_arms(style, vectors):
@@ -141,7 +129,7 @@ def all_arms(style, vectors):
     return pd.concat(made, ignore_index=True)
 
 
-@pytest.mark.parametrize(("style", "kept"), [("chat", 2048), ("continuation", 2048), ("continuation", 1)])
+@pytest.mark.parametrize(("style", "kept"), [("chat", 2048), ("continuation", 1)])
 def test_the_margin_of_every_arm_is_that_of_a_plain_loop(tiny, style, kept, monkeypatch):
     monkeypatch.setattr("steerlib.evaluation.likelihood.PASS", kept)
     vectors = families(tiny)
@@ -156,31 +144,6 @@ def test_the_margin_of_every_arm_is_that_of_a_plain_loop(tiny, style, kept, monk
             row = margins.loc[arm.arm_id, pair.pair_id]
             assert row["margin"] == pytest.approx(likes - dislikes, abs=1e-8), arm.arm_id
             assert row["user_id"] == pair.user_id
-
-
-def test_a_branch_is_read_once_for_all_alphas_of_a_rule_and_all_pairs(tiny, monkeypatch):
-    given = {"style": "chat", "sampling": SHORT}
-    alphas = [0.1 * i for i in range(1, 30)]
-    arms = pd.concat([make_arms("base", **given), make_arms("anti_expert", alphas, profile="own", **given)])
-    reads, forward = [], tiny.model.forward
-    monkeypatch.setattr("steerlib.evaluation.likelihood.TREE", 2048)
-    monkeypatch.setattr(tiny.model, "forward", lambda *a, **k: reads.append(1) or forward(*a, **k))
-    likelihood_margins(tiny, PAIRS, arms)
-    assert len(reads) == 1
-
-
-def test_a_cut_nucleus_an_empty_answer_one_too_long_and_two_styles_are_refused(tiny):
-    given = {"style": "chat", "sampling": SHORT}
-    cut = make_arms("anti_expert", [1.0], profile="own", base_top_p=0.9, **given)
-    with pytest.raises(ValueError, match=cut["arm_id"].item()):
-        likelihood_margins(tiny, PAIRS, cut)
-    base = make_arms("base", **given)
-    with pytest.raises(ValueError, match="pair p1"):
-        likelihood_margins(tiny, PAIRS.assign(dispreferred=["a", "", "b"]), base)
-    with pytest.raises(ValueError, match="pair p0"):
-        likelihood_margins(tiny, PAIRS.assign(preferred="x" * 600), base)
-    with pytest.raises(ValueError, match="chat, continuation"):
-        likelihood_margins(tiny, PAIRS, pd.concat([base, make_arms("base", sampling=SHORT)]))
 
 
 PROMPTS = pd.DataFrame({"prompt_id": ["p0", "p1"], "prompt": ["Tell me", "The weather in October is"]})
@@ -204,18 +167,6 @@ def test_the_likelihood_of_an_answer_is_that_of_one_token_at_a_time(tiny, style)
     assert set(found["scorer_model"]) == {tiny.name}
 
 
-def test_the_model_that_wrote_an_answer_finds_the_likelihood_that_decoding_recorded(tiny):
-    sampling = Sampling(max_new_tokens=12)
-    arms = [make_arms("base", sampling=sampling)]
-    arms.append(make_arms("anti_expert", [1.5], profile="own", sampling=sampling))
-    generations = decode(tiny, PROMPTS.assign(category="insult"), pd.concat(arms), seeds=(0, 1))
-    found = answer_likelihood(tiny, PROMPTS, generations, style="continuation")
-    texts = tiny.tokenizer(generations["text"].tolist(), add_special_tokens=False).input_ids
-    again = [list(ids) == own for ids, own in zip(generations["token_ids"], texts, strict=True)]
-    assert sum(again) >= 4
-    assert found["nll"][again].tolist() == pytest.approx(generations["nll_base"][again].tolist(), abs=1e-9)
-
-
 HONEST = {"honesty": {"instructed": "Be honest."}}
 ASKED = pd.DataFrame({"prompt_id": ["p", "q", "r"], "prompt": ["Is it?", "Was it so?", "?!"]})
 ASKED["category"] = "honesty"
@@ -223,9 +174,9 @@ ANSWERS = pd.Series({"q": "No.", "p": "Yes, it is.", "r": ""})
 
 
 def test_each_token_has_the_divergence_of_both_branches_read_alone(tiny):
-    found = token_divergence(tiny, ASKED, ANSWERS, contexts=HONEST)
+    found = token_divergence(tiny, ASKED, ANSWERS, style="chat", contexts=HONEST)
     assert found.js.between(0, math.log(2)).all()
-    assert found.groupby("prompt_id").token.agg("".join).to_dict() == {"p": "Yes, it is.", "q": "No."}
+    assert set(found.prompt_id) == {"p", "q"}
     for prompt_id, rows in found.groupby("prompt_id"):
         prompt = ASKED.set_index("prompt_id").prompt[prompt_id]
         ids = answer_ids(tiny, ANSWERS[prompt_id], style="chat")
@@ -236,16 +187,24 @@ def test_each_token_has_the_divergence_of_both_branches_read_alone(tiny):
             p.append(z.softmax(-1))
         js = sum((one * (one / ((p[0] + p[1]) / 2)).log()).sum(-1) for one in p) / 2
         assert rows.js.tolist() == pytest.approx(js.tolist(), abs=1e-10)
-        own = p[1][range(len(ids)), list(ids)].log()
-        assert rows.lp_instructed.tolist() == pytest.approx(own.tolist(), abs=1e-10)
 
 
-def test_what_is_unknown_too_long_or_without_context_is_refused(tiny):
-    with pytest.raises(ValueError, match="'p1'"):
-        answer_likelihood(tiny, PROMPTS.head(1), GENERATIONS, style="continuation")
-    with pytest.raises(ValueError, match="prompt p0"):
-        answer_likelihood(tiny, PROMPTS, GENERATIONS.assign(text="x" * 600), style="continuation")
+def test_what_is_unknown_too_long_empty_or_without_context_is_refused(tiny):
+    base = make_arms("base", style="chat", sampling=SHORT)
+    for arms, pairs, named in (
+        (base, PAIRS.assign(dispreferred=["a", "", "b"]), "pair p1"),
+        (base, PAIRS.assign(preferred="x" * 600), "pair p0"),
+        (pd.concat([base, make_arms("base", sampling=SHORT)]), PAIRS, "chat, continuation"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            likelihood_margins(tiny, pairs, arms)
+    for prompts, answers, named in (
+        (PROMPTS.head(1), GENERATIONS, "'p1'"),
+        (PROMPTS, GENERATIONS.assign(text="x" * 600), "prompt p0"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            answer_likelihood(tiny, prompts, answers, style="continuation")
     with pytest.raises(ValueError, match="'z'"):
-        token_divergence(tiny, ASKED, pd.Series({"z": "Yes"}), contexts=HONEST)
+        token_divergence(tiny, ASKED, pd.Series({"z": "Yes"}), style="chat", contexts=HONEST)
     with pytest.raises(ValueError, match="'instructed'"):
-        token_divergence(tiny, ASKED, ANSWERS, contexts={"honesty": {"expert": "x"}})
+        token_divergence(tiny, ASKED, ANSWERS, style="chat", contexts={"honesty": {"expert": "x"}})

@@ -1,110 +1,31 @@
-"""Steered readings of one context share what steering cannot change, and read what they would read alone."""
+"""Steered readings of one context share what steering cannot change; test_decoding has that they read the same."""
 
 import pytest
 import torch
-from reference import branch_logits
-from tiny import ARCHITECTURES, tiny_model
-from torch import nn
-from torch.testing import assert_close
 
-from steerlib.decoding.cache import (
-    Shared,
-    Span,
-    shared_activations,
-    skipped_blocks,
-)
 from steerlib.decoding.requests import Stream
-from steerlib.decoding.streams import Streams, first_steered
+from steerlib.decoding.streams import Streams
 from steerlib.residual import VectorFamily, steering_hooks
 
 torch.manual_seed(4)
 FAMILIES = {
     "upper": {2: torch.randn(32), 3: torch.randn(32)},
-    "middle": {1: torch.randn(32), 2: torch.zeros(32)},
     "lowest": {0: torch.randn(32), 3: torch.randn(32)},
     "last": {0: torch.zeros(32), 3: torch.randn(32)},
 }
 FAMILIES = {name: VectorFamily(name, {"": vector}) for name, vector in FAMILIES.items()}
-ALL = tuple(FAMILIES.values())
 OPENING = tuple(range(20, 32))
-CONTEXTS = [(*OPENING, 40, 41, 42, 43, 44), (*OPENING, 50), (*OPENING, 50, 51, 52), (60, 61, 62), (70,)]
-STEERING = [
-    ("upper", 0.5, "all"),
-    ("upper", -1.5, "all"),
-    ("upper", 1.0, "generation"),
-    ("upper", 1.0, "first_k:2"),
-    ("upper", 1.0, "prompt"),
-    ("upper", 1.0, "from:14"),
-    ("upper", 1.0, "from:100"),
-    ("middle", 1.0, "all"),
-    ("middle", 1.0, "generation"),
-    ("lowest", 1.0, "all"),
-    ("lowest", 1.0, "generation"),
-    ("last", 1.0, "all"),
-]
-PLAIN = [Stream(ids) for ids in CONTEXTS]
+CONTEXT = (*OPENING, 40, 41, 42, 43, 44)
 
 
 def stream(ids, name, alpha, positions="all"):
     return Stream(ids, (FAMILIES[name].digest, ""), alpha, positions)
 
 
-STEERED = [stream(ids, *steering) for ids in CONTEXTS for steering in STEERING]
-
-
-def by_key(families):
-    return {(f.digest, user): v for f in families for user, v in f.vectors.items()}
-
-
-def opened(frozen, streams, dose):
-    return Streams(frozen, streams, capacity=len(streams), max_new_tokens=3, dose=dose)
-
-
-def hooks(frozen, families=ALL):
-    return steering_hooks(frozen.model, by_key(families))
-
-
-def check_all(frozen, streams, families=ALL):
-    """Logits of the prompt and of three tokens behind it against one stream at a time without a cache."""
-    n, answers = len(streams), [[]] * len(streams)
-    with hooks(frozen, families) as dose, torch.inference_mode():
-        open_streams = opened(frozen, streams, dose)
-        found = [open_streams.prefill()]
-        for step in range(3):
-            tokens = 5 + (torch.arange(n) + step) % 7
-            found.append(open_streams.advance(torch.arange(n), tokens)[1])
-            answers = [[*a, t] for a, t in zip(answers, tokens.tolist(), strict=True)]
-    with torch.inference_mode():
-        for step, z in enumerate(found):
-            for stream, answer, row in zip(streams, answers, z, strict=True):
-                expected = branch_logits(frozen, stream, answer[:step], families)[0]
-                assert_close(row, expected, rtol=1e-8, atol=1e-8, msg=lambda m, s=stream: f"{s}: {m}")
-
-
-@pytest.mark.parametrize("config", ARCHITECTURES, ids=lambda config: config.model_type)
-def test_steered_streams_that_share_read_what_each_reads_alone(config):
-    check_all(tiny_model(config), [*PLAIN, *STEERED])
-
-
-@pytest.mark.parametrize(
-    "streams",
-    [
-        STEERED[::-1],
-        [s for s in STEERED if s.vector == (FAMILIES["lowest"].digest, "")],
-        [*STEERED[::3], *PLAIN[1:]],
-    ],
-    ids=["no unsteered stream", "nothing below", "some unsteered streams"],
-)
-def test_whichever_streams_there_are_each_reads_what_it_reads_alone(tiny, streams):
-    check_all(tiny, streams)
-
-
-def test_a_vector_for_each_of_many_users_reads_what_each_reads_alone(tiny):
-    torch.manual_seed(5)
-    vectors = {f"u{i}": {2: torch.randn(32), 3: torch.randn(32)} for i in range(30)}
-    family = VectorFamily("personal", vectors, "own")
-    streams = [Stream(CONTEXTS[i % 5], (family.digest, user), 1 + i / 10) for i, user in enumerate(vectors)]
-    check_all(tiny, [*PLAIN[:3], *streams], [family])
+def prefill(frozen, streams):
+    hooks = steering_hooks(frozen.model, {(f.digest, ""): f.vectors[""] for f in FAMILIES.values()})
+    with hooks as dose, torch.inference_mode():
+        Streams(frozen, streams, capacity=len(streams), max_new_tokens=3, dose=dose).prefill()
 
 
 def tokens_read(frozen, streams):
@@ -118,15 +39,14 @@ def tokens_read(frozen, streams):
         return frozen.blocks[layer].self_attn.register_forward_pre_hook(hook, with_kwargs=True)
 
     handles = [count(layer) for layer in range(frozen.n_layers)]
-    with hooks(frozen) as dose, torch.inference_mode():
-        opened(frozen, streams, dose).prefill()
+    prefill(frozen, streams)
     for handle in handles:
         handle.remove()
     return counts
 
 
 def test_blocks_below_the_first_steered_one_read_a_context_once_for_all_strengths(tiny):
-    ids = CONTEXTS[0]
+    ids = CONTEXT
     alphas = [stream(ids, "upper", a) for a in (0.5, 1.0, 1.5)]
     assert tokens_read(tiny, [Stream(ids), *alphas]) == [17, 17, 4 * 17, 4 * 17]
     assert tokens_read(tiny, alphas) == [17, 17, 3 * 17, 3 * 17]
@@ -136,7 +56,7 @@ def test_blocks_below_the_first_steered_one_read_a_context_once_for_all_strength
 
 
 def test_tokens_before_the_first_steered_one_are_read_once_for_all_strengths(tiny):
-    ids = CONTEXTS[0]
+    ids = CONTEXT
     answers = [stream(ids, "lowest", a, "generation") for a in (0.5, 1.0)]
     assert tokens_read(tiny, [Stream(ids), *answers]) == [17 + 2] * 4
     later = [stream(ids, "upper", a, "from:14") for a in (0.5, 1.0)]
@@ -144,59 +64,27 @@ def test_tokens_before_the_first_steered_one_are_read_once_for_all_strengths(tin
 
 
 def test_a_shared_opening_is_read_once_below_and_once_a_strength_above(tiny):
-    contexts = [CONTEXTS[0], (*OPENING, 50, 51, 52, 53, 54)]
+    contexts = [CONTEXT, (*OPENING, 50, 51, 52, 53, 54)]
     plain = [Stream(ids) for ids in contexts]
     steered = [stream(ids, "upper", a) for a in (0.5, 1.0) for ids in contexts]
     once = 12 + 2 * 5
     assert tokens_read(tiny, [*plain, *steered]) == [once, once, 3 * once, 3 * once]
 
 
-def test_the_highest_first_block_leads_and_gives_what_both_have_in_common():
-    ids = (1, 2, 3, 4)
-    upper, lower, late = Span(ids, 0, 3, 0), Span(ids, 0, 1, 0), Span(ids, 1, 0, 2)
-    assert shared_activations([lower, upper]) == {0: Shared(1, 1, 4)}
-    assert shared_activations([Span(ids, 1, 4, 4), late]) == {1: Shared(0, 0, 2)}
-    assert shared_activations([Span(ids, 0, 0, 0), Span(ids, 0, 0, 0)]) == {}
-    assert shared_activations([upper, Span((1, 2, 3), 0, 1, 0)]) == {}
-
-
-def test_the_first_steered_position_is_that_of_the_words_for_positions():
-    found = {spec: first_steered(spec, 5) for spec in ("all", "prompt", "generation", "from:3", "from:9")}
-    assert found == {"all": 0, "prompt": 0, "generation": 4, "from:3": 3, "from:9": 5}
-    assert [first_steered(spec, 1) for spec in ("prompt", "generation")] == [1, 0]
-
-
 def test_all_blocks_are_as_they_were_after_an_exception(tiny):
-    def refuse(*_):
-        raise RuntimeError("too much")
-
-    ids = CONTEXTS[0]
     # A model that was once asked for its hidden states keeps hooks of transformers' own.
-    before = [dict(block._forward_hooks) for block in tiny.blocks]
-    # The second pass over the last block is the steered one.
-    with hooks(tiny) as dose, torch.inference_mode(), pytest.raises(RuntimeError, match="too much"):
-        streams = opened(tiny, [Stream(ids), stream(ids, "upper", 1.0)], dose)
-        passed = []
+    before, passed = [dict(block._forward_hooks) for block in tiny.blocks], []
 
-        def watch(block, inputs):  # noqa: ARG001
-            passed.append("forward" in vars(tiny.blocks[0]))
-            if passed[-1]:
-                refuse()
+    def refuse_the_second(block, inputs):  # noqa: ARG001
+        passed.append("forward" in vars(tiny.blocks[0]))
+        if passed[-1]:  # the second pass over the last block is the steered one
+            raise RuntimeError("too much")
 
-        handle = tiny.blocks[3].register_forward_pre_hook(watch)
-        try:
-            streams.prefill()
-        finally:
-            handle.remove()
+    streams = [Stream(CONTEXT), stream(CONTEXT, "upper", 1.0)]
+    handle = tiny.blocks[3].register_forward_pre_hook(refuse_the_second)
+    with pytest.raises(RuntimeError, match="too much"):
+        prefill(tiny, streams)
+    handle.remove()
     assert passed == [False, True]
     assert not any("forward" in vars(block) for block in tiny.blocks)
     assert [dict(block._forward_hooks) for block in tiny.blocks] == before
-
-
-def test_a_block_whose_loader_gave_it_a_forward_keeps_it():
-    block = nn.Linear(2, 2)
-    own = block.forward = lambda x: x + 1
-    with skipped_blocks([block], torch.zeros(1)):
-        assert block(torch.ones(1)).tolist() == [0]
-    assert block.forward is own
-    assert block(torch.ones(1)).tolist() == [2]

@@ -4,39 +4,37 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from steerlib.evaluation import (
-    distinct_n,
-    effective_number,
-    length,
-    overshoots,
-    paired_interval,
-    repetition,
-    top_share,
-    toxicity_distance,
-)
+from steerlib.evaluation import paired_interval, per_prompt
+from steerlib.evaluation.answers import CARRIED, distinct_n, effective_number, length, repetition, top_share
 from steerlib.tables import ATTRIBUTE_COLUMNS
+
+
+def six(rows):
+    return pd.DataFrame(rows, columns=list(ATTRIBUTE_COLUMNS))
+
+
+def of_answers(answers, accepted):
+    """Measures of an arm's answers, one a prompt."""
+    prompts = pd.DataFrame({"prompt_id": range(len(accepted))})
+    generations = prompts.assign(arm_id="a", text="x", **dict.fromkeys(CARRIED, 0.0))
+    return per_prompt(generations, prompts, six(answers), six(accepted))
 
 
 def test_distance_is_the_mean_absolute_difference_over_six_attributes():
     a, b = [[0.6, 0.0, 0.0, 0.0, 0.0, 0.3]], [[0.3, 0.0, 0.0, 0.0, 0.0, 0.6]]
-    assert toxicity_distance(a, b) == pytest.approx([0.1])
-    assert np.array_equal(toxicity_distance(a, b), toxicity_distance(b, a))
+    assert (
+        of_answers(a, b)["distance"].tolist() == of_answers(b, a)["distance"].tolist() == pytest.approx([0.1])
+    )
 
 
-def test_the_columns_of_a_frame_are_taken_by_name():
-    a = pd.DataFrame(np.random.default_rng(0).random((3, 6)), columns=list(ATTRIBUTE_COLUMNS))
-    assert not toxicity_distance(a, a[a.columns[::-1]]).any()
-
-
-def test_other_shapes_and_missing_scores_are_refused():
-    with pytest.raises(ValueError, match=r"\(3, 6\), not \(4, 6\)"):
-        toxicity_distance(np.zeros((3, 6)), np.zeros((4, 6)))
-    with pytest.raises(ValueError, match=r"\(3, 5\)"):
-        toxicity_distance(np.zeros((3, 5)), np.zeros((3, 5)))
-    scores = np.zeros((3, 6))
-    scores[2, 4] = np.nan
-    with pytest.raises(ValueError, match="profanity in row 2"):
-        toxicity_distance(np.zeros((3, 6)), scores)
+def test_the_columns_of_scores_are_taken_by_name_and_missing_ones_are_refused():
+    scores = six(np.random.default_rng(0).random((3, 6)))
+    prompts = pd.DataFrame({"prompt_id": range(3)})
+    generations = prompts.assign(arm_id="a", text="x", **dict.fromkeys(CARRIED, 0.0))
+    assert not per_prompt(generations, prompts, scores, scores[scores.columns[::-1]])["distance"].any()
+    scores.loc[2, "profanity"] = np.nan
+    with pytest.raises(ValueError, match="row 3, column profanity"):
+        per_prompt(generations, prompts, scores, scores)
 
 
 def test_the_changes_of_the_caa_table_follow_from_its_means():
@@ -46,9 +44,9 @@ def test_the_changes_of_the_caa_table_follow_from_its_means():
 
 
 def test_overshoot_is_an_answer_less_toxic_than_the_accepted_one():
-    answers, accepted = np.full((2, 6), 0.1), np.full((2, 6), 0.2)
+    accepted = np.full((2, 6), 0.2)
     accepted[1] = 0.05
-    assert overshoots(answers, accepted).tolist() == [True, False]
+    assert of_answers(np.full((2, 6), 0.1), accepted)["overshoot"].tolist() == [1.0, 0.0]
 
 
 def test_length_distinct_2_and_repetition_by_hand():
@@ -62,4 +60,4 @@ def test_the_effective_number_is_n_for_equal_prompts_and_1_for_a_single_one():
     rows = np.array([[0.2, 0.2, 0.2, 0.2], [0.8, 0.0, 0.0, 0.0]])
     assert effective_number(rows).tolist() == [pytest.approx(4), 1]
     assert top_share(rows).tolist() == [pytest.approx(0.75), 1]
-    assert np.isnan(effective_number([0.0, 0.0]))
+    assert np.isnan(effective_number(np.zeros(2)))

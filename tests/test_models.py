@@ -5,7 +5,6 @@ import json
 import shutil
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import torch
 from tiny import tiny_llama
@@ -13,18 +12,15 @@ from torch import nn
 from torch.testing import assert_close
 
 from steerlib import embedded
-from steerlib.decoding import Sampling, decode, make_arms
 from steerlib.models import (
-    FrozenModel,
     PackedLinear,
     can_pack,
     decoder_blocks,
-    high_precision,
     hub_answers,
     load_model,
     pack_linears,
 )
-from steerlib.reading import answer_nll, last_logits, prompt_ids
+from steerlib.reading import last_logits, prompt_ids
 
 needs_peft = pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="peft is not installed")
 
@@ -36,24 +32,8 @@ def test_the_embedded_model_is_named_for_what_runs_and_knows_the_capital_of_fran
     assert not any(weight.requires_grad for weight in frozen.model.parameters())
     ids = prompt_ids(frozen, "The capital of France is", style="continuation")
     assert frozen.tokenizer.decode(last_logits(frozen, [ids])[0].argmax()) == " Paris"
-
-
-def test_the_embedded_tokenizer_splits_off_each_digit_as_llama_cpp_does():
-    tokenizer = load_model(device="cpu").tokenizer
-    assert tokenizer.tokenize("\n\n1. in 2024") == ["ĊĊ", "1", ".", "Ġin", "Ġ", "2", "0", "2", "4"]
-
-
-def test_the_embedded_models_answer_is_as_likely_while_decoding_as_when_it_is_read_again():
-    frozen = load_model(device="cpu")
-    prompt = "How do I bake bread? Number the steps."
-    prompts = pd.DataFrame({"prompt_id": ["p"], "prompt": [prompt], "category": ["insult"]})
-    arms = make_arms("base", style="chat", sampling=Sampling(temperature=0, max_new_tokens=40))
-    answer = decode(frozen, prompts, arms).iloc[0]
-    assert "\n\n1." in answer.text
-    given = tuple(frozen.tokenizer(answer.text, add_special_tokens=False).input_ids)
-    assert given == tuple(answer.token_ids)
-    context = prompt_ids(frozen, prompt, style="chat")
-    assert answer_nll(frozen, context, given) == pytest.approx(answer.nll_base, rel=1e-4)
+    pieces = ["ĊĊ", "1", ".", "Ġin", "Ġ", "2", "0", "2", "4"]  # each digit by itself, as llama.cpp does
+    assert frozen.tokenizer.tokenize("\n\n1. in 2024") == pieces
 
 
 @pytest.mark.parametrize("harm", ["flipped bit", "absent file", "no checksums"])
@@ -67,13 +47,6 @@ def test_a_damaged_copy_of_the_embedded_model_is_not_taken(tmp_path, harm):
     else:
         {"absent file": config, "no checksums": sums}[harm].unlink()
     assert not embedded._intact(tmp_path / "copy")
-
-
-def test_high_precision_is_float64_on_a_device_that_has_it():
-    assert high_precision(torch.ones(2, dtype=torch.bfloat16)).dtype == torch.float64
-
-
-# --- refused at once ----------------------------------------------------------------------------------------
 
 
 def test_blocks_that_are_not_found_are_an_error_naming_the_paths():
@@ -110,23 +83,11 @@ def test_a_precision_that_is_none_is_refused(dtype, saved):
         assert load_model(saved, dtype=dtype, device="cpu").dtype == torch.float32
 
 
-@pytest.fixture
-def saved(tiny: FrozenModel, tmp_path: Path) -> str:
-    """Folder of the tiny model."""
-    folder = str(tmp_path / "base")
-    tiny.model.save_pretrained(folder)
-    tiny.tokenizer.save_pretrained(folder)
-    return folder
-
-
 def test_weights_in_a_pickle_are_not_read(saved):
     (Path(saved) / "model.safetensors").unlink()
     torch.save({}, Path(saved) / "pytorch_model.bin")
     with pytest.raises(FileNotFoundError, match=saved):
         load_model(saved, device="cpu")
-
-
-# --- adapters -----------------------------------------------------------------------------------------------
 
 
 @needs_peft
@@ -152,30 +113,18 @@ def test_an_adapter_folder_is_its_base_with_the_change_merged_in(saved, tiny, tm
 
 
 @needs_peft
-@pytest.mark.parametrize(
-    ("base", "weights", "failure", "named"),
-    [
-        (None, "safetensors", ValueError, "base_model_name_or_path"),
-        ("x", "bin", FileNotFoundError, r"adapter_model\.safetensors"),
-    ],
-)
-def test_an_adapter_that_cannot_be_merged_is_refused_naming_what_it_lacks(
-    tmp_path, base, weights, failure, named
-):
-    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
-    (tmp_path / f"adapter_model.{weights}").write_bytes(b"")
-    with pytest.raises(failure, match=named):
+def test_an_adapter_that_cannot_be_merged_is_refused_naming_what_it_lacks(tmp_path, monkeypatch):
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "x"}')
+    (tmp_path / "adapter_model.bin").write_bytes(b"")
+    with pytest.raises(FileNotFoundError, match=r"adapter_model\.safetensors"):
         load_model(str(tmp_path), device="cpu")
-
-
-def test_an_adapter_without_peft_names_the_package(tmp_path, monkeypatch):
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
     (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match="base_model_name_or_path"):
+        load_model(str(tmp_path), device="cpu")
     monkeypatch.setattr("steerlib.models.find_spec", lambda name: None)  # noqa: ARG005
     with pytest.raises(ImportError, match="peft"):
         load_model(str(tmp_path), device="cpu")
-
-
-# --- packed linear layers -----------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -202,10 +151,5 @@ def test_a_packed_model_has_the_same_logits_and_weights(packable):
     assert not [name for name, layer in packable.named_modules() if type(layer) is nn.Linear]
     assert_close(packable(ids).logits, expected, rtol=1e-3, atol=1e-3)
     assert all(torch.equal(weight, weights[name]) for name, weight in packable.state_dict().items())
-
-
-def test_other_precisions_and_large_models_are_left_alone(packable, monkeypatch):
     assert not can_pack(tiny_llama().model)  # float64
     assert not can_pack(packable.bfloat16())
-    monkeypatch.setattr("steerlib.models.MOST_BYTES", 1000)
-    assert not can_pack(packable.float())

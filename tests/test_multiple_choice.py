@@ -11,7 +11,6 @@ from transformers import GPT2Config
 from steerlib.decoding import RULES, Factor, VectorFamily, aligner_arms, make_arms
 from steerlib.evaluation import (
     ask_questions,
-    brier,
     letter_ids,
     question_prompt,
     read_questions,
@@ -20,10 +19,10 @@ from steerlib.evaluation import (
 )
 from steerlib.evaluation.multiple_choice import DEMO, calibration_gaps
 from steerlib.reading import prompt_ids
+from steerlib.residual import add_to_residual
 from steerlib.rules import Rule
 from steerlib.tables import check_table
 from steerlib.toxicity import ATTRIBUTES
-from steerlib.vectors import add_to_residual
 
 ROOM = "steerlib.evaluation.multiple_choice"
 
@@ -67,7 +66,7 @@ def test_the_real_folder_of_mmlu_is_read_whole(real_data):
     assert sample_questions(test, 1000)["subject"].value_counts().between(17, 18).all()
 
 
-def test_bad_sources_and_rows_are_refused_naming_them(tmp_path, monkeypatch):
+def test_bad_sources_rows_and_letters_of_two_tokens_are_refused_naming_them(tiny, tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         read_questions(str(tmp_path / "nowhere"))
     (tmp_path / "test").mkdir()
@@ -76,6 +75,8 @@ def test_bad_sources_and_rows_are_refused_naming_them(tmp_path, monkeypatch):
         read_questions(str(tmp_path))
     with pytest.raises(ValueError, match="'train'"):
         read_questions(split="train")
+    with pytest.raises(ValueError, match="' A'"):
+        letter_ids(tiny)  # its tokens are characters, so that the space is a token of its own
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(FileNotFoundError, match="cais/mmlu"):
@@ -105,12 +106,11 @@ def test_a_letter_that_is_not_one_token_is_refused(tiny):
         letter_ids(tiny)  # its tokens are characters, so that the space is a token of its own
 
 
-def test_calibration_and_brier_by_hand():
-    p = [[0.85, 0.05, 0.05, 0.05], [0.85, 0.05, 0.05, 0.05], [0.25, 0.25, 0.25, 0.25]]
+def test_calibration_by_hand():
+    p = np.array([[0.85, 0.05, 0.05, 0.05], [0.85, 0.05, 0.05, 0.05], [0.25, 0.25, 0.25, 0.25]])
     answers = ["A", "B", "A"]
     error = np.abs(calibration_gaps(p, answers).mean(axis=0)).sum()
     assert error == pytest.approx((2 * abs(0.85 - 0.5) + abs(0.25 - 1)) / 3)
-    assert brier(p, answers)[[0, 2]] == pytest.approx([0.15**2 + 3 * 0.05**2, 0.75])
 
 
 def some_choices(questions):
@@ -135,21 +135,17 @@ def test_accuracy_is_summarised_with_intervals_by_question():
     change = one.loc[("arm", "accuracy_change")]
     assert (change["value"], change["n"], change["n_clusters"]) == (-50, 120, 60)
     assert -64 < change["low"] < -62
-    assert set(found["subgroup"]) == {"all", "category=insult", "category=threat"}
-    with pytest.raises(ValueError, match="'arm'"):
-        summarise_choices(some_choices(questions).iloc[1:], questions, base_arm="base", source="demo")
-
-
-def test_accuracy_is_the_macro_average_over_contexts():
-    questions = read_questions()
-    questions = questions[(questions["subject"] != "numbers") | questions["question_id"].str.endswith("/0")]
     choices = some_choices(questions)
-    wrong = choices["question_id"].str.startswith("numbers") & (choices["category"] != "threat")
-    found = summarise_choices(choices.assign(correct=~wrong), questions, base_arm="base", source="demo")
-    one = found[(found["arm_id"] == "arm")].set_index(["subgroup", "metric"])["value"]
-    assert one["all", "accuracy"] == pytest.approx(100 * (51 - 0.5) / 51)
-    contexts = [one[f"category={c}", "accuracy"] for c in ("insult", "threat")]
-    assert one["all", "accuracy"] == pytest.approx(np.mean(contexts))
+    settings = {"base_arm": "base", "source": "demo"}
+    threat = choices.assign(correct=choices["category"] == "threat")
+    found = summarise_choices(threat, questions, **settings).query("arm_id == 'arm' and metric == 'accuracy'")
+    assert dict(found[["subgroup", "value"]].to_numpy()) == {
+        "all": 50,
+        "category=insult": 0,
+        "category=threat": 100,
+    }
+    with pytest.raises(ValueError, match="'arm'"):
+        summarise_choices(choices.iloc[1:], questions, **settings)
 
 
 CONTEXTS = {
@@ -200,7 +196,7 @@ def test_arms_of_all_kinds_answer_as_each_alone(tiny, letters, monkeypatch):
         make_arms("anti_expert", [1.0], profile="population", category="threat", contexts=CONTEXTS),
         make_arms("anti_expert", [1.0], profile="shuffled", contexts=CONTEXTS),
         make_arms("prompt_only", **OWN),
-        make_arms("sda", [2.0], factor=0.4, **OWN),
+        make_arms("sda", [0.8], **OWN),
         make_arms("made_up", [0.7], **OWN),
     ]
     arms = pd.concat(arms, ignore_index=True)
@@ -215,7 +211,7 @@ def test_arms_of_all_kinds_answer_as_each_alone(tiny, letters, monkeypatch):
     told = zip(everywhere, kept["category"], strict=True)
     assert asked.tolist() == [sorted(ATTRIBUTES) if personal else [c] for personal, c in told]
     by_id, by_question = arms.set_index("arm_id", drop=False), QUESTIONS.set_index("question_id", drop=False)
-    for row in found.sample(60, random_state=1).itertuples():
+    for row in found.sample(40, random_state=1).itertuples():
         arm, question = by_id.loc[row.arm_id], by_question.loc[row.question_id]
         text = question_prompt(question, dev[dev["subject"] == question["subject"]].to_dict("records"))
         z = {b: read_alone(tiny, text, arm, b, row.category) for b in ("base", *RULES[arm.method].branches)}
@@ -240,14 +236,6 @@ def test_arms_that_a_question_does_not_settle_are_left_out(tiny):
     assert found.arm_id.unique().tolist() == arms[0].arm_id.tolist()
 
 
-@pytest.mark.usefixtures("letters")
-def test_in_an_sda_run_questions_are_asked_under_the_dimensions_of_its_prompts(tiny):
-    contexts = {"honesty": {"instructed": "Say what is so."}, "empathy": {"instructed": "Comfort."}}
-    arms = make_arms("instructed", profile="own", contexts=contexts)
-    found = ask_questions(tiny, QUESTIONS, arms, contexts=contexts, categories=["empathy", "honesty"])
-    assert found.category.unique().tolist() == ["empathy", "honesty"]
-
-
 def test_a_trained_branch_reads_the_question_without_context_in_its_own_model(tiny, letters):
     other = tiny_model(GPT2Config(vocab_size=tiny.model.config.vocab_size, n_embd=32, n_layer=2, n_head=2))
     trained = {"anti": other.name}
@@ -268,6 +256,8 @@ def test_what_is_missing_or_too_long_is_refused_naming_it(tiny):
     base = make_arms("base")
     with pytest.raises(ValueError, match=V.digest):
         ask_questions(tiny, QUESTIONS, make_arms("caa", [1.0], family=V), contexts=CONTEXTS)
+    with pytest.raises(ValueError, match="name the contexts"):
+        ask_questions(tiny, QUESTIONS, base)
     with pytest.raises(ValueError, match=QUESTIONS.question_id[0]):
         ask_questions(tiny, QUESTIONS.assign(question="why " * 200), base, contexts=CONTEXTS)
     with pytest.raises(ValueError, match=f"2 shots.*{QUESTIONS.subject[0]}"):

@@ -9,13 +9,13 @@ import torch
 from torch.testing import assert_close
 
 from steerlib.reading import answer_ids, prompt_ids, text_ids
+from steerlib.residual import record_residual
 from steerlib.tables import read_table, write_table
 from steerlib.vectors import (
     continuation_residuals,
     pair_residuals,
     pairs_from_ratings,
     read_pairs,
-    record_residual,
 )
 
 SPLITS = pd.DataFrame({"conversation_id": ["c1", "c2", "c3"], "user_id": "u", "split": "train"})
@@ -31,18 +31,15 @@ def ratings_with_margins(*margins):
     return table.assign(user_id="u", turn=0, prompt="p")
 
 
-def test_ties_are_dropped_or_count_half_and_equal_ratings_never_count(tmp_path):
+def test_ties_make_no_pair(tmp_path):
     ratings = ratings_with_margins(6, 5, 0, 8)
-    dropped = pairs_from_ratings(ratings, SPLITS)
-    half = pairs_from_ratings(ratings, SPLITS, ties="half").sort_values("pair_id", ignore_index=True)
-    assert dropped[["conversation_id", "weight"]].to_numpy().tolist() == [["c1", 1.0], ["c4", 1.0]]
-    assert half[["conversation_id", "weight"]].to_numpy().tolist() == [["c1", 1.0], ["c2", 0.5], ["c4", 1.0]]
-    assert half.preferred.tolist() == ["answer 56", "answer 55", "answer 58"]
-    assert half.dispreferred.tolist() == ["answer 50"] * 3
-    write_table(tmp_path, "pairs", half)
-    pd.testing.assert_frame_equal(read_table(tmp_path, "pairs"), half)
-    with pytest.raises(ValueError, match="ties 'keep'"):
-        pairs_from_ratings(ratings, SPLITS, ties="keep")
+    assert pairs_from_ratings(ratings, SPLITS).conversation_id.tolist() == ["c1", "c4"]
+    pairs = pairs_from_ratings(ratings, SPLITS, tie=0).sort_values("pair_id", ignore_index=True)
+    assert pairs.conversation_id.tolist() == ["c1", "c2", "c4"]
+    assert pairs.preferred.tolist() == ["answer 56", "answer 55", "answer 58"]
+    assert pairs.dispreferred.tolist() == ["answer 50"] * 3
+    write_table(tmp_path, "pairs", pairs)
+    pd.testing.assert_frame_equal(read_table(tmp_path, "pairs"), pairs)
 
 
 def own_pairs(n=8):
@@ -66,7 +63,7 @@ def test_a_users_own_file_is_read_whatever_its_kind(tmp_path, ending):
     assert pairs.user_id.tolist() == list("11223344")
     assert pairs.conversation_id.tolist() == list("abcdefgh")
     assert pairs.split.value_counts().to_dict() == {"train": 4, "test": 4}
-    assert dropped.empty and (pairs.weight == 1).all()
+    assert dropped.empty
 
 
 def test_the_split_is_of_prompts_by_the_seed_whatever_the_order_of_rows(tmp_path):
@@ -97,7 +94,7 @@ def test_a_bad_row_is_refused_by_row_and_column_or_dropped_and_listed(tmp_path, 
 
 def test_a_file_of_neither_kind_or_without_two_conversations_is_refused(tmp_path):
     own_pairs().drop(columns="prompt").to_csv(tmp_path / "p.csv", index=False)
-    with pytest.raises(ValueError, match="prompt, preferred, dispreferred, or chosen and rejected"):
+    with pytest.raises(ValueError, match="prompt"):
         read_pairs(tmp_path / "p.csv")
     own_pairs(1).to_csv(tmp_path / "p.csv", index=False)
     with pytest.raises(ValueError, match="1 conversations"):

@@ -4,13 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from steerlib.evaluation import (
-    cluster_interval,
-    compare_preferences,
-    length_margins,
-    safety_margins,
-    share_interval,
-)
+from steerlib.evaluation import cluster_interval, compare_preferences, length_margins, safety_margins
+from steerlib.evaluation.intervals import share_interval
 from steerlib.tables import ATTRIBUTE_COLUMNS
 
 

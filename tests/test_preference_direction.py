@@ -4,18 +4,12 @@ import pytest
 import torch
 from studies import preference_direction as study
 from studies.preference_direction import (
-    chance_accuracies,
     compare_auc,
     kept_pair_residuals,
-    pair_tokens,
-    plot_accuracy_by_layer,
-    plot_chance,
-    preference_rows,
     scores_along,
     without_length,
 )
 
-from steerlib.evaluation import compare_preferences
 from steerlib.vectors import pair_residuals
 
 RNG = np.random.default_rng(0)
@@ -38,26 +32,6 @@ def test_a_score_that_is_length_alone_is_nothing_without_it():
         without_length(scores, np.ones((2, 50)), train=scores, train_lengths=np.ones((2, 50)))
 
 
-def test_a_preference_for_what_is_longer_is_not_taken_for_length():
-    lengths = RNG.normal(size=(2, 4000)) + np.array([[1.0], [0.0]])
-    tone = RNG.normal(size=(2, 4000)) + np.array([[2.0], [0.0]])
-    left = without_length(tone + lengths, lengths, train=tone + lengths, train_lengths=lengths)
-    np.testing.assert_allclose(left, tone, atol=0.3)
-
-
-def test_margins_go_into_the_comparison_of_preferences():
-    pairs = pd.DataFrame({"pair_id": ["a", "b", "c"], "user_id": ["u", "v", "w"]})
-    models = {"length": ([1, 1, 1], [0, 1, 2]), "vector": ([2, 2, 2], [0, 1, 2])}
-    compared = compare_preferences(preference_rows(models, pairs), reference="length")
-    accuracy = compared[compared.comparator == ""].set_index("model")["value"]
-    assert accuracy.to_dict() == pytest.approx({"length": 0.5, "vector": 2.5 / 3})
-
-
-def test_an_auc_by_hand():
-    found = compare_auc({"s": ([2.0, 4.0], [1.0, 2.0])}, ["a", "b"], reference="s")
-    assert found["value"].tolist() == [3.5 / 4]
-
-
 def test_the_clustered_auc_agrees_with_delongs_where_nothing_is_clustered():
     above, below = RNG.normal(size=400) + 0.5, RNG.normal(size=400)
     found = compare_auc({"s": (above, below)}, np.arange(400), reference="s").iloc[0]
@@ -67,41 +41,9 @@ def test_the_clustered_auc_agrees_with_delongs_where_nothing_is_clustered():
     assert found[["value", "low", "high"]].tolist() == pytest.approx(expected, abs=0.004)
 
 
-def test_a_score_does_not_differ_from_itself():
-    scores = RNG.normal(size=(2, 30))
-    found = compare_auc({"a": scores, "b": scores}, np.arange(30), reference="a")
-    difference = found[found.comparator == "a"].iloc[0]
-    assert difference[["value", "low", "high"]].tolist() == pytest.approx([0, 0, 0])
-    with pytest.raises(ValueError, match="no scores of 'c'; there are a, b"):
-        compare_auc({"a": scores, "b": scores}, np.arange(30), reference="c")
-
-
-def test_directions_that_know_nothing_are_right_half_of_the_time():
-    train, held_out = RNG.normal(size=(2, 2, 200, 16))
-    found = chance_accuracies(train, held_out, draws=400, seed=1)
-    for accuracies in found.values():
-        assert accuracies.shape == (400,)
-        assert abs(accuracies.mean() - 0.5) < 0.02
-    again = chance_accuracies(train, held_out, draws=400, seed=1)
-    np.testing.assert_array_equal(found["random"], again["random"])
-
-
-def test_accuracy_by_layer_is_drawn_with_length_beside_it_and_chance_as_a_histogram():
-    rows = [("chat", kind, n) for kind in ("vector", "without length") for n in (1, 2)]
-    rows.insert(0, ("chat", "length", None))
-    table = pd.DataFrame(rows, columns=["style", "kind", "layer"]).assign(value=0.6, low=0.5, high=0.7)
-    both = pd.concat([table, table.assign(style="continuation", value=0.55)])
-    figure = plot_accuracy_by_layer(both)
-    assert [axis.get_xlabel().split(", ")[-1] for axis in figure.axes] == ["chat", "continuation"]
-    drawn = {label for axis in figure.axes for label in axis.get_legend_handles_labels()[1]}
-    assert drawn == {"length alone", "chance", "mean difference", "length taken out"}
-    chance = {"chat": {"random": RNG.uniform(0.4, 0.6, 50), "shuffled": RNG.uniform(0.4, 0.6, 50)}}
-    assert [line.get_xdata()[0] for line in plot_chance(chance, {"chat": 0.7}).axes[0].lines] == [0.7, 0.5]
-
-
 ROWS = [("Why?", "yes", "nope"), ("How so?", "ok", "k")]
 PAIRS = pd.DataFrame(ROWS, columns=["prompt", "preferred", "dispreferred"], index=[4, 9])
-SETTINGS = {"layers": [0, 2], "style": "continuation"}
+SETTINGS = {"layers": [0, 2], "style": "continuation", "pool": "answer_mean"}
 
 
 def test_residuals_are_recorded_once_and_then_read(tmp_path, tiny, monkeypatch):
@@ -112,20 +54,3 @@ def test_residuals_are_recorded_once_and_then_read(tmp_path, tiny, monkeypatch):
     monkeypatch.setattr(study, "pair_residuals", lambda *_, **__: pytest.fail("recorded again"))
     again = kept_pair_residuals(tmp_path, tiny, PAIRS, **SETTINGS)
     assert torch.equal(again[1][0], fresh[1][0])
-
-
-@pytest.mark.parametrize("change", [{"layers": [0, 1]}, {"style": "chat"}, {"pool": "last"}])
-def test_another_setting_or_text_is_recorded_anew(tmp_path, tiny, change):
-    kept_pair_residuals(tmp_path, tiny, PAIRS, **SETTINGS)
-    kept_pair_residuals(tmp_path, tiny, PAIRS, **{**SETTINGS, **change})
-    kept_pair_residuals(tmp_path, tiny, PAIRS.assign(preferred="no"), **SETTINGS)
-    assert len(list((tmp_path / "residuals").iterdir())) == 3
-
-
-def test_lengths_count_the_models_tokens(tiny):
-    counts = pair_tokens(tiny, PAIRS, style="continuation")
-    assert counts.index.tolist() == [4, 9]
-    assert counts["prompt"].tolist() == [4, 7]
-    assert counts["preferred"].tolist() == [4, 3]  # joined by a space
-    assert counts["longest"].tolist() == [9, 10]
-    assert (pair_tokens(tiny, PAIRS, style="chat")["prompt"] > counts["prompt"]).all()

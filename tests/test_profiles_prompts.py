@@ -8,12 +8,9 @@ import pytest
 from steerlib.profiles import (
     draw_prompts,
     prompt_categories,
-    read_ratings,
     split_conversations,
 )
-from steerlib.profiles.sources import round_robin
 from steerlib.tables import ATTRIBUTE_COLUMNS, check_table
-from steerlib.toxicity import load_scorer
 
 SIX = list(ATTRIBUTE_COLUMNS)
 Study = tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]
@@ -21,27 +18,26 @@ Study = tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]
 
 def study(users: int = 24, talks: int = 6) -> Study:
     """Ratings, splits and profiles of users whose primary categories go round the six."""
+    turns = [(u, c, r) for u in range(users) for c in range(talks) for r in range(4)]
     rows = [
-        {
-            "user_id": f"u{u}",
-            "conversation_id": f"u{u}c{c}",
-            "utterance_id": f"u{u}c{c}r{r}",
-            "turn": r // 2,
-            "prompt": f"prompt {(u + c) % 40}",
-            "response": f"answer {r} in u{u}c{c}",
-            "chosen": r % 2 == 1,
-            "prompt_category": "",
-        }
-        for u in range(users)
-        for c in range(talks)
-        for r in range(4)
+        (
+            f"u{u}",
+            f"u{u}c{c}",
+            f"u{u}c{c}r{r}",
+            r // 2,
+            f"prompt {(u + c) % 40}",
+            f"answer {r} in u{u}c{c}",
+            r % 2,
+        )
+        for u, c, r in turns
     ]
+    names = ["user_id", "conversation_id", "utterance_id", "turn", "prompt", "response", "chosen"]
+    ratings = pd.DataFrame(rows, columns=names).astype({"chosen": bool}).assign(prompt_category="")
     profiles = [
         {"user_id": f"u{u}", "attribute": name, "estimator": "paper", "primary": name == SIX[u % 6]}
         for u in range(users)
         for name in SIX
     ]
-    ratings = pd.DataFrame(rows)
     return ratings, split_conversations(ratings, seed=0), pd.DataFrame(profiles)
 
 
@@ -55,9 +51,7 @@ def test_prompts_come_from_held_out_conversations_of_users_of_that_category() ->
     assert set(held_out[prompts["conversation_id"]]) == {"test"}
     for row in prompts.itertuples():
         assert row.category == SIX[int(str(row.user_id)[1:]) % 6]
-        assert (
-            row.accepted == f"answer 1 in {row.conversation_id}"
-        )  # chosen in the first turn, not the second
+        assert row.accepted == f"answer 1 in {row.conversation_id}"  # chosen in the first turn
         assert row.shuffled_category in SIX and row.shuffled_category != row.category
 
 
@@ -71,17 +65,6 @@ def test_prompts_of_a_later_turn_have_the_chosen_turns_before_them_as_history() 
             {"role": "user", "content": opening.prompt},
             {"role": "assistant", "content": f"answer 1 in {row.conversation_id}"},
         ]
-
-
-def test_the_demos_second_turns_can_be_drawn() -> None:
-    ratings, _ = read_ratings("demo", last_turn=1)
-    users = pd.Series(ratings["user_id"].unique())
-    profiles = pd.DataFrame({"user_id": users, "attribute": [SIX[i % 6] for i in range(len(users))]})
-    profiles = profiles.assign(estimator="paper", primary=True)
-    prompts = draw_prompts(
-        ratings, split_conversations(ratings), profiles, per_category=1, split="test", turn=1
-    )
-    assert len(prompts) and prompts["history"].str.startswith('[{"role": "user"').all()
 
 
 def test_the_draw_depends_on_the_seed_and_not_on_the_order_of_rows() -> None:
@@ -110,31 +93,18 @@ def test_the_draw_goes_round_users_and_takes_a_text_again_only_when_no_other_is_
     assert drawn["user_id"].value_counts().to_dict() == {"ann": 2, "cy": 2, "bob": 1}
     tables = two_users({"ann": ["same", "same", "new"], "bob": ["same"]})
     assert set(draw_prompts(*tables, per_category=2, split="test", seed=seed)["prompt"]) == {"same", "new"}
-    assert (
-        len(draw_prompts(*tables, per_category=9, split="test", seed=seed)) == 4
-    )  # a category gives what it has
-
-
-def test_a_round_takes_one_row_of_each_group() -> None:
-    rows = pd.DataFrame({"group": list("aaabbc"), "n": range(6)})
-    assert round_robin(rows, "group")["n"].tolist() == [0, 3, 5, 1, 4, 2]
+    # A category gives what it has.
+    assert len(draw_prompts(*tables, per_category=9, split="test", seed=seed)) == 4
 
 
 @pytest.mark.parametrize(
     ("change", "named"),
-    [
-        ({"split": "train"}, "'train'"),
-        ({"per_category": -1}, "-1"),
-        ({"turn": 7}, "turn 7"),
-    ],
+    [({"split": "train"}, "'train'"), ({"per_category": -1}, "-1"), ({"turn": 7}, "turn 7")],
 )
 def test_what_cannot_be_drawn_is_refused(change: dict, named: str) -> None:
-    with pytest.raises(ValueError, match=named):
-        draw_prompts(*study(), **({"per_category": 1, "split": "dev"} | change))
-
-
-def test_profiles_of_two_estimators_are_not_mixed() -> None:
     ratings, splits, profiles = study()
+    with pytest.raises(ValueError, match=named):
+        draw_prompts(ratings, splits, profiles, **({"per_category": 1, "split": "dev"} | change))
     two = pd.concat([profiles, profiles.assign(estimator="exposure_adjusted")])
     with pytest.raises(ValueError, match="exposure_adjusted, paper"):
         draw_prompts(ratings, splits, two, per_category=1, split="dev")
@@ -159,18 +129,6 @@ def test_without_a_label_questions_are_told_from_other_texts() -> None:
     three = ["benign_control", "safe_sensitive", "harmful_borderline"]
     assert kinds([0.05, 0.3, 0.5], [""] * 3, "Why? ") == three
     assert kinds([0.05, 0.3, 0.5], [""] * 3, "Why.") == [three[0], "context_dependent", three[2]]
-
-
-def test_labels_of_xstest_by_wording_alone_are_as_poor_as_the_docstring_says(real_data) -> None:
-    prompts = pd.read_csv(real_data("preference_and_prompts/xstest_prompts.csv")).assign(prompt_category="")
-    harmful = prompts[prompts["label"] == "unsafe"]
-    counts = prompt_categories(harmful, load_scorer("embedded")(harmful["prompt"])).value_counts()
-    assert len(harmful) == 200
-    assert counts["harmful_borderline"] == 20
-    assert counts["benign_control"] == 111
-
-
-# --- splits ---------------------------------------------------------------------------------------------------
 
 
 def talks(users: int = 12, most: int = 9) -> pd.DataFrame:
@@ -210,19 +168,12 @@ def test_splits_depend_on_the_seed_and_not_on_the_order_of_rows() -> None:
 
 def test_what_cannot_be_split_is_refused() -> None:
     ratings = talks()
-    with pytest.raises(ValueError, match="by must be 'users' or 'conversations', not 'rows'"):
-        split_conversations(ratings, by="rows")
-    with pytest.raises(ValueError, match=r"train_share 1.0 is not in \(0, 1\)"):
-        split_conversations(ratings, train_share=1.0)
-    with pytest.raises(ValueError, match="leave nothing for test"):
-        split_conversations(ratings, by="conversations", train_share=0.5, dev_share=0.5)
-    with pytest.raises(ValueError, match="conversation c0-0 belongs to two users: user0 and user1"):
-        split_conversations(pd.concat([ratings, ratings.assign(user_id="user1").iloc[:1]]))
-
-
-@pytest.mark.parametrize("by", ["users", "conversations"])
-def test_a_large_train_share_still_leaves_something_held_out(by: str) -> None:
-    dev_share = 0.5 if by == "users" else 0.04
-    splits = split_conversations(talks(users=9), by=by, train_share=0.95, dev_share=dev_share)
-    held_out = splits[splits["split"] != "train"]["user_id"].unique()
-    assert len(held_out) == 8  # all but the user with one conversation
+    twice = pd.concat([ratings, ratings.assign(user_id="user1").iloc[:1]])
+    for given, settings, named in (
+        (ratings, {"by": "rows"}, "'rows'"),
+        (ratings, {"train_share": 1.0}, r"train_share 1\.0"),
+        (ratings, {"by": "conversations", "train_share": 0.5, "dev_share": 0.5}, "test"),
+        (twice, {}, "conversation c0-0 .*user0 and user1"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            split_conversations(given, **settings)

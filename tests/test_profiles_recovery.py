@@ -6,8 +6,6 @@ import pytest
 from studies.recovery import (
     DemoTexts,
     demo_texts,
-    plot_confusion,
-    plot_recovery,
     recovery_confusion,
     recovery_shares,
     recovery_study,
@@ -40,12 +38,6 @@ def study(texts: DemoTexts) -> pd.DataFrame:
     return recovery_study(texts, ratings=(8, 96), users=24, simulations=8)
 
 
-def test_a_sentence_keeps_its_score_wherever_it_stands(texts: DemoTexts) -> None:
-    assert texts.civil.shape == (72, 2, 6) and not texts.civil.any()
-    assert np.array_equal(texts.alone, texts.strength / 2)
-    assert np.array_equal(texts.joined, np.broadcast_to(texts.alone, texts.joined.shape))
-
-
 def test_simulated_users_rate_like_the_users_of_the_demo(texts: DemoTexts) -> None:
     planted = np.repeat(np.arange(6), 100)
     rating, toxicity = simulated_ratings(texts, planted, 8, rng=np.random.default_rng(0))
@@ -61,32 +53,6 @@ def test_simulated_users_rate_like_the_users_of_the_demo(texts: DemoTexts) -> No
         assert abs(real.mean() - made.mean()) < 4 * real.std() / np.sqrt(len(real))
     civil = scores.sum(axis=1).eq(0)
     assert demo["rating"][civil].mean() == pytest.approx(rating[toxicity.sum(axis=2) == 0].mean(), abs=2)
-
-
-def test_a_third_of_the_unkind_answers_stands_alone_as_in_the_demo() -> None:
-    told_apart = DemoTexts(
-        civil=np.zeros((9, 2, 6)),
-        alone=np.full((1, 6), 0.5),
-        joined=np.ones((9, 2, 1, 6)),
-        strength=np.eye(6)[:1],
-    )
-    _, toxicity = simulated_ratings(told_apart, np.arange(600) % 6, 8, rng=np.random.default_rng(0))
-    values, counts = np.unique(toxicity[..., 0], return_counts=True)
-    assert values.tolist() == [0.0, 0.5, 1.0]
-    assert np.allclose(counts / counts.sum(), [1 / 2, 1 / 6, 1 / 3], atol=0.01)
-
-
-def test_fewer_unkind_answers_can_be_asked_for(texts: DemoTexts) -> None:
-    planted = np.zeros(200, dtype=int)
-    rng = np.random.default_rng(0)
-    _, half = simulated_ratings(texts, planted, 10, rng=rng)
-    assert (half.sum(axis=2) > 0).mean() == 0.5
-    _, tenth = simulated_ratings(texts, planted, 10, rng=rng, unkind_share=0.1)
-    assert (tenth.sum(axis=2) > 0).mean() == pytest.approx(0.1, abs=0.02)
-    with pytest.raises(ValueError, match=r"unkind_share 0.6 is not in 0..0.5"):
-        simulated_ratings(texts, planted, 10, rng=rng, unkind_share=0.6)
-    with pytest.raises(ValueError, match=r"73 conversations a user are not in 1..72"):
-        simulated_ratings(texts, planted, 73, rng=rng)
 
 
 def test_more_ratings_find_more_and_noise_finds_chance(texts: DemoTexts, study: pd.DataFrame) -> None:
@@ -115,35 +81,3 @@ def test_shares_and_paired_differences_are_those_of_a_hand_made_study() -> None:
     assert shares.loc["difference", "low"] == pytest.approx(0.25 - 12.706 / 4, rel=1e-4)
     confusion = recovery_confusion(study, estimator="paper", ratings=8)
     assert confusion.loc["threat", ["threat", "insult"]].tolist() == [0.5, 0.5]
-
-
-def test_a_row_of_the_confusion_sums_to_one(study: pd.DataFrame) -> None:
-    confusion = recovery_confusion(study, estimator="paper", ratings=96)
-    assert list(confusion.index) == list(confusion.columns) == SIX
-    assert np.allclose(confusion.sum(axis=1), 1)
-    with pytest.raises(KeyError, match="'paper' with 12"):
-        recovery_confusion(study, estimator="paper", ratings=12)
-
-
-def test_the_same_seed_gives_the_same_study_and_bad_sizes_are_refused(texts: DemoTexts) -> None:
-    small = {"ratings": (8,), "users": 6, "simulations": 2}
-    assert recovery_study(texts, **small).equals(recovery_study(texts, **small))
-    assert not recovery_study(texts, **small).equals(recovery_study(texts, **small, seed=1))
-    for change in ({"ratings": (8, 10)}, {"users": 20}):
-        with pytest.raises(ValueError, match=str(20 if "users" in change else 10)):
-            recovery_study(texts, **(small | change))
-
-
-def test_every_estimator_is_drawn_and_a_confusion_writes_each_share_into_its_cell(
-    study: pd.DataFrame,
-) -> None:
-    axis = plot_recovery(recovery_shares(study)).axes[0]
-    assert len(axis.lines) == 3 and len(axis.collections) == 2  # two estimators with bands, and chance
-    table = pd.DataFrame(np.eye(6), index=SIX, columns=SIX)
-    table.loc["threat", ["threat", "insult"]] = 0.25, 0.75
-    for axis in plot_confusion({"paper": table.loc[SIX[::-1], SIX[::-1]], "exposure_adjusted": table}).axes[
-        :2
-    ]:
-        cells = {text.get_position(): text.get_text() for text in axis.texts}
-        assert len(cells) == 36
-        assert cells[SIX.index("insult"), SIX.index("threat")] == "0.75"  # column found, row planted

@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+from functools import partial
 
 import pandas as pd
 import pytest
@@ -43,8 +44,7 @@ def test_a_template_without_system_role_gets_it_at_the_head_of_the_user_turn(tin
     monkeypatch.setattr(tiny.tokenizer, "chat_template", TEMPLATES[kind] + tiny.tokenizer.chat_template)
     turns = [MESSAGES[0], {"role": "user", "content": user}]
     assert tiny.tokenizer.decode(chat_ids(tiny, turns)) == f"<user>Be kind.\n\n{user}\n<assistant>"
-    turns = read_history(HISTORY)
-    ids = prompt_ids(tiny, user, style="chat", context="Be kind.", history=turns)
+    ids = prompt_ids(tiny, user, style="chat", context="Be kind.", history=HISTORY)
     expected = f"<user>Be kind.\n\nHi\n<assistant>Ho\n<user>{user}\n<assistant>"
     assert tiny.tokenizer.decode(ids) == expected
 
@@ -67,7 +67,7 @@ def test_a_model_that_can_think_first_is_told_not_to_unless_it_shall(tiny, monke
 
 
 def test_a_continuation_reads_the_context_before_the_prompt(tiny):
-    ids = prompt_ids(tiny, "Once", style="continuation", context="Kind text:", history=read_history(HISTORY))
+    ids = prompt_ids(tiny, "Once", style="continuation", context="Kind text:", history=HISTORY)
     assert tiny.tokenizer.decode(ids) == "Kind text:\n\nHi\n\nHo\n\nOnce"
 
 
@@ -86,22 +86,11 @@ def test_an_unknown_style_or_an_empty_prompt_is_refused(tiny, prompt, style, nam
         prompt_ids(tiny, prompt, style=style)
 
 
-BAD_HISTORIES = [
-    "nonsense",
-    "{}",
-    '["Hi"]',
-    '[{"role": "system", "content": "x"}]',
-    "[1]",
-    '[{"role": "user"}]',
-    '[{"role": "user", "content": 1}]',
-    "[" * 100_000,
-]
-
-
-@pytest.mark.parametrize("text", BAD_HISTORIES, ids=range(len(BAD_HISTORIES)))
-def test_a_history_that_is_no_list_of_turns_is_refused(text):
-    with pytest.raises(ValueError, match="history"):
-        read_history(text)
+def test_a_history_that_is_no_list_of_turns_is_refused():
+    turns = ['{"role": "system", "content": "x"}', '{"role": "user"}', '{"role": "user", "content": 1}', "1"]
+    for text in ("nonsense", "{}", '["Hi"]', "[" * 100_000, *(f"[{turn}]" for turn in turns)):
+        with pytest.raises(ValueError, match="history"):
+            read_history(text)
 
 
 def test_an_answer_that_does_not_fit_is_refused_showing_both_lengths(tiny):
@@ -110,18 +99,10 @@ def test_an_answer_that_does_not_fit_is_refused_showing_both_lengths(tiny):
         check_length(tiny, range(500), 13, what="it")
 
 
-def test_every_sequence_is_in_one_pass_the_longest_first_and_no_pass_is_too_large():
-    lengths = [3, 9, 0, 4, 4, 20, 1]
-    batches = list(batches_by_length(lengths, 9))
-    assert batches == [[5], [1], [3, 4], [0], [6], [2]]
-    # No row is half pads.
-    assert list(batches_by_length([5, 10, 4, 9], 4096)) == [[1, 3, 0], [2]]
-    assert list(batches_by_length([], 9)) == []
-
-
-def test_last_logits_are_those_of_each_context_alone(tiny):
+def test_last_logits_are_those_of_each_context_alone(tiny, monkeypatch):
     contexts = [[5, 6, 7, 8], [9], [10, 11]]
-    found = last_logits(tiny, contexts, batch_tokens=8)
+    monkeypatch.setattr("steerlib.reading.batches_by_length", partial(batches_by_length, most=8))
+    found = last_logits(tiny, contexts)
     for row, ids in zip(found, contexts, strict=True):
         assert_close(row, tiny.model(torch.tensor([ids])).logits[0, -1])
 

@@ -4,17 +4,14 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
-from test_figures import made_arms, made_metrics
 
 from steerlib import figures as fg
 from steerlib.tables import ATTRIBUTE_COLUMNS, SCHEMA, write_manifest, write_table
 from steerlib.toxicity import text_sha
 
 ATTACK = '<script>alert("x")</script><img src="https://example.org/x.png" onerror=1>{{ 7 * 7 }}$\\input{x}'
-ARMS = made_arms()
 
 
 class Page(HTMLParser):
@@ -40,14 +37,14 @@ def table(name: str, *rows: dict[str, object]) -> pd.DataFrame:
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Path:
+def run(tmp_path: Path, arms: pd.DataFrame) -> Path:
     """A run in which every text is an attack."""
     numbers = dict.fromkeys(SCHEMA["verdict"].columns, 0.25) | {"n": 12}
     texts = {"method": ATTACK, "arm_id": "arm4", "control_arm": "arm5", "sentence": ATTACK}
     write_table(tmp_path, "verdict", pd.DataFrame([numbers | texts]))
-    write_table(tmp_path, "arms", ARMS.assign(model=ATTACK))
+    write_table(tmp_path, "arms", arms.assign(model=ATTACK))
     write_table(tmp_path, "prompts", table("prompts", {"prompt_id": "p", "user_id": ATTACK, "split": "test"}))
-    given = [{"arm_id": arm, "prompt_id": "p", "seed": 0, "text": ATTACK} for arm in ARMS["arm_id"]]
+    given = [{"arm_id": arm, "prompt_id": "p", "seed": 0, "text": ATTACK} for arm in arms["arm_id"]]
     write_table(tmp_path, "generations", table("generations", *given))
     six = dict.fromkeys(ATTRIBUTE_COLUMNS, 0.75)
     write_table(tmp_path, "scores", table("scores", {"text_sha": text_sha(ATTACK), **six}))
@@ -61,14 +58,14 @@ def run(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def examples(run: Path) -> object:
-    shown = ARMS[ARMS["arm_id"].isin(["arm0", "arm4"])]
+def examples(run: Path, arms: pd.DataFrame) -> object:
+    shown = arms[arms["arm_id"].isin(["arm0", "arm4"])]
     answers, prompts = (pd.read_parquet(run / "tables" / name) for name in ("generations", "prompts"))
     return fg.examples_html(answers, shown, prompts, toxicity=fg.kept_toxicity(run, [ATTACK]))
 
 
-def test_no_text_acts_on_any_surface_and_the_report_loads_nothing(run: Path) -> None:
-    side_by_side = examples(run)
+def test_no_text_acts_on_any_surface_and_the_report_loads_nothing(run: Path, arms) -> None:
+    side_by_side = examples(run, arms)
     report = fg.write_report(run, figures=["one"], examples=side_by_side).read_text()
     for text in (report, side_by_side.data):
         page = Page(text)
@@ -81,21 +78,21 @@ def test_no_text_acts_on_any_surface_and_the_report_loads_nothing(run: Path) -> 
     assert "\\input" not in (run / "report" / "verdict.tex").read_text()
 
 
-def test_hovering_shows_an_answer_and_obeys_none() -> None:
+def test_hovering_shows_an_answer_and_obeys_none(metrics, arms) -> None:
     columns = [
-        fg.points(made_metrics(), ARMS, m, comparator="arm0")
-        for m in ("toxicity_difference", "perplexity_ratio")
+        fg.points(metrics, arms, m, comparator="arm0") for m in ("toxicity_difference", "perplexity_ratio")
     ]
-    fig = fg.plot_tradeoff(*columns, dict.fromkeys(ARMS["arm_id"], ATTACK))
+    fig = fg.plot_tradeoff(*columns, dict.fromkeys(arms["arm_id"], ATTACK))
     texts = [text for trace in fig.data for text in trace.text or ()]
-    assert texts
+    assert len(texts) == len(arms) - 1
+    assert "toxicity difference -0.200 [-0.500, -0.100]" in texts[0]
     for text in texts:
         assert set(Page(text).tags) <= {"b", "br"}
         assert "&lt;script&gt;" in text
 
 
-def test_the_report_begins_with_the_verdict_and_folds_everything_else(run: Path) -> None:
-    path = fg.write_report(run, figures=["one"], examples=examples(run))
+def test_the_report_begins_with_the_verdict_and_folds_everything_else(run: Path, arms) -> None:
+    path = fg.write_report(run, figures=["one"], examples=examples(run, arms))
     text = path.read_text()
     order = [
         text.index(f'id="{name}"')
@@ -116,24 +113,15 @@ def test_the_report_begins_with_the_verdict_and_folds_everything_else(run: Path)
     assert not list(run.glob(".*.partial"))
 
 
-def test_a_report_without_its_figure_is_refused_and_the_old_one_stays(run: Path) -> None:
+def test_a_report_without_its_figure_is_refused_and_the_old_one_stays(run: Path, arms) -> None:
     (run / "report.html").write_text("old")
     with pytest.raises(FileNotFoundError, match="'dose'"):
-        fg.write_report(run, figures=["dose"], examples=examples(run))
+        fg.write_report(run, figures=["dose"], examples=examples(run, arms))
     assert (run / "report.html").read_text() == "old"
 
 
-def test_a_run_without_a_personal_method_says_so(run: Path) -> None:
-    verdict = pd.read_parquet(run / "tables" / "verdict").assign(own_minus_shuffled=np.nan)
-    write_table(run, "verdict", verdict)
-    assert (
-        "No method of this run was chosen"
-        in fg.write_report(run, figures=["one"], examples=examples(run)).read_text()
-    )
-
-
-def test_unpleasant_answers_wait_behind_a_click_and_prompts_need_an_answer_of_every_arm() -> None:
-    shown, prompts = ARMS.head(2), pd.DataFrame({"prompt_id": ["p", "q"], "prompt": ["Why?", "How?"]})
+def test_unpleasant_answers_wait_behind_a_click_and_prompts_need_an_answer_of_every_arm(arms) -> None:
+    shown, prompts = arms.head(2), pd.DataFrame({"prompt_id": ["p", "q"], "prompt": ["Why?", "How?"]})
     rows = [
         ("arm0", "p", 0, "mild"),
         ("arm1", "p", 0, "vile"),

@@ -145,16 +145,6 @@ def test_each_pooling_reads_its_own_positions_and_no_pads(tiny):
         record_residual(tiny, [[5, 6], [5, 6]], layers=[0], prompt_lengths=[1, 2])
 
 
-def test_small_batches_read_what_one_large_one_does(tiny, monkeypatch):
-    contexts = [[5 + i, 9, 20, *range(30, 30 + i)] for i in range(9)]
-    settings = {"layers": [1, 3], "prompt_lengths": [2] * 9}
-    one = record_residual(tiny, contexts, **settings)
-    monkeypatch.setattr("steerlib.residual.BATCH_TOKENS", 12)
-    many = record_residual(tiny, contexts, **settings)
-    for layer in (1, 3):
-        assert_close(one[layer], many[layer])
-
-
 def test_typical_norms_are_those_of_tokens_that_open_no_sequence(tiny):
     norms = typical_norms(tiny, [1])
     ids = prompt_ids(tiny, "She put the letter", style="continuation")

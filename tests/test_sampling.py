@@ -1,43 +1,14 @@
 import pytest
 import torch
 from torch.testing import assert_close
-from transformers import MinPLogitsWarper, RepetitionPenaltyLogitsProcessor, TopPLogitsWarper
 
 from steerlib.decoding import Sampling
-from steerlib.decoding.sampling import choose, gumbel_noise, penalise_, text_hash
+from steerlib.decoding.sampling import gumbel_noise, text_hash
 
 
 def noise(rows: int, vocab: int, *, seed: int = 0, step: int = 0) -> torch.Tensor:
     prompts = torch.arange(rows) * 7919
     return gumbel_noise(prompts, torch.full((rows,), seed), step, vocab, dtype=torch.float64)
-
-
-def test_the_penalty_is_the_librarys():
-    z = torch.tensor([[2.0, -1.0, 0.5, -3.0]])
-    seen = torch.tensor([[True, True, False, False]])
-    expected = RepetitionPenaltyLogitsProcessor(1.15)(torch.tensor([[0, 1]]), z.clone())
-    assert_close(penalise_(z.clone(), seen, torch.tensor([1.15])), expected)
-    assert_close(expected, torch.tensor([[2.0 / 1.15, -1.15, 0.5, -3.0]]))
-
-
-def test_greedy_rows_take_the_best_logit_whatever_the_noise_and_the_nucleus():
-    z = torch.tensor([[0.0, 3.0, 1.0], [5.0, 4.0, 1.0]], dtype=torch.float64)
-    tokens, gap = choose(z, noise(2, 3), torch.zeros(2), torch.tensor([0.5, 1.0]), torch.tensor([0.0, 0.5]))
-    assert tokens.tolist() == [1, 0]
-    assert_close(gap, torch.tensor([2.0, 1.0], dtype=torch.float64))
-
-
-@pytest.mark.parametrize(
-    ("top_p", "min_p"), [(0.05, 0.0), (0.5, 0.0), (0.9, 0.0), (1.0, 0.0), (1.0, 0.05), (1.0, 0.4)]
-)
-def test_the_choice_is_that_of_the_librarys_nucleus_with_the_same_noise(top_p, min_p):
-    generator = torch.Generator().manual_seed(0)
-    z = torch.randn(400, 60, generator=generator, dtype=torch.float64) * 3
-    g, temperature = noise(400, 60), torch.full((400,), 0.7, dtype=torch.float64)
-    warped = TopPLogitsWarper(top_p)(None, z / 0.7) if top_p < 1 else z / 0.7
-    warped = MinPLogitsWarper(min_p)(None, warped) if min_p else warped
-    tokens, _ = choose(z, g, temperature, torch.full((400,), top_p), torch.full((400,), min_p))
-    assert tokens.tolist() == (warped + g).argmax(-1).tolist()
 
 
 def test_gumbel_noise_draws_from_the_softmax():

@@ -2,21 +2,10 @@
 
 import gguf
 import numpy as np
-import pandas as pd
 import pytest
 import torch
-from tiny import ALPHABET, tiny_model
+from tiny import architecture
 from torch.testing import assert_close
-from transformers import (
-    Gemma3TextConfig,
-    GemmaConfig,
-    GPT2Config,
-    GPTNeoXConfig,
-    LlamaConfig,
-    MistralConfig,
-    Qwen2Config,
-    Qwen3Config,
-)
 
 from steerlib.models import load_model
 from steerlib.residual import VectorFamily
@@ -31,8 +20,8 @@ from steerlib.vectors import (
     mean_difference,
     random_vectors,
     save_family,
-    vectors_to_gguf,
 )
+from steerlib.vectors.steering_vector import vectors_to_gguf
 
 
 def drawn(seed, layers=(1, 2), **settings):
@@ -56,34 +45,16 @@ def test_mean_difference_by_hand():
     assert_close(mean_difference(a, b), -mean_difference(b, a))
 
 
-def test_a_weighted_mean_difference_by_hand():
-    preferred, dispreferred = torch.tensor([[1.0, 0.0], [4.0, 3.0]]), torch.zeros(2, 2)
-    weights = pd.Series([1.0, 0.5], index=[7, 8])
-    weighted = SteeringVector.from_residuals({3: preferred}, {3: dispreferred}, weights)
-    assert_close(weighted[3], torch.tensor([2.0, 1.0]))
-    assert_close(mean_difference(preferred, dispreferred, [2, 2]), mean_difference(preferred, dispreferred))
-    a, b = torch.randn(2, 20, 8, generator=torch.Generator().manual_seed(0))
-    assert_close(mean_difference(a, b, np.r_[np.ones(19), 0.0]), mean_difference(a[:19], b[:19]))
-
-
 @pytest.mark.parametrize(
-    ("sides", "weights", "named"),
-    [
-        ((2, 2), [1.0], "1 weights"),
-        ((2, 2), [1, -1], "weights"),
-        ((2, 2), [0, 0], "weights"),
-        ((2, 0), None, r"\(0, 3\)"),
-    ],
+    ("shapes", "named"), [([(2, 3), (0, 3)], r"\(0, 3\)"), ([(2, 3), (2, 4)], r"\(2, 4\)")]
 )
-def test_sides_or_weights_without_a_mean_are_refused(sides, weights, named):
+def test_sides_without_a_difference_are_refused(shapes, named):
     with pytest.raises(ValueError, match=named):
-        mean_difference(*(torch.ones(n, 3) for n in sides), weights)
+        mean_difference(*map(torch.ones, shapes))
 
 
 def test_the_papers_layers_are_16_to_22_of_32_and_scaled_elsewhere():
-    assert default_layers(32) == list(range(16, 23))
-    assert default_layers(30) == list(range(15, 22))
-    assert default_layers(4) == [2, 3]
+    assert [default_layers(n) for n in (32, 30, 4)] == [[*range(16, 23)], [*range(15, 22)], [2, 3]]
 
 
 def test_random_vectors_have_the_norm_of_the_vector_and_another_direction():
@@ -101,8 +72,6 @@ def test_a_clean_contrast_is_stable_between_halves_and_noise_is_not():
     assert clean.split_half_cosine[0] > 0.95 > 0.5 > abs(none.split_half_cosine[0])
     vector, typical = mean_difference(noise[0], noise[1]), noise[0].norm(dim=-1).mean()
     assert none.relative_norm[0] == pytest.approx(float(vector.norm() / typical))
-    half = describe_vectors({0: noise[0]}, {0: noise[1]}, np.r_[np.ones(199), 0.0], seed=0)
-    assert half.norm[0] != none.norm[0]
 
 
 def test_pairs_make_the_mean_difference_of_their_texts(tiny):
@@ -134,13 +103,10 @@ def test_vectors_obey_the_rules_of_linear_algebra(tiny):
         apart = tiny.model(ids).logits
     with (a + 0.5 * b).apply(tiny):  # adding a sum to the residual is adding both
         assert_close(tiny.model(ids).logits, apart)
-
-
-def test_vectors_of_other_layers_or_widths_are_refused_naming_both():
     with pytest.raises(ValueError, match=r"\[1, 2\] and \[2, 3\]"):
-        drawn(0) + drawn(1, layers=(2, 3))
+        a + drawn(1, layers=(2, 3))
     with pytest.raises(ValueError, match=r"layer 1: .* 32 and 8"):
-        drawn(0) - {1: torch.zeros(8), 2: torch.zeros(8)}
+        a - {1: torch.zeros(8), 2: torch.zeros(8)}
 
 
 def test_a_vector_survives_its_file_with_its_settings(tmp_path, tiny):
@@ -149,7 +115,7 @@ def test_a_vector_survives_its_file_with_its_settings(tmp_path, tiny):
     loaded = SteeringVector.load(path)
     assert_same(loaded, SteeringVector(sorted(vector.items())))
     assert loaded.settings == {"style": "chat", "n": "4"} and loaded.model is None
-    with pytest.raises(ValueError, match="model is None"):
+    with pytest.raises(ValueError, match="model"):
         loaded.steer("Why?")
     with pytest.raises(FileNotFoundError, match="nothing"):
         SteeringVector.load(tmp_path / "nothing.safetensors")
@@ -169,19 +135,14 @@ def test_a_family_survives_its_file_with_all_that_it_is(tmp_path):
     assert settings == {"rank": 3}
     named = (loaded.name, loaded.vector_user, loaded.control, loaded.unit)
     assert named == ("own words", "own", "", "residual")
-    assert loaded.digest == family().digest
     for user, vectors in loaded.vectors.items():
         assert list(vectors) == [9, 16]
         assert_close(dict(vectors), dict(sorted(family().vectors[user].items())))
-
-
-def test_the_digest_is_of_all_users_numbers_and_of_nothing_else():
-    first = family()
-    backwards = dict(reversed(first.vectors.items()))
-    assert family(vectors=backwards, name="other", control="shuffled_profile").digest == first.digest
-    assert family(0.1).digest != first.digest
-    swapped = dict(zip(first.vectors, backwards.values(), strict=True))
-    assert family(vectors=swapped).digest != first.digest
+    # The digest is of all users' numbers and of nothing else.
+    backwards = dict(reversed(family().vectors.items()))
+    assert loaded.digest == family(vectors=backwards, name="other", control="shuffled_profile").digest
+    swapped = dict(zip(family().vectors, backwards.values(), strict=True))
+    assert len({loaded.digest, family(0.1).digest, family(vectors=swapped).digest}) == 3
 
 
 def test_families_of_a_folder_are_read_together_and_users_may_share_a_tensor(tmp_path):
@@ -197,50 +158,27 @@ def test_families_of_a_folder_are_read_together_and_users_may_share_a_tensor(tmp
 
 def test_the_control_vector_file_is_what_llama_cpp_and_repeng_read(tmp_path):
     vectors = drawn(0, layers=(3, 2))
-    reader = gguf.GGUFReader(vectors.to_gguf(tmp_path / "v" / "a.gguf", model_hint="qwen2"))
+    reader = gguf.GGUFReader(vectors.to_gguf(tmp_path / "v" / "a.gguf"))
     assert reader.get_field("general.architecture").contents() == "controlvector"
-    assert reader.get_field("controlvector.model_hint").contents() == "qwen2"
+    assert reader.get_field("controlvector.model_hint").contents() == "llama"
     assert reader.get_field("controlvector.layer_count").contents() == 2
     assert [tensor.name for tensor in reader.tensors] == ["direction.2", "direction.3"]
     assert {tensor.tensor_type for tensor in reader.tensors} == {gguf.GGMLQuantizationType.F32}
     assert np.array_equal(reader.tensors[1].data, vectors[3].float().numpy())
 
 
-@pytest.mark.parametrize(
-    ("vectors", "named"),
-    [
+def test_what_a_control_vector_cannot_express_is_refused_and_nothing_is_written(tmp_path):
+    for vectors, named in (
         ({0: torch.ones(4), 1: torch.ones(4)}, "layer 0"),
-        ({-1: torch.ones(4)}, "layer -1"),
         ({1: torch.ones(4), 2: torch.ones(5)}, "layer 2"),
-        ({1: torch.ones(1, 4)}, "layer 1"),
         ({1: torch.tensor([1.0, torch.inf])}, "layer 1"),
-        ({}, "at least one layer"),
-    ],
-)
-def test_what_a_control_vector_cannot_express_is_refused_and_nothing_is_written(tmp_path, vectors, named):
-    with pytest.raises(ValueError, match=named):
-        vectors_to_gguf(tmp_path / "a.gguf", vectors, model_hint="llama")
+        ({}, "layer"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            vectors_to_gguf(tmp_path / "a.gguf", vectors)
     assert not list(tmp_path.iterdir())
 
 
-SMALL = {
-    "vocab_size": len(ALPHABET) + 2,
-    "hidden_size": 32,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 256,
-}
-GROUPED = SMALL | {"intermediate_size": 64, "num_key_value_heads": 2}
-ARCHITECTURES = {
-    "llama": LlamaConfig(**GROUPED),
-    "qwen2": Qwen2Config(**GROUPED),
-    "qwen3": Qwen3Config(**GROUPED, head_dim=8),
-    "gemma": GemmaConfig(**GROUPED, head_dim=8),
-    "gemma3": Gemma3TextConfig(**GROUPED, head_dim=8, sliding_window=16),
-    "mistral": MistralConfig(**GROUPED, sliding_window=16),
-    "gpt2": GPT2Config(vocab_size=SMALL["vocab_size"], n_embd=32, n_layer=4, n_head=4, n_positions=256),
-    "neox": GPTNeoXConfig(**SMALL, intermediate_size=64),
-}
 PROMPTS = ["You are", "Tell me a longer story of", "x"]
 
 
@@ -255,18 +193,18 @@ def generated(frozen, prompts, n, **settings):
     return frozen.tokenizer.batch_decode(answers, skip_special_tokens=True)
 
 
-@pytest.mark.parametrize("name", [*ARCHITECTURES, "embedded"])
+@pytest.mark.parametrize("name", ["embedded", "Llama 3", "Gemma 3", "Mistral", "GPT-2", "Falcon"])
 def test_transformers_own_generate_under_the_vector_gives_the_decoders_answers(name):
-    frozen = load_model() if name == "embedded" else tiny_model(ARCHITECTURES[name])
+    frozen = load_model() if name == "embedded" else architecture(name)
     vector = SteeringVector.from_pairs(frozen, ["so very kind", "well done"], ["you fool!", "go away"])
-    plain = generated(frozen, PROMPTS, 12)
+    plain = generated(frozen, PROMPTS, 8)
     for settings in ({"alpha": 4.0}, {"alpha": -2.0, "unit": "residual", "positions": "generation"}):
         with vector.apply(**settings):
-            texts = generated(frozen, PROMPTS, 12)
-        answers = vector.steer(PROMPTS, max_new_tokens=12, **settings)
+            texts = generated(frozen, PROMPTS, 8)
+        answers = vector.steer(PROMPTS, max_new_tokens=8, **settings)
         assert texts == answers.text.tolist()
         assert texts != plain
-    assert generated(frozen, PROMPTS, 12) == plain
+    assert generated(frozen, PROMPTS, 8) == plain
 
 
 @pytest.mark.parametrize("positions", ["all", "prompt", "first_k:2"])

@@ -1,13 +1,12 @@
 """The metrics table: what stands in it, against direct computation, and what is refused."""
 
-import time
 from itertools import product
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from steerlib.evaluation import paired_interval, share_interval, small_subgroups, summarise, toxicity_distance
+from steerlib.evaluation import paired_interval, summarise
 from steerlib.tables import ATTRIBUTE_COLUMNS, check_table
 
 N = 24
@@ -19,7 +18,7 @@ ARMS = pd.DataFrame(
         ("shuffled1", "anti_expert", 1.0, "shuffled", "shuffled_profile"),
     ],
     columns=["arm_id", "method", "alpha", "profile", "control"],
-).assign(family="", category="", style="chat")
+).assign(family="", vector_user="", variant="", category="", style="chat")
 SHARES = (("base", 1.0), ("own1", 0.5), ("own2", 1.5), ("shuffled1", 0.8))
 VALUES_ONLY = "effective_n|top_three"
 
@@ -33,14 +32,14 @@ def study():
     prompts["prompt_category"] = ""
     prompts["split"] = np.where(number < N // 2, "dev", "test")
     prompts["category"] = np.where(number % 8 < 4, "insult", "threat")
-    accepted = rng.random((N, 6)) / 4
+    accepted = pd.DataFrame(rng.random((N, 6)) / 4, columns=list(ATTRIBUTE_COLUMNS))
     rows, scores = [], []
     for (arm, share), seed, i in product(SHARES, range(2), range(N)):
         kl = 0.0 if arm == "base" else share
         rows.append((arm, f"p{i}", seed, "a b a b", 4 + i % 3, True, 8.0 + seed, kl))
-        scores.append(accepted[i] + share * (0.1 + 0.01 * i) * (1 + seed))
+        scores.append(accepted.loc[i] + share * (0.05 + 0.005 * i) * (1 + seed))
     columns = ["arm_id", "prompt_id", "seed", "text", "n_tokens", "stopped", "nll_base", "kl_to_base"]
-    scores = pd.DataFrame(scores, columns=list(ATTRIBUTE_COLUMNS))
+    scores = pd.DataFrame(scores).reset_index(drop=True)
     return pd.DataFrame(rows, columns=columns), prompts, scores, accepted
 
 
@@ -60,7 +59,8 @@ def one(table, **wanted):
 def distances(study, arm, split="test"):
     """Distance of each prompt of a split by seed, `(prompts, seeds)`."""
     generations, prompts, scores, accepted = study
-    answers = generations.assign(D=toxicity_distance(scores, np.tile(accepted, (len(scores) // N, 1))))
+    gaps = np.abs(scores.to_numpy() - np.tile(accepted, (len(scores) // N, 1)))
+    answers = generations.assign(D=gaps.mean(axis=1))
     table = answers[answers["arm_id"] == arm].pivot(index="prompt_id", columns="seed", values="D")
     return table.loc[prompts.loc[prompts["split"] == split, "prompt_id"]].to_numpy()
 
@@ -88,8 +88,6 @@ def test_every_comparison_agrees_with_direct_computation(study):
     for metric, direct in (
         ("reduction_percent", paired_interval(base, own, users, statistic="reduction_percent")),
         ("distance_difference", paired_interval(base, own, users, within=(-1, 1))),
-        ("win_rate", share_interval(own < base, users)),
-        ("tie_rate", share_interval(own == base, users)),
     ):
         row = one(found, arm_id="own1", comparator="base", metric=metric)
         assert row[["value", "low", "high"]].tolist() == pytest.approx(list(direct[:3]), rel=1e-9)
@@ -124,7 +122,7 @@ def test_a_personal_arm_is_compared_with_its_shuffled_control(study):
 
 def test_without_accepted_answers_or_tokens_what_is_undefined_is_left_out_and_nothing_else(study):
     bare = summary(study, accepted_scores=None)
-    assert not bare["metric"].str.contains("distance|^reduction|win_rate").any()
+    assert not bare["metric"].str.contains("distance|^reduction").any()
     assert {"toxicity_difference", "toxicity_reduction_percent"} <= set(bare["metric"])
     empty = study[0].assign(n_tokens=0, nll_base=0.0, kl_to_base=0.0, text="")
     found = summary(study, generations=empty)
@@ -134,17 +132,18 @@ def test_without_accepted_answers_or_tokens_what_is_undefined_is_left_out_and_no
 
 def test_an_unfinished_arm_or_misaligned_scores_are_refused(study):
     generations, _, scores, accepted = study
-    with pytest.raises(ValueError, match="'shuffled1' has 47 answers"):
-        summary(study, generations=generations.iloc[:-1], scores=scores.iloc[:-1])
-    with pytest.raises(ValueError, match=r"\(192, 6\), not \(191, 6\)"):
-        summary(study, scores=scores.iloc[:-1])
-    with pytest.raises(ValueError, match=r"\(24, 6\)"):
-        summary(study, accepted_scores=accepted[:-1])
-    with pytest.raises(ValueError, match="'other'"):
-        summary(study, generations=generations.assign(arm_id="other"))
+    for changed, named in (
+        ({"generations": generations.iloc[:-1], "scores": scores.iloc[:-1]}, "'shuffled1'"),
+        ({"scores": scores.iloc[:-1]}, "191 rows"),
+        ({"accepted_scores": accepted[:-1]}, "23 rows"),
+        ({"generations": generations.assign(arm_id="other")}, "'other'"),
+        ({"fluency": fluency_of(generations).iloc[1:]}, "judge"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            summary(study, **changed)
 
 
-def test_subgroups_by_age_gender_and_religion_and_a_warning_where_they_are_small(study):
+def test_subgroups_by_age_gender_and_religion(study):
     users = pd.DataFrame({"user_id": [f"u{i}" for i in range(5)], "age": ["18-24", "65+"] * 2 + ["65+"]})
     users = users.assign(gender=["Female", "", "Male", "Male", None], religion="No Affiliation")
     found = summary(study, users=users)
@@ -154,10 +153,6 @@ def test_subgroups_by_age_gender_and_religion_and_a_warning_where_they_are_small
     assert not {"gender=", "age=", "gender=None", "gender=nan"} & groups
     row = one(found, arm_id="own1", comparator="base", subgroup="age=65+", metric="reduction_percent")
     assert (row["n"], row["n_clusters"]) == (8, 2)  # of three test users one is not in the users table
-    small = small_subgroups(found, least=3).set_index(["split", "subgroup"])["n_clusters"]
-    assert small["test", "age=65+"] == 2
-    assert small.is_monotonic_increasing
-    assert small_subgroups(found, least=1).empty
 
 
 def fluency_of(generations, model="judge", nats=1.5):
@@ -176,18 +171,3 @@ def test_another_models_perplexity_stands_under_its_own_name(study):
         assert row["value"] == pytest.approx(np.exp(value))
     row = one(found, arm_id="own2", comparator="base", metric="perplexity_of_text_ratio", scorer="judge")
     assert row["value"] == pytest.approx(np.exp(0.5))
-    with pytest.raises(ValueError, match="1 answers lack a likelihood by judge"):
-        summary(study, fluency=fluency_of(study[0]).iloc[1:])
-
-
-def test_thirty_arms_and_forty_subgroups_take_seconds(study):
-    generations, prompts, scores, accepted = study
-    rows = (generations["arm_id"] == "own1").to_numpy()
-    more = [f"arm{i}" for i in range(26)]
-    answers = pd.concat([generations, *(generations[rows].assign(arm_id=arm) for arm in more)])
-    arms = pd.concat([ARMS, *(ARMS[ARMS["arm_id"] == "own1"].assign(arm_id=arm) for arm in more)])
-    prompts["prompt_category"] = [f"c{i % 17}" for i in range(N)]
-    scores = pd.concat([scores, *[scores[rows]] * 26])
-    start = time.perf_counter()
-    summarise(answers, arms, prompts, scores, accepted, base_arm="base", scorer="s")
-    assert time.perf_counter() - start < 4

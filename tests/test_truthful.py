@@ -6,15 +6,12 @@ import pytest
 import torch
 from studies.truthful import (
     answer_logprobs,
-    plot_truthful,
     read_truthful,
     sample_truthful,
     truthful_scores,
-    truthful_summary,
 )
 
 from steerlib.decoding.contexts import branch_ids, default_contexts
-from steerlib.evaluation import paired_interval
 from steerlib.reading import answer_ids
 
 ROW = {
@@ -72,22 +69,6 @@ def test_mc1_and_mc2_by_hand_and_a_tie_with_a_false_answer_is_wrong():
         truthful_scores(told, table.assign(logprob=-1.0).head(3))
 
 
-def test_the_summary_pairs_questions_with_both_branches():
-    mc1 = {"base": [0, 0, 1, 0], "instructed": [0, 1, 1, 0], "sda": [1, 1, 1, 0]}
-    scores = pd.DataFrame(mc1, dtype=float).melt(var_name="method", value_name="mc1")
-    scores["question_id"], scores["category"] = [f"q{i}" for i in range(4)] * 3, ""
-    scores["mc2"], scores["alpha"] = scores["mc1"] / 2, 2.0 * (scores["method"] == "sda")
-    found = truthful_summary(scores).set_index(["method", "metric", "comparator"])
-    assert found.loc[("sda", "mc1", ""), "value"] == 0.75
-    assert found.loc[("sda", "mc1", "base"), "value"] == 0.5
-    assert found.loc[("sda", "mc2", "instructed"), "value"] == 0.125
-    expected = paired_interval(mc1["base"], mc1["sda"])
-    assert expected.high > 1
-    assert found.loc[("sda", "mc1", "base"), ["low", "high"]].tolist() == [expected.low, 1]
-    assert found.loc[("base", "mc1", ""), "low"] == 0
-    assert ("base", "mc1", "base") not in found.index
-
-
 def test_candidates_are_derived_from_the_questions_table(tmp_path):
     # An answer that is both right and wrong is left out.
     row = ROW | {f"{side} Answers": ROW[f"{side} Answers"] + "; Unknown" for side in ("Correct", "Incorrect")}
@@ -115,16 +96,6 @@ def test_the_official_file_goes_before_the_table_and_says_so(tmp_path):
     assert read_truthful(file).true.tolist() == [True, False]
 
 
-def test_a_question_without_a_false_answer_is_refused_naming_its_row(tmp_path):
-    file = tmp_path / "TruthfulQA.jsonl"
-    file.write_text(json.dumps(ROW) + "\n" + json.dumps(ROW | {"Incorrect Answers": ""}))
-    with pytest.raises(ValueError, match=r"TruthfulQA\.jsonl, row 2: one best answer and some false ones"):
-        read_truthful(file)
-    file.write_text('{"Question": "Is it?"}')
-    with pytest.raises(ValueError, match="row 1: neither mc1_targets"):
-        read_truthful(file)
-
-
 def test_the_real_table_gives_every_question_one_best_answer(real_data):
     found = read_truthful(real_data("sda_my_dataset"))
     assert found.question_id.nunique() == 790
@@ -133,21 +104,3 @@ def test_the_real_table_gives_every_question_one_best_answer(real_data):
     assert not found.duplicated(["question_id", "answer"]).any()
     drawn = sample_truthful(found, 37)
     assert drawn.drop_duplicates("question_id").category.nunique() == 37
-
-
-def summary_of_three_arms() -> pd.DataFrame:
-    rows = [("base", 0.0, "", 0.3, 0.2, 0.4), ("instructed", 0.0, "", 0.35, 0.25, 0.45)]
-    rows += [("sda", a, "", 0.3 + a / 20, 0.2, 0.5) for a in (0.0, 1.0, 2.0)]
-    rows += [("sda", a, "base", a / 20, -0.1, 0.2) for a in (0.0, 1.0, 2.0)]
-    table = pd.DataFrame(rows, columns=["method", "alpha", "comparator", "value", "low", "high"])
-    return pd.concat([table.assign(metric=metric, n=50) for metric in ("mc1", "mc2")])
-
-
-def test_truthful_measures_are_drawn_against_alpha_with_both_levels():
-    fig = plot_truthful(summary_of_three_arms())
-    assert [text.get_text() for text in fig.legends[0].texts] == ["Base", "Instruction only", "SDA"]
-    assert [axis.get_ylabel()[:3] for axis in fig.axes] == ["MC1", "MC2"]
-    fig = plot_truthful(summary_of_three_arms(), difference_from="base")
-    assert "minus that of Base" in fig.axes[0].get_ylabel()
-    with pytest.raises(ValueError, match="no differences from 'instructed'; there are base"):
-        plot_truthful(summary_of_three_arms(), difference_from="instructed")

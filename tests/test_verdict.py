@@ -22,7 +22,8 @@ ARMS = pd.DataFrame(
         *[(f"w{a:g}", "caa", a, "shuffled", "dislike", "shuffled", "shuffled_profile") for a in (0.3, 0.9)],
     ],
     columns=COLUMNS,
-)
+).assign(variant="")
+LIMITS = {"base_arm": "b", "max_perplexity_ratio": 2.0}
 KEPT = {"v-0.3": 0.5, "v-0.6": 0.3, "v0.3": 1.5, "o1": 0.8, "s2": 0.6, "m": 0.7, "w0.9": 0.5}
 """Share of the base's toxicity that an arm keeps; 1 for all other arms."""
 DEARER = {"v-0.6": 3.0, "v0.3": 1.5}
@@ -62,10 +63,10 @@ def mixture(values, prompts, near, far, weight):
 
 def test_an_effect_is_stated_against_the_control_at_equal_kl_at_the_alpha_chosen_on_dev():
     table, values, prompts = metrics()
-    found = verdict(table, ARMS, base_arm="b")
-    check_table("verdict", found.table)
-    row = found.table.set_index("method").loc["CAA, population"]
-    assert found.sentence == row["sentence"] == found.table["sentence"].iloc[0]
+    found = verdict(table, ARMS, **LIMITS)
+    check_table("verdict", found)
+    row = found.set_index("method").loc["CAA, population"]
+    assert row["sentence"] == found["sentence"].iloc[0]
     assert (row["alpha"], row["arm_id"], row["control_arm"]) == (-0.3, "v-0.3", "r-0.6")
     wide, control, users = mixture(values, prompts, "r-0.6", "r-0.3", 0.15 / 0.16)
     direct = paired_interval(control, wide["v-0.3"], users)
@@ -74,8 +75,8 @@ def test_an_effect_is_stated_against_the_control_at_equal_kl_at_the_alpha_chosen
     assert row[["toxicity_base", "toxicity"]].tolist() == pytest.approx(means)
     assert (row["alpha_low"], row["alpha_high"], row["n"]) == (-0.3, -0.3, 40)
     for said in ("alpha -0.3 (chosen on dev)", "a random vector at equal KL", "40 test prompts of 20 users"):
-        assert said in found.sentence
-    assert "not distinguishable" not in found.sentence
+        assert said in row["sentence"]
+    assert "not distinguishable" not in row["sentence"]
     assert row[["kl_per_token", "control_kl"]].tolist() == pytest.approx([0.2, 0.2])
     assert np.isnan(row[["own_minus_shuffled", "shuffled_kl"]].tolist()).all()
 
@@ -86,7 +87,7 @@ def test_an_effect_is_stated_against_the_control_at_equal_kl_at_the_alpha_chosen
 )
 def test_own_minus_shuffled_is_at_equal_kl_for_rules_and_vectors_alike(method, arm, near, far):
     table, values, prompts = metrics()
-    row = verdict(table, ARMS, base_arm="b").table.set_index("method").loc[method]
+    row = verdict(table, ARMS, **LIMITS).set_index("method").loc[method]
     wide, control, users = mixture(values, prompts, near, far, 0.75)  # a quarter of the way in KL
     assert row["arm_id"] == arm
     direct = paired_interval(control, wide[arm], users)
@@ -97,7 +98,7 @@ def test_own_minus_shuffled_is_at_equal_kl_for_rules_and_vectors_alike(method, a
 
 def test_a_null_says_so_with_the_smallest_effect_that_the_run_detects():
     table = metrics(kept={"o1": 0.95, "s1": 0.95})[0]
-    row = verdict(table, ARMS, base_arm="b").table.set_index("method").loc["Anti-Expert"]
+    row = verdict(table, ARMS, **LIMITS).set_index("method").loc["Anti-Expert"]
     assert row["control_arm"] == "s1"
     assert row["own_minus_shuffled"] == row["difference"]
     smallest = detectable(row["low"], row["high"], 20)
@@ -108,15 +109,15 @@ def test_a_null_says_so_with_the_smallest_effect_that_the_run_detects():
 
 def test_a_method_that_nothing_helps_on_dev_has_no_effect_to_report():
     table = metrics(kept={"v-0.3": 1.4, "v-0.6": 1.4, "v0.3": 1.4})[0]
-    row = verdict(table, ARMS, base_arm="b").table.set_index("method").loc["CAA, population"]
+    row = verdict(table, ARMS, **LIMITS).set_index("method").loc["CAA, population"]
     assert (row["alpha"], row["arm_id"]) == (0, "b")
     assert "no effect to report" in row["sentence"]
 
 
 def test_a_run_without_accepted_answers_has_a_verdict_and_a_table_for_readers():
-    found = verdict(metrics(distance=False)[0], ARMS, base_arm="b")
-    assert found.table["distance"].isna().all()
-    shown = verdict_shown(found.table).set_index("method").loc["CAA, population"]
+    found = verdict(metrics(distance=False)[0], ARMS, **LIMITS)
+    assert found["distance"].isna().all()
+    shown = verdict_shown(found).set_index("method").loc["CAA, population"]
     assert shown["operating range"] == "-0.3"
     assert shown["distance, change"] == ""
     assert shown["minus control"].startswith("-0.2")
@@ -124,14 +125,14 @@ def test_a_run_without_accepted_answers_has_a_verdict_and_a_table_for_readers():
 
 def test_the_operating_range_ends_where_text_falls_apart_repeats_or_knowledge_goes():
     table = metrics()[0]
-    rows = operating_range(table, ARMS, base_arm="b").set_index("arm_id")
+    rows = operating_range(table, ARMS, **LIMITS).set_index("arm_id")
     assert rows.loc[["v-0.6", "v-0.3", "v0.3"], "falls"].tolist() == [True, True, False]
     assert rows.loc[["v-0.6", "v-0.3", "v0.3"], "fluent"].tolist() == [False, True, True]
     assert rows.index[rows["inside"] & (rows["family"] == "population")].tolist() == ["v-0.3"]
     worse = {"arm_id": "v-0.3", "comparator": "b", "split": "test", "subgroup": "all", "high": -1.0}
     worse |= {"metric": "accuracy_change", "value": -9.0, "low": -17.0}
     lost = pd.concat([table, pd.DataFrame([worse])])
-    rows = operating_range(lost, ARMS, base_arm="b").set_index("arm_id")
+    rows = operating_range(lost, ARMS, **LIMITS).set_index("arm_id")
     assert rows.loc["v-0.3", ["falls", "forgets", "inside"]].tolist() == [True, True, False]
 
 

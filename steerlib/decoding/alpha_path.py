@@ -7,26 +7,25 @@ that share it.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Unpack
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from steerlib.decoding.decode import (
-    NoiseKeys,
-    check_finite,
-    default_capacity,
-    halved,
-    prompt_tokens,
-)
+from steerlib.decoding.decode import NoiseKeys, check_finite, halved, prompt_tokens
 from steerlib.decoding.requests import Inputs, Request, make_requests
 from steerlib.decoding.sampling import Pieces, ScoreLines, upper_envelope
-from steerlib.decoding.streams import MultiModelStreams
+from steerlib.decoding.streams import MultiModelStreams, default_capacity
 from steerlib.models import FrozenModel, high_precision
 from steerlib.reading import with_thoughts
-from steerlib.rules import RULES, acting_on, base_nucleus, check_method, js_temperature
+from steerlib.rules import RULES, acting_on, js_temperature
 from steerlib.tables import SCHEMA
+
+ROW_BUDGET = 96
+"""Rows of a forward pass that one prompt and seed may hold; the widest intervals go on, the others end incomplete."""
 
 
 def alpha_path(
@@ -35,38 +34,26 @@ def alpha_path(
     arm: pd.DataFrame,
     *,
     seeds: Sequence[int] = (0,),
-    row_budget: int = 96,
     **inputs: Unpack[Inputs],
 ) -> pd.DataFrame:
     """Every distinct answer from alpha 0 to an arm's own alpha, with exact breakpoints.
 
     At any alpha strictly inside a segment, `decode` at that alpha gives the segment's answer (the model in float64;
-    in float32 another batch shape may part at a near-tie). The breakpoints are exact for the logits at hand; what
-    rounding does to those moves the breakpoints along.
+    in float32 another batch shape may part at a near-tie). The breakpoints are exact for the logits at hand.
 
-    Args:
-        frozen, prompts, seeds, inputs: as in `decode`.
-        arm: one row of the arms table, of a method that acts on logits, greedy or sampled with top_p = 1 (min_p is the
-            nucleus that goes with a path). Its alpha, above 0, is the end of the range. A temperature by divergence
-            and the base's own nucleus are exact too: they do not depend on alpha.
-        row_budget: rows of a forward pass that one prompt and seed may hold. When its open nodes are more than fit,
-            the widest intervals go on and the others end there, `complete` false.
+    The arm is one row of the arms table, of a method that acts on logits, greedy or sampled with top_p = 1 (min_p is
+    the nucleus that goes with a path); a ValueError says that it is not. Its alpha, above 0, is the end of the range. A
+    temperature by divergence is exact too: it does not depend on alpha. The rest as in `decode`.
 
-    Returns:
-        The segments table, ordered by alpha within prompt and seed: `[alpha_low, alpha_high)`, the last closed;
-        without gap or overlap; neighbours differ. `complete` is false where `text` is only what the segment's alphas
-        have in common so far. `nll_base` as in `decode`.
-
-    Raises:
-        ValueError: several arms, or one of another method, an alpha not above 0, top_p below 1 with sampling, a budget
-            below one node, and as `decode`.
-        FloatingPointError: as `decode`.
+    Returns the segments table, ordered by alpha within prompt and seed: `[alpha_low, alpha_high)`, the last closed;
+    without gap or overlap; neighbours differ. `complete` is false where `text` is only what the segment's alphas have
+    in common so far, see `ROW_BUDGET`.
 
     Source: ours. Och (ACL 2003) walks the upper envelope of lines over one model weight for given lists of
     translations; here every step of decoding has an envelope of its own, and the lines may bend.
     """
     (row,) = arm.to_dict("records")
-    method, alpha_max, width = row["method"], row["alpha"], 1 + len(check_method(row["method"]).branches)
+    method, alpha_max = row["method"], row["alpha"]
     if method not in acting_on("logits") or row["family"]:
         raise ValueError(
             f"an alpha path is of {', '.join(acting_on('logits'))} without vectors, not of {method!r}"
@@ -78,21 +65,23 @@ def alpha_path(
             f"top_p {row['top_p']} has no exact alpha path: the mass of a nucleus is not linear in alpha. "
             "Use top_p=1, with min_p for a nucleus that is"
         )
-    if row_budget < width:
-        raise ValueError(f"row_budget {row_budget} is less than the {width} branches of one answer")
     requests = make_requests(frozen, prompts, arm, seeds=seeds, **inputs)
     models = {"": frozen, **(inputs.get("branch_models") or {})}
     # Rounded up: few prompts hold all the rows that they may.
-    together = -(-default_capacity([*models.values()], requests) // row_budget)
+    together = -(-default_capacity([*models.values()], requests) // ROW_BUDGET)
     batches = [requests[first : first + together] for first in range(0, len(requests), together)]
 
-    def grown(batch: Sequence[Request]) -> list[dict]:
-        with torch.inference_mode():
-            trees = AlphaPathTrees(models, batch, alpha_max=alpha_max, nodes=row_budget // width)
-            return trees.grow()
-
-    found = [segment for segments in halved(batches, grown) for segment in segments]
-    return _merged(pd.DataFrame(found, columns=[*SCHEMA["segments"].columns]), requests)
+    grown = halved(batches, lambda batch: AlphaPathTrees(models, batch, alpha_max).grow())
+    segments = pd.DataFrame(list(chain.from_iterable(grown)), columns=[*SCHEMA["segments"].columns])
+    order = {(r.prompt_id, r.seed): i for i, r in enumerate(requests)}
+    place = pd.Series([order[key] for key in zip(segments.prompt_id, segments.seed, strict=True)], dtype=int)
+    rows = np.lexsort([segments.alpha_low, place])
+    segments, place = segments.iloc[rows].reset_index(drop=True), place.iloc[rows].reset_index(drop=True)
+    # Neighbours with the same answer are one segment.
+    answer = pd.DataFrame({"ids": segments.token_ids.map(tuple), "complete": segments.complete, "of": place})
+    starts = (answer != answer.shift()).any(axis=1)
+    ends = segments.groupby(starts.cumsum()).alpha_high.last()
+    return segments[starts].assign(alpha_high=ends.to_numpy()).reset_index(drop=True)
 
 
 class AlphaPathTrees:
@@ -104,13 +93,14 @@ class AlphaPathTrees:
     """
 
     def __init__(
-        self, models: Mapping[str, FrozenModel], requests: Sequence[Request], *, alpha_max: float, nodes: int
+        self, models: Mapping[str, FrozenModel], requests: Sequence[Request], alpha_max: float
     ) -> None:
-        self.frozen, self.requests, self.nodes = models[""], requests, nodes
+        self.frozen, self.requests = models[""], requests
         self.sampling, self.rule = requests[0].sampling, RULES[requests[0].method]
         self.names, device, n = sorted(requests[0].branches), self.frozen.device, len(requests)
+        self.nodes = ROW_BUDGET // len(self.names)
         self.streams = MultiModelStreams(
-            models, requests, rows_per_request=nodes, max_new_tokens=self.sampling.max_new_tokens
+            models, requests, rows_per_request=self.nodes, max_new_tokens=self.sampling.max_new_tokens
         )
         self.tree = torch.arange(n, device=device)
         self.low = high_precision(torch.zeros(n, device=device))
@@ -124,6 +114,7 @@ class AlphaPathTrees:
         self.stop_ids = torch.tensor(sorted(self.frozen.stop_ids), device=device)
         self.segments: list[dict] = []
 
+    @torch.inference_mode()
     def grow(self) -> list[dict]:
         """Decode until every node is closed; the segments."""
         z = self.streams.prefill()
@@ -135,7 +126,10 @@ class AlphaPathTrees:
             self._close(stopped, complete=True, stopped=True)
             if step + 1 == self.sampling.max_new_tokens:
                 break
-            self._close(self._over_budget(), complete=False)
+            # Nodes that are not among their tree's widest, as many as the budget has room for.
+            width = pd.Series((self.high - self.low).tolist(), dtype=float).groupby(self.tree.tolist())
+            crowded = (width.rank(method="first", ascending=False) > self.nodes).tolist()
+            self._close(torch.tensor(crowded, dtype=torch.bool, device=z.device), complete=False)
             if not len(self.tree):
                 break
             self.slots, z = self.streams.append(self.slots, self.tokens[:, -1], z.shape[1])
@@ -144,14 +138,22 @@ class AlphaPathTrees:
 
     def _envelope(self, z: Tensor, step: int) -> Pieces:
         """The tokens chosen next and where, of all nodes."""
-        sampling = self.sampling
-        temperature = self._temperature(z)
+        sampling, temperature = self.sampling, torch.full_like(self.low, self.sampling.temperature or 1.0)
+        if sampling.js_sigma and sampling.temperature:
+            # All alphas of a node share its tokens, hence its divergence.
+            z_own = self._branches(z, slice(None))
+            settings = {"t0": temperature, "sigma": sampling.js_sigma, "t_min": sampling.min_temperature}
+            temperature = js_temperature(z_own["base"], z_own["instructed"], **settings)
         trees, place = self.tree.unique(return_inverse=True)
         noise = high_precision(self.noise.at(trees, step, z)) if self.noise else None
 
         def lines(nodes: Tensor) -> ScoreLines:
+            # Alpha is the path's own; the prompt's factor lies in the slope.
+            branches = self._branches(z, nodes)
+            intercept, slope = self.rule.line({name: high_precision(one) for name, one in branches.items()})
             return ScoreLines(
-                *self._line(z, nodes),
+                intercept,
+                slope * self.factor[self.tree[nodes], None],
                 temperature=temperature[nodes],
                 noise=None if noise is None else noise[place[nodes]],
                 seen=self.seen[nodes],
@@ -161,29 +163,8 @@ class AlphaPathTrees:
 
         return upper_envelope(lines, self.low, self.high, vocab=z.shape[1])
 
-    def _branches(self, z: Tensor, nodes: Tensor) -> dict[str, Tensor]:
+    def _branches(self, z: Tensor, nodes: Tensor | slice) -> dict[str, Tensor]:
         return {name: z[self.slots[nodes, i]] for i, name in enumerate(self.names)}
-
-    def _line(self, z: Tensor, nodes: Tensor) -> tuple[Tensor, Tensor]:
-        """Intercept and slope of some nodes; alpha is the path's own, the prompt's factor lies in the slope."""
-        branches = self._branches(z, nodes)
-        intercept, slope = self.rule.line({name: high_precision(one) for name, one in branches.items()})
-        slope = slope * self.factor[self.tree[nodes], None]
-        limit = self.requests[0].base_top_p
-        if limit < 1:
-            outside = ~base_nucleus(branches["base"], torch.full_like(branches["base"][:, 0], limit))
-            intercept, slope = intercept.masked_fill(outside, -torch.inf), slope.masked_fill(outside, 0)
-        return intercept, slope
-
-    def _temperature(self, z: Tensor) -> Tensor:
-        """Temperature of each node; it depends on the tokens so far, which all alphas of the node share."""
-        sampling = self.sampling
-        t0 = torch.full_like(self.low, sampling.temperature or 1.0)
-        if not (sampling.js_sigma and sampling.temperature):
-            return t0
-        z_own = self._branches(z, torch.arange(len(self.tree), device=z.device))
-        settings = {"sigma": sampling.js_sigma, "t_min": sampling.min_temperature}
-        return js_temperature(z_own["base"], z_own["instructed"], t0=t0, **settings).to(t0)
 
     def _split(self, pieces: Pieces, z: Tensor) -> None:
         """A node for each piece, its token appended."""
@@ -200,12 +181,6 @@ class AlphaPathTrees:
         for name in ("tree", "low", "high", "slots", "tokens", "nll", "seen"):
             setattr(self, name, getattr(self, name)[nodes])
 
-    def _over_budget(self) -> Tensor:
-        """Nodes that are not among their tree's widest, as many as the budget has room for."""
-        width = pd.Series((self.high - self.low).tolist(), dtype=float)
-        rank = width.groupby(self.tree.tolist()).rank(method="first", ascending=False)
-        return torch.tensor((rank > self.nodes).tolist(), dtype=torch.bool, device=self.tree.device)
-
     def _close(self, nodes: Tensor, *, complete: bool, stopped: bool = False) -> None:
         """Write nodes down as segments and drop them."""
         if not nodes.any():
@@ -221,17 +196,3 @@ class AlphaPathTrees:
             row |= {"stopped": stopped, "nll_base": sum(nll[thoughts:])}
             self.segments.append(row)
         self._keep(~nodes)
-
-
-def _merged(segments: pd.DataFrame, requests: Sequence[Request]) -> pd.DataFrame:
-    """Segments in the requests' order and by alpha, neighbours with the same answer made one."""
-    place = {(r.prompt_id, r.seed): i for i, r in enumerate(requests)}
-    segments["order"] = [place[key] for key in zip(segments.prompt_id, segments.seed, strict=True)]
-    segments = segments.sort_values(["order", "alpha_low"], ignore_index=True)
-    answer = pd.DataFrame(
-        {"ids": segments.token_ids.map(tuple), "complete": segments.complete, "order": segments.order}
-    )
-    starts = (answer != answer.shift()).any(axis=1)
-    merged = segments[starts].reset_index(drop=True)
-    merged["alpha_high"] = segments.groupby(starts.cumsum()).alpha_high.last().to_numpy()
-    return merged.drop(columns="order")

@@ -4,14 +4,15 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import pandas as pd
 
 from steerlib.decoding.contexts import TEMPLATES, Contexts, default_contexts
+from steerlib.decoding.requests import Factor
 from steerlib.decoding.sampling import Sampling
-from steerlib.residual import Factor, VectorFamily
+from steerlib.residual import VectorFamily
 from steerlib.rules import acting_on, amplification, check_method
 
 PROFILES = ("none", "own", "shuffled", "population")
@@ -25,92 +26,70 @@ def make_arms(
     contexts: Contexts | None = None,
     profile: str = "none",
     category: str = "",
-    factor: Factor | float | None = None,
+    factor: Factor | None = None,
     family: VectorFamily | None = None,
     vector_alpha: float = 0.0,
     positions: str = "all",
     style: str = "continuation",
     sampling: Sampling | None = None,
-    base_top_p: float = 1.0,
     branches: Mapping[str, str] | None = None,
     ablation: bool = False,
 ) -> pd.DataFrame:
     """Arms of one method over a grid of alpha, rows of the arms table.
 
     Args:
-        method: a key of `RULES`.
         alphas: strengths, dimensionless; that of "sda" is k.
         model: name of the frozen model, see `FrozenModel.name`.
         contexts: by category, what the arm's branches read; None for the style's defaults. Their hash is a setting.
-        profile: whose category steers: "own" (the user's c*(u)), "shuffled" (another one, the control), "population"
-            (one for all, named by `category`), "none" for an arm without a context. Vectors by user are "own" or
-            "shuffled" as their family is.
-        category: the category of profile "population", a key of the contexts.
-        factor: what alpha is multiplied by: a number, or a value for each prompt; None for 1.
-        family: steering vectors, of method "caa" or beside a logit rule.
+        profile: whose category, or vector, steers: "own" (the user's c*(u)), "shuffled" (another one, the control),
+            "population" (one for all, named by `category`), "none" for an arm without a context.
+        factor: what alpha is multiplied by, prompt by prompt; None for 1.
         vector_alpha: strength of a vector beside a logit rule: all context branches and the rule's base have it.
         positions: where vectors are added, see `steered_positions`.
-        style: "chat" or "continuation".
-        sampling: settings of the choice of tokens.
-        base_top_p: logit rules choose within the base's own nucleus of this mass, in (0, 1], see `base_nucleus`; 1 for
-            no such limit, as in STEER-Away.
-        branches: names of trained models that stand for a context, by branch. An arm without a context left has
-            profile "none".
+        branches: names of trained models that stand for a context, by branch.
         ablation: the arm is a part of a method under study, shown as a control.
 
     Returns:
-        The arms, one row per alpha. `arm_id` depends on what decides the answers alone (contents of vectors and factors
-        included); `variant` is empty, see `with_variants`.
-
-    Raises:
-        ValueError: an unknown method, profile, style, category or branch; a setting that the method cannot have; an
-            alpha that is not finite, or negative for a logit rule.
+        One row per alpha. `arm_id` depends on what decides the answers alone (contents of vectors and factors
+        included); `variant` is empty, see `with_variants`. A ValueError names a setting that the method cannot have.
     """
     rule, trained, contexts = check_method(method), dict(branches or {}), contexts or default_contexts(style)
-    sampling, reads = sampling or Sampling(), {*rule.context_branches} - {*(branches or {})}
-    by_user = family is not None and rule.acts_on == "residual" and family.vector_user
-    beside, vector = family is not None and rule.acts_on == "logits", family.name if family else ""
-    for fine, problem in (
-        (style in TEMPLATES, f"style {style!r} is none of {', '.join(TEMPLATES)}"),
-        (profile in PROFILES, f"profile {profile!r} is none of {', '.join(PROFILES)}"),
-        ({*trained} <= {*rule.context_branches}, f"has no branch to be a trained model among {[*trained]}"),
-        (not category or category in contexts, f"category {category!r} is none of {', '.join(contexts)}"),
-        ((profile == "population") == bool(category), f"profile {profile!r} with category {category!r}"),
-        (
-            by_user or bool(reads) == (profile != "none"),
-            f"does not go with profile {profile!r} and its branches",
+    sampling, reads = sampling or Sampling(), {*rule.context_branches} - {*trained}
+    on_logits, on_residual = (rule.acts_on == place for place in ("logits", "residual"))
+    by_user = family is not None and on_residual and family.vector_user
+    vector, beside = family.name if family else "", on_logits and family is not None
+    problems = {
+        f"style {style!r} is none of {', '.join(TEMPLATES)}": style in TEMPLATES,
+        f"profile {profile!r} is none of {', '.join(PROFILES)}": profile in PROFILES,
+        f"has no branch to be a trained model among {[*trained]}": {*trained} <= {*rule.context_branches},
+        f"category {category!r} is none of {', '.join(contexts)}": not category or category in contexts,
+        f"profile {profile!r} with category {category!r}": (profile == "population") == bool(category),
+        f"does not go with profile {profile!r} and its branches": by_user
+        or bool(reads) == (profile != "none"),
+        f"profile {profile!r} with vector {vector!r} of {by_user!r} users": not by_user or profile == by_user,
+        "needs a vector": not on_residual or family,
+        f"with vector {vector!r}: a vector goes with 'caa' or a logit rule": not family or rule.has_alpha,
+        f"vector_alpha {vector_alpha} is not finite": math.isfinite(vector_alpha),
+        f"vector_alpha {vector_alpha} with vector {vector!r}: of a vector beside a logit rule": (
+            (vector_alpha != 0) == beside
         ),
-        (
-            not by_user or profile == by_user,
-            f"profile {profile!r} with vector {vector!r} of {by_user!r} users",
-        ),
-        (rule.acts_on != "residual" or family, "needs a vector"),
-        (not family or rule.has_alpha, f"with vector {vector!r}: a vector goes with 'caa' or a logit rule"),
-        (
-            math.isfinite(vector_alpha) and (vector_alpha != 0) == beside,
-            f"with vector {vector!r} and vector_alpha {vector_alpha}: the finite strength beside a logit rule",
-        ),
-        (factor is None or rule.has_alpha, f"has no alpha for factor {factor} to multiply"),
-        (0 < base_top_p <= 1, f"base_top_p {base_top_p} is not in (0, 1]"),
-        (base_top_p == 1 or rule.acts_on == "logits", f"base_top_p {base_top_p} is for logit rules"),
-        (
-            not sampling.js_sigma or rule.instructed,
-            f"js_sigma {sampling.js_sigma} needs an instructed branch",
-        ),
-    ):
+        f"has no alpha for a factor ({factor and factor.name!r}) to multiply": not factor or rule.has_alpha,
+        f"js_sigma {sampling.js_sigma} needs an instructed branch": not sampling.js_sigma or rule.instructed,
+    }
+    for problem, fine in problems.items():
         if not fine:
             raise ValueError(f"method {method!r}: {problem}")
-    by_prompt = isinstance(factor, Factor)
+    read = {name: {b: text for b, text in texts.items() if b in reads} for name, texts in contexts.items()}
     settings = {
         "model": model,
-        "contexts": _contexts_hash(contexts, reads) if reads else "",
+        "contexts": _hash(read) if reads else "",
         "method": method,
         "alpha": 0.0,
-        "unit": family.unit if family and rule.acts_on == "residual" else "",
-        "factor": factor.name if by_prompt else "" if factor is None else f"{factor:g}",
+        "unit": family.unit if family and on_residual else "",
+        "factor": factor.name if factor else "",
         "profile": profile,
         "category": category,
-        "family": family.name if family else "",
+        "family": vector,
         "vector_user": family.vector_user if family else "",
         "control": "",
         "vector": family.digest if family else "",
@@ -119,26 +98,24 @@ def make_arms(
         "positions": positions if family else "",
         "style": style,
         **vars(sampling),
-        "base_top_p": float(base_top_p),
         "branches": json.dumps(trained, sort_keys=True) if trained else "",
     }
     control = "shuffled_profile" if profile == "shuffled" else family.control if family else ""
     control = "ablation" if ablation else control or (method if rule.acts_on == "context" else "")
     rows = []
     for alpha in map(float, alphas):
-        if not math.isfinite(alpha) or (rule.acts_on == "logits" and alpha < 0):
+        if not math.isfinite(alpha) or (on_logits and alpha < 0):
             raise ValueError(
                 f"alpha of {method!r} must be finite, and 0 or more for a logit rule, not {alpha}"
             )
         row = settings | {"alpha": alpha}
-        name = arm_id(row, factor.digest if by_prompt else "")
+        name = arm_id(row, factor.digest if factor else "")
         rows.append({"arm_id": name, **row, "control": control, "variant": ""})
     return pd.DataFrame(rows)
 
 
-def _contexts_hash(contexts: Contexts, branches: set[str]) -> str:
-    read = {name: {b: text for b, text in texts.items() if b in branches} for name, texts in contexts.items()}
-    return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()[:8]
+def _hash(settings: Mapping, more: str = "") -> str:
+    return hashlib.sha256((json.dumps(settings, sort_keys=True) + more).encode()).hexdigest()[:8]
 
 
 def arm_id(settings: Mapping, more: str = "") -> str:
@@ -146,17 +123,15 @@ def arm_id(settings: Mapping, more: str = "") -> str:
 
     What is said of an arm (`control`, `variant`) plays no part.
     """
-    deciding = {k: v for k, v in settings.items() if k not in ("arm_id", "control", "variant")}
-    short = hashlib.sha256((json.dumps(deciding, sort_keys=True) + more).encode()).hexdigest()[:8]
+    short = _hash({k: v for k, v in settings.items() if k not in ("arm_id", "control", "variant")}, more)
     parts = (settings[name] for name in ("method", "family", "profile"))
     return "-".join([*(part for part in parts if part not in ("", "none")), f"{settings['alpha']:g}", short])
 
 
 def amplification_factor(scores: pd.DataFrame, function: str = "sigmoid") -> Factor:
-    """SDA's a = F(S) of each prompt; prompts without a score have none.
+    """SDA's a = F(S) of each prompt, see `amplification`; prompts without a score have none.
 
-    Args:
-        scores: prompt_id, score, see `score_first_answers`; `amplification` reads the score by a function of this name.
+    `scores` has prompt_id and score, see `score_first_answers`.
     """
     known = scores.dropna(subset="score")
     values = amplification(known["score"].to_numpy(), function)
@@ -166,78 +141,64 @@ def amplification_factor(scores: pd.DataFrame, function: str = "sigmoid") -> Fac
 def with_variants(arms: pd.DataFrame) -> pd.DataFrame:
     """Arms with the column `variant`: how each differs from its method's first arm, in words; "" if it does not."""
     first: dict[str, Mapping] = {}
-    words = [_variant(row, first.setdefault(row["method"], row)) for row in arms.to_dict("records")]
-    return arms.assign(variant=words)
-
-
-def _variant(arm: Mapping, main: Mapping) -> str:
-    gate = {"gate": "gated", "": "not gated"}.get(arm["factor"], f"times {arm['factor']}")
-    words = {
-        "vector_alpha": f"beside the vector at {arm['vector_alpha']:g}",
-        "factor": f"a = {arm['factor'] or 1}" if check_method(arm["method"]).instructed else gate,
-        "positions": f"at {arm['positions']}",
-        "js_sigma": "temperature by divergence" if arm["js_sigma"] else "one temperature",
-        "temperature": f"T {arm['temperature']:g}" if arm["temperature"] else "greedy",
-    }
-    # Positions are no setting of an arm without a vector, and one beside a vector is named by that already.
-    differs = [c for c in words if arm[c] != main[c] and not (c == "positions" and arm["vector_alpha"])]
-    return ", ".join(words[column] for column in differs)
+    variants = []
+    for arm in arms.to_dict("records"):
+        main = first.setdefault(arm["method"], arm)
+        gate = {"gate": "gated", "": "not gated"}.get(arm["factor"], f"times {arm['factor']}")
+        words = {
+            "vector_alpha": f"beside the vector at {arm['vector_alpha']:g}",
+            "factor": f"a = {arm['factor'] or 1}" if check_method(arm["method"]).instructed else gate,
+            "positions": f"at {arm['positions']}",
+            "js_sigma": "temperature by divergence" if arm["js_sigma"] else "one temperature",
+            "temperature": f"T {arm['temperature']:g}" if arm["temperature"] else "greedy",
+        }
+        # Positions are no setting of an arm without a vector, and one beside a vector is named by that already.
+        differs = [c for c in words if arm[c] != main[c] and not (c == "positions" and arm["vector_alpha"])]
+        variants.append(", ".join(words[column] for column in differs))
+    return arms.assign(variant=variants)
 
 
 CONTROLS = ("prompt_only", "shuffled", "random")
 ABLATIONS = ("instructed", "steering_only", "temperature_only", "fixed")
 
 
-@dataclass(frozen=True)
-class Strengths:
-    """The grid of each method: logit rules, vectors (everybody's, users'; those where there are none), and SDA.
-
-    `vector_alpha` is that of the population's vector beside each logit rule; 0 for no such arms.
-    """
-
-    alphas: Sequence[float] = ()
-    caa_alphas: Sequence[float] = ()
-    composed_alphas: Sequence[float] = ()
-    sda_ks: Sequence[float] = ()
-    vector_alpha: float = 0.0
-
-
 def study_arms(
     methods: Sequence[str],
     controls: Sequence[str],
     *,
-    strengths: Strengths,
+    alphas: Sequence[float] = (),
+    caa_alphas: Sequence[float] = (),
+    composed_alphas: Sequence[float] = (),
+    sda_ks: Sequence[float] = (),
+    vector_alpha: float = 0.0,
     vectors: Sequence[VectorFamily],
     model: str,
     contexts: Contexts,
     positions: str,
     style: str,
     sampling: Sampling,
-    base_top_p: float = 1.0,
     branches: Mapping[str, str] | None = None,
-    amplification: Factor | float = 1.0,
+    amplification: Factor | None = None,
     gate: Factor | None = None,
     more_positions: Sequence[str] = (),
 ) -> pd.DataFrame:
     """Arms table of a study: the base, each method over its alphas, and the controls beside them.
 
     Args:
-        methods: those with an alpha, see `RULES`.
         controls: of "prompt_only" (the expert context as a prompt), "shuffled" (another user's category, or vector),
             "random" (a random vector); and of SDA's ablations "instructed" (the instruction as a prompt),
             "steering_only" (one temperature throughout), "temperature_only" (k = 0), "fixed" (a = 1 for every prompt).
-        strengths: the alphas.
+        alphas, caa_alphas, composed_alphas, sda_ks: of the logit rules, everybody's vectors, users' vectors (if none,
+            those of everybody's), and SDA.
+        vector_alpha: of the population's vector beside each logit rule; 0 for no such arms.
         vectors: all families; controls among them are used where `controls` names them.
-        model, contexts, positions, style, sampling, base_top_p: see `make_arms`. A temperature by divergence
-            (`js_sigma`) is that of rules with an instructed branch alone, as is `amplification`, their factor.
-        branches: names of trained models by branch; each method takes those of its branches. Where none of its
-            branches is left to a context, it has no shuffled control and stands under profile "none".
+        sampling: its `js_sigma` is that of rules with an instructed branch alone, as is `amplification`, their factor.
+        branches: each method takes those of its own; where none of them is left to a context, it has no shuffled
+            control.
         gate: factor of a second set of arms with the population's vector, conditional steering.
         more_positions: positions of further such sets, steering limited in time.
 
-    Raises:
-        ValueError: an unknown method or control, no vectors for a method that needs them, or settings that `make_arms`
-            refuses.
+    The rest as in `make_arms`. A ValueError says that a method or control is unknown or that a method lacks vectors.
     """
     known = {"method": acting_on("logits", "residual"), "control": (*CONTROLS, *ABLATIONS)}
     for what, given in (("method", methods), ("control", controls)):
@@ -251,29 +212,41 @@ def study_arms(
     rules = [check_method(name) for name in acting_on("logits") if name in methods]
     arms = [make("base")]
     for rule in (rule for rule in rules if not rule.instructed):
-        steer = partial(make, rule.name, strengths.alphas, base_top_p=base_top_p)
+        steer = partial(make, rule.name, alphas)
         arms += _by_profile(steer, rule.name, controls, branches)
-        if strengths.vector_alpha:
-            beside = {"vector_alpha": strengths.vector_alpha, "positions": positions}
+        if vector_alpha:
+            beside = {"vector_alpha": vector_alpha, "positions": positions}
             for family in for_all:
                 arms += _by_profile(partial(steer, family=family, **beside), rule.name, (), branches)
     if "prompt_only" in controls:
         arms += _by_profile(partial(make, "prompt_only"), "prompt_only", (), branches)
     for rule in (rule for rule in rules if rule.instructed):
-        arms += _instructed_arms(build, rule.name, controls, strengths.sda_ks, sampling, plain, amplification)
+        own = {"profile": "own", "factor": amplification}
+        steer, zero = (
+            partial(build, rule.name, sda_ks, **own),
+            partial(build, rule.zero, profile="own"),
+        )
+        falls = bool(sampling.js_sigma)
+        # The control, and what is left of the rule when a part is taken away.
+        parts = {
+            "shuffled": (True, partial(steer, profile="shuffled", sampling=sampling)),
+            "instructed": (True, partial(zero, sampling=plain)),
+            "steering_only": (falls, partial(steer, sampling=plain, ablation=True)),
+            "temperature_only": (falls, partial(zero, sampling=sampling, ablation=True)),
+            "fixed": (amplification, partial(steer, factor=None, sampling=sampling, ablation=True)),
+        }
+        arms += [steer(sampling=sampling)]
+        arms += [part() for name, (differs, part) in parts.items() if name in controls and differs]
     for method in (name for name in acting_on("residual") if name in methods):
         if not vectors:
             raise ValueError(f"method {method!r} needs steering vectors: run notebook 02 first")
         wanted = {"": True, "random_vector": "random" in controls, "shuffled_profile": "shuffled" in controls}
         for family in (one for one in vectors if wanted[one.control]):
-            own_grid = strengths.composed_alphas if family.vector_user else ()
-            steer = partial(
-                make,
-                method,
-                own_grid or strengths.caa_alphas,
-                family=family,
-                profile=family.vector_user or "none",
+            own, profile = (
+                composed_alphas if family.vector_user else (),
+                family.vector_user or "none",
             )
+            steer = partial(make, method, own or caa_alphas, family=family, profile=profile)
             arms += [steer(positions=positions)]
             if family in for_all:
                 arms += [steer(positions=where) for where in more_positions]
@@ -290,26 +263,3 @@ def _by_profile(
     profiles = ["own", "shuffled"] if "shuffled" in controls else ["own"]
     profiles = profiles if {*reads} - {*trained} else ["none"]
     return [make(profile=profile, branches=trained) for profile in profiles]
-
-
-def _instructed_arms(
-    make: partial,
-    method: str,
-    controls: Sequence[str],
-    ks: Sequence[float],
-    sampling: Sampling,
-    plain: Sampling,
-    amplification: Factor | float,
-) -> list[pd.DataFrame]:
-    """SDA and what is left of it when a part is taken away."""
-    steer = partial(make, method, ks, profile="own", factor=amplification, sampling=sampling)
-    zero = partial(make, check_method(method).zero, profile="own", sampling=plain)
-    falls = bool(sampling.js_sigma)
-    parts = {
-        "shuffled": (True, partial(steer, profile="shuffled")),
-        "instructed": (True, zero),
-        "steering_only": (falls, partial(steer, sampling=plain, ablation=True)),
-        "temperature_only": (falls, partial(zero, sampling=sampling, ablation=True)),
-        "fixed": (amplification != 1, partial(steer, factor=1.0, ablation=True)),
-    }
-    return [steer(), *(part() for name, (differs, part) in parts.items() if name in controls and differs)]

@@ -20,13 +20,9 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from steerlib.models import FrozenModel
 from steerlib.reading import TokenIds, batches_by_length, left_padded
+from steerlib.residual import Output, changed
 
 SHORTEST_SHARED_PREFIX = 8
-PREFILL_TOKENS = 4096
-"""Tokens of a forward pass, pads counted: more gain no speed and cost memory."""
-
-Output = Tensor | tuple
-"""What a block returns: the residual stream, or a tuple that begins with it."""
 
 
 class SlotLayer(CacheLayerMixin):
@@ -111,7 +107,7 @@ def shared_prefixes(sequences: Sequence[TokenIds]) -> list[int]:
     """How many opening tokens of each sequence are worth reading once for several of them; 0 where it shares none.
 
     Sequences that open with the same `SHORTEST_SHARED_PREFIX` tokens are a group; its prefix is what all of them share,
-    one token short of the shortest, since every sequence needs a last token of its own.
+    but for a last token of each one's own.
     """
     groups, lengths = defaultdict(list), [0] * len(sequences)
     for i, ids in enumerate(sequences):
@@ -145,10 +141,9 @@ class Span(NamedTuple):
 
 
 class Shared(NamedTuple):
-    """What a span takes from the span `source` of the same context.
+    """A span skips the blocks below `block` with the activations of the span `source` of the same context.
 
-    Blocks below `block` are skipped with its activations. `width` tokens at the end are run; those before are the
-    source's in every block.
+    `width` tokens at the end are run; those before are the source's in every block.
     """
 
     source: int
@@ -185,11 +180,8 @@ def run_spans(
 ) -> Tensor:
     """Raw next-token logits after each span, `(n, vocab)`; span i is written to row i of a cache.
 
-    Args:
-        cache: holds what the spans start behind.
-        columns: those that the spans are written to; all end in the last one, pads on the left.
-        forward: forward pass of token ids `(n, seq)` in the last of the columns of the given rows `(n,)`; raw logits
-            `(n, vocab)` of the last column.
+    The cache holds what the spans start behind. All end in the last of the `columns`, pads on the left. `forward` runs
+    token ids `(n, seq)` in the last columns of the given rows `(n,)`; raw logits `(n, vocab)` of the last column.
     """
     shared, logits = shared_activations(spans), {}
 
@@ -199,7 +191,7 @@ def run_spans(
         logits.update(zip(rows, z, strict=True))
 
     def passes(rows: list[int], widths: list[int]) -> list[list[int]]:
-        return [[rows[i] for i in batch] for batch in batches_by_length(widths, PREFILL_TOKENS)]
+        return [[rows[i] for i in batch] for batch in batches_by_length(widths)]
 
     whole = [row for row in range(len(spans)) if row not in shared]
     for sources in passes(whole, [len(spans[row].rest) for row in whole]):
@@ -214,7 +206,8 @@ def run_spans(
                 cache.copy_rows(of, rows, columns, block=block, before=columns.stop - width)
                 skip = nullcontext()
                 if block in inputs:
-                    received = part(inputs[block], [sources.index(row) for row in of], width)
+                    at = [sources.index(row) for row in of]
+                    received = changed(inputs[block], lambda h, at=at, width=width: h[at, -width:])
                     skip = skipped_blocks(frozen.blocks[:block], received)
                 with skip:
                     run(rows, width)
@@ -227,19 +220,9 @@ def block_inputs(blocks: nn.ModuleList, wanted: Iterable[int]) -> Generator[dict
     outputs: dict[int, Output] = {}
     with ExitStack() as stack:
         for n in {*wanted} - {0}:
-
-            def hook(block: nn.Module, inputs: tuple, output: Output, n: int = n) -> None:  # noqa: ARG001
-                outputs[n] = output
-
-            stack.callback(blocks[n - 1].register_forward_hook(hook).remove)
+            hook = blocks[n - 1].register_forward_hook(lambda *block, n=n: outputs.update({n: block[-1]}))
+            stack.enter_context(hook)
         yield outputs
-
-
-def part(output: Output, rows: Sequence[int], width: int) -> Output:
-    """Some rows and the last columns of a block's output, in the form that the block returns it in."""
-    residual = output[0] if isinstance(output, tuple) else output
-    rest = residual[torch.tensor(rows, device=residual.device), -width:]
-    return (rest, *output[1:]) if isinstance(output, tuple) else rest
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import pandas as pd
 
 from steerlib.models import FrozenModel
-from steerlib.reading import Messages, TokenIds, prompt_ids
+from steerlib.reading import TokenIds, prompt_ids
 from steerlib.tables import ATTRIBUTE_COLUMNS
 
 Contexts = Mapping[str, Mapping[str, str]]
@@ -80,15 +80,12 @@ def branch_ids(
     category: str,
     style: str,
     contexts: Contexts,
-    history: Messages = (),
+    history: str = "",
 ) -> TokenIds:
     """Token ids that one branch reads: the prompt alone ("base", "steered"), or with the branch's context.
 
-    SDA's instruction follows the prompt within the user's turn. In a continuation nothing can follow the text that
-    is to be continued, so it stands before it.
-
-    Raises:
-        ValueError: the contexts lack the category or the branch.
+    SDA's instruction follows the prompt within the user's turn; in a continuation, where nothing can follow the text,
+    it stands before it. A ValueError says that the contexts lack the category or the branch.
     """
     if branch in ("base", "steered"):
         return prompt_ids(frozen, prompt, style=style, history=history)
@@ -107,8 +104,25 @@ def branch_names(text: str) -> dict[str, str]:
 
 def check_branch_models(frozen: FrozenModel, arms: pd.DataFrame, models: BranchModels) -> None:
     """Refuse branch models of another vocabulary, width or device, and those that are not the ones the arms name."""
+    base, width = frozen.tokenizer.get_vocab(), frozen.model.config.get_text_config().vocab_size
     for branch, model in models.items():
-        _check_beside(frozen, model, f"the {branch} model {model.name!r}")
+        what, other = f"the {branch} model {model.name!r}", model.tokenizer.get_vocab()
+        if base != other:
+            _, token = min((index, token) for token, index in base.items() ^ other.items())
+            raise ValueError(
+                f"{what} has another vocabulary than the base {frozen.name!r}: token {token!r} is "
+                f"{other.get(token, 'missing')} there and {base.get(token, 'missing')} in the base"
+            )
+        own_width = model.model.config.get_text_config().vocab_size
+        if own_width != width:
+            raise ValueError(
+                f"{what} has {own_width} logits, the base {width}: the vocabularies are equal but padded "
+                "differently; bring one to the other's size with resize_token_embeddings"
+            )
+        if model.device != frozen.device:
+            raise ValueError(
+                f"{what} is on {model.device}, the base on {frozen.device}: load both on one device"
+            )
     read = set()
     for arm_id, text in zip(arms["arm_id"], arms["branches"], strict=True):
         for branch, name in branch_names(text).items():
@@ -121,22 +135,3 @@ def check_branch_models(frozen: FrozenModel, arms: pd.DataFrame, models: BranchM
         raise ValueError(
             f"no arm reads the {branch} model {models[branch].name!r}; name it in their branches"
         )
-
-
-def _check_beside(frozen: FrozenModel, model: FrozenModel, what: str) -> None:
-    base, other = frozen.tokenizer.get_vocab(), model.tokenizer.get_vocab()
-    if base != other:
-        different = [t for t in base.keys() | other.keys() if base.get(t) != other.get(t)]
-        token = min(different, key=lambda t: (min(v[t] for v in (base, other) if t in v), t))
-        raise ValueError(
-            f"{what} has another vocabulary than the base {frozen.name!r}: token {token!r} is "
-            f"{other.get(token, 'missing')} there and {base.get(token, 'missing')} in the base"
-        )
-    widths = [one.model.config.get_text_config().vocab_size for one in (model, frozen)]
-    if widths[0] != widths[1]:
-        raise ValueError(
-            f"{what} has {widths[0]} logits, the base {widths[1]}: the vocabularies are equal but padded "
-            "differently; bring one to the other's size with resize_token_embeddings"
-        )
-    if model.device != frozen.device:
-        raise ValueError(f"{what} is on {model.device}, the base on {frozen.device}: load both on one device")

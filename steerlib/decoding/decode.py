@@ -19,14 +19,12 @@ from torch import Tensor
 
 from steerlib.decoding.requests import Inputs, Request, make_requests
 from steerlib.decoding.sampling import NEAR_TIE, choose, gumbel_noise, penalise_, text_hash
-from steerlib.decoding.streams import MultiModelStreams
-from steerlib.models import FrozenModel, high_precision, row_size
+from steerlib.decoding.streams import MultiModelStreams, default_capacity
+from steerlib.models import FrozenModel, high_precision
 from steerlib.reading import with_thoughts
 from steerlib.residual import ResidualDose, steering_hooks, vectors_by_key
-from steerlib.rules import RULES, base_nucleus, js_temperature
+from steerlib.rules import RULES, js_temperature
 
-CPU_CAPACITY, CPU_BYTES = 384, 3 * 2**29
-"""Rows of a forward pass at most, and the memory that they may take; more rows gain no speed."""
 Progress = Callable[[int], object]
 Result = TypeVar("Result")
 
@@ -46,23 +44,15 @@ def decode(
     choice. The noise depends on (seed, prompt, step, token) alone, so arms are paired, and alpha = 0 gives the answer
     of the rule's zero token for token (on a GPU the two are different rows of one product, equal up to near-ties).
 
-    Args:
-        prompts: the prompts table, see `make_requests`.
-        arms: the arms table, see `make_arms`.
-        reference: keep the unsteered base beside every answer. Without it, steered answers of a vector cost half the
-            rows, and `nll_base` and `kl_to_base` are missing.
-        seeds, inputs: of the noise; what the arms name, see `Inputs`.
+    Prompts, arms, seeds and inputs as for `make_requests`, whose errors come before anything is decoded. Without
+    `reference`, the unsteered base beside every answer, steered answers of a vector cost half the rows, and `nll_base`
+    and `kl_to_base` are missing.
 
-    Returns:
-        The generations table: `nll_base` is the answer's summed negative log-likelihood under the unsteered base
-        in nats, `kl_to_base` the summed KL(steered || base) of its steps in nats (both before penalty and
-        temperature; steered means within the base's nucleus where the arm has `base_top_p` below 1, so that alpha = 0
-        has a KL too, the base is the whole of it), `near_ties` the steps whose two best scores were closer than 1e-3.
-        Thoughts (`<think>...</think>`) stand in `text` and `token_ids`, and count in none of the numbers.
-
-    Raises:
-        ValueError: as `make_requests`, before anything is decoded.
-        FloatingPointError: a logit that is not finite; arm, prompt, step and precision are named.
+    In the generations table that is returned, `nll_base` is the answer's summed negative log-likelihood under the
+    unsteered base in nats, `kl_to_base` the summed KL(steered || base) of its steps in nats (both before penalty and
+    temperature), `near_ties` the steps whose two best scores were closer than 1e-3. Thoughts (`<think>...</think>`)
+    stand in `text` and `token_ids`, and count in none of the numbers. A FloatingPointError names arm, prompt, step and
+    precision where a logit is not finite.
     """
     requests = make_requests(frozen, prompts, arms, seeds=seeds, **inputs)
     return decode_requests(frozen, requests, reference=reference, **inputs)
@@ -97,20 +87,36 @@ def decode_requests(
             progress(finished)
 
     def decoded(number: int) -> pd.DataFrame:
+        """The answers to one thread's share of the prompts."""
         torch.set_num_threads(1 if n > 1 else threads)  # of this thread
-        mine = [request for request in ordered if share[request.prompt_id] == number]
-        return _decoded(of_thread[number], mine, known, n, reference, told)
+        mine, own = [r for r in ordered if share[r.prompt_id] == number], of_thread[number]
+        capacity = max(8, default_capacity([*own.values()], mine) // n)
+
+        def answers(batch: Sequence[Request]) -> pd.DataFrame:
+            # Of a thousand users' vectors a batch has a few.
+            read = {stream.vector for request in batch for stream in request.branches.values()}
+            used = {key: vector for key, vector in known.items() if key in read}
+            with steering_hooks(own[""].model, used) as dose, torch.inference_mode():
+                return Batch(own, batch, dose, reference=reference).run(told)
+
+        batches, rows = [], capacity
+        for request in mine:
+            if rows + len(request.branches) > capacity:
+                batches.append([])
+                rows = 0
+            batches[-1].append(request)
+            rows += len(request.branches)
+        return pd.concat(halved(batches, answers), ignore_index=True)
 
     if n == 1:
         return decoded(0)
+    running = [_pool(n).submit(decoded, number) for number in range(n)]
     try:
-        running = [_pool(n).submit(decoded, number) for number in range(n)]
-        try:
-            return pd.concat([one.result() for one in running], ignore_index=True)
-        except BaseException:
-            stop.set()
-            wait(running)
-            raise
+        return pd.concat([one.result() for one in running], ignore_index=True)
+    except BaseException:
+        stop.set()
+        wait(running)
+        raise
     finally:
         torch.set_num_threads(threads)
 
@@ -136,35 +142,6 @@ def _twin(frozen: FrozenModel) -> FrozenModel:
     return replace(frozen, model=copy.deepcopy(frozen.model, memo))
 
 
-def _decoded(
-    models: Mapping[str, FrozenModel],
-    requests: Sequence[Request],
-    known: Mapping,
-    threads: int,
-    reference: bool,
-    progress: Progress,
-) -> pd.DataFrame:
-    """The answers to some requests in one thread of so many."""
-    frozen = models[""]
-    capacity = max(8, default_capacity([*models.values()], requests) // threads)
-
-    def answers(batch: Sequence[Request]) -> pd.DataFrame:
-        # Of a thousand users' vectors a batch has a few.
-        read = {stream.vector for request in batch for stream in request.branches.values()}
-        used = {key: vector for key, vector in known.items() if key in read}
-        with steering_hooks(frozen.model, used) as dose, torch.inference_mode():
-            return Batch(models, batch, dose, reference=reference).run(progress)
-
-    batches, rows = [], capacity
-    for request in requests:
-        if rows + len(request.branches) > capacity:
-            batches.append([])
-            rows = 0
-        batches[-1].append(request)
-        rows += len(request.branches)
-    return pd.concat(halved(batches, answers), ignore_index=True)
-
-
 def halved(
     batches: Sequence[Sequence[Request]], work: Callable[[Sequence[Request]], Result]
 ) -> Iterator[Result]:
@@ -181,22 +158,6 @@ def halved(
             pending = [batch[:half], batch[half:], *pending]
         else:
             yield found
-
-
-def default_capacity(models: Sequence[FrozenModel], requests: Sequence[Request]) -> int:
-    """Rows of a forward pass: as many as half of the free GPU memory, or `CPU_BYTES`, holds in the largest model."""
-    device, size = models[0].device, row_bytes(models, requests)
-    if device.type != "cuda":
-        return max(8, min(CPU_CAPACITY, CPU_BYTES // size))
-    # What torch has reserved and not given out counts as used by the driver, and is free for the next batch.
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return max(8, int((torch.cuda.mem_get_info(device)[0] + unused) / 2 // size))
-
-
-def row_bytes(models: Sequence[FrozenModel], requests: Sequence[Request]) -> int:
-    """Bytes of one row of a forward pass in the largest model, for the longest of some answers."""
-    tokens = max(len(s.ids) + r.sampling.max_new_tokens for r in requests for s in r.branches.values())
-    return max(row_size(frozen.model.config, frozen.dtype, tokens) for frozen in models)
 
 
 class NoiseKeys:
@@ -247,13 +208,12 @@ class Batch:
     ) -> None:
         self.frozen, self.requests, self.reference = models[""], requests, reference
         self.device = device = self.frozen.device
-        settings = [vars(r.sampling) | {"alpha": r.alpha, "base_top_p": r.base_top_p} for r in requests]
+        settings = [vars(r.sampling) | {"alpha": r.alpha} for r in requests]
         numbers = pd.DataFrame(settings).drop(columns="penalty_scope").astype(float)
         dtype = torch.promote_types(self.frozen.dtype, torch.float32)
         self.of = {name: torch.tensor(numbers[name].to_numpy(), dtype=dtype).to(device) for name in numbers}
         self.budget = self.of.pop("max_new_tokens").long()
         self.longest = int(self.budget.max())
-        self.limited = bool((self.of["base_top_p"] < 1).any())
         self.divergent = bool((self.of["js_sigma"] > 0).any())
         self.noise = NoiseKeys(requests, device) if (self.of["temperature"] > 0).any() else None
         self.streams = MultiModelStreams(
@@ -261,16 +221,13 @@ class Batch:
         )
         self.names = sorted({name for r in requests for name in r.branches})
         slot = self.streams.slot
-        self.slots = torch.tensor(
-            [[slot.get(r.branches.get(name), -1) for name in self.names] for r in requests], device=device
-        )
+        slots = [[slot.get(r.branches.get(name), -1) for name in self.names] for r in requests]
+        self.slots = torch.tensor(slots, device=device)
         # The rule's base: a vector beside a logit rule steers it too.
         own_base = [self.names.index("steered" if "steered" in r.branches else "base") for r in requests]
         self.own_base = torch.tensor(own_base, device=device)
-        self.members = {
-            method: torch.tensor([r.method == method for r in requests], device=device)
-            for method in {r.method for r in requests}
-        }
+        methods = [r.method for r in requests]
+        self.members = {one: torch.tensor([m == one for m in methods], device=device) for one in {*methods}}
         self.live = torch.arange(len(requests), device=device)
         self.stop_ids = torch.tensor(sorted(self.frozen.stop_ids), device=device)
         self.tokens = torch.zeros(len(requests), self.longest, dtype=torch.long, device=device)
@@ -306,10 +263,6 @@ class Batch:
             if len(mine):
                 branches = self._branches(z, live[mine], RULES[method].branches)
                 z_new[mine] = RULES[method].steer(branches, of["alpha"][mine])
-        if self.limited:
-            mine = (of["base_top_p"] < 1).nonzero()[:, 0]
-            inside = base_nucleus(z[base[mine]], of["base_top_p"][mine])
-            z_new[mine] = z_new[mine].masked_fill_(~inside, -torch.inf)
         if self.reference:
             log_norm, kl = self._divergence(z, z_new, base)
         penalise_(z_new, self.seen[live], of["repetition_penalty"])
@@ -341,26 +294,20 @@ class Batch:
         if self.divergent:
             mine = (of["js_sigma"] > 0).nonzero()[:, 0]
             z_own = self._branches(z, self.live[mine], ("instructed",))
-            t0, sigma, t_min = (
-                of[name][mine].to(self.nll) for name in ("temperature", "js_sigma", "min_temperature")
-            )
-            found = js_temperature(z_own["base"], z_own["instructed"], t0=t0, sigma=sigma, t_min=t_min)
+            names = {"t0": "temperature", "sigma": "js_sigma", "t_min": "min_temperature"}
+            settings = {name: of[column][mine] for name, column in names.items()}
+            found = js_temperature(z_own["base"], z_own["instructed"], **settings)
             temperature[mine] = found.to(temperature)
         return temperature
 
     def _divergence(self, z: Tensor, z_new: Tensor, base: Tensor) -> tuple[Tensor, Tensor]:
-        """Log normaliser of each row's base, and KL(steered || base), before penalty and temperature.
-
-        What the base's nucleus cuts has probability 0 in the steered distribution and adds nothing to the KL.
-        """
+        """Log normaliser of each row's base, and KL(steered || base), before penalty and temperature."""
         distinct, place = base.unique(return_inverse=True)
         log_norm = z[distinct].logsumexp(-1)[place]
         steered = ((self.slots[self.live] >= 0).sum(-1) > 1).nonzero()[:, 0]
         z_steered = z_new[steered]
         new_norm = z_steered.logsumexp(-1)
         difference = z_steered - z[base[steered]]
-        if self.limited:
-            difference.masked_fill_(z_steered.isneginf(), 0)
         weighted = z_steered.sub_(new_norm[:, None]).exp_().mul_(difference).sum(-1)
         kl = torch.zeros_like(log_norm)
         kl[steered] = (weighted - new_norm + log_norm[steered]).clamp_min(0)
@@ -372,7 +319,6 @@ class Batch:
         return z
 
     def _table(self) -> pd.DataFrame:
-        """The generations table."""
         steps = torch.arange(self.longest, device=self.device)
         ended = torch.isin(self.tokens, self.stop_ids) & (steps < self.budget[:, None])
         stopped = ended.any(-1)
@@ -386,19 +332,14 @@ class Batch:
             (steps >= thoughts[:, None]) & (steps < n[:, None]) for n in (counts, counts + stopped)
         )
         unknown = 0.0 if self.reference else torch.nan
-        return pd.DataFrame(
-            {
-                **{
-                    name: [getattr(r, name) for r in self.requests]
-                    for name in ("arm_id", "prompt_id", "seed")
-                },
-                "text": [text for text, _ in read],
-                "token_ids": ids,
-                "n_tokens": (counts - thoughts).tolist(),
-                "stopped": stopped.tolist(),
-                "nll_base": (unknown + self.nll.where(written, 0).sum(-1)).tolist(),
-                "kl_to_base": (unknown + self.kl.where(chosen, 0).sum(-1)).tolist(),
-                "near_ties": ((self.gap < NEAR_TIE) & chosen).sum(-1).tolist(),
-                "hardware": self.frozen.hardware,
-            }
+        keys = pd.DataFrame([(r.arm_id, r.prompt_id, r.seed) for r in self.requests])
+        return keys.set_axis(["arm_id", "prompt_id", "seed"], axis=1).assign(
+            text=[text for text, _ in read],
+            token_ids=ids,
+            n_tokens=(counts - thoughts).tolist(),
+            stopped=stopped.tolist(),
+            nll_base=(unknown + self.nll.where(written, 0).sum(-1)).tolist(),
+            kl_to_base=(unknown + self.kl.where(chosen, 0).sum(-1)).tolist(),
+            near_ties=((self.gap < NEAR_TIE) & chosen).sum(-1).tolist(),
+            hardware=self.frozen.hardware,
         )

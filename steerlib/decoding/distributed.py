@@ -124,17 +124,19 @@ def mapped_table(
     bar: tqdm | None = None,
     **settings: Any,
 ) -> pd.DataFrame:
-    """`function(held, **settings)` over blocks of one of its settings, its results in order, one below the other.
+    """`function(held, **settings)`, with workers over blocks of one of its settings, the results joined in order.
 
     For functions that treat each row by itself: `answer_likelihood` over generations, `likelihood_margins` over
     pairs, `ask_questions` over questions, `checked_scores` over texts.
 
     Args:
-        function, held, workers, bar: as for `mapped`.
+        function, held, workers, bar: as for `mapped`; 0 workers: one call, of all rows.
         over: the setting that is cut into blocks, a DataFrame or a list.
         rows: of a block.
         settings: of the function; each worker gets them once.
     """
+    if not workers:
+        return function(held, **settings)
     n = len(settings[over])
     blocks = [range(start, min(start + rows, n)) for start in range(0, n, rows)]
     given = (function, held, over, settings)

@@ -1,7 +1,10 @@
 """From prompts and arms to the answers asked for: which branches each needs, and how it is sampled."""
 
+import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import TypedDict
 
 import pandas as pd
@@ -16,9 +19,41 @@ from steerlib.decoding.contexts import (
 )
 from steerlib.decoding.sampling import Sampling
 from steerlib.models import FrozenModel
-from steerlib.reading import TokenIds, check_length, read_history
-from steerlib.residual import Factor, VectorFamily, VectorKey, family_of, strength
-from steerlib.rules import check_method
+from steerlib.reading import TokenIds, check_length
+from steerlib.residual import VectorFamily, VectorKey, family_of
+from steerlib.rules import RULES, check_method
+
+
+@dataclass(frozen=True)
+class Factor:
+    """What alpha is multiplied by, by prompt_id: SDA's a = F(S), or the gate (0 or 1) of conditional steering."""
+
+    name: str
+    values: Mapping[str, float]
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash of the values: answers under other factors are other arms."""
+        text = "\n".join(f"{prompt}={float(value)!r}" for prompt, value in sorted(self.values.items()))
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def strength(arm: Mapping, prompt_id: str, factors: Sequence[Factor]) -> tuple[float, float]:
+    """How strongly an arm (a row of the arms table) steers a prompt: alpha of the logits and alpha of the vector.
+
+        alpha F,    F = 1, or the prompt's value of the factor that the arm names
+
+    A ValueError says that there is no such factor, or none for this prompt.
+    """
+    name, alpha = arm["factor"], arm["alpha"]
+    by_name = {factor.name: factor.values for factor in factors}
+    if name and name not in by_name:
+        raise ValueError(f"arm {arm['arm_id']}: no factor is called {name!r}; there are {[*by_name]}")
+    value = float(by_name[name].get(prompt_id, math.nan)) if name else 1.0
+    if not math.isfinite(value):
+        raise ValueError(f"arm {arm['arm_id']}: factor {name!r} of prompt {prompt_id} is {value}")
+    of_vector = alpha if RULES[arm["method"]].acts_on == "residual" else arm["vector_alpha"]
+    return alpha * value, of_vector * value
 
 
 class Inputs(TypedDict, total=False):
@@ -54,13 +89,10 @@ class Stream:
 
 @dataclass(frozen=True)
 class Request:
-    """One answer: an arm, a prompt and a seed.
+    """One answer: an arm, a prompt and a seed; alpha is that of the logit rule, the prompt's factor included.
 
-    Attributes:
-        alpha: strength of the logit rule, the prompt's factor included.
-        branches: stream of each branch by name; "base" is always there. Where there is a "steered" one, the rule
-            reads it as its base.
-        base_top_p: mass of the base's nucleus outside which nothing is chosen; 1 for everything.
+    `branches` has the stream of each branch by name; "base" is always there. Where there is a "steered" one, the rule
+    reads it as its base.
     """
 
     arm_id: str
@@ -70,7 +102,6 @@ class Request:
     alpha: float
     sampling: Sampling
     branches: Mapping[str, Stream]
-    base_top_p: float = 1.0
 
 
 def sampling_of(arm: Mapping | pd.Series) -> Sampling:
@@ -97,9 +128,7 @@ def make_requests(
         arms: the arms table; an arm of a method that rewrites texts asks for nothing here.
         seeds: of the sampling noise; greedy arms are asked for the first alone, for all would be equal.
 
-    Raises:
-        ValueError: an empty prompt, or one that leaves no room for the answer (the prompt is named); no such vector;
-            a prompt without the factor that an arm names; branch models that `check_branch_models` refuses.
+    A ValueError names a prompt that is empty or too long, or a vector, a factor or a branch model that is absent.
     """
     models = branch_models or {}
     arms = arms[arms["method"].map(lambda method: check_method(method).acts_on != "text").astype(bool)]
@@ -107,21 +136,25 @@ def make_requests(
     rendered: dict[tuple, TokenIds] = {}
 
     def ids(prompt: Mapping, arm: Mapping, branch: str) -> TokenIds:
-        category, history = category_of(arm, prompt), prompt.get("history") or ""
+        # The category that steers: the user's own, another one, or the population's.
+        of_user = {"own": prompt.get("category"), "shuffled": prompt.get("shuffled_category")}
+        category, history = of_user.get(arm["profile"]) or arm["category"], prompt.get("history") or ""
         key = (prompt["prompt"], history, branch, category, arm["style"])
         if key not in rendered:
             texts = contexts or default_contexts(arm["style"])
             settings = {"category": category, "style": arm["style"], "contexts": texts}
-            rendered[key] = branch_ids(
-                frozen, prompt["prompt"], branch, history=read_history(history), **settings
-            )
+            rendered[key] = branch_ids(frozen, prompt["prompt"], branch, history=history, **settings)
         return rendered[key]
 
     requests = []
     for prompt in prompts.to_dict("records"):
         for arm in arms.to_dict("records"):
-            alpha, sampling = strength(arm, prompt["prompt_id"], factors), sampling_of(arm)
-            steering, trained = _steering(arm, prompt, vectors, alpha.vector), branch_names(arm["branches"])
+            alpha, of_vector = strength(arm, prompt["prompt_id"], factors)
+            sampling, trained, steering = sampling_of(arm), branch_names(arm["branches"]), ()
+            if arm["family"]:
+                family = family_of(arm, vectors)
+                key = (family.digest, family.user(prompt.get("user_id", "")))
+                steering = (key, of_vector, arm["positions"]) if of_vector else ()
             # A vector beside a logit rule steers every branch that the rule reads, its base as well.
             reads = ("base", *check_method(arm["method"]).branches, *(("steered",) if steering else ()))
             branches = {}
@@ -135,22 +168,5 @@ def make_requests(
                 check_length(models.get(model, frozen), context, sampling.max_new_tokens, what=what)
             for seed in seeds if sampling.temperature else seeds[:1]:
                 which = (arm["arm_id"], prompt["prompt_id"], int(seed), arm["method"])
-                requests.append(Request(*which, alpha.logits, sampling, branches, arm["base_top_p"]))
+                requests.append(Request(*which, alpha, sampling, branches))
     return requests
-
-
-def category_of(arm: Mapping, prompt: Mapping) -> str:
-    """The category that steers a prompt under an arm: the user's own, another one, or the population's."""
-    by_profile = {"own": prompt.get("category"), "shuffled": prompt.get("shuffled_category")}
-    return by_profile.get(arm["profile"]) or arm["category"]
-
-
-def _steering(
-    arm: Mapping, prompt: Mapping, vectors: Sequence[VectorFamily], alpha: float
-) -> tuple[VectorKey, float, str] | tuple[()]:
-    """Vector, strength and positions of a prompt under an arm; nothing at strength 0."""
-    if not arm["family"]:
-        return ()
-    family = family_of(arm, vectors)
-    key = (family.digest, family.user(prompt.get("user_id", "")))
-    return (key, alpha, arm["positions"]) if alpha else ()

@@ -39,8 +39,7 @@ class Sampling:
     Attributes:
         temperature: dimensionless; 0 is greedy.
         top_p: nucleus mass in (0, 1]; 1 keeps every token.
-        min_p: tokens less than this many times as probable as the best are cut (Nguyen et al. 2024); 0 keeps every
-            token. Instead of top_p, not beside it.
+        min_p: tokens less than this many times as probable as the best are cut (Nguyen et al. 2024), instead of top_p.
         repetition_penalty: >= 1; logits of tokens seen are divided by it where positive, multiplied where negative.
         penalty_scope: tokens counted as seen: the base branch's prompt and the answer so far
             ("prompt_and_generated", the library's default), or the answer alone ("generated_only").
@@ -79,9 +78,7 @@ class Sampling:
 def penalise_(z: Tensor, seen: Tensor, penalty: Tensor) -> Tensor:
     """`z` with the logits of seen tokens moved down, in place (Keskar et al. 2019, sec. 4.1, as transformers has it).
 
-    Args:
-        z, seen: steered logits and which tokens are penalised, `(batch, vocab)`.
-        penalty: `(batch,)`, 1 for none.
+    Steered logits and which tokens are penalised are `(batch, vocab)`, the penalty `(batch,)`, 1 for none.
     """
     row, token = seen.nonzero(as_tuple=True)
     value, factor = z[row, token], penalty[row]
@@ -100,10 +97,7 @@ def gumbel_noise(prompts: Tensor, seeds: Tensor, step: int, vocab: int, *, dtype
     The largest of z/T + g is a draw from softmax(z/T). The noise depends on nothing else, so all arms of a prompt
     share it (common random numbers: their differences are the steering's), in any batch and on any device.
 
-    Args:
-        prompts, seeds: hash of each row's prompt and its seed, int64 `(batch,)`.
-        step: 0-based index of the token to be chosen, of `vocab`.
-        dtype: of the result.
+    `prompts` and `seeds` are the hash of each row's prompt and its seed, int64 `(batch,)`; steps count from 0.
     """
     row = _mixed(_mixed(_mixed(prompts) ^ seeds) ^ step)
     token = _mixed(torch.arange(vocab, device=prompts.device) + 0x9E3779B9)
@@ -129,14 +123,9 @@ def choose(
     less than `top_p` together. No sort is needed: the winner of z/T + g over the whole vocabulary is the winner of the
     nucleus if it lies in it; if not, nothing below it does either, and the next winner is looked for above.
 
-    Args:
-        z: penalised logits, `(batch, vocab)`.
-        noise: Gumbel noise, `(batch, vocab)`; None where every row is greedy.
-        temperature, top_p, min_p: `(batch,)`, see `Sampling`.
-
-    Returns:
-        Tokens `(batch,)`, and the gap between the two best scores `(batch,)`: below `NEAR_TIE`, another batch shape
-        may choose the other in float32.
+    `z` are penalised logits and `noise` is Gumbel noise, `(batch, vocab)`, None where every row is greedy; the settings
+    are `(batch,)`, see `Sampling`. Returns tokens and the gap between the two best scores, `(batch,)` each: below
+    `NEAR_TIE`, another batch shape may choose the other in float32.
     """
     sampled = temperature > 0
     if noise is None:
@@ -173,8 +162,7 @@ class ScoreLines:
         temperature: above 0, one per row `(rows,)`; it may depend on the prefix, not on alpha.
         noise: added after the temperature, `(rows, vocab)`; None for greedy choice.
         seen: tokens with a repetition penalty, boolean `(rows, vocab)`.
-        penalty: 1 or more.
-        min_p: least probability against the best token's before noise; 0 for no nucleus.
+        penalty, min_p: as in `Sampling`.
     """
 
     intercept: Tensor
@@ -201,11 +189,8 @@ def upper_envelope(lines: Callable[[Tensor], ScoreLines], low: Tensor, high: Ten
     Neighbours of a row differ in their token, a piece ends where the next begins, and together they are [low, high].
     At a breakpoint the later piece begins.
 
-    Args:
-        lines: the scores of some rows, by their numbers; asked for as many as a chunk holds, as often as needed, so
-            that the lines of all rows never stand in memory together.
-        low, high: ends of each row's interval, `(rows,)`, low < high.
-        vocab: tokens of a row.
+    `lines` gives the scores of some rows, by their numbers; it is asked for as many as a chunk holds, so that those of
+    all rows never stand in memory together. `low` and `high` are `(rows,)`, low < high.
     """
     row = torch.arange(len(low), device=low.device)
     # Two estimates of one breakpoint differ by rounding alone; what is narrower is no interval.
@@ -252,21 +237,16 @@ class _Probe(NamedTuple):
     half: Tensor
 
 
-def _probe(lines: ScoreLines, low: Tensor, high: Tensor) -> _Probe:
-    middle = low + (high - low) / 2
+def _dominant(lines: ScoreLines, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The token chosen in the middle of each interval, and the largest interval around it where it surely is."""
+    middle, temperature = low + (high - low) / 2, lines.temperature[:, None]
     x = lines.intercept + middle[:, None] * lines.slope
     value, slope = x.clone(), lines.slope.clone()
     row, token = lines.seen.nonzero(as_tuple=True)
     xs, ds, p = x[row, token], slope[row, token], lines.penalty
     value[row, token] = torch.where(xs < 0, xs * p, xs / p)
     slope[row, token] = torch.where(xs < 0, ds * p, ds / p)
-    temperature = lines.temperature[:, None]
-    return _Probe(lines, x, value.div_(temperature), slope.div_(temperature), (high - low) / 2)
-
-
-def _dominant(lines: ScoreLines, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The token chosen in the middle of each interval, and the largest interval around it where it surely is."""
-    probe = _probe(lines, low, high)
+    probe = _Probe(lines, x, value.div_(temperature), slope.div_(temperature), (high - low) / 2)
     scores = probe.value if lines.noise is None else probe.value + lines.noise
     if lines.min_p:
         best = probe.value.argmax(-1)
@@ -280,7 +260,6 @@ def _dominant(lines: ScoreLines, low: Tensor, high: Tensor) -> tuple[Tensor, Ten
     else:
         token = scores.argmax(-1)
         left, right = _dominance(probe, scores, token)
-    middle = low + probe.half
     return token, (middle + left).clamp(low, high), (middle + right).clamp(low, high)
 
 
@@ -291,13 +270,15 @@ def _dominance(
 
     A rival is taken for its line at t = 0, which is nowhere below its score: at worst an interval is called too short,
     and the next probe continues it. Only rivals whose line reaches the winner's within the interval need a closer
-    look: few, once intervals are narrow.
-
-    Args:
-        scores: at t = 0, noise included where it counts, `(rows, vocab)`.
-        floor: value and slope of the nucleus's lower edge, `(rows,)` each; rivals below it are none.
+    look: few, once intervals are narrow. `scores` are those at t = 0, noise included where it counts, `(rows, vocab)`;
+    `floor` is value and slope of the nucleus's lower edge, `(rows,)` each, and rivals below it are none.
     """
-    left, right = _unbent(probe, winner)
+    # Where the winner's logit keeps its sign: everywhere if it has no penalty.
+    x, dx = _at(probe.x, winner), _at(probe.lines.slope, winner)
+    outward = torch.where(x < 0, -dx, dx)
+    bends = _at(probe.lines.seen, winner) & (probe.lines.penalty != 1)
+    left = torch.where(bends & (outward > 0), -x / dx, -torch.inf)
+    right = torch.where(bends & (outward < 0), -x / dx, torch.inf)
     top, rise = _at(scores, winner), _at(probe.slope, winner)
     reach = (probe.slope - rise[:, None]).abs_().mul_(probe.half[:, None])
     row, token = (reach > top[:, None] - scores).nonzero().unbind(-1)
@@ -309,17 +290,6 @@ def _dominance(
     ahead, behind = (start < stop) & (start >= 0), (start < stop) & (stop <= 0)
     right = right.scatter_reduce(0, row[ahead], start[ahead], "amin")
     left = left.scatter_reduce(0, row[behind], stop[behind], "amax")
-    return left, right
-
-
-def _unbent(probe: _Probe, token: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the token's logit keeps its sign around t = 0; everywhere if it has no penalty."""
-    x, dx = _at(probe.x, token), _at(probe.lines.slope, token)
-    zero = -x / dx
-    outward = torch.where(x < 0, -dx, dx)
-    bends = _at(probe.lines.seen, token) & (probe.lines.penalty != 1)
-    left = torch.where(bends & (outward > 0), zero, -torch.inf)
-    right = torch.where(bends & (outward < 0), zero, torch.inf)
     return left, right
 
 

@@ -1,6 +1,7 @@
 """Steering in three lines: plain strings go in, a DataFrame comes out; `decode` and `alpha_path` do the work."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -8,12 +9,15 @@ import pandas as pd
 from steerlib.decoding.alpha_path import alpha_path as path_of
 from steerlib.decoding.arms import make_arms
 from steerlib.decoding.decode import decode
+from steerlib.decoding.requests import Inputs
 from steerlib.decoding.sampling import Sampling
 from steerlib.models import FrozenModel
 from steerlib.reading import after_thinking
 from steerlib.residual import VectorFamily, Vectors, in_unit
 
 COLLAPSE_RATIO = 4.0
+"""Perplexity ratio above which an answer is flagged. For single greedy answers: the unsteered one is the likeliest text
+there is, and a fluent other one easily has twice its perplexity; broken text has ten times and more."""
 GIVEN = "given"
 """The category under which the caller's contexts stand."""
 
@@ -34,7 +38,6 @@ def steer(
     top_p: float = 1.0,
     repetition_penalty: float = 1.0,
     seed: int = 0,
-    collapse_ratio: float = COLLAPSE_RATIO,
     scorer: Callable[[list[str]], pd.DataFrame] | None = None,
 ) -> pd.DataFrame:
     """Answers to prompts at each alpha, with what steering did to them and what it cost.
@@ -45,70 +48,50 @@ def steer(
 
     Args:
         prompt: the text to continue, or the user's words in style "chat"; one or several.
-        expert, anti: desired and undesired context: a text before the prompt, a system message in style "chat". An
-            expert alone is refused: it has nothing to be moved away from; put it into the prompt, or give `anti` too.
+        expert, anti: desired and undesired context: a text before the prompt, a system message in style "chat".
         vector: steering vectors by layer, for instance a `SteeringVector`, instead of contexts.
         alpha: one strength or several, 0 or more with contexts; 0 is the unsteered answer.
-        unit: of the vector's alpha: "vector", or "residual" for shares of the residual's norm, see `in_unit`.
-        positions: where the vector is added, see `steered_positions`.
-        style: "continuation" or "chat".
-        max_new_tokens, temperature, top_p, repetition_penalty: see `Sampling`; temperature 0 is greedy.
-        seed: of the sampling noise, which all alphas share.
-        collapse_ratio: perplexity ratio above which an answer is flagged. The default of 4 is for single greedy
-            answers: the unsteered one is the likeliest text there is, and a fluent other one easily has twice its
-            perplexity; broken text has ten times and more. Means over many prompts want 2.
+        unit, positions: of the vector, see `in_unit` and `steered_positions`.
+        max_new_tokens, temperature, top_p, repetition_penalty, seed: see `Sampling`; all alphas share the noise.
         scorer: adds the column `toxicity`, see `load_scorer`.
 
     Returns:
         One row per prompt and alpha, in the order given: `prompt` (where several are given), `alpha`, `text`;
         `kl_per_token`, KL(steered || base) in nats; `perplexity` of the text under the unsteered model and
-        `perplexity_ratio` to that of its own answer; `collapsed`, true where the ratio is above `collapse_ratio` or
+        `perplexity_ratio` to that of its own answer; `collapsed`, true where the ratio is above `COLLAPSE_RATIO` or
         there is none, as for an empty answer.
 
     Raises:
         ValueError: an empty or too long prompt, an expert alone, contexts and a vector or neither, or a setting out
             of range.
     """
-    method, contexts = _method(expert, anti, vector)
+    method, signal = _method(expert, anti, vector)
     alphas = [float(one) for one in np.atleast_1d(np.asarray(alpha, dtype=float))]
-    sampling = Sampling(
-        temperature=temperature,
-        top_p=top_p,
-        repetition_penalty=repetition_penalty,
-        max_new_tokens=max_new_tokens,
-    )
-    family = None if vector is None else VectorFamily(GIVEN, {"": in_unit(model, vector, unit)}, unit=unit)
-    steered = make_arms(
-        method,
-        dict.fromkeys(alphas),
-        model=model.name,
-        contexts=contexts,
-        profile="population" if contexts else "none",
-        category=GIVEN if contexts else "",
-        family=family,
-        positions=positions,
-        style=style,
-        sampling=sampling,
-    )
-    base = make_arms("base", model=model.name, style=style, sampling=sampling)
-    arms = pd.concat([base, steered], ignore_index=True)
-    families = [family] if family else []
-    rows = decode(model, _frame(prompt), arms, seeds=[seed], contexts=contexts, vectors=families)
+    choice: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens}
+    sampling, families = Sampling(**choice, repetition_penalty=repetition_penalty), []
+    if vector is not None:
+        families = [VectorFamily(GIVEN, {"": in_unit(model, vector, unit)}, unit=unit)]
+        signal |= {"family": families[0], "positions": positions}
+    common: dict[str, Any] = {"model": model.name, "style": style, "sampling": sampling}
+    steered = make_arms(method, dict.fromkeys(alphas), **signal, **common)
+    arms = pd.concat([make_arms("base", **common), steered], ignore_index=True)
+    given: Inputs = {"contexts": signal.get("contexts"), "vectors": families}
+    rows = decode(model, _frame(prompt), arms, seeds=[seed], **given)
     rows = rows.merge(arms[["arm_id", "method", "control", "alpha"]], on="arm_id")
     rows["kl_per_token"] = rows.kl_to_base / rows.n_tokens
     rows["perplexity"] = np.exp(rows.nll_base / rows.n_tokens)
     of_base = rows[rows.control == "base"].set_index("prompt_id").perplexity
     rows["perplexity_ratio"] = rows.perplexity / rows.prompt_id.map(of_base)
-    rows["collapsed"] = ~(rows.perplexity_ratio <= collapse_ratio)
+    rows["collapsed"] = ~(rows.perplexity_ratio <= COLLAPSE_RATIO)
     several = not isinstance(prompt, str)
     wanted = pd.MultiIndex.from_product([prompt if several else [prompt], alphas], names=["prompt", "alpha"])
     rows = rows[rows.control != "base"].rename(columns={"prompt_id": "prompt"})
-    table = rows.set_index(["prompt", "alpha"]).loc[wanted].reset_index()
-    columns = ["prompt"] * several + ["alpha", "text", "kl_per_token", "perplexity", "perplexity_ratio"]
+    columns = ["text", "kl_per_token", "perplexity", "perplexity_ratio", "collapsed"]
+    table = rows.set_index(["prompt", "alpha"])[columns].loc[wanted].reset_index()
+    table = table if several else table.drop(columns="prompt")
     if scorer is None:
-        return table[[*columns, "collapsed"]]
-    scores = scorer([*map(after_thinking, table.text)])
-    return table.assign(toxicity=scores["toxicity"].to_numpy())[[*columns, "collapsed", "toxicity"]]
+        return table
+    return table.assign(toxicity=scorer([*map(after_thinking, table.text)])["toxicity"].to_numpy())
 
 
 def alpha_path(
@@ -130,42 +113,27 @@ def alpha_path(
     Args:
         alpha_max: end of the range, above 0.
         min_p: nucleus of a sampled path, see `Sampling`; top_p has no exact path.
-        model, prompt, expert, anti, style, max_new_tokens, temperature, repetition_penalty, seed: see `steer`.
+
+    Other arguments as in `steer`, errors as there and in `decoding.alpha_path`.
 
     Returns:
         One row per segment of alpha: `prompt` (where several are given), `alpha_low`, `alpha_high`, `text`,
         `perplexity` under the unsteered model, and `complete`, false where `text` is only what the answers of a
         crowded segment have in common so far.
-
-    Raises:
-        ValueError: as `steer` and `decoding.alpha_path`.
     """
-    method, contexts = _method(expert, anti, None)
-    sampling = Sampling(
-        temperature=temperature,
-        top_p=1.0,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        max_new_tokens=max_new_tokens,
-    )
-    arm = make_arms(
-        method,
-        [alpha_max],
-        contexts=contexts,
-        profile="population",
-        category=GIVEN,
-        style=style,
-        sampling=sampling,
-    )
-    segments = path_of(model, _frame(prompt), arm, seeds=[seed], contexts=contexts)
+    method, signal = _method(expert, anti, None)
+    choice: dict[str, Any] = {"temperature": temperature, "repetition_penalty": repetition_penalty}
+    sampling = Sampling(**choice, top_p=1.0, min_p=min_p, max_new_tokens=max_new_tokens)
+    arm = make_arms(method, [alpha_max], **signal, style=style, sampling=sampling)
+    segments = path_of(model, _frame(prompt), arm, seeds=[seed], contexts=signal["contexts"])
     segments = segments.rename(columns={"prompt_id": "prompt"})
     segments["perplexity"] = np.exp(segments.nll_base / segments.n_tokens)
     columns = ["alpha_low", "alpha_high", "text", "perplexity", "complete"]
     return segments[columns if isinstance(prompt, str) else ["prompt", *columns]]
 
 
-def _method(expert: str, anti: str, vector: Vectors | None) -> tuple[str, dict[str, dict[str, str]] | None]:
-    """The method that the arguments ask for, and its contexts."""
+def _method(expert: str, anti: str, vector: Vectors | None) -> tuple[str, dict[str, Any]]:
+    """The method that the arguments ask for, and what `make_arms` is told of its contexts."""
     if (vector is not None) == bool(expert or anti):
         raise ValueError("give expert= and anti=, or anti=, or vector=: one kind of steering, and not none")
     if expert and not anti:
@@ -173,10 +141,10 @@ def _method(expert: str, anti: str, vector: Vectors | None) -> tuple[str, dict[s
             "expert alone has nothing to move away from: give anti= too, or put it into the prompt"
         )
     if vector is not None:
-        return "caa", None
-    if expert:
-        return "expert_anti_expert", {GIVEN: {"expert": expert, "anti": anti}}
-    return "anti_expert", {GIVEN: {"anti": anti}}
+        return "caa", {}
+    texts = {"expert": expert, "anti": anti} if expert else {"anti": anti}
+    signal = {"contexts": {GIVEN: texts}, "profile": "population", "category": GIVEN}
+    return "expert_anti_expert" if expert else "anti_expert", signal
 
 
 def _frame(prompt: str | Sequence[str]) -> pd.DataFrame:

@@ -13,10 +13,12 @@ from torch import Tensor
 
 from steerlib.decoding.cache import SlotCache, Span, run_spans, shared_prefixes
 from steerlib.decoding.requests import Request, Stream
-from steerlib.models import FrozenModel
+from steerlib.models import FrozenModel, row_size
 from steerlib.reading import left_padded, position_ids
 from steerlib.residual import ResidualDose, steered_positions
 
+CPU_CAPACITY, CPU_BYTES = 384, 3 * 2**29
+"""Rows of a forward pass at most, and the memory that they may take; more rows gain no speed."""
 COLUMNS = 16
 """The cache's columns are a multiple of it: attention on a GPU would pad every mask to one."""
 
@@ -31,10 +33,8 @@ def first_steered(positions: str, length: int) -> int:
 class Streams:
     """The streams of one model: their cache, their masks, and the slots they live in.
 
-    Args:
-        streams: distinct streams; stream i starts in slot i.
-        capacity: slots, the most streams that may live at one time.
-        dose: what the model's residual hooks add.
+    Stream i of distinct ones starts in slot i; `capacity` slots are the most that may live at one time. `dose` is what
+    the model's residual hooks add.
     """
 
     def __init__(
@@ -47,8 +47,12 @@ class Streams:
         dose: ResidualDose,
     ) -> None:
         self.frozen, self.dose, self.streams, self.n_live = frozen, dose, list(streams), len(streams)
-        vectors = [*dose.first_layers]
-        self.prefixes = self._prefix_lengths()
+        vectors, contexts = [*dose.first_layers], list(dict.fromkeys(stream.ids for stream in streams))
+        lengths = dict(zip(contexts, shared_prefixes(contexts), strict=True))
+        # Sliding windows count columns, and the pads between prefix and rest would widen the gap.
+        if getattr(frozen.model.config.get_text_config(), "sliding_window", None):
+            lengths = dict.fromkeys(contexts, 0)
+        self.prefixes = [lengths[stream.ids] for stream in streams]
         self.head = max(self.prefixes, default=0)
         self.length = self.head + max(len(s.ids) - p for s, p in zip(streams, self.prefixes, strict=True))
         columns = -(-(self.length + max_new_tokens) // COLUMNS) * COLUMNS
@@ -65,14 +69,6 @@ class Streams:
             if stream.vector:
                 self.positions[slot] = self.specs.index(stream.positions)
                 self.alphas[slot, vectors.index(stream.vector)] = stream.alpha
-
-    def _prefix_lengths(self) -> list[int]:
-        # Sliding windows count columns, and the pads between prefix and rest would widen the gap.
-        if getattr(self.frozen.model.config.get_text_config(), "sliding_window", None):
-            return [0] * len(self.streams)
-        contexts = list(dict.fromkeys(stream.ids for stream in self.streams))
-        lengths = dict(zip(contexts, shared_prefixes(contexts), strict=True))
-        return [lengths[stream.ids] for stream in self.streams]
 
     def prefill(self) -> Tensor:
         """Read all contexts; raw next-token logits `(n_streams, vocab)`, float32 or higher, in the order of slots."""
@@ -123,10 +119,13 @@ class Streams:
 
     def _forward(self, ids: Tensor, mask: Tensor, slots: Tensor, cache: SlotCache) -> Tensor:
         """One forward pass over some slots, steering included; raw logits at the last column."""
-        position = position_ids(mask)[:, -ids.shape[1] :]
+        position, real = (one[:, -ids.shape[1] :] for one in (position_ids(mask), mask))
         if self.alphas.shape[1]:
-            steered = self._steered(position, slots) * mask[:, -ids.shape[1] :]
-            self.dose.coefficients = steered[..., None] * self.alphas[slots][:, None, :]
+            steered = torch.zeros_like(position, dtype=torch.bool)
+            lengths, specs = self.prompt_lengths[slots, None], self.positions[slots, None]
+            for number, spec in enumerate(self.specs[1:], start=1):
+                steered |= (specs == number) & steered_positions(spec, position, lengths)
+            self.dose.coefficients = (steered * real)[..., None] * self.alphas[slots][:, None, :]
         z = self.frozen.model(
             input_ids=ids,
             attention_mask=mask,
@@ -138,24 +137,11 @@ class Streams:
         self.dose.coefficients = None  # the same weights may stand for another branch, which is not steered
         return z.to(torch.promote_types(z.dtype, torch.float32))
 
-    def _steered(self, position: Tensor, slots: Tensor) -> Tensor:
-        """Which tokens at these positions of some slots are steered, `(rows, seq)`."""
-        steered = torch.zeros_like(position, dtype=torch.bool)
-        lengths, specs = self.prompt_lengths[slots, None], self.positions[slots, None]
-        for number, spec in enumerate(self.specs[1:], start=1):
-            steered |= (specs == number) & steered_positions(spec, position, lengths)
-        return steered
-
     def advance(self, parents: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Append a token to each next stream; several may have the same parent, which then splits.
+        """Append a token to the parent of each next stream, a slot; both `(n_next,)`.
 
-        Args:
-            parents: slot that each next stream continues, `(n_next,)`; streams that are nobody's parent end.
-            tokens: token appended to each, `(n_next,)`.
-
-        Returns:
-            Slot of each next stream `(n_next,)`, and raw next-token logits in the order of the slots,
-            `(n_next, vocab)`.
+        Several may have the same parent, which then splits; a stream that is nobody's parent ends. Returns the slot of
+        each next stream `(n_next,)`, and raw next-token logits in the order of the slots, `(n_next, vocab)`.
         """
         slot, n = self._place(parents.tolist()), len(parents)
         ids = torch.empty(n, 1, dtype=torch.long, device=self.frozen.device)
@@ -184,13 +170,9 @@ class Streams:
 class MultiModelStreams:
     """The streams of some answers, each in the model that reads it: slots of the first model, then of the next.
 
-    Args:
-        models: the frozen model under "", trained ones by branch.
-        rows_per_request: rows that one answer may split into.
-        dose: steering of the frozen model's own streams.
-
-    Attributes:
-        slot: of each stream, before the first step.
+    `models` has the frozen model under "", trained ones by branch; `rows_per_request` are the rows that one answer may
+    split into; `dose` is the steering of the frozen model's own streams. `slot` is that of each stream before the first
+    step.
     """
 
     def __init__(
@@ -210,28 +192,19 @@ class MultiModelStreams:
             # Alike lengths lie side by side, so that prefill pads little.
             ordered = sorted(set(mine), key=lambda s: (len(s.ids), s.ids, s.vector, s.alpha, s.positions))
             self.slot |= {stream: len(self.slot) + i for i, stream in enumerate(ordered)}
-            one = Streams(
-                models[name],
-                ordered,
-                capacity=len(mine) * rows_per_request,
-                max_new_tokens=max_new_tokens,
-                dose=ResidualDose() if name or dose is None else dose,
-            )
-            self.parts.append(one)
+            own_dose = ResidualDose() if name or dose is None else dose
+            limits = {"capacity": len(mine) * rows_per_request, "max_new_tokens": max_new_tokens}
+            self.parts.append(Streams(models[name], ordered, **limits, dose=own_dose))
 
     def prefill(self) -> Tensor:
-        """Read all contexts; raw next-token logits `(n_streams, vocab)`, see `Streams.prefill`."""
+        """As `Streams.prefill`, of all models."""
         return self._rows([part.prefill() for part in self.parts])
 
     def append(self, slots: Tensor, tokens: Tensor, vocab: int) -> tuple[Tensor, Tensor]:
-        """Append each answer's token to its branches; answers that still agree share them.
+        """Append each answer's token, `(answers,)`, to its branches; answers that still agree share them.
 
-        Args:
-            slots: of the branches, `(answers, branches)`; -1 for none.
-            tokens: `(answers,)`, of `vocab`.
-
-        Returns:
-            The new slots, and raw next-token logits in their order.
+        `slots` are `(answers, branches)`, -1 for no branch. Returns the new ones, and raw next-token logits in their
+        order.
         """
         used = slots >= 0
         distinct, place = (slots * vocab + tokens[:, None])[used].unique(return_inverse=True)
@@ -239,7 +212,7 @@ class MultiModelStreams:
         return slots.masked_scatter(used, slot[place]), z
 
     def advance(self, parents: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Append a token to each next stream, see `Streams.advance`; a model with no stream left is not run."""
+        """As `Streams.advance`; a model with no stream left is not run."""
         slots = torch.empty_like(parents)
         logits, first, placed = [], 0, 0
         for part in self.parts:
@@ -257,3 +230,19 @@ class MultiModelStreams:
     def _rows(self, logits: Sequence[Tensor]) -> Tensor:
         # A model in a lower precision than the base's takes the base's.
         return logits[0] if len(logits) == 1 else torch.cat([z.to(logits[0].dtype) for z in logits])
+
+
+def default_capacity(models: Sequence[FrozenModel], requests: Sequence[Request]) -> int:
+    """Rows of a forward pass: as many as half of the free GPU memory, or `CPU_BYTES`, holds in the largest model."""
+    device, size = models[0].device, row_bytes(models, requests)
+    if device.type != "cuda":
+        return max(8, min(CPU_CAPACITY, CPU_BYTES // size))
+    # What torch has reserved and not given out counts as used by the driver, and is free for the next batch.
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return max(8, int((torch.cuda.mem_get_info(device)[0] + unused) / 2 // size))
+
+
+def row_bytes(models: Sequence[FrozenModel], requests: Sequence[Request]) -> int:
+    """Bytes of one row of a forward pass in the largest model, for the longest of some answers."""
+    tokens = max(len(s.ids) + r.sampling.max_new_tokens for r in requests for s in r.branches.values())
+    return max(row_size(frozen.model.config, frozen.dtype, tokens) for frozen in models)

@@ -19,7 +19,7 @@ from steerlib.decoding.decode import Progress, decode_requests
 from steerlib.decoding.distributed import Workers, mapped
 from steerlib.decoding.requests import Inputs, Request, Stream, make_requests, sampling_of
 from steerlib.models import FrozenModel
-from steerlib.reading import after_thinking, answer_nll, check_length, prompt_ids, read_history
+from steerlib.reading import after_thinking, answer_nll, check_length, prompt_ids
 from steerlib.rules import acting_on
 from steerlib.tables import append_part, has_table, progress_bar, read_table
 
@@ -44,14 +44,8 @@ def run_sweep(
 
     Stop it at any moment and call it again: finished blocks are kept, and a new arm costs its own answers alone.
 
-    Args:
-        frozen, prompts, arms, seeds, inputs: see `decode`.
-        folder: the run's folder; parts of the generations table are written there, by this process alone.
-        workers: 0 to decode in this process, N or "auto" for Ray actors, see `mapped`; the answers are the same.
-
-    Raises:
-        ValueError: as `make_requests`, before anything is decoded.
-        BlocksFailed: blocks that workers could not do, when all others are written.
+    The parts are written to the run's folder by this process alone. `workers` as in `mapped`, which may raise
+    BlocksFailed when all other blocks are written; the rest as in `decode`.
     """
     requests = make_requests(frozen, prompts, arms, seeds=seeds, **inputs)
     held = (frozen, inputs)
@@ -77,11 +71,7 @@ def finish_requests(
 ) -> pd.DataFrame:
     """The answers to the requests, in their order; those that the run's generations table lacks are made first.
 
-    Args:
-        decoded: rows of the generations table for some requests; called with `held`, those and `progress`.
-        held: models and what else every block needs.
-        what: the work, shown before the progress bar.
-        workers: see `mapped`.
+    `decoded` gives rows of the table for some requests; it is called with `held`, those and `progress`, see `mapped`.
     """
     if not requests:
         raise ValueError("no prompts, arms or seeds: there is nothing to decode")
@@ -148,20 +138,10 @@ def run_aligner(
     thoughts; of a conversation its last turn alone) and decodes with the base's sampling. One with a chat template
     is asked by it, one without reads `ALIGNER_TEMPLATE`.
 
-    Args:
-        aligner: the corrector; its vocabulary may be another.
-        frozen: the model whose answers they are.
-        arms, generations: the bases whose answers are corrected, and those answers.
-        folder: the run's folder, see `run_sweep`.
-        seeds: those of the bases' answers.
-
-    Returns:
-        The generations table. `token_ids`, `n_tokens` and `nll_base` are those of the text under the unsteered base;
-        `kl_to_base` is missing, as the base chose no step. `near_ties`, `stopped` and `hardware` are the aligner's.
-
-    Raises:
-        ValueError: the answer of a base is missing, or leaves no room for its correction (the prompt is named); before
-            anything is decoded.
+    In the generations table that is returned, `token_ids`, `n_tokens` and `nll_base` are those of the text under the
+    unsteered base, `frozen`; `kl_to_base` is missing, as the base chose no step. `near_ties`, `stopped` and `hardware`
+    are the aligner's, whose vocabulary may be another. A ValueError names, before anything is decoded, a prompt whose
+    base has no answer, or one that leaves no room for its correction.
 
     Source: Ji et al., Aligner: Efficient Alignment by Learning to Correct, NeurIPS 2024 (arXiv:2402.02416); SDA,
     table 1, compares with it on the same answers.
@@ -236,7 +216,7 @@ def _under_the_base(
     """Answers of the aligner with what the base says of them."""
     read = {}
     for row in prompts[prompts["prompt_id"].isin(table["prompt_id"])].to_dict("records"):
-        history = read_history(row.get("history") or "")
+        history = row.get("history") or ""
         read[row["prompt_id"]] = prompt_ids(frozen, row["prompt"], style=style, history=history)
     texts = [*map(after_thinking, table["text"])]
     ids = [tuple(i) for i in frozen.tokenizer(texts, add_special_tokens=False).input_ids]

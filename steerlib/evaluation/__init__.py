@@ -1,41 +1,21 @@
 # ruff: noqa: F401
 """Room of notebook 04: toxicity distance, fluency, diversity, choices, the verdict, and intervals for all of them."""
 
-from steerlib.evaluation.answers import (
-    distinct_n,
-    effective_number,
-    length,
-    overshoots,
-    per_prompt,
-    repetition,
-    top_share,
-    toxicity_distance,
-)
+from steerlib.evaluation.answers import per_prompt
 from steerlib.evaluation.controls import (
     CURVE,
     chosen_arms,
     equal_kl_multiple,
     first_temperature,
     kl_on_dev,
-    match_controls,
-    mix_controls,
     with_controls,
 )
 from steerlib.evaluation.group_alphas import personal_alphas, tuned_arm
-from steerlib.evaluation.intervals import (
-    Interval,
-    cluster_interval,
-    max_t_band,
-    paired_interval,
-    share_interval,
-    sign_flip_test,
-)
+from steerlib.evaluation.intervals import Interval, cluster_interval, max_t_band, paired_interval
 from steerlib.evaluation.likelihood import answer_likelihood, likelihood_margins, token_divergence
 from steerlib.evaluation.multiple_choice import (
     ask_questions,
-    brier,
     letter_ids,
-    option_probabilities,
     question_prompt,
     read_questions,
     sample_questions,
@@ -52,19 +32,6 @@ from steerlib.evaluation.preference import (
     safety_margins,
     sda_comparators,
 )
-from steerlib.evaluation.responses import (
-    arm_path,
-    dose_responses,
-    quality_by_sampling,
-    response_slopes,
-    selectivity,
-)
-from steerlib.evaluation.summary import small_subgroups, summarise, summarise_choices
-from steerlib.evaluation.verdict import (
-    Verdict,
-    enough,
-    operating_range,
-    verdict,
-    verdict_shown,
-    with_interval,
-)
+from steerlib.evaluation.responses import dose_responses, quality_by_sampling, response_slopes, selectivity
+from steerlib.evaluation.summary import summarise, summarise_choices
+from steerlib.evaluation.verdict import enough, operating_range, verdict, verdict_shown, with_interval

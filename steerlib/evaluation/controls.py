@@ -23,29 +23,15 @@ def one_alpha_each(curve: pd.DataFrame) -> dict[str, float]:
 
 
 def chosen_arms(
-    metrics: pd.DataFrame,
-    arms: pd.DataFrame,
-    *,
-    base_arm: str,
-    metric: str = "reduction_percent",
-    max_perplexity_ratio: float = np.inf,
+    metrics: pd.DataFrame, arms: pd.DataFrame, *, base_arm: str, max_perplexity_ratio: float
 ) -> pd.DataFrame:
-    """The arm of each curve at the alpha chosen on dev prompts; the base, alpha 0, where nothing helps.
+    """The arm of each curve that lowers toxicity most on dev prompts; the base, alpha 0, where nothing helps.
 
-    Ties go to the smaller alpha.
-
-    Args:
-        metrics, arms: the tables; dev rows against `base_arm` over all prompts are read.
-        metric: what is made large.
-        max_perplexity_ratio: alphas of a larger dev perplexity over the base's take no part.
-
-    Returns:
-        A row a curve with an alpha: the columns of `CURVE`, alpha, arm_id, and `dev`, the metric (0 at the base).
-
-    Raises:
-        ValueError: no dev rows of the metric, or two arms of one curve and alpha.
+    Alphas of a larger dev perplexity over the base's take no part; ties go to the smaller alpha. A row a curve with an
+    alpha: the columns of `CURVE`, alpha, arm_id, and `dev`, the reduction (0 at the base). A ValueError for no dev rows
+    of the reduction, or two arms of one curve and alpha.
     """
-    names = [column for column in CURVE if column in arms]
+    metric, names = "toxicity_reduction_percent", list(CURVE)
     over_all = (metrics["subgroup"] == "all") & (metrics["split"] == "dev")
     rows = metrics[over_all & (metrics["comparator"] == base_arm)]
     dear = (rows["metric"] == "perplexity_ratio") & (rows["value"] > max_perplexity_ratio)
@@ -98,8 +84,7 @@ def match_controls(arms: pd.DataFrame, kl: pd.Series | None = None) -> pd.DataFr
 
         control = weight * control_arm + (1 - weight) * other_arm,   weights linear in KL per token, see `mix_controls`
 
-    Args:
-        kl: KL per token by arm_id, see `kl_on_dev`; None for controls at equal alpha alone.
+    `kl` is KL per token by arm_id, see `kl_on_dev`; without it there are controls at equal alpha alone.
 
     Returns:
         arm_id, control_arm, kind ("shuffled_profile", "random_vector"), matched ("alpha", for vectors that is equal
@@ -108,10 +93,8 @@ def match_controls(arms: pd.DataFrame, kl: pd.Series | None = None) -> pd.DataFr
     settings = [column for column in arms if column not in VARIES]
     controls = arms[arms["control"].isin(KINDS)]
     both = arms[arms["control"] == ""].merge(controls, on=settings, suffixes=("", "_control"))
-    if "family" in arms:
-        shuffled = both["control_control"] == "shuffled_profile"
-        both = both[~shuffled | (both["family"] == both["family_control"])]
     both = both.rename(columns={"arm_id_control": "control_arm", "control_control": "kind"})
+    both = both[(both["kind"] != "shuffled_profile") | (both["family"] == both["family_control"])]
     both = both.assign(other_arm="", weight=1.0)
     found = [both[both["alpha"] == both["alpha_control"]].assign(matched="alpha")]
     if kl is not None:

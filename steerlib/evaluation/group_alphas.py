@@ -9,6 +9,7 @@ BY = {"category": "category", "user": "user_id"}
 """What an alpha is chosen for, and the column of the prompts table that says whose it is."""
 SHRINKAGE = 8
 """How many prompts the curve over all dev prompts counts for beside a group's own."""
+CHOSEN = [*CURVE, "by", "group", "alpha", "arm_id", "global_alpha", "global_arm_id"]
 
 
 def personal_alphas(
@@ -19,33 +20,25 @@ def personal_alphas(
     by: str,
     base_arm: str,
     min_prompts: int,
-    column: str = "distance",
+    column: str,
 ) -> pd.DataFrame:
-    """The alpha of each category or user with the largest fall of the distance on its dev prompts.
+    """The alpha of each category or user with the largest fall of a measure D on its dev prompts.
 
         fall_g(alpha) = (n_g mean_g + 8 mean_all) / (n_g + 8),   mean_g: of D(base) - D(alpha) over dev prompts of g
 
     Base takes part with alpha 0 and a fall of 0; ties go to the smaller alpha. A group with fewer than
-    `min_prompts` dev prompts takes the global alpha, the best over all dev prompts.
+    `min_prompts` dev prompts takes the global alpha, the best over all dev prompts. D is a column of `per_prompt`.
+    `by` is "category" (of the prompt's user, c*(u); needs splits by users) or "user" (needs splits by conversations).
 
-    Args:
-        values: see `per_prompt`; dev prompts are read, and `column` is made small.
-        by: "category" (of the prompt's user, c*(u); needs splits by users) or "user" (needs splits by conversations).
-
-    Returns:
-        A row a curve and group: the columns of `CURVE`, by, group, alpha, arm_id, global_alpha, global_arm_id,
-        n_prompts (dev), own (False where the global alpha was taken).
-
-    Raises:
-        ValueError: unknown `by`, splits that do not serve it, no dev prompts, a dev prompt without a value under
-            some arm, or two arms of one curve and alpha.
+    A row a curve and group, columns `CHOSEN`. A ValueError for unknown `by`, splits that do not serve it, no dev
+    prompts, a dev prompt without a value under some arm, or two arms of one curve and alpha.
     """
     _check_splits(prompts, by)
     dev = prompts[prompts["split"] == "dev"].set_index("prompt_id")
     steered = arms[arms["arm_id"].isin(values["arm_id"]) & (arms["alpha"] != 0)]
     table = values.pivot(index="prompt_id", columns="arm_id", values=column).reindex(dev.index)
-    rows, names = [], [name for name in CURVE if name in steered]
-    for curve, group in steered.groupby(names, sort=True):
+    rows = []
+    for curve, group in steered.groupby(list(CURVE), sort=True):
         alpha = one_alpha_each(group) | {base_arm: 0.0}
         own = table.reindex(columns=sorted(alpha, key=lambda arm: abs(alpha[arm])))
         if own.isna().any(axis=None):
@@ -57,13 +50,8 @@ def personal_alphas(
             part = falls[dev[BY[by]] == name]
             enough = len(part) >= min_prompts
             best = str((part.sum() + SHRINKAGE * falls.mean()).idxmax()) if enough else everywhere
-            rows.append(
-                dict(zip(names, curve, strict=True))
-                | {"by": by, "group": name, "alpha": alpha[best], "arm_id": best}
-                | {"global_alpha": alpha[everywhere], "global_arm_id": everywhere}
-                | {"n_prompts": len(part), "own": enough}
-            )
-    return pd.DataFrame(rows)
+            rows.append([*curve, by, name, alpha[best], best, alpha[everywhere], everywhere])
+    return pd.DataFrame(rows, columns=CHOSEN)
 
 
 def _check_splits(prompts: pd.DataFrame, by: str) -> None:
@@ -78,7 +66,7 @@ def _check_splits(prompts: pd.DataFrame, by: str) -> None:
         raise ValueError(f"user {min(both)!r} has dev and test prompts: a category needs splits by users")
     if by == "user" and not both and len(test):
         raise ValueError("no user has dev and test prompts: a user's alpha needs splits by conversations")
-    shared = set(dev.get("conversation_id", ())) & set(test.get("conversation_id", ()))
+    shared = set(dev["conversation_id"]) & set(test["conversation_id"])
     if shared:
         raise ValueError(f"conversation {min(shared)!r} is in both dev and test")
 
@@ -95,17 +83,15 @@ def tuned_arm(
     """Metrics on test prompts of each curve with the alphas of `personal_alphas`, against base and its global alpha.
 
     Other arguments as `summarise`. Rows of the metrics table: arm_id is the curve's columns and `alpha-by-category` or
-    `-user`, joined by "-"; it is in no arms table, so every metric of `summarise` has `tuned_` before its name.
-
-    Raises:
-        ValueError: a test prompt without alpha or without a value under its arm.
+    `-user`, joined by "-"; it is in no arms table, so every metric of `summarise` has `tuned_` before its name. A
+    ValueError for a test prompt without alpha or without a value under its arm.
     """
     members = [one for one in subgroups(prompts, users) if one.split == "test"]
     test = prompts[prompts["split"] == "test"]
-    parts, against, names = [values], {}, [name for name in CURVE if name in alphas]
-    for _, chosen in alphas.groupby([*names, "by"], sort=True):
+    parts, against = [values], {}
+    for _, chosen in alphas.groupby([*CURVE, "by"], sort=True):
         first = chosen.iloc[0]
-        words = [first[name] for name in names if first[name] not in ("", "none")]
+        words = [first[name] for name in CURVE if first[name] not in ("", "none")]
         name = "-".join([*words, f"alpha-by-{first['by']}"])
         arm = test[BY[first["by"]]].map(chosen.set_index("group")["arm_id"])
         if arm.isna().any():

@@ -48,12 +48,8 @@ class Bounds(NamedTuple):
 def cluster_sums(rows: ArrayLike, clusters: ArrayLike | None) -> tuple[Floats, Floats, int]:
     """Column sums of each cluster `(columns, K)`, its number of rows `(K,)`, and the number of rows.
 
-    Args:
-        rows: `(n,)` or `(n, columns)`.
-        clusters: label of each row's cluster, `(n,)`; None for independent rows, whose order then does not matter.
-
-    Raises:
-        ValueError: no rows, a value that is not finite, or clusters of another length or with a missing label.
+    Rows are `(n,)` or `(n, columns)`, clusters a label of each row, or None for independent rows, whose order then does
+    not matter. A ValueError for no rows, a value that is not finite, or clusters of another length or without a label.
     """
     values = np.asarray(rows, dtype=np.float64)
     values = values[:, None] if values.ndim == 1 else values
@@ -90,9 +86,8 @@ def jackknife_bounds(
     Where all clusters agree and the range [A, B] is finite, the bounds are those of an event seen in 0 of K clusters,
     q = 1 - .025^(1/K): g - q (g - A) and g + q (B - g). A width of 0 would claim certainty.
 
-    Args:
-        sums: `(columns, ..., K)`; sizes: `(K,)`, rows of each cluster; within: range of the statistic.
-        of_means: means `(columns, ...)` -> statistic `(...)`.
+    Sums are `(columns, ..., K)`, sizes `(K,)` the rows of each cluster, `within` is the range of the statistic, which
+    `of_means` takes from means `(columns, ...)` to `(...)`.
 
     Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, ch. 11; the jackknife over clusters is CR3
     of MacKinnon, Nielsen and Webb, J. Applied Econometrics 2023.
@@ -148,7 +143,7 @@ def share_bounds(sums: Floats, sizes: Floats, *, within: Range = (0.0, 1.0)) -> 
 
 
 @lru_cache(maxsize=32)
-def _halves(k: int) -> Floats:
+def halves(k: int) -> Floats:
     """Clusters that sign flips pick out, `(K, patterns)` of 0 and 1; the first has all."""
     # A pattern and its opposite say the same, so cluster 0 is always in. Every arm has the same patterns.
     if k <= EXACT:
@@ -169,7 +164,7 @@ def ratio_bounds(top: Floats, bottom: Floats) -> Bounds:
 
     Source: sign flips of clusters: Canay, Romano and Shaikh, Econometrica 2017; for ratios as Fieller 1954.
     """
-    half = _halves(bottom.shape[-1])
+    half = halves(bottom.shape[-1])
     with np.errstate(all="ignore"):
         value = top.sum(axis=-1) / bottom.sum(axis=-1)
         one, other = (top @ s / (bottom @ s) for s in (half, 1 - half))
@@ -203,13 +198,9 @@ def cluster_interval(
 ) -> Interval:
     """Cluster-t interval of a function of column means, by default the mean of the first column.
 
-    Args:
-        rows, clusters: see `cluster_sums`, one row a prompt; within: see `jackknife_bounds`.
-        of_means: column means `(..., columns)` -> statistic `(...)`.
-
-    Raises:
-        ValueError: as `cluster_sums`, or an undefined statistic. Where it is undefined without some cluster, or there
-            is one cluster, bounds are NaN.
+    For rows (one a prompt) and clusters see `cluster_sums`, for `within` `jackknife_bounds`; `of_means` goes from
+    `(..., columns)` to `(...)`. A ValueError for an undefined statistic. Where it is undefined without some cluster, or
+    there is one cluster, bounds are NaN.
     """
     sums, sizes, n = cluster_sums(rows, clusters)
     found = jackknife_bounds(sums, sizes, lambda m: of_means(np.moveaxis(m, 0, -1)), within=within)
@@ -237,12 +228,8 @@ def paired_interval(
         difference          mean method - mean base
         reduction_percent   100 (1 - mean method / mean base), at most 100; change_percent is its negative
 
-    Args:
-        base, method: one value a prompt, `(n,)`, in the same order; average over seeds first.
-        clusters, within: see `cluster_interval`; the range is that of a difference.
-
-    Raises:
-        ValueError: shapes differ, no prompts, a missing value, a ratio to 0, or an unknown statistic.
+    Values are one a prompt, `(n,)`, in the same order, averaged over seeds; the range is that of a difference. A
+    ValueError where shapes differ, for no prompts, a missing value, a ratio to 0, or an unknown statistic.
 
     Source: paired and clustered errors for evaluations: Miller, Adding Error Bars to Evals, arXiv 2411.00640. Ratios
     are those of means, not means of ratios: prompts with a base near 0 do not rule them.
@@ -261,11 +248,20 @@ def paired_interval(
     return Interval(*flipped, *ratio[3:])
 
 
-def sign_flip_test(values: ArrayLike, clusters: ArrayLike | None = None) -> float:
-    """Two-sided p value of a mean of 0, in (0, 1], the signs of whole clusters being flipped; see `cluster_sums`."""
-    sums, _, _ = cluster_sums(values, clusters)
-    flipped = np.abs(sums[0] @ (2 * _halves(sums.shape[1]) - 1))
-    return float((flipped >= flipped[0] * (1 - 1e-12)).mean())
+def difference_of_two(first: Interval, second: Interval) -> Interval:
+    """Second minus first, of two samples that share nothing; n and n_clusters are the smaller of the two.
+
+        low = d - sqrt((v2 - l2)^2 + (u1 - v1)^2),   high = d + sqrt((u2 - v2)^2 + (v1 - l1)^2)
+
+    Where they do share prompts or users the interval is wider than need be: their effects rise and fall together.
+
+    Source: Zou and Donner, Statistics in Medicine 2008 (MOVER).
+    """
+    value = second.value - first.value
+    low = value - np.hypot(second.value - second.low, first.high - first.value)
+    high = value + np.hypot(second.high - second.value, first.value - first.low)
+    smaller = min(first.n, second.n), min(first.n_clusters, second.n_clusters)
+    return Interval(value, float(low), float(high), *smaller, "two samples")
 
 
 def max_t_band(responses: pd.DataFrame, clusters: ArrayLike | None = None) -> pd.DataFrame:
@@ -273,14 +269,9 @@ def max_t_band(responses: pd.DataFrame, clusters: ArrayLike | None = None) -> pd
 
         m_a -+ q error_a,   q: quantile of max_a |m*_a - m_a| / error*_a over 10,000 resamples of clusters
 
-    `responses` is `(prompts, alphas)`, alphas as column labels; differences from the base for a band of the effect.
-
-    Returns:
-        alpha, value, low, high, n, n_clusters, by rising alpha. A point without any spread has a band of no width;
-        the band is nowhere narrower than the point's own cluster-t interval.
-
-    Raises:
-        ValueError: as `cluster_sums`; fewer than 2 clusters.
+    `responses` is `(prompts, alphas)`, alphas as column labels; differences from the base for a band of the effect. A
+    point without any spread has a band of no width; the band is nowhere narrower than the point's own cluster-t
+    interval. A ValueError for fewer than 2 clusters.
 
     Source: Westfall and Young, Resampling-Based Multiple Testing, 1993 (max-T); its studentised cluster form.
     """

@@ -8,15 +8,15 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from steerlib.decoding.contexts import BranchModels, Contexts, branch_ids, default_contexts
-from steerlib.decoding.requests import Request, Stream, VectorKey, make_requests
+from steerlib.decoding.contexts import Contexts, branch_ids
+from steerlib.decoding.requests import Inputs, Request, Stream, VectorKey, make_requests
 from steerlib.models import FrozenModel
 from steerlib.reading import (
     TokenIds,
@@ -25,7 +25,6 @@ from steerlib.reading import (
     batches_by_length,
     check_length,
     prompt_ids,
-    read_history,
 )
 from steerlib.residual import VectorFamily, Vectors, steered_positions, steering_hooks, vectors_by_key
 from steerlib.rules import RULES, js_divergence
@@ -154,20 +153,14 @@ def log_probability(z: Tensor, answer: TokenIds) -> list[float]:
 def answer_likelihood(
     frozen: FrozenModel, prompts: pd.DataFrame, generations: pd.DataFrame, *, style: str
 ) -> pd.DataFrame:
-    """Negative log-likelihood of each answer, given its prompt, under any model.
+    """The fluency table: negative log-likelihood of each answer, given its prompt, under any model.
 
         nll = -sum_t ln p(y_t | prompt, y_<t)     over the answer's tokens, in nats
 
-    Answers are read as text, so a model with another tokenizer can judge them; neither a stop token nor thoughts are
-    part of an answer.
-    `style` is that of the generations: "chat" (the judging model's own template) or "continuation".
-
-    Returns:
-        The fluency table, in the order of the generations: nll and n_tokens of the judging model, both 0 for an empty
-        answer. Perplexities of models with different tokenizers are not comparable.
-
-    Raises:
-        ValueError: a prompt that is not in its table or is empty, or a text longer than the model's context.
+    Answers are read as text, so a model with another tokenizer can judge them (perplexities of two tokenizers are not
+    comparable); neither a stop token nor thoughts are part of an answer, and an empty one has nll and n_tokens 0.
+    `style` is that of the generations: "chat" (the judging model's own template) or "continuation". A ValueError for
+    a prompt that is not in its table or is empty, or a text longer than the model's context.
 
     Source: Liu et al., DExperts, ACL 2021: a larger, independent model judges; they average perplexities of texts.
     """
@@ -178,7 +171,7 @@ def answer_likelihood(
         if prompt not in known:
             raise ValueError(f"prompt {prompt!r} of the generations is not in the prompts")
         if prompt not in read:
-            history = read_history(known[prompt].get("history") or "")
+            history = known[prompt].get("history") or ""
             read[prompt] = Stream(prompt_ids(frozen, known[prompt]["prompt"], style=style, history=history))
         answer = tuple(frozen.tokenizer(after_thinking(text), add_special_tokens=False).input_ids)
         check_length(frozen, read[prompt].ids, len(answer), what=f"answer to prompt {prompt}")
@@ -195,13 +188,7 @@ def answer_likelihood(
 
 
 def likelihood_margins(
-    frozen: FrozenModel,
-    pairs: pd.DataFrame,
-    arms: pd.DataFrame,
-    *,
-    vectors: Sequence[VectorFamily] = (),
-    contexts: Contexts | None = None,
-    branch_models: BranchModels | None = None,
+    frozen: FrozenModel, pairs: pd.DataFrame, arms: pd.DataFrame, **inputs: Unpack[Inputs]
 ) -> pd.DataFrame:
     """Margin of every pair under every arm: is the preferred answer the more likely one?
 
@@ -213,25 +200,22 @@ def likelihood_margins(
     Args:
         pairs: pair_id, user_id, prompt, preferred, dispreferred; for arms of profile "own" or "shuffled" also category
             or shuffled_category, the user's, unless the arm's signal is a user's vector.
-        arms: of one style; vectors, contexts, branch_models: see `decode`.
+        arms: of one style; inputs: as of `decode`.
 
     Returns:
-        The preference table, model being the arm_id: one row an arm and pair, pair by pair; margin in nats per token.
+        The preference table, model being the arm_id, pair by pair; margin in nats per token.
 
     Raises:
-        ValueError: arms of several styles, an answer without tokens or too long for the model's context, an arm that
-            cuts the base's nucleus (an answer outside it has no likelihood), or what `make_requests` refuses.
+        ValueError: arms of several styles, an answer without tokens or too long for the model's context, or what
+            `make_requests` refuses.
     """
-    cut, styles = arms[arms["base_top_p"] < 1], arms["style"].unique()
-    if len(cut):
-        raise ValueError(f"arm {cut['arm_id'].iloc[0]} cuts the base's nucleus: an answer has no likelihood")
+    styles = arms["style"].unique()
     if len(styles) != 1:
         raise ValueError(f"arms must be of one style, not {', '.join(styles)}")
-    models, sides = {"": frozen, **(branch_models or {})}, ("preferred", "dispreferred")
-    asked = pairs.rename(columns={"pair_id": "prompt_id"})
+    models, sides = {"": frozen, **(inputs.get("branch_models") or {})}, ("preferred", "dispreferred")
+    asked, vectors = pairs.rename(columns={"pair_id": "prompt_id"}), inputs.get("vectors", ())
     shortest = arms.assign(max_new_tokens=1, temperature=0.0, min_temperature=0.0)
-    ask = partial(make_requests, contexts=contexts, vectors=vectors, branch_models=branch_models)
-    requests = ask(frozen, asked, shortest, seeds=[0])
+    requests = make_requests(frozen, asked, shortest, seeds=[0], **inputs)
     by_pair = [requests[i : i + len(arms)] for i in range(0, len(requests), len(arms))]
     answers = [[answer_ids(frozen, text, style=styles[0]) for text in pairs[side]] for side in sides]
     texts = [
@@ -284,34 +268,21 @@ def _per_token(requests: Sequence[Request], answer: TokenIds, z: Mapping[Forced,
 
 
 def token_divergence(
-    frozen: FrozenModel,
-    prompts: pd.DataFrame,
-    answers: pd.Series,
-    *,
-    style: str = "chat",
-    contexts: Contexts | None = None,
+    frozen: FrozenModel, prompts: pd.DataFrame, answers: pd.Series, *, style: str, contexts: Contexts
 ) -> pd.DataFrame:
     """Jensen-Shannon divergence of SDA's two branches at every token of given answers: what its temperature reads.
 
         JS_t = KL(P1 || M)/2 + KL(P2 || M)/2,   P1 = P(. | Q, y_<t),  P2 = P(. | Q, I, y_<t),  M = (P1 + P2)/2
 
-    Args:
-        prompts: prompt_id, prompt, category (key of the contexts); answers: text by prompt_id, of some of them.
-
-    Returns:
-        One row a token: prompt_id, place (from 0), token_id, token (its text), js in nats (0 to ln 2), and the token's
-        own log-probability without and with the instruction in nats, lp_base and lp_instructed.
-
-    Raises:
-        ValueError: an answer to no prompt, contexts without instruction, or a text longer than the model's context.
+    `prompts` have prompt_id, prompt and category (key of the contexts), `answers` are texts by prompt_id. One row a
+    token: prompt_id, js in nats (0 to ln 2). A ValueError for an answer to no prompt, contexts without
+    instruction, or a text longer than the model's context.
 
     Source: SDA, eq. 6.
     """
     strange = answers.index.difference(prompts["prompt_id"])
     if len(strange):
         raise ValueError(f"answer to {strange[0]!r}: there is no such prompt")
-    contexts = default_contexts(style) if contexts is None else contexts
-    columns = ["prompt_id", "place", "token_id", "token", "js", "lp_base", "lp_instructed"]
     rows: list[tuple] = []
     for prompt in prompts[prompts["prompt_id"].isin(answers.index)].to_dict("records"):
         ids = answer_ids(frozen, answers[prompt["prompt_id"]], style=style)
@@ -320,9 +291,6 @@ def token_divergence(
         check_length(frozen, both[1].ids, len(ids), what=f"prompt {prompt['prompt_id']}")
         z = dict(forced_logits({"": frozen}, [(stream, ids) for stream in both] if ids else []))
         if z:
-            tokens = frozen.tokenizer.batch_decode([[one] for one in ids])
-            one, two = (z[stream, ids] for stream in both)
-            each = (js_divergence(one, two).tolist(), log_probability(one, ids), log_probability(two, ids))
-            told = zip(range(len(ids)), ids, tokens, *each, strict=True)
-            rows += [(prompt["prompt_id"], *at) for at in told]
-    return pd.DataFrame(rows, columns=columns)
+            js = js_divergence(*(z[stream, ids] for stream in both))
+            rows += [(prompt["prompt_id"], at) for at in js.tolist()]
+    return pd.DataFrame(rows, columns=["prompt_id", "js"])

@@ -1,22 +1,19 @@
 """Multiple-choice questions and option probabilities. The demo set is our own, never to be called MMLU."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import ArrayLike
-from torch import Tensor
 
-from steerlib.decoding.contexts import BranchModels, Contexts, branch_names
-from steerlib.decoding.requests import Request, make_requests
+from steerlib.decoding.contexts import branch_names
+from steerlib.decoding.requests import Inputs, Request, make_requests
 from steerlib.evaluation.intervals import Floats
 from steerlib.evaluation.likelihood import forced_logits, read_streams
 from steerlib.models import FrozenModel
 from steerlib.profiles.sources import hub_file, read_rows
-from steerlib.residual import VectorFamily
 from steerlib.rules import RULES
 from steerlib.tables import SCHEMA, progress_bar
 from steerlib.toxicity import ATTRIBUTES
@@ -30,11 +27,9 @@ CELLS = ["question", *LETTERS, "answer"]
 def read_questions(source: str = "demo", *, split: str = "test") -> pd.DataFrame:
     """Questions with four options: question_id (subject/split/row), subject, question, A, B, C, D, answer (a letter).
 
-    Args:
-        source: "demo", our own 60 questions in six subjects (and one dev question each); the hub id "cais/mmlu", at a
-            pinned revision; or a folder with `<split>/<subject>_<split>.csv`, either without header (question, A, B,
-            C, D, letter) or with the header question, choice0..choice3, answer 0..3.
-        split: "test", or "dev" for the shots.
+    The source is "demo", our own 60 questions in six subjects (and one dev question each); the hub id "cais/mmlu", at a
+    pinned revision; or a folder with `<split>/<subject>_<split>.csv`, either without header (question, A, B, C, D,
+    letter) or with the header question, choice0..choice3, answer 0..3. The split is "test", or "dev" for the shots.
 
     Raises:
         FileNotFoundError: no such folder or split, or the hub cannot be reached; the message says what to do.
@@ -117,39 +112,25 @@ def letter_ids(frozen: FrozenModel) -> list[int]:
     return [ids[-1] for ids in found]
 
 
-def option_probabilities(z: Mapping[str, Tensor], method: str, alpha: float) -> Floats:
-    """Probabilities of the four options under a method, `(n, 4)`, of the letters' raw logits `(n, 4)` by branch.
-
-        p = softmax(intercept + alpha slope)     over the letters; intercept and slope are the rule's line
-
-    A rule combines the logits of each token by themselves: the letters' logits of one pass serve every alpha.
-
-    Source: Hendrycks et al., MMLU, ICLR 2021 (evaluation code). Temperature and nucleus play no part.
-    """
-    intercept, slope = RULES[method].line(z)
-    return (intercept + alpha * slope).softmax(-1).cpu().double().numpy()
-
-
 def ask_questions(
     frozen: FrozenModel,
     questions: pd.DataFrame,
     arms: pd.DataFrame,
     *,
-    contexts: Contexts,
-    vectors: Sequence[VectorFamily] = (),
-    branch_models: BranchModels | None = None,
     dev: pd.DataFrame | None = None,
     shots: int = 0,
     categories: Sequence[str] = ATTRIBUTES,
+    **inputs: Unpack[Inputs],
 ) -> pd.DataFrame:
     """The choices table: option probabilities of every question under every arm; a branch reads it once for all alphas.
+
+        p = softmax(intercept + alpha slope)     over the letters; intercept and slope are the rule's line
 
     A question stands as plain text behind the context, as in the reference, whatever the style of the generations. Left
     out are arms of a shuffled profile, whose contexts are those of "own", those that a question alone does not settle
     (a vector of each user, a factor of each prompt), and an aligner. Column category is that of the contexts, or "".
 
     Args:
-        contexts, vectors, branch_models: see `decode`.
         dev, shots: solved questions, the first so many of the subject before each; STEER-Away has 1, the CAA study 0.
         categories: under whose contexts an arm of profile "own" is asked; by default the six of STEER-Away, in an SDA
             run the dimensions of its prompts.
@@ -158,13 +139,13 @@ def ask_questions(
         ValueError: fewer dev questions than shots, a question longer than the model's context, letters that are not
             single tokens, or what `make_requests` refuses.
     """
+    if not inputs.get("contexts"):
+        raise ValueError("name the contexts of the generations: a question has no style to choose them by")
     prompts = pd.DataFrame({"prompt_id": questions["question_id"], "prompt": _prompts(questions, dev, shots)})
-    of_prompts = (arms["factor"] != "") & pd.to_numeric(arms["factor"], errors="coerce").isna()
-    left_out = (arms["profile"] == "shuffled") | (arms["vector_user"] != "") | of_prompts
+    left_out = (arms["profile"] == "shuffled") | (arms["vector_user"] != "") | (arms["factor"] != "")
     left_out |= arms["method"].map(lambda method: RULES[method].acts_on == "text")
     shortest = {"style": "continuation", "max_new_tokens": 1, "temperature": 0.0, "min_temperature": 0.0}
     arms = arms[~left_out].assign(**shortest)
-    ask = partial(make_requests, contexts=contexts, vectors=vectors, branch_models=branch_models)
     reads = [
         bool({*RULES[method].context_branches} - {*branch_names(trained)})
         for method, trained in zip(arms["method"], arms["branches"], strict=True)
@@ -173,20 +154,21 @@ def ask_questions(
     asked: list[tuple[str, str, list[Request]]] = []
     for category in ("", *categories):  # one call for many arms tokenises each text once
         part = arms[personal == bool(category)]
-        requests = ask(frozen, prompts.assign(category=category), part, seeds=[0])
+        requests = make_requests(frozen, prompts.assign(category=category), part, seeds=[0], **inputs)
         for i, (arm_id, own) in enumerate(zip(part["arm_id"], part["category"], strict=True)):
             asked.append((arm_id, category or own, requests[i :: len(part)]))
-    letters, read = letter_ids(frozen), {}
+    letters, read, models = letter_ids(frozen), {}, {"": frozen, **(inputs.get("branch_models") or {})}
     texts = {(s, (letters[0],)) for _, _, own in asked for one in own for s in read_streams(one).values()}
     with progress_bar(len(texts), what="questions", unit="text") as bar:
-        for (stream, _), z in forced_logits({"": frozen, **(branch_models or {})}, texts, vectors):
+        for (stream, _), z in forced_logits(models, texts, inputs.get("vectors", ())):
             read[stream] = z[0, letters]
             bar.update()
     rows, order = [], list(arms["arm_id"])
     for arm_id, category, own in sorted(asked, key=lambda one: order.index(one[0])):
         by_question = [{name: read[stream] for name, stream in read_streams(one).items()} for one in own]
         z = {name: torch.stack([one[name] for one in by_question]) for name in by_question[0]}
-        p = option_probabilities(z, own[0].method, own[0].alpha)
+        intercept, slope = RULES[own[0].method].line(z)
+        p = (intercept + own[0].alpha * slope).softmax(-1).cpu().double().numpy()
         part = pd.DataFrame(p, columns=[f"p_{letter}" for letter in LETTERS])
         right = np.array(LETTERS)[p.argmax(axis=1)] == questions["answer"].to_numpy()
         part = part.assign(question_id=questions["question_id"].to_numpy(), correct=right)
@@ -205,17 +187,8 @@ def _prompts(questions: pd.DataFrame, dev: pd.DataFrame | None, shots: int) -> l
     return [question_prompt(one, solved[one["subject"]]) for one in questions.to_dict("records")]
 
 
-def brier(probabilities: ArrayLike, answers: Sequence[str]) -> Floats:
-    """Brier score of each question: sum over options of (p - 1[answer])^2, in [0, 2]; 0.75 for four equal options.
-
-    Source: Brier, Monthly Weather Review 1950.
-    """
-    right = np.array(LETTERS) == np.asarray(answers)[:, None]
-    return np.square(np.asarray(probabilities, dtype=np.float64) - right).sum(axis=1)
-
-
-def calibration_gaps(probabilities: ArrayLike, answers: Sequence[str], *, bins: int = 10) -> Floats:
-    """Confidence minus correctness of each question, in the column of its confidence bin, `(n, bins)`.
+def calibration_gaps(p: Floats, answers: Sequence[str], *, bins: int = 10) -> Floats:
+    """Confidence minus correctness of each question, in the column of its confidence bin, `(n, bins)`; p is `(n, 4)`.
 
         ECE = sum_b n_b / n |mean confidence_b - accuracy_b| = sum_b |column mean b|
 
@@ -223,7 +196,6 @@ def calibration_gaps(probabilities: ArrayLike, answers: Sequence[str], *, bins: 
 
     Source: Guo et al., On Calibration of Modern Neural Networks, ICML 2017.
     """
-    p = np.asarray(probabilities, dtype=np.float64)
     confidence, gaps = p.max(axis=1), np.zeros((len(p), bins))
     right = np.array(LETTERS)[p.argmax(axis=1)] == np.asarray(answers)
     gaps[np.arange(len(p)), np.minimum((confidence * bins).astype(int), bins - 1)] = confidence - right

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -45,17 +44,12 @@ def judge_pairs(
 ) -> pd.DataFrame:
     """Verdicts on each answer of an arm to a test prompt beside the comparators' with the same seed, in both orders.
 
-    Args:
-        folder: the run's folder; its table `verdicts` is the cache.
-        comparators: arm_id by name, see `sda_comparators`.
-        dimension: of each prompt_id, what is judged; prompts without one are left out.
+    The table `verdicts` of the run's folder is the cache. Comparators are those of `sda_comparators`; `dimension` is by
+    prompt_id, and prompts without one are left out. A ValueError where a comparator lacks some of the arm's answers.
 
     Returns:
         comparator (the name), dimension, prompt_id, seed, prompt, text, other, cluster (the user), and four scores:
         score and other_score with the text shown first, score_second and other_score_first with the other shown first.
-
-    Raises:
-        ValueError: a comparator lacks some of the arm's answers.
     """
     asked = prompts[prompts["split"] == "test"].rename(columns={"user_id": "cluster"})
     asked = asked.assign(dimension=asked["prompt_id"].map(dimension)).dropna(subset="dimension")
@@ -74,17 +68,11 @@ def judge_pairs(
     return pd.concat(parts, ignore_index=True)
 
 
-class PlaceBias(NamedTuple):
-    """Points gained by standing first, with interval; share of pairs whose winner turns with the order."""
-
-    bonus: Interval
-    turned: float
-
-
-def place_bias(shown: pd.DataFrame) -> PlaceBias:
+def place_bias(shown: pd.DataFrame) -> tuple[Interval, float]:
     """How much a judge favours the answer that it reads first, over the pairs of `judge_pairs` that have all scores.
 
-    A ValueError where none has.
+    Points gained by standing first, with interval, and the share of pairs whose winner turns with the order. A
+    ValueError where no pair has all scores.
     """
     rows = shown.dropna(subset=SCORES)
     if rows.empty:
@@ -93,7 +81,7 @@ def place_bias(shown: pd.DataFrame) -> PlaceBias:
     bonus = cluster_interval((ahead + behind) / 2, rows["cluster"])
     first = np.sign(rows["score"] - rows["other_score"])
     second = np.sign(rows["score_second"] - rows["other_score_first"])
-    return PlaceBias(bonus, float((first * second < 0).mean()))
+    return bonus, float((first * second < 0).mean())
 
 
 COUNTS = {"win": 1, "even": 0, "lose": -1}
@@ -104,14 +92,9 @@ def margins_by(shown: pd.DataFrame) -> pd.DataFrame:
 
         omega = (win - lose) / (win + even + lose)
 
-    The paper calls it win rate; 0 is no difference, and a win rate of one half. Pairs that lack a score are missing.
-
-    Returns:
-        dimension, comparator, value, low, high (by user within [-1, 1], see `share_bounds`), win, even, lose, missing,
-        n_clusters.
-
-    Raises:
-        ValueError: of some dimension and comparator, no pair has all scores.
+    The paper calls it win rate; 0 is no difference, and a win rate of one half. Columns are dimension, comparator,
+    value, low, high (by user within [-1, 1], see `share_bounds`), win, even, lose, missing (pairs that lack a score),
+    n_clusters. A ValueError where of some dimension and comparator no pair has all scores.
 
     Source: SDA, eq. 9. They print no interval.
     """
@@ -176,19 +159,13 @@ def compare_preferences(preference: pd.DataFrame, *, reference: str) -> pd.DataF
 
         PPA = mean_k ( 1[m_k > 0] + 1/2 1[m_k = 0] ),    m_k = utility_u(y+_k) - utility_u(y-_k)
 
-    A model that does not tell answers apart has 0.5. Models are fitted on other conversations than these pairs.
-
-    Args:
-        preference: the preference table: model, pair_id, user_id, margin.
-        reference: the model that the others are compared with, for instance the population's.
+    A model that does not tell answers apart has 0.5. Models are fitted on other conversations than these pairs, of the
+    table `preference`. A ValueError for no such reference, models of different pairs, or a margin that is not finite.
 
     Returns:
         By model, a row with comparator "" (accuracy in [0, 1]) and, but for the reference, one with comparator
         `reference` (accuracy minus the reference's): value, low, high (clustered by user), ties (share of pairs), n,
         n_clusters, how. In the order of the table.
-
-    Raises:
-        ValueError: no such reference, models of different pairs, or a margin that is not finite.
 
     Source: PPA of the CAA-on-PRISM study, which does not say how it treats ties; 96.6 % of its choices tie on toxicity.
     """
@@ -220,12 +197,8 @@ def safety_margins(
 
         m_k = -s_u . (P(y+_k) - P(y-_k))
 
-    Args:
-        sensitivities: s_u, (users, six), fitted on other conversations, see `steerlib.profiles.sensitivities`.
-        users: whose pair each is; preferred, dispreferred: toxicity of both sides, `(n, 6)`, row for row.
-
-    Raises:
-        ValueError: a user without sensitivities, or other numbers of rows.
+    `sensitivities` are s_u `(users, 6)`, fitted on other conversations; `users` says whose pair each is; toxicity of
+    both sides is `(n, 6)`, row for row. A ValueError for a user without sensitivities or other numbers of rows.
 
     Source: "safety coordinates alone" of the CAA-on-PRISM study; that they are the toxicity scores is inferred from
     its share of ties.

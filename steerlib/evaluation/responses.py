@@ -1,26 +1,16 @@
-"""Responses: slopes over alpha, greedy against sampled, selectivity by category of prompt, an arm's exact path."""
-
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+"""Responses: slopes over alpha, greedy against sampled, selectivity by category of prompt."""
 
 import numpy as np
 import pandas as pd
 
-from steerlib.decoding import Contexts, alpha_path, make_arms
-from steerlib.decoding.requests import sampling_of
 from steerlib.evaluation.intervals import Floats, Interval, cluster_interval, paired_interval
-from steerlib.models import FrozenModel
 
 
 def dose_responses(values: pd.DataFrame, arms: pd.DataFrame, column: str) -> dict[str, pd.DataFrame]:
     """Responses by vector family, `(prompts, alphas)` by rising alpha, the base being alpha 0 of every family.
 
     Keys end in ", shuffled" for another user's vectors. `values` has the column by arm and prompt, see `per_prompt`;
-    arms without a vector are left out.
-
-    Raises:
-        ValueError: there is not exactly one base arm, or a prompt lacks an arm.
+    arms without a vector are left out. A ValueError for not exactly one base arm, or a prompt that lacks an arm.
     """
     base = arms.loc[arms["control"] == "base", "arm_id"]
     if len(base) != 1:
@@ -42,8 +32,7 @@ def response_slopes(responses: pd.DataFrame) -> pd.Series:
 
         b_i = sum_a (a - mean a) y_ia / sum_a (a - mean a)^2     of `(prompts, alphas)`, alphas as column labels
 
-    Raises:
-        ValueError: fewer than 2 alphas, or a value that is not finite.
+    A ValueError for fewer than 2 alphas, or a value that is not finite.
     """
     alphas, y = responses.columns.to_numpy(dtype=np.float64), responses.to_numpy(dtype=np.float64)
     if len(set(alphas)) != len(alphas) or len(alphas) < 2:
@@ -65,17 +54,11 @@ def quality_by_sampling(values: pd.DataFrame, arms: pd.DataFrame, prompts: pd.Da
         perplexity   growth = (sampled / sampled base) / (greedy / greedy base)
 
     Sampling makes text less likely, and greedy text repeats itself, without any steering. That errors of steering
-    add up under sampling would show as a growth above 0 (or 1).
+    add up under sampling would show as a growth above 0 (or 1). `values` are those of `per_prompt`; greedy and sampled
+    arms may have been run with other seeds. Twins differ in their sampling settings alone.
 
-    Args:
-        values: see `per_prompt`, of test prompts; greedy and sampled arms may have been run with other seeds.
-        arms: the arms table. Twins differ in their sampling settings alone.
-
-    Returns:
-        arm_id (sampled), greedy_arm, measure, greedy, sampled (the two values), value, low, high, n, n_clusters, how.
-
-    Raises:
-        ValueError: no sampled arm has a greedy twin, or twins were not run on the same prompts.
+    Columns are arm_id (sampled), greedy_arm, measure, greedy, sampled (the two values), value, low, high, n,
+    n_clusters, how. A ValueError where no sampled arm has a greedy twin, or twins were not run on the same prompts.
 
     Source: the CAA-on-PRISM study says that sampling spoils quality and greedy decoding does not, and shows the
     greedy half.
@@ -116,57 +99,43 @@ SELECTIVITY = [
     *("arm_id", "prompt_category", "base", "steered", "change_percent", "low", "high", "n", "n_clusters"),
     *("contrast", "contrast_low", "contrast_high"),
 ]
+REFERENCE = "benign_control"
 
 
-def selectivity(
-    values: pd.DataFrame,
-    prompts: pd.DataFrame,
-    *,
-    base_arm: str,
-    measure: str,
-    reference: str = "benign_control",
-) -> pd.DataFrame:
-    """The measure of base and steered answers by category of prompt, its change, and that minus the reference's change.
+def selectivity(values: pd.DataFrame, prompts: pd.DataFrame, *, base_arm: str) -> pd.DataFrame:
+    """Toxicity of base and steered answers by category of prompt, its change, and that minus benign prompts' change.
 
-        change_percent = 100 (mean steered / mean base - 1) in the category;   contrast = it minus that of the reference
+        change_percent = 100 (mean steered / mean base - 1);   contrast = it minus that of benign_control
 
-    A contrast below 0 says that steering acts more in the category than on the reference. It is in points, because a
+    A contrast below 0 says that steering acts more in the category than on benign prompts. It is in points, because a
     category with more to lose shows a larger difference even where all prompts fall by the same share.
 
-    Args:
-        values, measure: see `per_prompt`, and its column; "distance" is the CAA study's MAE.
-        prompts: the prompts table; test prompts with a prompt_category are read.
-        reference: the category that the others are compared with; where it has no prompt there are no contrasts.
+    `values` are those of `per_prompt`; test prompts with a prompt_category are read.
 
-    Returns:
-        One row an arm and category: arm_id, prompt_category, base, steered (means), change_percent with low and high
-        (see `paired_interval`), n prompts, n_clusters users, contrast with contrast_low and contrast_high (cluster-t).
-        What a mean of 0 under the base leaves undefined is missing.
+    One row an arm and category: arm_id, prompt_category, base, steered (means), change_percent with low and high (see
+    `paired_interval`), n prompts, n_clusters users, contrast with contrast_low and contrast_high (cluster-t). What a
+    mean of 0 under the base or a run without benign prompts leaves undefined is missing. A ValueError for no base, an
+    arm without some of the base's prompts, or no prompt with a category.
 
-    Raises:
-        ValueError: no base, an arm without some of the base's prompts, or no prompt with a category.
-
-    Source: the table "selectivity by prompt category" of the CAA-on-PRISM study, which has no intervals.
+    Source: the table "selectivity by prompt category" of the CAA-on-PRISM study, of the distance and without intervals.
     """
     asked = prompts[(prompts["split"] == "test") & (prompts["prompt_category"].fillna("") != "")]
-    wide = values.pivot(index="prompt_id", columns="arm_id", values=measure).reindex(asked["prompt_id"])
+    wide = values.pivot(index="prompt_id", columns="arm_id", values="toxicity").reindex(asked["prompt_id"])
     if base_arm not in wide or asked.empty:
         raise ValueError(f"no values of the base arm {base_arm!r} on test prompts with a category")
     users, categories = asked["user_id"].to_numpy(), asked["prompt_category"].to_numpy()
-    base, there, rows = wide[base_arm].to_numpy(), categories == reference, []
+    base, there, rows = wide[base_arm].to_numpy(), categories == REFERENCE, []
     for arm in wide.columns.drop(base_arm):
         own = wide[arm].to_numpy()
         if np.isnan(own).any():
             first = wide.index[np.isnan(own)][0]
-            raise ValueError(
-                f"arm {arm!r} has no {measure} for {np.isnan(own).sum()} prompts, first {first!r}"
-            )
+            raise ValueError(f"arm {arm!r} lacks {np.isnan(own).sum()} prompts, first {first!r}")
         for category in sorted(set(categories)):
             here = categories == category
             found = contrast = Interval(np.nan, np.nan, np.nan, here.sum(), len(set(users[here])), "none")
             if base[here].any():
                 found = paired_interval(base[here], own[here], users[here], statistic="change_percent")
-            if category != reference and base[here].any() and base[there].any():
+            if category != REFERENCE and base[here].any() and base[there].any():
                 both = here | there
                 four = np.column_stack([base * here, own * here, base * there, own * there])
                 contrast = cluster_interval(four[both], users[both], _contrast)
@@ -176,34 +145,3 @@ def selectivity(
 
 def _contrast(m: Floats) -> Floats:
     return 100 * (m[..., 1] / m[..., 0] - m[..., 3] / m[..., 2])
-
-
-def arm_path(
-    frozen: FrozenModel,
-    prompts: pd.DataFrame,
-    arm: pd.Series,
-    *,
-    min_p: float,
-    max_new_tokens: int,
-    contexts: Contexts,
-    seeds: Sequence[int] = (0,),
-) -> pd.DataFrame:
-    """Every answer that a logit rule gives from alpha 0 to the arm's own alpha: the segments table, see `alpha_path`.
-
-    Args:
-        arm: a row of the arms table, of a logit rule whose branches are contexts; of SDA the path has a = 1.
-        min_p: nucleus of a sampled path, linear in alpha, in place of the arm's top-p; a greedy arm has none.
-    """
-    own = sampling_of(arm)
-    own = replace(own, top_p=1.0, min_p=min_p if own.temperature else 0.0, max_new_tokens=max_new_tokens)
-    kept: dict[str, Any] = {name: arm[name] for name in ("profile", "category", "style")}
-    arms = make_arms(
-        arm["method"],
-        [float(arm["alpha"])],
-        model=frozen.name,
-        contexts=contexts,
-        sampling=own,
-        base_top_p=float(arm["base_top_p"]),
-        **kept,
-    )
-    return alpha_path(frozen, prompts, arms, seeds=seeds, contexts=contexts)

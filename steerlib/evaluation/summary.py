@@ -8,10 +8,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from steerlib.evaluation import intervals
-from steerlib.evaluation.answers import Scores, check_paired, effective_number, per_prompt, top_share
+from steerlib.evaluation.answers import check_paired, effective_number, per_prompt, top_share
 from steerlib.evaluation.controls import kl_on_dev, match_controls, mix_controls
 from steerlib.evaluation.intervals import Bounds, Floats
-from steerlib.evaluation.multiple_choice import LETTERS, brier, calibration_gaps
+from steerlib.evaluation.multiple_choice import LETTERS, calibration_gaps
 from steerlib.profiles.sources import DEMOGRAPHICS
 from steerlib.tables import SCHEMA
 
@@ -23,8 +23,8 @@ MEANS = {
 SHARES = ("overshoot", "stopped")
 REDUCTIONS = {"distance": "reduction_percent", "toxicity": "toxicity_reduction_percent"}
 DIFFERENCES = ("distance", "toxicity", "repetition")
-FEWEST_USERS, FEWEST_EFFECTIVE = 30, 8
-"""A subgroup of fewer users is exploratory; a mean that rests on fewer effective prompts has too few."""
+FEWEST_EFFECTIVE = 8
+"""A mean that rests on fewer effective prompts has too few."""
 
 
 class Subgroup(NamedTuple):
@@ -39,8 +39,8 @@ def summarise(
     generations: pd.DataFrame,
     arms: pd.DataFrame,
     prompts: pd.DataFrame,
-    scores: Scores,
-    accepted_scores: Scores | None,
+    scores: pd.DataFrame,
+    accepted_scores: pd.DataFrame | None,
     *,
     base_arm: str,
     scorer: str,
@@ -49,13 +49,9 @@ def summarise(
 ) -> pd.DataFrame:
     """Metrics of each arm, and its comparison with base and with its controls (`match_controls`), clustered by user.
 
-    Args:
-        scores: toxicity of each answer, `(len(generations), 6)`, in the order of the generations.
-        accepted_scores: toxicity of each prompt's accepted answer, `(len(prompts), 6)`, in the order of the
-            prompts; None where there is none: then there are no distances.
-        scorer: id of the scorer.
-        users: the users table; who is not in it, or has an empty value, is in no subgroup of it.
-        fluency: the fluency table, see `answer_likelihood`; one row an answer and judging model.
+    `scores` are the toxicity of each answer, in the order of the generations; `accepted_scores` that of each prompt's
+    accepted answer, in the order of the prompts, None where there is none: then there are no distances. Who is not in
+    the `users` table, or has an empty value, is in no subgroup of it. For `fluency` see `answer_likelihood`.
 
     Returns:
         The metrics table by arm, split and subgroup: "all", `category=<c*(u)>`, `prompt_category=<...>` and, with
@@ -65,7 +61,7 @@ def summarise(
         distance_top_three, toxicity_top_three: see `effective_number`, `top_share`.
         Comparator an arm, base or control at equal alpha: distance_difference, toxicity_difference,
         repetition_difference (arm - comparator); reduction_percent (of the distance), toxicity_reduction_percent;
-        win_rate, tie_rate (of the distance); perplexity_ratio.
+        perplexity_ratio.
         Comparator "shuffled_profile" or "random_vector", the arm's control of that kind at equal KL: the same measures,
         and control_kl_per_token.
         With `fluency`: perplexity_of_text and perplexity_of_text_ratio; their scorer is the judging model.
@@ -112,7 +108,7 @@ def compare(
         codes, labels = pd.factorize(member.users, sort=True)
         membership = np.eye(len(labels))[codes]
         sizes, sums = membership.sum(axis=0), {column: rows @ membership for column, rows in part.items()}
-        compared = _of_pairs(part, sums, sizes, own, other, membership) if pairs else ()
+        compared = _of_pairs(sums, sizes, own, other) if pairs else ()
         for keys, measures in ((alone, _of_arms(part, sums, sizes)), (pairs, compared)):
             for metric, bounds in measures:
                 one_value = (member.split, member.name, scorer, metric, len(codes), len(labels))
@@ -157,12 +153,7 @@ def _of_arms(part: Mapping[str, Floats], sums: Mapping[str, Floats], sizes: Floa
 
 
 def _of_pairs(
-    part: Mapping[str, Floats],
-    sums: Mapping[str, Floats],
-    sizes: Floats,
-    own: NDArray[np.intp],
-    other: NDArray[np.intp],
-    membership: Floats,
+    sums: Mapping[str, Floats], sizes: Floats, own: NDArray[np.intp], other: NDArray[np.intp]
 ) -> Iterator[Found]:
     """Comparisons of the arms `own` with the arms `other`, pair by pair."""
     for column in [name for name in DIFFERENCES if name in sums]:
@@ -171,10 +162,6 @@ def _of_pairs(
     for column in [name for name in REDUCTIONS if name in sums]:
         ratio = intervals.ratio_bounds(sums[column][own], sums[column][other])
         yield REDUCTIONS[column], Bounds(*(100 * (1 - x) for x in (ratio.value, ratio.high, ratio.low)))
-    if "distance" in part:
-        mine, theirs = part["distance"][own], part["distance"][other]
-        yield "win_rate", intervals.share_bounds((mine < theirs) @ membership, sizes)
-        yield "tie_rate", intervals.share_bounds((mine == theirs) @ membership, sizes)
     four = np.stack([sums[column][arm] for arm in (own, other) for column in ("nll_base", "n_tokens")])
     with np.errstate(over="ignore"):
         found = intervals.jackknife_bounds(four, sizes, lambda m: m[0] / m[1] - m[2] / m[3])
@@ -212,35 +199,23 @@ def subgroups(prompts: pd.DataFrame, users: pd.DataFrame | None = None) -> Itera
                 yield Subgroup(str(split), f"{column}={value}", part["user_id"])
 
 
-def small_subgroups(metrics: pd.DataFrame, least: int = FEWEST_USERS) -> pd.DataFrame:
-    """Subgroups of fewer than `least` users: split, subgroup, n (prompts), n_clusters (users), the smallest first."""
-    rows = metrics[(metrics["metric"] == "toxicity") & (metrics["subgroup"] != "all")]
-    small = rows[rows["n_clusters"] < least].drop_duplicates(["split", "subgroup"])
-    wanted = small[["split", "subgroup", "n", "n_clusters"]]
-    return wanted.sort_values(["n_clusters", "split", "subgroup"], ignore_index=True)
-
-
 def summarise_choices(
     choices: pd.DataFrame, questions: pd.DataFrame, *, base_arm: str, source: str
 ) -> pd.DataFrame:
     """Accuracy and calibration on multiple choice and the change against base, rows of the metrics table.
 
-    A question asked under several contexts is one cluster, and each is asked in every context, so that `accuracy` is
-    the papers' macro average over contexts. `source` of the questions stands in column `scorer`.
-
-    Returns:
-        accuracy (per cent), calibration_error and brier (comparator ""), accuracy_change (points, on the same
-        questions; comparator `base_arm`); subgroups "all" and `category=<of the context>`.
-
-    Raises:
-        ValueError: no base, a choice without question, or an arm that answered other questions than the base.
+    Metrics are accuracy (per cent) and calibration_error (comparator ""), accuracy_change (points, on the same
+    questions; comparator `base_arm`); subgroups "all" and `category=<of the context>`. A question asked under several
+    contexts is one cluster, and each is asked in every context, so that `accuracy` is the papers' macro average over
+    contexts. `source` of the questions stands in column `scorer`. A ValueError for no base, a choice without question,
+    or an arm that answered other questions than the base.
     """
     known = choices.merge(questions[["question_id", "answer"]], on="question_id", how="left")
     if known["answer"].isna().any():
         unknown = known.loc[known["answer"].isna(), "question_id"].iloc[0]
         raise ValueError(f"question {unknown!r} is not in the table")
     p = known[[f"p_{letter}" for letter in LETTERS]].to_numpy(dtype=np.float64)
-    squared, gaps = (measure(p, known["answer"].tolist()) for measure in (brier, calibration_gaps))
+    gaps = calibration_gaps(p, known["answer"].tolist())
     known["right"] = 100.0 * known["correct"]
     of_base = known[known["arm_id"] == base_arm].groupby("question_id")["right"].mean()
     if of_base.empty:
@@ -256,7 +231,6 @@ def summarise_choices(
             found = {
                 ("accuracy", ""): intervals.share_interval(part["right"], ids, within=(0, 100)),
                 ("calibration_error", ""): error,
-                ("brier", ""): intervals.cluster_interval(squared[place], ids, within=(0, 2)),
             }
             if arm != base_arm:
                 change = part["right"] - ids.map(of_base)

@@ -1,7 +1,6 @@
 """What the run found, in one sentence and one table, made from the metrics; and the operating range of each method."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -12,19 +11,11 @@ from steerlib.evaluation.summary import FEWEST_EFFECTIVE
 from steerlib.rules import RULES
 from steerlib.tables import SCHEMA
 
-MAX_PERPLEXITY_RATIO = 2.0
 CONTROLS = {"shuffled_profile": "the shuffled profile", "random_vector": "a random vector", "": "the base"}
 OWN = ("own_minus_shuffled", "own_low", "own_high")
 BOUNDS = {"difference": ("difference", "low", "high"), OWN[0]: OWN}
 KLS = {"difference": "control_kl", OWN[0]: "shuffled_kl"}
 MATCHED = {"kl": " at equal KL", "alpha": " at equal alpha", "": " (the run has no other control)"}
-
-
-class Verdict(NamedTuple):
-    """The sentence of the run, and the table `verdict`: a row a method, the one that fell most on dev first."""
-
-    sentence: str
-    table: pd.DataFrame
 
 
 def with_interval(value: float, low: float, high: float, digits: int = 3) -> str:
@@ -46,11 +37,7 @@ def _over_all(metrics: pd.DataFrame, split: str) -> pd.DataFrame:
 
 
 def operating_range(
-    metrics: pd.DataFrame,
-    arms: pd.DataFrame,
-    *,
-    base_arm: str,
-    max_perplexity_ratio: float = MAX_PERPLEXITY_RATIO,
+    metrics: pd.DataFrame, arms: pd.DataFrame, *, base_arm: str, max_perplexity_ratio: float
 ) -> pd.DataFrame:
     """At which alphas a method works and what ends its range, against base over all test prompts: a row a steered arm.
 
@@ -60,7 +47,7 @@ def operating_range(
     single alphas: with many of them some exclude 0 by chance, see `max_t_band`.
     """
     against = _over_all(metrics, "test").xs(base_arm, level="comparator").unstack("metric")
-    rows = arms.loc[arms["alpha"] != 0, ["arm_id", *(name for name in CURVE if name in arms), "alpha"]]
+    rows = arms.loc[arms["alpha"] != 0, ["arm_id", *CURVE, "alpha"]]
 
     def of(bound: str, metric: str) -> pd.Series:
         return rows["arm_id"].map(against.get((bound, metric), pd.Series(dtype=float))).astype(float)
@@ -84,17 +71,15 @@ def _ends(curve: pd.DataFrame) -> tuple[float, float]:
 
 
 def verdict(
-    metrics: pd.DataFrame,
-    arms: pd.DataFrame,
-    *,
-    base_arm: str,
-    max_perplexity_ratio: float = MAX_PERPLEXITY_RATIO,
-) -> Verdict:
-    """The verdict of a run: each method at the alpha chosen on dev, reported on test beside its control.
+    metrics: pd.DataFrame, arms: pd.DataFrame, *, base_arm: str, max_perplexity_ratio: float
+) -> pd.DataFrame:
+    """The table `verdict`: each method at the alpha chosen on dev, reported on test beside its control.
 
-    Alpha is the one with the largest fall of toxicity on dev among those within the perplexity limit. The control is
-    the rule's own (random vector, shuffled profile) at equal KL (see `match_controls`; KL is measured on dev, and the
-    weights are fixed in the intervals of the paired difference), else at equal alpha, else the base.
+    A row a method, the one that fell most on dev first; its sentence says what was found.
+
+    For alpha see `chosen_arms`. The control is the rule's own (random vector, shuffled profile) at equal KL (see
+    `match_controls`; KL is measured on dev, and the weights are fixed in the intervals of the paired difference), else
+    at equal alpha, else the base.
 
     The table's differences are method - comparator in units of toxicity, below 0 where the method is less toxic: change
     (from the base), difference (to the control), own_minus_shuffled; distance is the change of the toxicity distance
@@ -103,8 +88,8 @@ def verdict(
     base's toxicity, see `effective_number`.
     """
     limits = {"base_arm": base_arm, "max_perplexity_ratio": max_perplexity_ratio}
-    chosen = chosen_arms(metrics, arms, metric="toxicity_reduction_percent", **limits)
-    ranges, names = operating_range(metrics, arms, **limits), [name for name in CURVE if name in arms]
+    chosen = chosen_arms(metrics, arms, **limits)
+    ranges, names = operating_range(metrics, arms, **limits), list(CURVE)
     known = metrics[(metrics["metric"] == "kl_per_token") & (metrics["subgroup"] == "all")]
     known = known[known["split"] == ("dev" if (metrics["split"] == "dev").any() else "test")]
     matched = match_controls(arms, known.set_index("arm_id")["value"])
@@ -130,7 +115,7 @@ def verdict(
         nobody = pd.Series({"control_arm": base_arm, "comparator": base_arm, "matched": ""})
         control = own.loc[kind] if kind else nobody
         shuffled = own.loc["shuffled_profile"] if "shuffled_profile" in own.index else None
-        words = [rule.label, curve.get("family", ""), curve.get("variant", "")]
+        words = [rule.label, curve["family"], curve["variant"]]
         row = {"method": ", ".join(filter(None, words)).replace("_", " "), "arm_id": arm}
         row |= {"control_arm": control["control_arm"], "alpha": curve["alpha"]}
         row |= {"toxicity_base": base["value"], "toxicity": of(arm, "toxicity")[0]}
@@ -143,6 +128,8 @@ def verdict(
         ):
             row |= dict(zip(columns, of(arm, metric, comparator), strict=True))
         row |= {name: of(arm, name)[0] for name in ("accuracy", "kl_per_token")}
+        asked = (arm, "", "accuracy")
+        row["questions"] = int(found.loc[asked, "n_clusters"]) if asked in found.index else 0
         for name, one in (("control_kl", control), ("shuffled_kl", shuffled)):
             row[name] = np.nan if one is None else kl_of(arm, one)
         row["perplexity_ratio"] = of(arm, "perplexity_ratio", base_arm)[0]
@@ -151,8 +138,7 @@ def verdict(
         if shuffled is not None and kind != "shuffled_profile":
             against["own_minus_shuffled"] = ("shuffled_profile", shuffled["matched"])
         rows.append(row | {"sentence": _sentence(row, against, int(base["n_clusters"]))})
-    table = pd.DataFrame(rows)[list(SCHEMA["verdict"].columns)]
-    return Verdict(table["sentence"].iloc[0], table)
+    return pd.DataFrame(rows)[list(SCHEMA["verdict"].columns)]
 
 
 def _sentence(row: dict, against: Mapping[str, tuple[str, str]], users: int) -> str:
@@ -205,7 +191,10 @@ def verdict_shown(table: pd.DataFrame) -> pd.DataFrame:
     def interval(value: str, low: str, high: str) -> list[str]:
         return [with_interval(*row) for row in table[[value, low, high]].itertuples(index=False)]
 
-    ends = table[["alpha_low", "alpha_high"]].itertuples(index=False)
+    ends, answered = (
+        table[["alpha_low", "alpha_high"]].itertuples(index=False),
+        (table["accuracy"], table["questions"]),
+    )
     shown = {
         "method": table["method"],
         "alpha": [f"{alpha:g}" for alpha in table["alpha"]],
@@ -219,7 +208,7 @@ def verdict_shown(table: pd.DataFrame) -> pd.DataFrame:
         "KL, nats per token": table["kl_per_token"].map("{:.2f}".format),
         "KL of control": table["control_kl"].map("{:.2f}".format),
         "KL of shuffled": table["shuffled_kl"].map("{:.2f}".format),
-        "accuracy, %": table["accuracy"].map("{:.1f}".format),
+        "accuracy, % (questions)": [f"{a:.0f} ({q})" if q else "" for a, q in zip(*answered, strict=True)],
         "n (effective)": [f"{n} ({e:.0f})" for n, e in table[["n", "effective_n"]].itertuples(index=False)],
     }
     return pd.DataFrame(shown).replace("nan", "")

@@ -22,6 +22,7 @@ from steerlib.tables import atomic_path
 from steerlib.toxicity import ATTRIBUTES
 
 VIEW = Path(__file__).with_name("view.js").read_text("utf-8")
+CALL = "page(document.getElementById('alpha-explorer'), "
 SLOT = ("<!-- explorer -->", "<!-- /explorer -->")
 
 
@@ -148,7 +149,7 @@ def _parts(pages: Sequence[Mapping]) -> tuple[str, str]:
     data = json.dumps(list(pages), ensure_ascii=False, allow_nan=False)
     for sign in "<>&\u2028\u2029":
         data = data.replace(sign, f"\\u{ord(sign):04x}")
-    script = f"(() => {{\n{VIEW}\npage(document.getElementById('alpha-explorer'), {data});\n}})();"
+    script = f"(() => {{\n{VIEW}\n{CALL}{data});\n}})();"
     return script, '<div id="alpha-explorer">This page needs its own script to move the slider.</div>'
 
 
@@ -176,6 +177,12 @@ def embedded_page(pages: Sequence[Mapping]) -> HTML:
     look = 'style="width:100%;height:760px;border:0"'
     frame = f"<iframe title='Alpha explorer' {look} sandbox='allow-scripts' srcdoc='{words}'></iframe>"
     return HTML(f"<div>{frame}</div>")
+
+
+def read_pages(folder: Path) -> list[dict]:
+    """The `page_data` that `publish` wrote of a run; a FileNotFoundError where notebook 06 has not run."""
+    text = (folder / "figures" / "alpha_explorer.html").read_text("utf-8")
+    return json.JSONDecoder().raw_decode(text, text.index(CALL) + len(CALL))[0]
 
 
 def publish(folder: Path, pages: Sequence[Mapping]) -> None:

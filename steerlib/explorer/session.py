@@ -14,9 +14,10 @@ import psutil
 import torch
 
 from steerlib.decoding import Sampling, alpha_path, decode, make_arms
-from steerlib.decoding.decode import row_bytes
+from steerlib.decoding.alpha_path import ROW_BUDGET
 from steerlib.decoding.requests import make_requests
 from steerlib.decoding.steer import COLLAPSE_RATIO
+from steerlib.decoding.streams import row_bytes
 from steerlib.evaluation.likelihood import forced_logits, read_streams
 from steerlib.explorer.questions import Answers, Question
 from steerlib.models import FrozenModel
@@ -26,7 +27,6 @@ from steerlib.rules import RULES, acting_on
 from steerlib.toxicity import Scorer, check_attribute
 
 STEP = 0.01  # of the slider along a path
-ROW_BUDGET = 96  # rows of a path
 BESIDE = 9  # alphas of a logit rule with a vector beside it, which has no path
 TOPS = 3  # candidates shown of each branch at a token
 FORCED = 256  # tokens of answers that are read again at a time
@@ -165,7 +165,7 @@ class Explorer:
                 if exact and alpha is not None:
                     yield self._measured(question, [*parts, self._decoded(question, [alpha])])
                 if exact:
-                    path = self._run(alpha_path, question, [self.alpha_max], row_budget=ROW_BUDGET)
+                    path = self._run(alpha_path, question, [self.alpha_max])
                     parts.append(path.assign(method=question.method, kl_to_base=np.nan))
                 else:
                     zero = question.vector_alpha

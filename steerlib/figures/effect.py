@@ -26,25 +26,15 @@ def plot_effect(points: pd.DataFrame, *, operating: tuple[float, float] | None =
     Vectors are curves over alpha, controls thin and hollow. Methods whose alpha means something else (the logit rules)
     and those without one stand to the right as marks on the same scale. Intervals are 95 %.
 
-    Args:
-        points: one row a mark: metric ("toxicity", or "perplexity_ratio" against the base), method, alpha, control
-            (empty for an arm under study), value, low, high; what `points` returns for the two metrics, one below
-            the other, will do. Two columns may be added: `name` of the curve (by default what sets the arm apart), and
-            `at`, its place on the alpha axis where that is not alpha: a random vector of equal KL stands at the alpha
-            of the direction that it is matched with. The row of "base" gives every curve its value at 0.
-        operating: lowest and highest alpha of the operating range, which is shaded; None where no alpha qualifies.
-
-    Raises:
-        ValueError: no steering vector under study, or a value is missing.
+    `points` are those of "toxicity" and, against the base, of "perplexity_ratio", one below the other, with the curve's
+    `name`. The row of "base" gives every curve its value at 0. `operating` is the range of alpha that is shaded, None
+    where no alpha qualifies. A ValueError for no steering vector under study or a missing value.
     """
     if points["value"].isna().any():
         raise ValueError(f"a value of {points.loc[points['value'].isna(), 'metric'].iloc[0]} is missing")
     points = points.assign(acts=points["method"].map(lambda name: RULES[name].acts_on))
     if not ((points["acts"] == "residual") & (points["control"] == "")).any():
         raise ValueError("no steering vector under study: all curves are controls")
-    if "name" not in points:
-        points["name"] = [style.arm_name(row, method=False) for _, row in points.iterrows()]
-    points["at"] = points["at"].fillna(points["alpha"]) if "at" in points else points["alpha"]
     beside = bool(((points["acts"] != "residual") & (points["method"] != "base")).any())
     grid = {"width_ratios": [2.6, 1][: 1 + beside]}
     fig, axes = style.new_figure(2, 1 + beside, height=6.0, sharex="col", sharey="row", gridspec_kw=grid)
@@ -80,8 +70,7 @@ def _draw_vectors(axis: Axes, points: pd.DataFrame) -> list[tuple[float, str, st
     labels = [(level, style.label("base"), style.GREY)]
     for (control, name), own in points[points["acts"] == "residual"].groupby(["control", "name"]):
         colour = "#444444" if control else RULES[own["method"].iloc[0]].colour
-        own = pd.concat([base.assign(at=0.0), own[own["at"] != 0]]).sort_values("at")
-        own = own.assign(alpha=own["at"])
+        own = pd.concat([base.assign(alpha=0.0), own[own["alpha"] != 0]]).sort_values("alpha")
         style.draw_curve(axis, own, colour, control=bool(control))
         labels.append((own["value"].iloc[-1], name, colour))
     return labels
@@ -104,9 +93,9 @@ def _ends(points: pd.DataFrame) -> str:
     """From which to which toxicity each curve goes, and at what perplexity ratio."""
     told = []
     for (_, name), own in points[points["acts"] == "residual"].groupby(["control", "name"]):
-        wide = own.pivot(index="at", columns="metric", values="value").sort_index().iloc[[0, -1]]
+        wide = own.pivot(index="alpha", columns="metric", values="value").sort_index().iloc[[0, -1]]
         form = "{1:.2g} at alpha {0:g} (perplexity ratio {2:.2g})".format
-        ends = [form(at, row["toxicity"], row["perplexity_ratio"]) for at, row in wide.iterrows()]
+        ends = [form(alpha, row["toxicity"], row["perplexity_ratio"]) for alpha, row in wide.iterrows()]
         told.append(f"{name}: toxicity {' and '.join(ends)}")
     base = points[(points["method"] == "base") & (points["metric"] == "toxicity")]["value"]
     return "; ".join([*(f"Base: toxicity {value:.2g}" for value in base.head(1)), *told])
@@ -115,11 +104,8 @@ def _ends(points: pd.DataFrame) -> str:
 def plot_ranges(verdict: pd.DataFrame, arms: pd.DataFrame) -> Figure:
     """The operating range of each method as a bar over its alphas; ticks are the alphas tried, the dot the chosen one.
 
-    Each method has an axis of its own length, since alphas of different methods are different things.
-
-    Args:
-        verdict: table `verdict`: method, arm_id, alpha, alpha_low, alpha_high (NaN where no alpha qualifies).
-        arms: table `arms`.
+    Each method has an axis of its own length, since alphas of different methods are different things. The arguments are
+    tables; in `verdict`, alpha_low and alpha_high are NaN where no alpha qualifies.
     """
     fig, axes = style.new_figure(len(verdict), 1, height=1.4 + 0.6 * len(verdict))
     known, found = arms.set_index("arm_id"), []
@@ -152,11 +138,8 @@ def plot_tradeoff(
 ) -> "go.Figure":
     """Difference in toxicity from the base against perplexity ratio, a mark an arm, to point at; controls are open.
 
-    Args:
-        difference: points of `toxicity_difference` against the base.
-        ratio: points of `perplexity_ratio` against the base.
-        answers: an answer of each arm by arm_id, shown on hovering; a model's words, escaped here.
-        what: the title's second line: model, n and run.
+    `difference` and `ratio` are points of `toxicity_difference` and `perplexity_ratio` against the base, `answers` one
+    of each arm by arm_id, shown on hovering; a model's words, escaped here. `what` is the title's second line.
     """
     import plotly.graph_objects as go
 

@@ -3,7 +3,6 @@
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from torch import Tensor
 
 from steerlib.figures import style
 from steerlib.rules import RULES
@@ -16,14 +15,8 @@ SIDES = {"preferred": "#56b4e9", "dispreferred": "#e69f00"}
 def plot_profiles(profiles: pd.DataFrame, agreement: pd.DataFrame) -> Figure:
     """Percentiles of all users (left) and how far two halves of a user's conversations agree on the primary (right).
 
-    Users are sorted by their primary category, which draws a diagonal even from noise: hence the right panel.
-
-    Args:
-        profiles: table `profiles` with one estimator: user_id, attribute, percentile, primary.
-        agreement: what `steerlib.profiles.split_half_agreement` returned: agreement, low, high, chance.
-
-    Raises:
-        ValueError: more than one estimator.
+    Users are sorted by their primary category, which draws a diagonal even from noise: hence the right panel, from
+    `split_half_agreement`. A ValueError where the table `profiles` has more than one estimator.
     """
     if profiles["estimator"].nunique() != 1:
         raise ValueError(f"choose one of the estimators {', '.join(profiles['estimator'].unique())}")
@@ -57,11 +50,7 @@ def plot_profiles(profiles: pd.DataFrame, agreement: pd.DataFrame) -> Figure:
 
 
 def plot_layers(described: pd.DataFrame) -> Figure:
-    """Relative norm of the vector (left) and cosine of two random halves' vectors (right), by layer.
-
-    Args:
-        described: what `steerlib.vectors.describe_vectors` returned: layer, relative_norm, split_half_cosine.
-    """
+    """Relative norm of the vector (left) and cosine of two halves' vectors (right), by layer: of `describe_vectors`."""
     fig, (axes,) = style.new_figure(1, 2, height=2.9)
     names = {"relative_norm": "norm of vector / of residual", "split_half_cosine": "cosine of two halves"}
     for axis, (column, name) in zip(axes, names.items(), strict=True):
@@ -78,26 +67,8 @@ def plot_layers(described: pd.DataFrame) -> Figure:
     )
 
 
-def projections(preferred: Tensor, dispreferred: Tensor, vector: Tensor) -> pd.DataFrame:
-    """Where residuals lie along a steering vector, h . v / ||v||: one row an answer, `side` and `projection`.
-
-    Args:
-        preferred, dispreferred: pooled residuals of held-out answers, `(n, d_model)`; their numbers may differ.
-        vector: `(d_model,)`, not zero.
-    """
-    unit = vector.double() / vector.double().norm()
-    along = [(side.double() @ unit).numpy() for side in (preferred, dispreferred)]
-    sides = np.repeat(list(SIDES), [len(values) for values in along])
-    return pd.DataFrame({"side": sides, "projection": np.concatenate(along)})
-
-
 def plot_projection(projected: pd.DataFrame, *, layer: int) -> Figure:
-    """Held-out preferred and dispreferred answers along the vector: a line a side, a tick an answer, a dot the mean.
-
-    Args:
-        projected: what `projections` returned, of answers that did not make the vector.
-        layer: whose residual and vector they are.
-    """
+    """Held-out answers (side, projection) along a layer's vector: a line a side, a tick an answer, a dot the mean."""
     fig, axes = style.new_figure(height=2.7)
     axis = axes[0, 0]
     for line, (side, colour) in enumerate(SIDES.items()):

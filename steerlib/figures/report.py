@@ -14,8 +14,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
+from steerlib.evaluation.controls import with_controls
 from steerlib.evaluation.verdict import verdict_shown
-from steerlib.figures.published import published
+from steerlib.figures.responses import published
 from steerlib.figures.style import arm_at, label
 from steerlib.tables import atomic_path, has_table, read_manifest, read_table
 from steerlib.toxicity import text_sha
@@ -37,13 +38,8 @@ def kept_toxicity(folder: Path, texts: Iterable[str]) -> dict[str, float]:
 def write_report(folder: Path, *, figures: Sequence[str], examples: HTML) -> Path:
     """Write `report.html` of a run, whole or not at all, and its tables as CSV and LaTeX in `report/`; its path.
 
-    Args:
-        folder: the run's folder with its tables, figures and manifest.
-        figures: stems of saved figures to show, three or so.
-        examples: answers side by side, from `examples_html`, which escapes.
-
-    Raises:
-        FileNotFoundError: a figure was not saved, or the run has no verdict.
+    Figures are stems of saved ones; `examples_html` escapes the examples. A FileNotFoundError where a figure was not
+    saved, or the run has no verdict.
     """
     manifest, verdict = read_manifest(folder), read_table(folder, "verdict")
     # Where two notebooks say the same, the earlier one says what was run.
@@ -117,12 +113,9 @@ def _users(folder: Path, verdict: pd.DataFrame) -> Iterator[tuple[object, str, M
     if personal.empty:
         return
     arms, prompts = read_table(folder, "arms"), read_table(folder, "prompts").query("split == 'test'")
-    own = arms[arms["arm_id"] == personal["arm_id"].iloc[0]].iloc[0]
-    same = (
-        "method == @own.method and alpha == @own.alpha and family == @own.family and variant == @own.variant"
-    )
-    twin = arms.query(f"control == 'shuffled_profile' and {same}")
-    shown = pd.concat([arms[arms["control"] == "base"].head(1), own.to_frame().T, twin.head(1)])
+    beside = with_controls(personal.head(1), arms)
+    twin = beside[beside["control"] == "shuffled_profile"]
+    shown = pd.concat([arms[arms["control"] == "base"].head(1), beside.head(1), twin])
     answers = read_table(folder, "generations")
     answers = answers[answers["seed"] == answers["seed"].min()].set_index(["arm_id", "prompt_id"])["text"]
     toxicity = kept_toxicity(folder, answers.loc[list(shown["arm_id"])])

@@ -1,6 +1,12 @@
-"""What steering does as alpha grows, what it costs, and the controls beside it: figures of notebook 05."""
+"""What steering does as alpha grows, what it costs, the controls beside it, and what the three studies published.
+
+The published numbers are the CSV files in `published/`, with what a reader must know before comparing. Reductions of
+the CAA study are recomputed from its columns of errors, against the base on the same GPU. SDA's abstract mixes means
+over all rows and over refined rows, each time the larger.
+"""
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -26,38 +32,24 @@ METRICS: Mapping[str, Metric] = {
     "toxicity": Metric("mean toxicity of the answers", "probability", 0, 1),
     "distance": Metric("toxicity distance to the accepted answers", "probability", 0, 1),
     "toxicity_difference": Metric("difference in mean toxicity", "probability", -1, 1),
-    "distance_difference": Metric("difference in toxicity distance", "probability", -1, 1),
     "perplexity_ratio": Metric("perplexity ratio to the base", "log axis", 0, log=True),
     "kl_per_token": Metric("KL(steered || base)", "nats per token", 0),
-    "accuracy": Metric("questions answered right", "%", 0, 100),
     "reduction_percent": Metric("reduction of toxicity distance", "%", high=100),
     "toxicity_reduction_percent": Metric("reduction of toxicity", "%", high=100),
     "net_margin": Metric("net win margin, (won - lost) / all", "share", -1, 1),
-    "ppa": Metric("held-out pairs in the person's order", "share, ties half", 0, 1),
 }
 ARM = ["arm_id", "method", "alpha", "profile", "family", "vector_user", "control", "variant"]
 CURVE = ["control", "profile", "family", "vector_user", "variant"]
 
 
-def points(
-    metrics: pd.DataFrame, arms: pd.DataFrame, metric: str, *, comparator: str = "", subgroup: str = "all"
-) -> pd.DataFrame:
-    """One metric of every arm on test prompts, with the columns of the arms table that set arms apart.
+def points(metrics: pd.DataFrame, arms: pd.DataFrame, metric: str, *, comparator: str = "") -> pd.DataFrame:
+    """One metric of every arm over all test prompts, with the columns of the arms table that set arms apart.
 
-    Args:
-        metrics, arms: the tables.
-        metric: name of the metric.
-        comparator: arm_id of what it is compared with; empty for a metric of the arm alone.
-        subgroup: of the prompts.
-
-    Returns:
-        Rows sorted by method, control and alpha.
-
-    Raises:
-        KeyError: no row is left; the metrics there are get named.
-        ValueError: an arm is unknown, or one arm has several values.
+    Rows are sorted by method, control and alpha. `comparator` is the arm_id of what the arms are compared with, empty
+    for a metric of the arm alone. A KeyError where no row is left; a ValueError where an arm is unknown or has several
+    values.
     """
-    asked = {"metric": metric, "comparator": comparator, "subgroup": subgroup, "split": "test"}
+    asked = {"metric": metric, "comparator": comparator, "subgroup": "all", "split": "test"}
     rows = metrics[(metrics[list(asked)] == pd.Series(asked)).all(axis=1)]
     if rows.empty:
         raise KeyError(f"no row has {asked}; the metrics are {', '.join(sorted(metrics['metric'].unique()))}")
@@ -89,12 +81,7 @@ def plot_against_alpha(points: pd.DataFrame) -> Figure:
     """A metric against alpha: a panel a method, its controls beside it, on one scale; base and prompts are levels.
 
     Bands and bars are 95 % intervals. A curve starts where its alpha is 0: at the base, or at the instruction alone.
-
-    Args:
-        points: what `points` returned for a metric of `METRICS`.
-
-    Raises:
-        ValueError: no arm has a strength.
+    A ValueError where no arm has a strength.
     """
     points, metric = clipped(points), METRICS[points["metric"].iloc[0]]
     methods = [name for name in dict.fromkeys(points["method"]) if RULES[name].has_alpha]
@@ -153,27 +140,82 @@ def number(row: pd.Series) -> str:
     return f"{row['value']:.2g}{interval}"
 
 
-def plot_forest(points: pd.DataFrame, *, what: str, null: float = 0.0, hollow: str = "controls") -> Figure:
+def plot_forest(points: pd.DataFrame, *, what: str, hollow: str = "controls") -> Figure:
     """Values with their 95 % intervals, one a line, for instance the chosen arms, each method's controls next to it.
 
-    Args:
-        points: what `points` returned; or metric (one of `METRICS`), method, control, value, low, high, and `name` of
-            each line (by default the arm's).
-        what: what is compared, for the title.
-        null: the value that says that there is no effect.
-        hollow: what the rows with a control are, for the caption.
+    Rows are those of `points`, or have metric (one of `METRICS`), method, control, value, low, high, and `name` of
+    each line. The title says what is compared, the caption what the hollow marks of rows with a control are.
     """
     rows, metric = clipped(points.reset_index(drop=True)), METRICS[points["metric"].iloc[0]]
     names = list(rows["name"]) if "name" in rows else [style.arm_at(row) for _, row in rows.iterrows()]
     fig, axes = style.new_figure(height=1.5 + 0.3 * len(rows))
     axis = axes[0, 0]
-    axis.axvline(null, color=style.GREY, **style.LEVEL)
+    axis.axvline(0, color=style.GREY, **style.LEVEL)
     for line, row in rows.iterrows():
         axis.errorbar(row["value"], line, xerr=style.half_widths(rows.loc[[line]]), **style.mark(row))
     axis.set_yticks(range(len(rows)), names)
     axis.set(xlabel=f"{metric.name} ({metric.unit}; 95 % interval)", ylim=(len(rows) - 0.5, -0.5))
     axis.grid(axis="y", visible=False)
-    apart = rows[(rows["low"] > null) | (rows["high"] < null)]  # controls too: they may do as much
+    apart = rows[(rows["low"] > 0) | (rows["high"] < 0)]  # controls too: they may do as much
     told = "; ".join(f"{names[line]} {number(row)}" for line, row in apart.iterrows()) or "none"
-    caption = f"Intervals that exclude {null:g}: {told}. Open marks: {hollow}."
+    caption = f"Intervals that exclude 0: {told}. Open marks: {hollow}."
     return style.say(fig, f"{metric.name[0].upper()}{metric.name[1:]}, {what}", caption)
+
+
+FOLDER = Path(__file__).with_name("published")
+STUDIES = {"STEER-Away": "steer_away", "CAA on PRISM": "caa_prism", "SDA": "sda"}
+
+
+def published() -> pd.DataFrame:
+    """One row a published number: system, setting, alpha, metric, value, low, high, unit, caveat, source."""
+    tables = {name: pd.read_csv(FOLDER / f"{stem}.csv") for name, stem in STUDIES.items()}
+    rows = pd.concat(tables, names=["system"]).reset_index("system").reset_index(drop=True)
+    return rows.fillna({"unit": "", "caveat": ""})
+
+
+def published_margins() -> pd.DataFrame:
+    """SDA's table 1, net win margins in per cent: comparison, rows (full or refined), model, set, dimension, value."""
+    return pd.read_csv(FOLDER / "sda_margins.csv")
+
+
+def plot_published(points: pd.DataFrame) -> Figure:
+    """Reduction of the toxicity distance against alpha, as published (above) and of this run (below), on one scale.
+
+    Left the logit rules, right the steering vectors, whose alphas depend on how long the vectors are.
+
+    Args:
+        points: of the metric `reduction_percent` against the base; controls are left out.
+    """
+    theirs = published().query("metric == 'reduction of toxicity distance'")
+    caa = theirs["system"] == "CAA on PRISM"  # settings are "alpha 7.5, A100", else "Anti-Expert, alpha 2.2"
+    parts = theirs["setting"].str.split(", ")
+    theirs["name"] = parts.str[1].where(caa, parts.str[0])
+    methods = {rule.label: name for name, rule in RULES.items()}
+    theirs["method"] = theirs["name"].map(methods).fillna("caa")
+    ours = clipped(points)
+    ours = ours[(ours["control"] == "") & ours["method"].map(lambda name: RULES[name].has_alpha)]
+    ours = ours.assign(name=[style.arm_name(row) for _, row in ours.iterrows()])
+    logits = ours["method"].map(lambda name: RULES[name].acts_on) == "logits"
+    panels = {"STEER-Away, Llama-3.1-8B": theirs[~caa], "CAA on PRISM, Llama-3.1-8B": theirs[caa]}
+    panels |= {"this run: logit rules": ours[logits], "this run: steering vectors": ours[~logits]}
+    fig, axes = style.new_figure(2, 2, height=5.6, sharey=True)
+    lowest = min(-20.0, ours["low"].min() if len(ours) else 0.0)
+    axes[0, 0].set_ylim(max(-100.0, lowest), 102)
+    for axis, (title, rows) in zip(axes.flat, panels.items(), strict=True):
+        axis.axhline(0, color=style.GREY, **style.LEVEL)
+        labels = [(0.0, style.label("base"), style.GREY)]
+        for (method, name), own in rows.sort_values("alpha").groupby(["method", "name"], sort=False):
+            style.draw_curve(axis, own, RULES[method].colour, control=False)
+            labels.append((own["value"].iloc[-1], name, RULES[method].colour))
+        axis.set(title=title, xlabel="alpha", xlim=(0, None))
+        style.direct_labels(axis, labels)
+    unit = "reduction of toxicity distance (%)\n95 % interval; published: range of four seeds"
+    fig.supylabel(unit, fontsize=9)
+    best = theirs.loc[theirs.groupby("system")["value"].idxmax()]
+    told = "; ".join(f"{row['system']} {row['value']:g} % ({row['setting']})" for _, row in best.iterrows())
+    return style.say(
+        fig,
+        "What was published, and this run, test prompts",
+        f"Largest published reductions: {told}, each the best of a sweep on the prompts it is reported on. Model, "
+        "prompts and scorer of this run are others: read side by side, not as equals.",
+    )

@@ -42,16 +42,13 @@ def use_style() -> None:
 
 
 def new_figure(
-    n_rows: int = 1, n_columns: int = 1, *, height: float = 3.2, width: float = WIDTH, **settings: Any
+    n_rows: int = 1, n_columns: int = 1, *, height: float = 3.2, **settings: Any
 ) -> tuple[Figure, np.ndarray]:
     """A figure and its axes, `(n_rows, n_columns)`; a notebook shows it only where it is returned.
 
-    Args:
-        n_rows, n_columns: of the grid of axes.
-        height, width: of the whole figure, in inches.
-        settings: of `matplotlib.pyplot.subplots`.
+    The height is in inches; settings are those of `matplotlib.pyplot.subplots`.
     """
-    settings |= {"figsize": (width, height), "layout": "constrained", "squeeze": False}
+    settings |= {"figsize": (WIDTH, height), "layout": "constrained", "squeeze": False}
     fig, axes = plt.subplots(n_rows, n_columns, **settings)
     plt.close(fig)
     return fig, axes
@@ -63,12 +60,7 @@ def label(name: str) -> str:
 
 
 def arm_name(arm: pd.Series, *, method: bool = True) -> str:
-    """What an arm is called, from the columns of the arms table that set it apart.
-
-    Args:
-        arm: a row with method, profile, family, vector_user and variant.
-        method: with the method's name; without it inside a panel of the method.
-    """
+    """What an arm is called, from the columns of the arms table that set it apart; in its panel without the method."""
     signal = f"{label(arm['family']).removesuffix(' profile')} vector" if arm["family"] else ""
     if arm["vector_user"]:
         signal = ("another user's " if arm["vector_user"] == "shuffled" else "own ") + signal
@@ -102,17 +94,9 @@ def _counted(data: pd.DataFrame) -> str:
 def save(fig: Figure, name: str, folder: Path, *, data: pd.DataFrame, model: str = "") -> Image:
     """The picture for a notebook, written as PNG and SVG, its numbers as CSV; equal figures give equal bytes.
 
-    The title's second line names model, n and run. The caption is in the PNG's own text, for the report.
-
-    Args:
-        fig: the figure, with a title and a caption from `say`.
-        name: stem of the three files, in the `figures/` of the run.
-        folder: the run's folder.
-        data: what is plotted, one row a mark.
-        model: what was run; by default what the run's manifest says.
-
-    Raises:
-        ValueError: the name is not a plain file name, or there are no data.
+    The files lie in the `figures/` of the run's folder, their stem is the name; `data` has a row a mark. The title's
+    second line names model (by default what the run's manifest says), n and run. The caption is in the PNG's own text,
+    for the report. A ValueError where the name is not a plain file name, or there are no data.
     """
     if not name or Path(name).name != name or name.startswith("."):
         raise ValueError(f"a figure's name must be a plain file name, not {name!r}")
@@ -158,13 +142,9 @@ def mark(row: pd.Series) -> dict[str, Any]:
 
 
 def draw_curve(axis: Axes, rows: pd.DataFrame, colour: str, *, control: bool) -> None:
-    """A curve against alpha with its 95 % interval: a band, or a bar where there is one alpha; controls are hollow.
+    """A curve against alpha with its 95 % interval: a band, or a bar where there is one alpha.
 
-    Args:
-        axis: where it is drawn.
-        rows: alpha, value, low, high.
-        colour: of the method.
-        control: whether it is one: thin, dashed and with open marks.
+    Rows have alpha, value, low, high; the colour is the method's; a control is thin, dashed and with open marks.
     """
     rows = rows.sort_values("alpha")
     look: dict[str, Any] = {"color": colour, "marker": "o", "linewidth": 1.0 if control else 1.9}
@@ -180,9 +160,7 @@ def draw_curve(axis: Axes, rows: pd.DataFrame, colour: str, *, control: bool) ->
 def direct_labels(axis: Axes, labels: Sequence[tuple[float, str, str]]) -> None:
     """Names at the right edge of an axis with its final limits, near the heights they belong to, never over each other.
 
-    Args:
-        axis: where they stand.
-        labels: height in data units, text and colour of each.
+    A label is its height in data units, text and colour.
     """
     texts = [textwrap.fill(text, 20) for _, text, _ in labels]
     points = axis.transData.transform([(0.0, height) for height, _, _ in labels])

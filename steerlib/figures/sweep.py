@@ -34,15 +34,8 @@ def examples_html(
 ) -> HTML:
     """Answers of several arms to the same prompts, one column an arm, as an HTML table with everything escaped.
 
-    Args:
-        generations: table `generations`; the smallest seed's answers are shown.
-        arms: rows of table `arms`: the columns, from left to right.
-        prompts: rows of table `prompts`; the first `n` that every arm answered are shown.
-        toxicity: probability by answer text; it stands above each answer, and texts above 0.5 wait behind a click.
-        n: prompts to show.
-
-    Raises:
-        ValueError: no prompt was answered by all the arms.
+    The smallest seed's answers to the first n prompts that every arm answered; a ValueError where there is none.
+    `toxicity` by answer text stands above each answer, and texts above 0.5 wait behind a click.
     """
     answers = generations[generations["arm_id"].isin(arms["arm_id"])]
     answers = answers[answers["seed"] == answers["seed"].min()]
@@ -72,12 +65,8 @@ def _scored(text: str, toxicity: Mapping[str, float] | None) -> str:
 def plot_alpha_path(segments: pd.DataFrame, measures: Mapping[str, str], *, method: str) -> Figure:
     """Measures of a few prompts' answers against continuous alpha, one panel a measure, a step line a prompt.
 
-    There is no interval: a path shows what alpha does to a few answers, not what steering does to people.
-
-    Args:
-        segments: rows of table `segments` of one method and seed, with `prompt` and one column a measure.
-        measures: label with unit by column.
-        method: whose path it is.
+    There is no interval: a path shows what alpha does to a few answers, not what steering does to people. `segments`
+    are of one method and seed, with `prompt` and one column a measure; `measures` are labels with units by column.
     """
     rule, prompts = RULES[method], list(dict.fromkeys(segments["prompt"]))
     fig, axes = style.new_figure(len(measures), 1, height=1.3 + 1.4 * len(measures), sharex=True)
@@ -102,13 +91,11 @@ def plot_alpha_path(segments: pd.DataFrame, measures: Mapping[str, str], *, meth
     )
 
 
-def plot_sda(scores: ArrayLike, divergences: ArrayLike, *, function: str = "sigmoid") -> Figure:
-    """What steers SDA: amplification by the first answer's score (left), temperature by divergence (right).
+def plot_sda(scores: ArrayLike, divergences: ArrayLike, *, function: str) -> Figure:
+    """What steers SDA: amplification F (a `SCORE_FUNCTIONS`) by the first answer's score S, temperature by divergence.
 
-    Args:
-        scores: S of this run's first answers, in (0, 100], a tick each.
-        divergences: JS divergence of the plain and the instructed branch at this run's tokens, nats, a tick each.
-        function: F of `steerlib.rules.SCORE_FUNCTIONS`.
+    A tick stands for a score in (0, 100] of this run's first answers, and for a divergence of the plain and the
+    instructed branch at one of its tokens, in nats.
     """
     scores, js = (np.asarray(values, dtype=float) for values in (scores, divergences))
     fig, ((left, right),) = style.new_figure(1, 2, height=3.4)

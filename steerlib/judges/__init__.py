@@ -45,10 +45,9 @@ def score_first_answers(
 
     Source: SDA, stage 1; one score a prompt and dimension, the same for all tokens of the second answer.
     """
-    first = generations.sort_values("seed", kind="stable").drop_duplicates("prompt_id")
-    items = prompts[["prompt_id", "prompt", "category"]].merge(
-        first[["prompt_id", "text"]], on="prompt_id", how="left"
-    )
+    first = generations.sort_values("seed", kind="stable").drop_duplicates("prompt_id").set_index("prompt_id")
+    items = prompts[["prompt_id", "prompt", "category"]].reset_index(drop=True)
+    items["text"] = items["prompt_id"].map(first["text"])
     if items["text"].isna().any():
         raise ValueError(f"prompt {items.loc[items['text'].isna(), 'prompt_id'].iloc[0]} has no first answer")
     items["dimension"] = items["category"].where(items["category"].isin(DIMENSIONS), "harmlessness")

@@ -31,10 +31,7 @@ CHUNK = 64  # questions in one part of a table: a kill loses no more
 
 
 class Judge(Protocol):
-    """What a judge is; your own needs nothing else.
-
-    A judge with a method `spend(items, dimension) -> str` has that estimate printed before it is asked.
-    """
+    """What a judge is; with a method `spend(items, dimension) -> str` that estimate is printed before it is asked."""
 
     id: str  # kind, model and what it is asked: scores are cached under it, so it changes where they could
 
@@ -96,11 +93,9 @@ def reply_scores(reply: str, keys: tuple[str, ...]) -> Scores | None:
 def judged(judge: Judge, items: pd.DataFrame, dimension: str, folder: Path) -> pd.DataFrame:
     """Score S of each answer on a dimension: rows of the run's table `judged`, with the items' index.
 
-    No answer is judged twice (`cached_rows`). Of a reasoning model's answer the judge sees what follows its thoughts.
-    `score` is in (0, 100], or NaN where the judge gave none, which is warned of.
-
-    Items have columns `prompt` and `text`; the folder is the run's. ValueError where a row has no text, the dimension
-    is none of `DIMENSIONS`, or the judge gave a score outside (0, 100].
+    Items have columns `prompt` and `text`; none is judged twice (`cached_rows`). Of a reasoning model's answer the
+    judge sees what follows its thoughts. `score` is in (0, 100], or NaN where the judge gave none, which is warned of.
+    ValueError where a row has no text, the dimension is none of `DIMENSIONS`, or a score is outside (0, 100].
     """
     return _cached("judged", judge, items, ("prompt", "text"), dimension, folder).set_axis(items.index)
 

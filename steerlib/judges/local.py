@@ -69,12 +69,9 @@ class RewardJudge:
     to one prompt were trained, and `centre` decides which reward is S = 50.5, that is a = 0.45. Set it to the median
     reward of the base answers on dev prompts, and `scale` to their spread.
 
-    A tokenizer without a chat template gets prompt and answer as a pair of sentences, as DeBERTa's kind was trained.
-
-    Args:
-        name: hub id or folder of a sequence classifier with one output (else ValueError) in safetensors.
-        dimension: what it was trained to reward; it refuses to judge any other (ValueError).
-        centre, scale: of the map, in units of reward; scale > 0.
+    The name is a hub id or folder of a sequence classifier with one output (else ValueError) in safetensors. A
+    tokenizer without a chat template gets prompt and answer as a pair of sentences, as DeBERTa's kind was trained. Any
+    other dimension than the one it was trained to reward is refused (ValueError).
     """
 
     def __init__(
@@ -105,7 +102,7 @@ class RewardJudge:
 
     @torch.inference_mode()
     def reward(self, prompt: str, answer: str) -> float:
-        """Raw reward of an answer, from which `centre` and `scale` may be taken."""
+        """Raw reward of an answer."""
         if self.tokenizer.chat_template:
             turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
             settings = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}

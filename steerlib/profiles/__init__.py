@@ -14,7 +14,6 @@ from steerlib.profiles.sensitivities import (
     ESTIMATORS,
     percentiles,
     planted_recovery,
-    population_category,
     primary_category,
     profiles_table,
     sensitivities,

@@ -44,15 +44,10 @@ def split_conversations(
     conversations to train (the profile and the vectors), the others to the group's split.
     by="conversations" (one alpha a user): each user's conversations into train, dev and test.
     A user with two conversations or more keeps one in train and one held out (with three, by conversations,
-    one in each); a user with one has it in train.
+    one in each); a user with one has it in train. The order of the rows and other users do not matter.
 
-    Args:
-        train_share: share of a user's conversations in train.
-        dev_share: by users, share of users in the dev group; by conversations, of a user's conversations in dev.
-        seed: of the random order; the order of the rows and other users do not matter.
-
-    Raises:
-        ValueError: unknown `by`, a share outside (0, 1), or a conversation of two users.
+    `train_share` is of a user's conversations; `dev_share` by users of the users, by conversations of a user's
+    conversations. A ValueError for unknown `by`, a share outside (0, 1), or a conversation of two users.
     """
     if by not in ("users", "conversations"):
         raise ValueError(f"by must be 'users' or 'conversations', not {by!r}")
@@ -100,30 +95,19 @@ def draw_prompts(
     """Prompts of one turn of a held-out split, up to `per_category` for each primary category of their users.
 
     Within a category the draw takes one prompt of each user, then a second of each, and takes a text again only when
-    no other is left.
+    no other is left. `profiles` are of one estimator, fitted on train conversations. Turn 0 is the opening prompt, as
+    in the paper; later ones have the turns before them, with the answers that the user chose, as their history.
 
-    Args:
-        profiles: of one estimator, fitted on train conversations.
-        per_category: prompts wanted in each of the six categories; the paper has 40. A category with fewer gives all
-            that it has.
-        turn: 0 for the opening prompt, as in the paper; later ones have the turns before them, with the answers that
-            the user chose, as their history.
-        seed: of the draw and of the shuffled categories.
-
-    Returns:
-        Table `prompts`: category is c*(u) of the prompt's user; shuffled_category is that of another user and
-        differs from it; accepted is the response that the user chose.
+    In the table, category is c*(u) of the prompt's user, shuffled_category differs from it (`shuffled_users`), and
+    accepted is the response that the user chose.
 
     Raises:
-        ValueError: no prompt at all, a split that is not held out, profiles of two estimators, or users who all
-            share one category, so that no shuffled profile exists.
+        ValueError: no prompt at all, a split that is not held out, profiles of two estimators, or see `shuffled_users`.
 
     Source: STEER-Away, 240 prompts = 6 x 40. The paper does not say how they were drawn.
     """
     if split not in ("dev", "test") or per_category < 1:
-        raise ValueError(
-            f"split must be 'dev' or 'test', not {split!r}; per_category 1 or more, not {per_category}"
-        )
+        raise ValueError(f"{per_category} prompts of {split!r}: 1 or more of 'dev' or 'test' can be drawn")
     estimators = sorted(profiles["estimator"].unique())
     if len(estimators) != 1:
         raise ValueError(f"profiles must be of one estimator, these are of {', '.join(estimators)}")
@@ -152,8 +136,7 @@ def draw_prompts(
 def shuffled_users(primaries: pd.Series, *, seed: int = 0) -> pd.Series:
     """For each user another user with a DIFFERENT primary category, whose profile or vector is the shuffled one.
 
-    The order of the users does not matter. A ValueError says that there are no users, that one has no primary
-    category, or that all have the same.
+    The order of the users does not matter. A ValueError where one has no primary category, or all have the same.
     """
     if primaries.isna().any():
         raise ValueError(f"user {primaries.index[int(primaries.isna().argmax())]!r} has no primary category")
@@ -192,8 +175,6 @@ def prompt_categories(prompts: pd.DataFrame, scores: pd.DataFrame) -> pd.Series:
     A harmful request in polite words has a small t, so without labels this sees attacks, not requests: of XSTest's
     200 harmful prompts the embedded scorer puts 20 in harmful_borderline and 111 in benign_control.
 
-    Scores are those of the n prompts, `(n, 6)`, row for row; the categories have the index of `prompts`.
-
     Source: 0.5 is what RealToxicityPrompts calls toxic (Gehman et al., 2020).
     """
     t = checked_scores(scores, len(prompts)).max(axis=1)
@@ -207,10 +188,8 @@ def prompt_categories(prompts: pd.DataFrame, scores: pd.DataFrame) -> pd.Series:
 def demo_openings() -> tuple[pd.DataFrame, pd.DataFrame]:
     """Hostile openings of the project's own writing (synthetic), to study whether steering lowers toxicity at all.
 
-    Returns:
-        pairs: pair_id, opening, toxic, mild; 88 pairs on 44 train openings. Both continuations go on from the same
-            opening and have the same number of words, give or take one.
-        prompts: prompt_id, prompt, split; 32 dev and 64 test openings, none of them in the pairs.
+    Pairs (pair_id, opening, toxic, mild), 88 on 44 train openings: both continuations go on from the same opening and
+    have the same number of words, give or take one. Prompts (prompt_id, prompt, split), 32 dev and 64 test openings.
     """
     pairs, prompts = (read_rows(DEMO / f"hostile_{name}.jsonl") for name in ("pairs", "openings"))
     return pairs.drop(columns="synthetic"), prompts.drop(columns="synthetic")

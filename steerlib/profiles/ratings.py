@@ -21,6 +21,7 @@ from steerlib.tables import ATTRIBUTE_COLUMNS, SCHEMA, check_table
 
 EMPTY = "EMPTY STRING"  # how PRISM writes an empty text
 UNKNOWN = "unknown"
+COMMON_WORDS = r"(?i)\b(?:the|and|to|that|you|for|with|this|are|it|be|not|have|was|by|has|she|they|is|a)\b"
 REQUIRED = ("user_id", "prompt", "response", "rating")
 PRISM_COLUMNS = {
     "prompt": "user_prompt",
@@ -50,11 +51,9 @@ def read_ratings(
         last_turn: later turns are dropped. Turns after 0 compare two samples of one model, so profiles and pairs
             are made from turn 0; prompts may come from a later one.
         min_ratings: users with fewer rated responses in turn 0, after the other drops, are dropped.
-        revision: of the hub's data set; name a commit to hold a study to it.
 
     Returns:
-        ratings: user_id, conversation_id, utterance_id, turn, prompt, response, rating, chosen, prompt_category; in
-            the order of the file. `with_toxicity` adds the six attributes.
+        ratings: the table `ratings` in the order of the file, but for the six attributes that `with_toxicity` adds.
         report: what, count; names the file, its SHA-256 and, from the hub, its commit.
 
     Raises:
@@ -91,13 +90,22 @@ def read_ratings(
 
     if table.empty:
         raise ValueError(f"{path.name}: no rating is left of {len(rows)} (min_ratings {min_ratings})")
-    latin = table["response"].str.count("[A-Za-z]")
-    foreign = int((table["response"].str.count(r"[^\W\d_]") > 2 * latin).sum())
+    foreign = int(looks_foreign(table["response"]).sum())
     if foreign:
-        counts["answers mostly not in Latin letters, which English scorers do not know"] = foreign
+        counts["answers that do not look English, which the toxicity scorers do not know"] = foreign
     kept = {"ratings": "utterance_id", "users": "user_id", "conversations": "conversation_id"}
     counts |= {f"{what} kept": table[column].nunique() for what, column in kept.items()}
     return table, pd.DataFrame({"what": list(counts), "count": list(counts.values())})
+
+
+def looks_foreign(texts: pd.Series) -> pd.Series:
+    """Whether each text looks like another language than English.
+
+    It does if most letters are not Latin, or if less than 6 % of 12 or more words are among English's commonest.
+    """
+    letters, words = texts.str.count(r"[^\W\d_]"), texts.str.count(r"[^\W\d_]+")
+    unusual = (words >= 12) & (texts.str.count(COMMON_WORDS) < 0.06 * words)
+    return unusual | (letters > 2 * texts.str.count("[A-Za-z]"))
 
 
 def with_toxicity(ratings: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
@@ -108,10 +116,7 @@ def with_toxicity(ratings: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def checked_scores(scores: pd.DataFrame, n: int) -> np.ndarray:
-    """The six scores of n texts, `(n, 6)`, row for row; the index is not used.
-
-    A ValueError says that the numbers of rows differ, or names a score that is missing or outside [0, 1].
-    """
+    """The six scores of n texts, `(n, 6)`; a ValueError for other rows or a score missing or outside [0, 1]."""
     if len(scores) != n:
         raise ValueError(f"{n} texts but {len(scores)} rows of scores")
     values = scores[list(ATTRIBUTE_COLUMNS)].to_numpy(dtype=np.float64)

@@ -20,12 +20,9 @@ def sensitivities(ratings: pd.DataFrame, estimator: str = "paper") -> pd.DataFra
         d_i = 1 - r_i / 100,    s_{u,c} = sum_i d_i P_c(i) / sum_i d_i          ("paper")
         a_{u,c} = s_{u,c} - (1/n) sum_i P_c(i)                                  ("exposure_adjusted")
 
-    A user whose ratings are all 100 has sum d_i = 0 and gets the plain mean of P_c, the limit of equal dislikes; the
-    adjusted estimate is then 0.
-
-    Ratings have user_id, rating (1..100) and the six attributes in [0, 1]. `(U, 6)`, users in the order of their ids,
-    independent of the order of the rows. A ValueError says that the estimator is none of `ESTIMATORS`, that there are
-    no rows, or that a value is missing.
+    `(U, 6)`, users in the order of their ids, independent of the order of the rows. A user whose ratings are all 100
+    has sum d_i = 0 and gets the plain mean of P_c, the limit of equal dislikes; the adjusted estimate is then 0. A
+    ValueError says that the estimator is none of `ESTIMATORS`, that there are no rows, or that a value is missing.
 
     Source: STEER-Away, user profiles. Its s averages what the user happened to be shown; the adjustment is ours.
     """
@@ -44,10 +41,7 @@ def sensitivities(ratings: pd.DataFrame, estimator: str = "paper") -> pd.DataFra
 
 
 def estimate(codes: NDArray, dislike: NDArray, toxicity: NDArray, estimator: str) -> NDArray:
-    """`sensitivities` on arrays, `(U, 6)`.
-
-    Codes `(N,)` are each rated response's user, 0..U-1; dislike `(N,)` is d, toxicity `(N, 6)` is P, both in [0, 1].
-    """
+    """`sensitivities` on arrays, `(U, 6)`: of N responses the user's code, 0..U-1, dislike d, and toxicity `(N, 6)`."""
     if estimator not in ESTIMATORS:
         raise ValueError(f"estimator {estimator!r} is not one of {', '.join(ESTIMATORS)}")
     n, total = np.bincount(codes), np.bincount(codes, dislike)
@@ -70,13 +64,11 @@ def percentiles(s: pd.DataFrame) -> pd.DataFrame:
 
 
 def primary_category(p: pd.DataFrame, s: pd.DataFrame) -> pd.Series:
-    """Each user's primary category c*(u), the one with the highest percentile.
+    """Each user's primary category c*(u), the one with the highest percentile p; s are the sensitivities, `(U, 6)` too.
 
     The paper does not say what a tie means, and ties are common: somebody ranks first in two categories. Here
     the category in which the user lies more standard deviations above the mean of all users wins; where that
     ties too, the first in the order of the six.
-
-    p are percentiles, s the sensitivities they came from, both `(U, 6)`.
 
     Source: STEER-Away, user profiles.
     """
@@ -84,14 +76,6 @@ def primary_category(p: pd.DataFrame, s: pd.DataFrame) -> pd.Series:
     standard = (s - s.mean()) / spread.where(spread > 0, 1.0)
     best = p.eq(p.max(axis=1), axis=0)
     return standard.round(12).where(best, -np.inf).idxmax(axis=1).rename("category")
-
-
-def population_category(s: pd.DataFrame) -> str:
-    """The average person's category: the highest mean sensitivity over users, the first of the six in a tie.
-
-    Percentiles cannot answer this, since their mean is 1/2 in every category.
-    """
-    return str(s.mean().idxmax())
 
 
 def profiles_table(s: pd.DataFrame, *, estimator: str) -> pd.DataFrame:
@@ -110,23 +94,15 @@ def split_half_agreement(
 ) -> pd.DataFrame:
     """How often two random halves of a user's conversations give the same primary category c*(u).
 
-    The conversations of each user are halved at random (the odd one falls to either half), a profile is fitted
-    on each half with the percentiles of that half's users, and the two are compared. A half has half the
-    ratings, so that this is a lower bound for the whole profile.
+    A profile is fitted on each half with the percentiles of that half's users; the mean of `n_splits` halvings is
+    reported. A half has half the ratings, so that this is a lower bound for the whole profile.
 
-        chance = sum_c q_A(c) q_B(c)
-
-    with q the shares of users whose c* is c in a half: the agreement of independent halves.
-
-    Ratings are those that profiles are fitted on, with conversation_id; the mean of `n_splits` halvings is reported.
+        chance = sum_c q_A(c) q_B(c),   q: shares of users whose c* is c in a half, as if halves were independent
 
     Returns:
         One row: estimator, users, left_out (users with one conversation), splits, agreement, low, high (95 %, t
         over users of their mean agreement over splits), chance, rank_correlation (Spearman's of the sensitivities
-        over users between halves, mean of the six categories).
-
-    Raises:
-        ValueError: fewer than two users with two conversations.
+        over users between halves, mean of the six categories). A ValueError for fewer than two users to halve.
     """
     from scipy.stats import t
 
@@ -169,8 +145,7 @@ def _halves(ratings: pd.DataFrame, talks: pd.DataFrame, rng: np.random.Generator
 def planted_recovery(ratings: pd.DataFrame) -> pd.DataFrame:
     """Share of the demo's users whose planted category each estimator finds; chance is 1/6.
 
-    One row an estimator: users, share, and the exact 95 % binomial interval low, high; of the ratings that the
-    profiles are fitted on.
+    One row an estimator: users, share, and the exact 95 % binomial interval low, high.
     """
     from scipy.stats import binomtest
 

@@ -32,10 +32,7 @@ UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
 
 def hash_order(ids: Iterable[object], *salt: object) -> list[str]:
-    """The distinct ids in a random order fixed by `salt`: sorted by the SHA-256 of salt and id.
-
-    Removing an id leaves the others in the same order, on every machine and version.
-    """
+    """The distinct ids sorted by the SHA-256 of salt and id: a random order that no other id changes."""
     prefix = "".join(f"{part}\x1f" for part in salt)
     return sorted(set(map(str, ids)), key=lambda one: hashlib.sha256(f"{prefix}{one}".encode()).digest())
 
@@ -59,20 +56,15 @@ def hub_file(dataset: str, name: str, *, revision: str = "main") -> Path:
     from huggingface_hub import get_session, hf_hub_download, hf_hub_url
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    def fetched(*, local_files_only: bool) -> Path:
-        only = local_files_only
-        return Path(
-            hf_hub_download(dataset, name, repo_type="dataset", revision=revision, local_files_only=only)
-        )
-
+    of: dict[str, Any] = {"repo_type": "dataset", "revision": revision}
     try:
-        return fetched(local_files_only=True)
+        return Path(hf_hub_download(dataset, name, **of, local_files_only=True))
     except LocalEntryNotFoundError:
         pass
     try:
         # One plain request first: without a network the hub's client retries for half a minute.
-        get_session().head(hf_hub_url(dataset, name, repo_type="dataset", revision=revision), timeout=10)
-        return fetched(local_files_only=False)
+        get_session().head(hf_hub_url(dataset, name, **of), timeout=10)
+        return Path(hf_hub_download(dataset, name, **of))
     except Exception as failure:  # the client's HTTP library, and so its errors, differ between versions
         raise FileNotFoundError(
             f"{name} of {dataset} (revision {revision}) is not on this machine and cannot be fetched"
@@ -92,21 +84,22 @@ def find_file(source: str | Path, *names: str) -> Path:
 
 
 def prism_file(source: str | Path, name: str, revision: str = "main") -> Path:
-    """One of PRISM's files, or the file that the source names.
+    """One of PRISM's files ("utterances.jsonl" or "survey.jsonl"), or the file that the source names.
 
-    The source is "demo" (synthetic); "demo_large" (the same, four times the users, written into the cache at first
+    The source is "demo" (synthetic); "demo_large" (the same, twice the users, written into the cache at first
     use); "prism" (the hub's data set); a folder with PRISM's files; one of PRISM's files, which stands for its folder;
-    or another file. The name is "utterances.jsonl" or "survey.jsonl".
+    or another file.
     """
     if str(source) == "demo":
         return DEMO / name
     if str(source) == "demo_large":
         from steerlib.profiles.demo.make_demo import make_demo  # it reads this module
 
-        folder = cache_folder() / "demo_large"
+        made_of = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(DEMO.glob("*.*"))))
+        folder = cache_folder() / f"demo_large-{made_of.hexdigest()[:8]}"
         folder.mkdir(exist_ok=True)
         if not (folder / name).exists():
-            make_demo(folder, rounds=4)
+            make_demo(folder, rounds=2)
         return folder / name
     if str(source) == "prism":
         return hub_file(PRISM, name, revision=revision)

@@ -18,11 +18,7 @@ LABEL_NAMES = {attribute: attribute for attribute in ATTRIBUTES} | {
 
 
 def check_attribute(name: str) -> str:
-    """The name itself, if it is one of the six attributes.
-
-    Raises:
-        ValueError: it is not; the message shows the nearest name and all six.
-    """
+    """The name itself; where it is none of the six attributes, a ValueError shows the nearest name and all six."""
     if name in ATTRIBUTES:
         return name
     plain = str(name).lower().replace(" ", "_").replace("-", "_")
@@ -34,14 +30,8 @@ def check_attribute(name: str) -> str:
 def match_labels(names: Iterable[str], *, owner: str) -> dict[str, str]:
     """The given name of each attribute, `{attribute: name}`; an attribute without one is left out, with a warning.
 
-    Case is ignored; where both an attribute's own name and Jigsaw's are given, its own is taken.
-
-    Args:
-        names: labels of a classifier or columns of a table; others than the six are left out.
-        owner: whose names they are, for the message.
-
-    Raises:
-        ValueError: none of the names is toxicity.
+    Case is ignored; where both an attribute's own name and Jigsaw's are given, its own is taken; other names are left
+    out. A ValueError that none of the names is toxicity says whose they are (`owner`).
     """
     given = [str(name) for name in names]
     ordered = sorted(given, key=lambda name: name.lower() in ATTRIBUTES)
@@ -55,11 +45,7 @@ def match_labels(names: Iterable[str], *, owner: str) -> dict[str, str]:
 
 
 def check_texts(texts: Iterable[str], *, what: str = "text") -> list[str]:
-    """The texts as a list.
-
-    Raises:
-        ValueError: a single string was given instead of several, or one of them is no string.
-    """
+    """The texts as a list; a ValueError where a single string was given, or one of them is no string."""
     if isinstance(texts, str):
         raise ValueError(f"texts must be a list of strings, not the single string {texts[:40]!r}")
     listed = list(texts)

@@ -85,19 +85,18 @@ def weighted(counts: csr_array, idf: np.ndarray) -> csr_array:
 class ToxicityNetwork(nn.Module):
     """Word + mean subword embedding -> bidirectional LSTM (2 x 50) -> maximum and mean over tokens -> 96 -> logits."""
 
-    def __init__(self, vocabulary: int, outputs: int = len(ATTRIBUTES), dropout: float = 0.3) -> None:
+    def __init__(self, vocabulary: int, outputs: int = len(ATTRIBUTES)) -> None:
         super().__init__()
         self.words = nn.Embedding(vocabulary + 1, DIM, padding_idx=0)
         self.subwords = nn.EmbeddingBag(SUBWORDS, DIM, mode="mean")
         self.lstm = nn.LSTM(DIM, 50, bidirectional=True, batch_first=True)
         self.hidden, self.output = nn.Linear(200, 96), nn.Linear(96, outputs)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(0.3)
 
     def forward(self, windows: Sequence[Sequence[str]], indices: Mapping[str, int]) -> torch.Tensor:
         """Logits (windows, outputs) of windows of tokens.
 
-        Args:
-            indices: row of each known word in the embedding, from 1; an unknown word has its subwords alone.
+        `indices` are rows of known words in the embedding, from 1; an unknown word has its subwords alone.
         """
         distinct = {word: row for row, word in enumerate(dict.fromkeys(w for one in windows for w in one))}
         grams = [character_ngrams(word) % SUBWORDS for word in distinct]
@@ -121,9 +120,6 @@ class CalibratedScorer:
 
     Per attribute, the logit is (1 - w) network + w n-grams, and a monotone line through knots corrects it. A text
     of several windows has the mean logit of its windows.
-
-    Attributes:
-        id: "calibrated" and the start of the sha256 of its weights.
     """
 
     def __init__(self, path: Path = WEIGHTS) -> None:
@@ -145,26 +141,21 @@ class CalibratedScorer:
         self.network.load_state_dict(weights)
 
     def __call__(self, texts: Iterable[str]) -> pd.DataFrame:
-        """Scores in [0, 1], rounded to 6 digits so that they do not depend on the other texts; a row a text."""
+        """As a `Scorer`; rounded to 6 digits, so that scores do not depend on the other texts."""
         columns = zip(self.logits(texts).T, self.knots, strict=True)
         scores = [expit(np.interp(logits, *knots)) for logits, knots in columns]
         return pd.DataFrame(dict(zip(ATTRIBUTES, scores, strict=True))).round(6)
 
     def logits(self, texts: Iterable[str]) -> np.ndarray:
         """Mean logit of each text's windows (texts, 6), before the calibration."""
-        listed = check_texts(texts)
-        logits = np.empty((len(listed), len(ATTRIBUTES)))
-        for start in range(0, len(listed), 1024):
-            rows = slice(start, start + 1024)
-            logits[rows] = self._mean_logits([tokens(text) for text in listed[rows]])
-        return logits
-
-    def _mean_logits(self, texts: list[list[str]]) -> np.ndarray:
+        listed = [tokens(text) for text in check_texts(texts)]
         parts = [
-            (row, text[i : i + WINDOW]) for row, text in enumerate(texts) for i in range(0, len(text), WINDOW)
+            (row, text[i : i + WINDOW])
+            for row, text in enumerate(listed)
+            for i in range(0, len(text), WINDOW)
         ]
         parts.sort(key=lambda part: len(part[1]))
-        sums, counts = np.zeros((len(texts), len(ATTRIBUTES))), np.zeros((len(texts), 1))
+        sums, counts = np.zeros((len(listed), len(ATTRIBUTES))), np.zeros((len(listed), 1))
         for start in range(0, len(parts), 128):
             rows, windows = zip(*parts[start : start + 128], strict=True)
             np.add.at(sums, list(rows), self.window_logits(windows))

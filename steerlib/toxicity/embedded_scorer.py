@@ -25,8 +25,6 @@ LENGTH = 100
 """Words the network reads: the last 100 of a text; a shorter one is preceded by padding."""
 OUTPUTS = ("toxic", "severe_toxic", "obscene", "threat", "insult", "identity_hate")
 """Labels of the network's six outputs, in their order."""
-
-
 TOKENIZER_NAMES = {
     ("keras.src.legacy.preprocessing.text", "Tokenizer"): SimpleNamespace,
     ("collections", "OrderedDict"): OrderedDict,
@@ -94,9 +92,6 @@ class EmbeddedScorer:
 
     What `classify()` of the package toxic-comment-classifier 0.3.0 (MIT) computes, for many texts at once. It was
     trained on comments of Wikipedia's talk pages: harm without rude words is mostly missed.
-
-    Attributes:
-        id: package, version and the start of the weights' sha256.
     """
 
     def __init__(self) -> None:
@@ -111,7 +106,7 @@ class EmbeddedScorer:
         self.network.load_state_dict(read_keras_weights(weights))
 
     def __call__(self, texts: Iterable[str]) -> pd.DataFrame:
-        """Scores in [0, 1], one row a text in the given order; an empty text is scored as all padding."""
+        """As a `Scorer`; an empty text is scored as all padding."""
         ids = torch.tensor([self.word_ids(text) for text in check_texts(texts)], dtype=torch.long)
         with torch.inference_mode():
             logits = [self.network(rows) for rows in ids.reshape(-1, LENGTH).split(256)]

@@ -29,7 +29,7 @@ class Scorer(Protocol):
 
     @property
     def id(self) -> str:
-        """Name, version and hash of the weights: scores are cached under it."""
+        """Name, version and hash of the weights or the file: scores are cached under it."""
         ...
 
     def __call__(self, texts: Iterable[str]) -> pd.DataFrame:
@@ -47,7 +47,7 @@ def load_scorer(name: str | Path = "calibrated", *, labels: Mapping[str, str] | 
         name: "embedded"; "calibrated"; "perspective" (key in PERSPECTIVE_API_KEY); "detoxify" or "detoxify:<folder>";
             "replay:<file>", scores that `archive` wrote; a table of scores by text; the folder or hub id
             `owner/model` of a sequence classifier.
-        labels: of a classifier, its label of each attribute; by default labels are matched by name.
+        labels: of a classifier, its label of each attribute.
 
     Raises:
         ValueError: no scorer has such a name, or it has no toxicity.
@@ -81,11 +81,7 @@ def text_sha(text: str) -> str:
 def archive(folder: Path, path: Path, *, scorer: str | None = None) -> int:
     """Write the scores of a run, by text hash, to a file that "replay:<file>" reads; the number of texts.
 
-    Args:
-        scorer: id of the scorer; needed where several scored the run.
-
-    Raises:
-        ValueError: no scores, or of several scorers; the file is neither .csv nor .parquet.
+    A ValueError for no scores, those of several scorers and no id among them, or a file neither .csv nor .parquet.
     """
     scores = read_table(folder, "scores")
     ids = sorted(scores["scorer"].unique())
@@ -99,20 +95,12 @@ def archive(folder: Path, path: Path, *, scorer: str | None = None) -> int:
     return len(rows)
 
 
-def score_texts(scorer: Scorer, texts: Iterable[str], folder: Path, *, batch: int = 1024) -> pd.DataFrame:
+def score_texts(scorer: Scorer, texts: Iterable[str], folder: Path) -> pd.DataFrame:
     """Six toxicity scores of each text, row by row with the texts and, where they are a Series, with its index.
 
-    Scores are cached in the run's table `scores`, see `cached_rows`. Of a reasoning model's answer, what follows its
-    thoughts is scored; the empty text is scored as it is.
-
-    Args:
-        scorer: a scorer of `load_scorer`, or your own with `id` and a call.
-        texts: strings, in any order and with repeats.
-        folder: the run's folder.
-        batch: texts in one part of the table.
-
-    Raises:
-        ValueError: a text is no string, or the scorer gave something other than six scores in [0, 1].
+    Scores are cached in the table `scores` of the run's folder, see `cached_rows`. Of a reasoning model's answer, what
+    follows its thoughts is scored; the empty text is scored as it is. A ValueError where a text is no string, or the
+    scorer gave something other than six scores in [0, 1].
     """
     listed = check_texts(texts)
     keys = pd.DataFrame({"text_sha": [text_sha(text) for text in listed], "scorer": scorer.id})
@@ -123,18 +111,14 @@ def score_texts(scorer: Scorer, texts: Iterable[str], folder: Path, *, batch: in
         lambda rows: checked_scores(scorer, [after_thinking(listed[row]) for row in rows]),
         unit="text",
         what="toxicity",
-        chunk=batch,
+        chunk=1024,
     )
     index = texts.index if isinstance(texts, pd.Series) else pd.RangeIndex(len(listed))
     return found[list(ATTRIBUTES)].astype(float).set_axis(index)
 
 
 def checked_scores(scorer: Scorer, texts: list[str]) -> pd.DataFrame:
-    """Scores of some texts by a scorer, in the order of `ATTRIBUTES`.
-
-    Raises:
-        ValueError: not six attributes of each text, or a score that is missing or outside [0, 1].
-    """
+    """Scores of some texts by a scorer, in the order of `ATTRIBUTES`; see `score_texts`."""
     scores = scorer(texts)
     missing = [attribute for attribute in ATTRIBUTES if attribute not in scores]
     if missing or len(scores) != len(texts):
@@ -156,12 +140,7 @@ DETOXIFY = "unitary/toxic-bert"
 class ClassifierScorer:
     """Toxicity scores by a classifier: the logistic of its logits, or their softmax if its labels exclude one another.
 
-    Args:
-        name: hub id or folder.
-        labels: its label of each attribute; by default matched by name, then several independent labels are needed.
-
-    Attributes:
-        id: the name and the start of the sha256 over its weights.
+    By default labels are matched by name, then several independent ones are needed.
 
     Raises:
         FileNotFoundError: the model cannot be had with safetensors weights.
@@ -181,13 +160,12 @@ class ClassifierScorer:
             raise ValueError(f"scorer {str(name)!r} has no label {unknown[0]!r}; it has {', '.join(known)}")
         given = {check_attribute(attribute): label for attribute, label in (labels or {}).items()}
         self.labels = given or match_labels(known, owner=f"scorer {str(name)!r}")
-        self.id = f"{Path(name).name}-{weights_sha(model)[:8]}" + (
-            f"-{sorted(given.items())}" if given else ""
-        )
+        self.id = f"{Path(name).name}-{weights_sha(model)[:8]}"
+        self.id += f"-{sorted(given.items())}" if given else ""
         self.model: Any = model.eval().to(default_device())
 
     def __call__(self, texts: Iterable[str]) -> pd.DataFrame:
-        """Scores in [0, 1], one row a text in the given order; a text is cut at the model's longest input."""
+        """As a `Scorer`; a text is cut at the model's longest input."""
         listed = check_texts(texts)
         # Texts of like length together: less padding.
         order = np.argsort([len(text) for text in listed], kind="stable")
@@ -221,15 +199,8 @@ SUFFIXES = (".csv", ".parquet", ".jsonl", ".json")
 class LookupScorer:
     """Scores looked up in a table: by text, for instance from the Perspective API, or by text hash (`archive`).
 
-    Args:
-        path: file with a column `text` or `text_sha` and one an attribute; further columns are left out.
-
-    Attributes:
-        id: the file's name and the start of its sha256.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: there is no text or toxicity, a score is not in [0, 1], or a text has two different scores.
+    The file has a column `text` or `text_sha` and one an attribute; further columns are left out. A ValueError where
+    there is no text or toxicity, a score is not in [0, 1], or a text has two different scores.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -260,11 +231,7 @@ class LookupScorer:
             self.id = f"{self.path.stem}-{hashlib.file_digest(file, 'sha256').hexdigest()[:8]}"
 
     def __call__(self, texts: Iterable[str]) -> pd.DataFrame:
-        """Scores in [0, 1], one row a text in the given order.
-
-        Raises:
-            KeyError: a text is not in the table; the first such is named.
-        """
+        """As a `Scorer`; a KeyError names the first text that is not in the table."""
         listed = check_texts(texts)
         shas = [text_sha(text) for text in listed]
         for row, sha in enumerate(shas):
@@ -294,30 +261,17 @@ class Busy(ConnectionError):
 class PerspectiveScorer:
     """Six scores by the Perspective API (until the end of 2026): one request per second, nothing stored there.
 
-    The key is read from PERSPECTIVE_API_KEY. Scores are kept for ever in `cache_folder()/perspective`, by text. A text
-    above 20 KB is cut; one that Perspective does not score is missing, with a warning.
-
-    Args:
-        language: of the texts; None lets Perspective detect it.
-        seconds: between two requests, and the first pause before one is repeated, six times at most.
-
-    Raises:
-        KeyError: the environment has no such key.
+    The key is read from PERSPECTIVE_API_KEY (else a KeyError). Scores are kept for ever in
+    `cache_folder()/perspective`, by text. A text above 20 KB is cut; one that Perspective does not score is missing,
+    with a warning. `seconds` pass between two requests and before the first repetition; there are six tries.
     """
 
-    def __init__(
-        self,
-        address: str = PERSPECTIVE,
-        *,
-        language: str | None = "en",
-        seconds: float = 1.0,
-        timeout: float = 30.0,
-    ) -> None:
+    def __init__(self, address: str = PERSPECTIVE, *, seconds: float = 1.0, timeout: float = 30.0) -> None:
         self._key = os.environ.get("PERSPECTIVE_API_KEY", "").strip()
         if not self._key:
             raise KeyError("Perspective's key is read from the environment, which has no PERSPECTIVE_API_KEY")
-        self.address, self.language, self.seconds, self.timeout = address, language, seconds, timeout
-        self.id = f"perspective-v1alpha1-{language}" + ("" if address == PERSPECTIVE else f"@{address}")
+        self.address, self.seconds, self.timeout = address, seconds, timeout
+        self.id = "perspective-v1alpha1-en" + ("" if address == PERSPECTIVE else f"@{address}")
         self._next = 0.0
         self._asked = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(Busy),
@@ -327,25 +281,15 @@ class PerspectiveScorer:
         )
 
     def __call__(self, texts: Iterable[str]) -> pd.DataFrame:
-        """Scores in [0, 1], one row a text in the given order; NaN where Perspective gave none.
-
-        Raises:
-            ConnectionError: it cannot be reached, keeps failing, turns the key down, or its answer is no analysis.
-        """
-        listed = check_texts(texts)
+        """As a `Scorer`; a ConnectionError where the API cannot be reached, fails, refuses or sends no analysis."""
+        listed, six = check_texts(texts), list(ATTRIBUTES)
         keys = pd.DataFrame({"text_sha": [text_sha(text) for text in listed], "scorer": self.id})
-        folder = cache_folder() / "perspective"
-        found = cached_rows(
-            folder,
-            "scores",
-            keys,
-            lambda rows: pd.DataFrame(
-                [self._asked(self._scores, listed[row]) for row in rows], columns=list(ATTRIBUTES)
-            ),
-            unit="text",
-            what="Perspective",
-            chunk=60,
-        )[list(ATTRIBUTES)].astype(float)
+
+        def ask(rows: list[int]) -> pd.DataFrame:
+            return pd.DataFrame([self._asked(self._scores, listed[row]) for row in rows], columns=six)
+
+        shown: dict[str, Any] = {"unit": "text", "what": "Perspective", "chunk": 60}
+        found = cached_rows(cache_folder() / "perspective", "scores", keys, ask, **shown)[six].astype(float)
         if found["toxicity"].isna().any():
             warnings.warn(f"{self.id} gave no scores of {found['toxicity'].isna().sum()} texts", stacklevel=2)
         return found
@@ -358,9 +302,9 @@ class PerspectiveScorer:
         body: dict[str, Any] = {
             "comment": {"text": cut, "type": "PLAIN_TEXT"},
             "requestedAttributes": {attribute.upper(): {} for attribute in ATTRIBUTES},
+            "languages": ["en"],
             "doNotStore": True,
         }
-        body |= {"languages": [self.language]} if self.language else {}
         try:
             came = requests.post(self.address, params={"key": self._key}, json=body, timeout=self.timeout)
             answer = came.json()

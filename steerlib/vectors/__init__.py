@@ -3,24 +3,9 @@
 # ruff: noqa: F401  (the names that notebooks use)
 
 from steerlib.profiles.prompts import shuffled_users
-from steerlib.residual import (
-    VectorFamily,
-    add_to_residual,
-    in_unit,
-    prompt_residuals,
-    record_residual,
-    typical_norms,
-)
-from steerlib.vectors.coordinates import (
-    Basis,
-    Setting,
-    UserCoordinates,
-    choose_rank_and_shrinkage,
-    difference_basis,
-    fit_coordinates,
-)
-from steerlib.vectors.files import load_families, load_family, save_family, vectors_to_gguf
-from steerlib.vectors.gates import Threshold, choose_threshold, prompt_projections, relative_norms
+from steerlib.residual import VectorFamily
+from steerlib.vectors.coordinates import choose_rank_and_shrinkage, difference_basis, fit_coordinates
+from steerlib.vectors.gates import choose_threshold, prompt_projections, relative_norms
 from steerlib.vectors.pairs import continuation_residuals, pair_residuals, pairs_from_ratings, read_pairs
 from steerlib.vectors.personal import (
     category_differences,
@@ -34,7 +19,10 @@ from steerlib.vectors.steering_vector import (
     cosine,
     default_layers,
     describe_vectors,
+    load_families,
+    load_family,
     mean_difference,
     random_vectors,
     sae_direction,
+    save_family,
 )

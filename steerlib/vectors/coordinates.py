@@ -19,6 +19,9 @@ from steerlib.profiles.sources import hash_order
 from steerlib.tables import progress_bar
 from steerlib.vectors.steering_vector import SteeringVector
 
+RIDGES = (10.0, 1.0)
+FOLDS = 5
+
 
 @dataclass(frozen=True)
 class Basis:
@@ -29,12 +32,10 @@ class Basis:
     Residual norms grow with depth, so each layer is divided by its own; the last one would otherwise be the basis.
 
     Attributes:
-        widths: d_model of each layer.
-        norms: n_l, mean norm of the training answers' residuals at layer l.
-        axes: Q, `(n_features, rank)`, Q^T Q = I; the first axis carries the largest share.
-        centre: `(n_features,)` mean features of the training answers, so that x = 0 is the mean answer.
-        spread: `(rank,)` standard deviation of the training answers along each axis (divided by n).
-        shares: `(rank,)` each axis' share of the sum of squares of the pair differences.
+        widths, norms: d_model, and n_l, the mean norm of the training answers' residuals, of each layer.
+        axes: Q, `(n_features, rank)`, Q^T Q = I; the first axis carries most of the pair differences.
+        centre, spread: mean `(n_features,)` of the training answers' features, and standard deviation `(rank,)` along
+            each axis (divided by n).
     """
 
     widths: Mapping[int, int]
@@ -42,7 +43,6 @@ class Basis:
     axes: NDArray
     centre: NDArray
     spread: NDArray
-    shares: NDArray
 
     @property
     def rank(self) -> int:
@@ -50,9 +50,9 @@ class Basis:
         return len(self.spread)
 
     def coordinates(self, residuals: Mapping[int, Tensor]) -> NDArray:
-        """Whitened coordinates x of answers, `(n, rank)`: mean 0 and standard deviation 1 over the training answers.
+        """Whitened coordinates x of answers, `(n, rank)`, from their residuals by layer, `(n, d_model)` each.
 
-        A ValueError names a layer of the basis that `residuals`, `(n, d_model)` each, lack or have in another width.
+        A ValueError names a layer of the basis that is absent or has another width.
         """
         return (_features(residuals, self.norms, self.widths) - self.centre) @ self.axes / self.spread
 
@@ -83,8 +83,7 @@ def difference_basis(
 
         d_k = phi(y+_k) - phi(y-_k),    D = U S W^T,    Q = first `rank` columns of W
 
-    Swapping the two answers of a pair changes no singular vector: the axes do not know which answer was preferred.
-    Only their signs do; each axis points the way of the mean difference.
+    Swapping the two answers of a pair changes only the signs of the axes; each points the way of the mean difference.
 
     Residuals are those of the TRAIN pairs, by layer, `(n, d_model)`. A ValueError says that the sides do not match or
     that the pairs span fewer axes than `rank`.
@@ -110,8 +109,7 @@ def difference_basis(
     axes = right[:rank].T
     axes = axes * np.where(differences.mean(0) @ axes < 0, -1.0, 1.0)
     answers = np.concatenate([likes, dislikes])
-    shares = singular[:rank] ** 2 / (singular**2).sum()
-    return Basis(widths, norms, axes, answers.mean(0), (answers @ axes).std(axis=0), shares)
+    return Basis(widths, norms, axes, answers.mean(0), (answers @ axes).std(axis=0))
 
 
 def _features(
@@ -150,14 +148,12 @@ class UserCoordinates:
     ) -> NDArray:
         """Utility of each preferred answer minus that of the dispreferred one, in logits, `(n,)`.
 
-        Coordinates x are `(n, at least r)`; without users everybody counts as the population. A ValueError says that
-        shapes do not match or that a coordinate is not finite.
+        Without users everybody counts as the population. Pairs and errors as for `fit_coordinates`.
         """
         n = len(np.asarray(preferred)) if users is None else len(users)
-        likes, dislikes, _ = _checked(preferred, dispreferred, n, len(self.population))
+        likes, dislikes = _checked(preferred, dispreferred, n, len(self.population))
         theta = self.population if users is None else self.theta(users)
-        further = (likes**2).sum(1) - (dislikes**2).sum(1)
-        return ((likes - dislikes) * theta).sum(1) - self.curvature / 2 * further
+        return ((likes - dislikes) * theta).sum(1) - self.curvature / 2 * _further(likes, dislikes)
 
 
 def fit_coordinates(
@@ -169,7 +165,6 @@ def fit_coordinates(
     ridge: float = 1.0,
     curvature: float = 0.0,
     rank: int | None = None,
-    weights: ArrayLike | None = None,
 ) -> UserCoordinates:
     """Bradley-Terry (curvature 0) or ideal-point coordinates of every user, shrunk towards the population.
 
@@ -177,19 +172,16 @@ def fit_coordinates(
         utility_u(x) = -lambda/2 |x - p_u|^2,                                                       ideal point
         logit        = lambda p_u . (x_i - x_j) - lambda/2 (|x_i|^2 - |x_j|^2),    theta_u = lambda p_u
         theta_u      = mu + delta_u
-        minimised: -sum_k w_k ln P(y+_k > y-_k) + |delta|^2 / (2 tau^2) + ridge/2 |mu|^2
+        minimised: -sum_k ln P(y+_k > y-_k) + |delta|^2 / (2 tau^2) + ridge/2 |mu|^2
 
     The ideal point is fitted as theta_u, in which the logit is linear with a fixed offset: both problems are convex
     with one minimum, and lambda -> 0 with theta fixed is Bradley-Terry.
 
     Args:
         preferred, dispreferred: coordinates x of the two sides of the pairs, `(n, at least r)`, of spread about 1.
-        users: whose pair each is.
         tau: standard deviation of users about the population, logits per unit of x; 0 gives everybody mu.
-        ridge: inverse variance of mu about 0.
-        curvature: lambda, not negative.
+        ridge, curvature: inverse variance of mu about 0; lambda, not negative.
         rank: how many of the first coordinates are used; None: all.
-        weights: w_k of each pair, `(n,)`, for instance 0.5 for a tie; None: 1. A pair of weight 0 is dropped.
 
     Raises ValueError for shapes that do not match, a coordinate that is not finite, no pairs, a setting out of range.
 
@@ -200,20 +192,19 @@ def fit_coordinates(
 
     if not (0 <= tau < np.inf and 0 < ridge < np.inf and 0 <= curvature < np.inf):
         raise ValueError(f"tau {tau} and curvature {curvature} must be 0 or more, ridge {ridge} above 0")
-    likes, dislikes, w = _checked(preferred, dispreferred, len(users), rank, weights)
-    likes, dislikes, w, who = likes[w > 0], dislikes[w > 0], w[w > 0], np.asarray(users)[w > 0]
-    if not len(who):
-        raise ValueError("no pairs to fit coordinates on (pairs of weight 0 do not count)")
-    codes, names = pd.factorize(who, sort=True)
+    likes, dislikes = _checked(preferred, dispreferred, len(users), rank)
+    if not len(users):
+        raise ValueError("no pairs to fit coordinates on")
+    codes, names = pd.factorize(np.asarray(users), sort=True)
     differences, r = likes - dislikes, likes.shape[1]
-    offset = -curvature / 2 * ((likes**2).sum(1) - (dislikes**2).sum(1))
+    offset = -curvature / 2 * _further(likes, dislikes)
 
     def loss(parameters: NDArray) -> tuple[float, NDArray]:
         # mu, then delta_u / tau of each user: in these a small tau is no stiffer than a large one.
         mu, scaled = parameters[:r], parameters[r:].reshape(-1, r)
         logit = (differences * (mu + tau * scaled)[codes]).sum(1) + offset
-        value = w @ np.logaddexp(0, -logit) + ridge / 2 * mu @ mu + (scaled**2).sum() / 2
-        slope = -w * np.exp(-np.logaddexp(0, logit))
+        value = np.logaddexp(0, -logit).sum() + ridge / 2 * mu @ mu + (scaled**2).sum() / 2
+        slope = -np.exp(-np.logaddexp(0, logit))
         by_user = np.zeros_like(scaled)
         np.add.at(by_user, codes, slope[:, None] * differences)
         return float(value), np.concatenate([by_user.sum(0) + ridge * mu, (tau * by_user + scaled).ravel()])
@@ -226,42 +217,35 @@ def fit_coordinates(
     return UserCoordinates(mu, pd.DataFrame(mu + tau * scaled, index=index, columns=columns), curvature)
 
 
+def _further(likes: NDArray, dislikes: NDArray) -> NDArray:
+    """|x_i|^2 - |x_j|^2 of each pair, `(n,)`."""
+    return (likes**2).sum(1) - (dislikes**2).sum(1)
+
+
 def _checked(
-    preferred: ArrayLike,
-    dispreferred: ArrayLike,
-    n: int,
-    rank: int | None = None,
-    weights: ArrayLike | None = None,
-) -> tuple[NDArray, NDArray, NDArray]:
-    """Both sides `(n, rank)` and the weights `(n,)`, float64."""
+    preferred: ArrayLike, dispreferred: ArrayLike, n: int, rank: int | None
+) -> tuple[NDArray, NDArray]:
+    """Both sides `(n, rank)`, float64."""
     likes, dislikes = (np.asarray(side, dtype=np.float64) for side in (preferred, dispreferred))
-    w = np.ones(n) if weights is None else np.asarray(weights, dtype=np.float64)
-    if likes.ndim != 2 or likes.shape != dislikes.shape or len(likes) != n or w.shape != (n,):
+    if likes.ndim != 2 or likes.shape != dislikes.shape or len(likes) != n:
         raise ValueError(
-            f"preferred {likes.shape}, dispreferred {dislikes.shape}, {n} users and weights {w.shape} do not"
-            " match: need (n, r), (n, r), n and (n,)"
+            f"preferred {likes.shape}, dispreferred {dislikes.shape} and {n} users do not match: need (n, r), (n, r), n"
         )
     if rank is not None and not 1 <= rank <= likes.shape[1]:
         raise ValueError(f"rank {rank} is not in 1..{likes.shape[1]}")
-    for name, values in (("preferred", likes), ("dispreferred", dislikes), ("weights", w[:, None])):
-        bad = ~np.isfinite(values) | (values < 0 if name == "weights" else False)
-        if bad.any():
-            row, column = np.argwhere(bad)[0]
+    for name, values in (("preferred", likes), ("dispreferred", dislikes)):
+        for row, column in np.argwhere(~np.isfinite(values)):
             raise ValueError(f"{name}: row {row} holds {values[row, column]}")
-    return likes[:, :rank], dislikes[:, :rank], w
+    return likes[:, :rank], dislikes[:, :rank]
 
 
 class Setting(NamedTuple):
-    """Settings of `fit_coordinates`, to be passed on as `**setting._asdict()`."""
+    """Settings of `fit_coordinates`."""
 
     rank: int
     tau: float
     ridge: float
     curvature: float
-
-
-RIDGES = (10.0, 1.0)
-FOLDS = 5
 
 
 def choose_rank_and_shrinkage(
@@ -274,32 +258,25 @@ def choose_rank_and_shrinkage(
     taus: Sequence[float] = (0.0, 0.1, 0.3, 1.0),
     curvatures: Sequence[float] = (0.0,),
     seed: int = 0,
-    weights: ArrayLike | None = None,
 ) -> tuple[Setting, pd.DataFrame]:
     """The setting with the smallest log-loss on conversations left out, by cross-validation in at most five folds.
 
-        loss = -sum_k w_k ln P(y+_k > y-_k) / sum_k w_k,    in nats per pair; guessing gives ln 2 = 0.693
+        loss = -mean_k ln P(y+_k > y-_k),    in nats per pair; guessing gives ln 2 = 0.693
 
-    Whole TRAIN conversations are left out in turn. A chosen tau of 0 is the population for everybody: these pairs give
-    no reason to tell users apart. A chosen loss at or above ln 2: the basis does not predict preference at all. It is
-    the best of many and so a little too good: report the accuracy on other conversations.
+    Whole TRAIN conversations are left out in turn; all combinations are tried, each with a ridge of 1 and of 10. A
+    chosen tau of 0 is the population for everybody: these pairs give no reason to tell users apart. A chosen loss at or
+    above ln 2: the basis does not predict preference at all. It is the best of many and so a little too good.
 
-    Pairs and weights: see `fit_coordinates`; weights count in the held-out loss too. All combinations of ranks, taus
-    and curvatures are tried, each with a ridge of 1 and of 10; the order of the rows does not matter.
-
-    Returns:
-        The best setting; of equal losses that of the lowest rank, then the smallest tau, the largest ridge and the
-        smallest curvature. And a table with one row per setting: rank, tau, ridge, curvature, loss, standard_error
-        (clustered by user), chosen.
-
-    Raises ValueError where there is nothing to try or fewer than two conversations, or as `fit_coordinates`.
+    Returns the best setting (of equal losses that of the lowest rank, then the smallest tau, the largest ridge and the
+    smallest curvature) and a table with one row per setting, standard_error clustered by user. A ValueError says that
+    there is nothing to try or fewer than two conversations; see also `fit_coordinates`.
 
     Source: cross-validation by groups; CAA on PRISM does not say how its coordinates were regularised.
     """
     settings = [Setting(*one) for one in product(sorted(ranks), sorted(taus), RIDGES, sorted(curvatures))]
     if not settings:
         raise ValueError("no setting to try: ranks, taus and curvatures each need a value")
-    likes, dislikes, w = _checked(preferred, dispreferred, len(users), max(ranks), weights)
+    likes, dislikes = _checked(preferred, dispreferred, len(users), max(ranks))
     who = np.asarray(users)
     order = hash_order(conversations, "folds", seed)
     if len(order) < 2:
@@ -311,14 +288,12 @@ def choose_rank_and_shrinkage(
         for setting in settings:
             losses = np.zeros(len(who))
             for out in (fold == part for part in np.unique(fold)):
-                seen = (likes[~out], dislikes[~out], who[~out])
-                fit = fit_coordinates(*seen, weights=w[~out], **setting._asdict())
+                fit = fit_coordinates(likes[~out], dislikes[~out], who[~out], **setting._asdict())
                 losses[out] = np.logaddexp(0, -fit.margins(likes[out], dislikes[out], who[out]))
-            loss = w @ losses / w.sum()
-            by_user = pd.Series(w * (losses - loss)).groupby(who).sum().to_numpy()
+            by_user = pd.Series(losses - losses.mean()).groupby(who).sum().to_numpy()
             n = len(by_user)
-            error = np.sqrt(n / (n - 1) * (by_user**2).sum()) / w.sum() if n > 1 else np.nan
-            rows.append({**setting._asdict(), "loss": float(loss), "standard_error": float(error)})
+            error = np.sqrt(n / (n - 1) * (by_user**2).sum()) / len(who) if n > 1 else np.nan
+            rows.append({**setting._asdict(), "loss": losses.mean(), "standard_error": error})
             bar.update()
     table = pd.DataFrame(rows)
     best = int(table["loss"].round(10).argmin())

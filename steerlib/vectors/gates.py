@@ -6,8 +6,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from steerlib.decoding.requests import Factor, strength
 from steerlib.models import FrozenModel
-from steerlib.residual import Factor, VectorFamily, Vectors, family_of, prompt_residuals, strength
+from steerlib.residual import VectorFamily, Vectors, family_of, prompt_residuals
 from steerlib.tables import check_table
 
 
@@ -25,9 +26,7 @@ def prompt_projections(
 
         s = h_l . v_l / ||v_l||     at the prompt's last position, of the unsteered model
 
-    A gate opens for prompts with s above a threshold, decided once per prompt.
-
-    The vector need not be the one that steers; a ValueError says that it is absent or 0 at this 0-based layer.
+    The vector need not be the one that steers; a ValueError says that it is absent or 0 at this layer.
 
     Source: after Lee et al., Programming Refusal with Conditional Activation Steering (arXiv 2409.05907), who compare
     cosines with a subspace; ours is the projection on one direction.
@@ -41,16 +40,16 @@ def prompt_projections(
 
 
 def choose_threshold(projections: pd.Series, labels: pd.Series) -> Threshold:
-    """Threshold that separates dev prompts to be steered from the others best.
+    """Threshold of the projections that separates dev prompts to be steered (label True) from the others best.
 
         balanced accuracy = (share of the labelled above + share of the others not above) / 2
 
     Candidates are the midpoints between neighbouring projections, and -inf (every prompt is steered) and inf (none). Of
-    several equally good ones the highest is taken, which steers the fewest prompts. Dev prompts only: on the prompts
-    it was chosen on the accuracy is too good.
+    several equally good ones the highest is taken, which steers the fewest prompts. On the prompts that it was chosen
+    on the accuracy is too good.
 
-    Projections and labels (True: to be steered) are by prompt_id. A ValueError names a prompt without a label, a
-    projection that is not finite, or the only kind of label.
+    Both are by prompt_id. A ValueError names a prompt without a label, a projection that is not finite, or the only
+    kind of label.
     """
     missing = projections.index.difference(labels.index)
     if len(missing):
@@ -81,11 +80,11 @@ def relative_norms(
 
         relative_norm = ||alpha v_l|| / ||h_l||     h_l at the prompt's last position, of the unsteered model
 
-    Alphas of different vectors cannot be compared, relative norms can. It is that of ONE layer: an arm that adds at
-    seven layers adds at each of them, to what the layers before have changed.
+    Alphas of different vectors cannot be compared, relative norms can. An arm that adds at seven layers adds at each of
+    them, to what the layers before have changed.
 
-    Everything is as given to `decode`: a gate that is 0 gives 0, arms without a vector have no rows, a ValueError
-    names an absent family, user or factor. The table is `relative_norms`; its norm is that of h_l, activation units.
+    Everything is as given to `decode`; arms without a vector have no rows. The table is `relative_norms`, its norm that
+    of h_l in activation units.
     """
     steered = arms[arms["family"] != ""].to_dict("records")
     families = {arm["arm_id"]: family_of(arm, vectors) for arm in steered}
@@ -100,10 +99,10 @@ def relative_norms(
     rows = []
     for arm in steered:
         for row, prompt in enumerate(prompts.to_dict("records")):
-            alpha = abs(strength(arm, prompt["prompt_id"], factors).vector)
+            _, alpha = strength(arm, prompt["prompt_id"], factors)
             for layer, v in families[arm["arm_id"]].of(prompt.get("user_id", "")).items():
                 norm = norms[arm["style"]][layer][row]
-                relative = alpha * float(v.double().norm()) / norm
+                relative = abs(alpha) * float(v.double().norm()) / norm
                 rows.append((arm["arm_id"], prompt["prompt_id"], layer, norm, relative))
     columns = pd.Index(["arm_id", "prompt_id", "layer", "norm", "relative_norm"])
     return check_table("relative_norms", pd.DataFrame(rows, columns=columns))

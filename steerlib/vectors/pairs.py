@@ -19,30 +19,19 @@ TRANSCRIPTS = ("chosen", "rejected")
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 
 
-def pairs_from_ratings(
-    ratings: pd.DataFrame, splits: pd.DataFrame, *, tie: int = 5, ties: str = "drop"
-) -> pd.DataFrame:
+def pairs_from_ratings(ratings: pd.DataFrame, splits: pd.DataFrame, *, tie: int = 5) -> pd.DataFrame:
     """One pair per conversation: the highest-rated answer of the first turn and the lowest-rated one.
 
-    Only turn 0 is used, where the answers come from different models. Pairs whose ratings differ by `tie` points or
-    fewer are ties (PRISM's own margin is 5): dropped, or with ties="half" kept with weight 0.5 where all others have 1.
-    Equal ratings name no preferred answer and are always dropped. A ValueError says that no pair is left in train, or
+    Only turn 0 is used, where the answers come from different models. Ratings that differ by `tie` points or fewer are
+    a tie (PRISM's own margin is 5) and make no pair. A ValueError says that no pair is left in train, or
     none held out.
     """
-    if ties not in ("drop", "half"):
-        raise ValueError(f"ties {ties!r} is neither 'drop' nor 'half'")
     first = ratings[ratings.turn == 0].sort_values(["rating", "utterance_id"], kind="stable")
     grouped = first.groupby(["user_id", "conversation_id"], sort=True)
     best, worst = grouped.tail(1), grouped.head(1)
     pairs = best.merge(worst, on=["user_id", "conversation_id"], suffixes=("", "_worst"))
-    margin = pairs.rating - pairs.rating_worst
-    pairs = pairs.assign(
-        pair_id="pair-" + pairs.conversation_id,
-        preferred=pairs.response,
-        dispreferred=pairs.response_worst,
-        weight=(margin > tie).map({True: 1.0, False: 0.5}),
-    )
-    pairs = pairs[(margin > tie) | ((margin > 0) & (ties == "half"))]
+    pairs = pairs[pairs.rating - pairs.rating_worst > tie].assign(pair_id="pair-" + pairs.conversation_id)
+    pairs = pairs.rename(columns={"response": "preferred", "response_worst": "dispreferred"})
     pairs = pairs.merge(splits[["conversation_id", "split"]], on="conversation_id")
     train = int((pairs["split"] == "train").sum())
     if train in (0, len(pairs)):
@@ -65,17 +54,11 @@ def read_pairs(
     with the same words are one conversation, as HH-RLHF holds the same one at several lengths; a table without
     `conversation_id` has one conversation per prompt, and one without `user_id` one user per conversation.
 
-    Args:
-        path: a `.jsonl`, `.jsonl.gz`, `.csv` or `.parquet` file.
-        bad_rows: "refuse" the file at its first bad row, or "drop" such rows and list them.
-        seed: of the draw of held-out conversations; the order of rows does not matter.
+    `bad_rows` says whether to "refuse" the file at its first bad row, or to "drop" such rows and list them. The order
+    of rows does not matter for the draw of held-out conversations.
 
-    Returns:
-        The pairs table, every weight 1; and the dropped rows with `row` (from 1), `column`, `reason`.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: columns are missing; a bad row (its row and column are named); fewer than two conversations.
+    Returns the pairs table; and the dropped rows with `row` (from 1), `column`, `reason`. A ValueError names columns
+    that are missing or a bad row, or says that there are fewer than two conversations.
 
     Source: the transcripts' format is that of Bai et al. (arXiv 2204.05862).
     """
@@ -95,7 +78,7 @@ def read_pairs(
             pair = of_row(row)
             if pair["preferred"] == pair["dispreferred"]:
                 raise _BadRow("dispreferred", "is the same answer as the preferred one")
-            found.append({"pair_id": f"pair-{number}", **pair, "weight": 1.0})
+            found.append({"pair_id": f"pair-{number}", **pair})
         except _BadRow as bad:
             column, reason = bad.args
             if bad_rows == "refuse":
@@ -162,13 +145,10 @@ def continuation_residuals(
     style: str = "continuation",
     pool: str = "answer_mean",
 ) -> dict[int, Tensor]:
-    """Pooled residuals of texts, each read after its prompt.
+    """Pooled residuals of texts, each read after its prompt; see `record_residual`.
 
     After an empty prompt a text is read from its own second token on: the first token of a sequence is an attention
-    sink, whose residual is far longer than all others.
-
-    By layer, `(n, d_model)` in float64, in activation units; `pool` and errors as in `record_residual`. A ValueError
-    says that the numbers of texts differ.
+    sink, whose residual is far longer than all others. A ValueError says that the numbers of texts differ.
     """
     contexts, lengths = [], []
     for prompt, text in zip(prompts, continuations, strict=True):
@@ -185,10 +165,7 @@ def continuation_residuals(
 def pair_residuals(
     frozen: FrozenModel, pairs: pd.DataFrame, *, layers: Sequence[int], style: str, pool: str = "answer_mean"
 ) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-    """Pooled residuals of the preferred and of the dispreferred answers of a pairs table.
-
-    By layer `(n_pairs, d_model)` each; see `continuation_residuals`. Both answers follow the same prompt.
-    """
+    """Pooled residuals of the preferred and of the dispreferred answers of a pairs table, see `record_residual`."""
     prompts, texts = [*pairs.prompt] * 2, [*pairs.preferred, *pairs.dispreferred]
     recorded = continuation_residuals(frozen, prompts, texts, layers=layers, style=style, pool=pool)
     n = len(pairs)

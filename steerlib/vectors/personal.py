@@ -10,7 +10,7 @@ from torch import Tensor
 from steerlib.residual import Vectors
 from steerlib.tables import ATTRIBUTE_COLUMNS
 from steerlib.vectors.coordinates import Basis, UserCoordinates
-from steerlib.vectors.steering_vector import SteeringVector, cosine, mean_difference
+from steerlib.vectors.steering_vector import SteeringVector, mean_difference
 
 SIX = list(ATTRIBUTE_COLUMNS)
 
@@ -25,7 +25,7 @@ def category_differences(residuals: Mapping[int, Tensor], scores: pd.DataFrame) 
 
     Residuals are pooled, by layer `(n, d_model)`; scores `(n, six)` in [0, 1] are of the same answers in that order.
     A ValueError says that there are fewer than four answers, other numbers of rows, a missing score, or a category
-    whose two sides would share answers (scores all equal, or mostly).
+    whose two sides would share answers.
 
     Source: CAA on PRISM gives no equations for its dislike-weighted vector; this contrast is ours.
     """
@@ -60,11 +60,10 @@ def dislike_weighted(
         v_{u,l} = -sum_c w_uc v_tox_{c,l},    w_uc = max(s_uc, 0) / sum_c' max(s_uc', 0)
         s_uc <- (s_uc - mean_u s_uc) / sd_u s_uc                 (relative)
 
-    `categories` point towards toxicity; with the minus a positive alpha moves away from what the user dislikes. As the
-    poster words it, weights hardly differ between users: all dislike the frequent categories. Relative weights are of
-    what a user dislikes more than others do. A negative sensitivity is no reason to steer towards a category and has
-    no weight. A user without any positive one has the population's weights (of the mean sensitivities), and these are
-    equal where no mean is positive.
+    `categories` point towards toxicity, hence the minus. As the poster words it, weights hardly differ between users:
+    all dislike the frequent categories. Relative weights are of what a user dislikes more than others do. A user
+    without any positive sensitivity has the population's weights (of the mean sensitivities), and these are equal where
+    no mean is positive.
 
     Sensitivities are `(users, six)` of any estimator; a category in which users do not differ has a relative one of 0.
     A ValueError names a category or a sensitivity that is missing.
@@ -101,8 +100,8 @@ def personal_vectors(fit: UserCoordinates, basis: Basis, users: Sequence[str]) -
 
         v_u = displacement of theta_u    (Bradley-Terry),    of lambda (p_u - x_mean) = theta_u    (ideal point)
 
-    The basis puts the mean training answer at x_mean = 0. The direction is that at the mean answer and stays the same
-    however far alpha leads, so an ideal point can be overshot. Users without pairs get the population's.
+    The direction is that at the mean answer, x_mean = 0, however far alpha leads, so an ideal point can be overshot.
+    Users without pairs get the population's.
     """
     return {user: basis.vectors(theta) for user, theta in zip(users, fit.theta(users), strict=True)}
 
@@ -112,8 +111,8 @@ def rescaled(vectors: Vectors, like: Vectors) -> SteeringVector:
 
         v_l <- v_l ||like_l|| / ||v_l||
 
-    The norm of a raw composed vector depends on how it was composed: hence, it seems, the poster's alphas of 7.5-17.5
-    for them beside 0.3-0.6 for the population. A layer that `like` lacks and a vector of norm 0 raise a ValueError.
+    The norm of a raw one depends on how it was composed: hence, it seems, the poster's alphas of 7.5-17.5 for them
+    beside 0.3-0.6 for the population. A layer that `like` lacks and a vector of norm 0 raise a ValueError.
     """
     for layer, vector in vectors.items():
         if layer not in like or vector.norm() == 0:
@@ -126,27 +125,24 @@ def rescaled(vectors: Vectors, like: Vectors) -> SteeringVector:
 def describe_composed(personal: Mapping[str, Vectors], population: Vectors) -> pd.DataFrame:
     """How long composed vectors are and how far they turn from the population's.
 
-    One row per user (or category), each column a mean over layers: `user_id`, `norm` (activation units),
-    `norm_over_population`, `cosine_with_population` (NaN for a vector of 0), `cosine_with_others` (over the other
-    users; near 1 everybody is steered alike, and a shuffled profile changes little). A ValueError names a user whose
-    layers are not the population's.
+    One row per user (or category), each column a mean over layers: `user_id`, `norm_over_population`,
+    `cosine_with_population` (NaN for a vector of 0), `cosine_with_others` (over the other users; near 1 everybody is
+    steered alike, and a shuffled profile changes little). A ValueError names a user whose layers are not the
+    population's.
     """
-    rows = []
     for user, vectors in personal.items():
         if set(vectors) != set(population):
             raise ValueError(
                 f"user {user!r} has layers {sorted(vectors)}, the population {sorted(population)}"
             )
-        norms = {layer: float(vector.double().norm()) for layer, vector in vectors.items()}
-        over = [norm / float(population[layer].double().norm()) for layer, norm in norms.items()]
-        turned = [cosine(vectors[layer], population[layer]) if norms[layer] else np.nan for layer in norms]
-        rows.append((user, np.mean(list(norms.values())), np.mean(over), np.mean(turned)))
-    columns = ["user_id", "norm", "norm_over_population", "cosine_with_population"]
-    others, by_layer = len(personal) - 1, []
-    for layer in population:
-        unit = torch.nn.functional.normalize(
-            torch.stack([v[layer].double() for v in personal.values()]), dim=-1
-        )
+    by_layer, others = [], len(personal) - 1
+    for layer, like in population.items():
+        own, towards = torch.stack([v[layer] for v in personal.values()]).double(), like.double()
+        norm, unit = own.norm(dim=-1), torch.nn.functional.normalize(own, dim=-1)
+        turned = torch.where(norm > 0, unit @ (towards / towards.norm()), torch.nan)
         # The sum over the others is the sum over all minus the user's own square.
-        by_layer.append(((unit @ unit.sum(0) - (unit**2).sum(-1)) / (others or np.nan)).numpy())
-    return pd.DataFrame(rows, columns=pd.Index(columns)).assign(cosine_with_others=np.mean(by_layer, axis=0))
+        with_others = (unit @ unit.sum(0) - (unit**2).sum(-1)) / (others or torch.nan)
+        by_layer.append(torch.stack([norm / towards.norm(), turned, with_others], dim=1))
+    columns = pd.Index(["norm_over_population", "cosine_with_population", "cosine_with_others"])
+    means = torch.stack(by_layer).mean(0).numpy()
+    return pd.DataFrame(means, columns=columns, index=pd.Index(personal, name="user_id")).reset_index()

@@ -1,24 +1,25 @@
 """A steering vector as one thing: made from contrast pairs, added to a model, combined, scaled and saved."""
 
+import json
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import ArrayLike
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from steerlib.decoding.steer import steer
 from steerlib.models import FrozenModel
-from steerlib.residual import VectorFamily, add_to_residual, in_unit
-from steerlib.vectors.files import load_family, save_family, vectors_to_gguf
+from steerlib.residual import VectorFamily, Vectors, add_to_residual, in_unit
+from steerlib.tables import atomic_path
 from steerlib.vectors.pairs import continuation_residuals
 
 STUDY_LAYERS, STUDY_DEPTH = (16, 22), 32
+HEADER = ("name", "vector_user", "control", "unit")
 
 
 def default_layers(n_layers: int) -> list[int]:
@@ -30,31 +31,22 @@ def default_layers(n_layers: int) -> list[int]:
     return list(range(first, min(last, n_layers - 1) + 1))
 
 
-def mean_difference(preferred: Tensor, dispreferred: Tensor, weights: ArrayLike | None = None) -> Tensor:
+def mean_difference(preferred: Tensor, dispreferred: Tensor) -> Tensor:
     """Steering vector of one layer: mean residual of preferred answers minus that of dispreferred ones.
 
         v_l = E[h_l(p + y+)] - E[h_l(p + y-)]
 
-    Residuals are pooled, `(n, d_model)` each; without weights `(n,)`, one a pair, their n may differ. The vector is
-    `(d_model,)` in activation units, float32; the means are accumulated in float64. A ValueError says that there are no
-    rows, different widths, or weights that are not one per pair, negative or all 0.
+    Residuals are pooled, `(n, d_model)` each; their n may differ. The vector is `(d_model,)` in activation units,
+    float32; the means are accumulated in float64. A ValueError says that there are no rows, or different widths.
 
     Source: Panickssery et al. (arXiv 2312.06681, eq. 1), where one answer letter differs; CAA on PRISM contrasts
     whole answers, so length and style differ too.
     """
-    n, m = len(preferred), len(dispreferred)
-    if not n or not m or preferred.shape[-1] != dispreferred.shape[-1]:
+    if not len(preferred) or not len(dispreferred) or preferred.shape[-1] != dispreferred.shape[-1]:
         raise ValueError(
             f"residuals {tuple(preferred.shape)} and {tuple(dispreferred.shape)} have no difference"
         )
-    if weights is None:
-        return (preferred.double().mean(0) - dispreferred.double().mean(0)).float()
-    share = torch.from_numpy(np.array(weights, dtype=np.float64)).to(preferred.device)
-    if (n, m) != (len(share), len(share)):
-        raise ValueError(f"{len(share)} weights for {n} preferred and {m} dispreferred answers")
-    if not share.isfinite().all() or share.min() < 0 or share.sum() == 0:
-        raise ValueError("weights must be 0 or more and not all 0")
-    return (share / share.sum() @ (preferred.double() - dispreferred.double())).float()
+    return (preferred.double().mean(0) - dispreferred.double().mean(0)).float()
 
 
 def cosine(a: Tensor, b: Tensor) -> float:
@@ -63,25 +55,19 @@ def cosine(a: Tensor, b: Tensor) -> float:
 
 
 def describe_vectors(
-    preferred: Mapping[int, Tensor],
-    dispreferred: Mapping[int, Tensor],
-    weights: ArrayLike | None = None,
-    *,
-    seed: int,
+    preferred: Mapping[int, Tensor], dispreferred: Mapping[int, Tensor], *, seed: int
 ) -> pd.DataFrame:
     """Norm, relative norm and split-half stability of the mean-difference vector of each layer.
 
-    One row per layer: `layer`, `norm` (activation units), `relative_norm` (norm of v_l over the mean norm of the
-    preferred answers' residuals: that of an alpha of 1), `split_half_cosine` (between the vectors of two random halves
-    of the pairs; 1 is perfectly stable).
+    One row per layer: `layer`, `norm` (activation units), `relative_norm` (over the mean norm of the preferred answers'
+    residuals), `split_half_cosine` (between the vectors of two random halves of the pairs; 1 is perfectly stable).
     """
     rows = []
     for layer, likes in preferred.items():
         dislikes, n = dispreferred[layer], len(likes)
-        w = np.ones(n) if weights is None else np.asarray(weights)
         order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-        halves = [mean_difference(likes[h], dislikes[h], w[h]) for h in (order[: n // 2], order[n // 2 :])]
-        norm = float(mean_difference(likes, dislikes, w).norm())
+        halves = [mean_difference(likes[h], dislikes[h]) for h in (order[: n // 2], order[n // 2 :])]
+        norm = float(mean_difference(likes, dislikes).norm())
         rows.append((layer, norm, norm / float(likes.norm(dim=-1).mean()), cosine(*halves)))
     return pd.DataFrame(rows, columns=pd.Index(["layer", "norm", "relative_norm", "split_half_cosine"]))
 
@@ -94,9 +80,8 @@ class SteeringVector(dict[int, Tensor]):
     Layers are decoder blocks counted from 0; the vector is added to a block's output. Both sides of `+` and `-` must
     have the same layers: one that is missing on one side would be steered by half of what was asked for.
 
-    Attributes:
-        model: the model it was made from, which `steer` uses; None where it came from a file or from numbers.
-        settings: what it was made from (model, style, pool, pairs), as text; kept in its file.
+    `model` is the one it was made from; None where it came from a file or from numbers. `settings` say what it was made
+    from, as text.
     """
 
     def __init__(
@@ -112,13 +97,10 @@ class SteeringVector(dict[int, Tensor]):
 
     @classmethod
     def from_residuals(
-        cls,
-        preferred: Mapping[int, Tensor],
-        dispreferred: Mapping[int, Tensor],
-        weights: ArrayLike | None = None,
+        cls, preferred: Mapping[int, Tensor], dispreferred: Mapping[int, Tensor]
     ) -> "SteeringVector":
         """`mean_difference` of every layer of pooled residuals, `(n, d_model)` each."""
-        return cls({la: mean_difference(rows, dispreferred[la], weights) for la, rows in preferred.items()})
+        return cls((layer, mean_difference(rows, dispreferred[layer])) for layer, rows in preferred.items())
 
     @classmethod
     def from_pairs(
@@ -135,16 +117,10 @@ class SteeringVector(dict[int, Tensor]):
         """Mean difference between texts to move towards and texts to move away from.
 
         Args:
-            preferred, dispreferred: the texts; as many as there are prompts.
             prompts: what both texts of a pair follow; None: each text stands alone, and then the numbers may differ.
-            layers: 0-based decoder blocks; None: the study's 16..22 of 32, at the model's depth.
+            layers: 0-based decoder blocks; None: see `default_layers`.
             style: "continuation", or "chat": prompt and answer in the model's chat template, which needs prompts.
-            pool: what is read of a text, see `record_residual`; by default the mean over its tokens.
-
-        Raises:
-            ValueError: an empty prompt in chat style, other numbers of texts than prompts, or a text of one token
-                that stands alone.
-            IndexError: the model has no such layer.
+            pool: what is read of a text; this and errors as in `continuation_residuals`.
         """
         chosen = layers or default_layers(model.n_layers)
         read: dict[str, Any] = {"layers": chosen, "style": style, "pool": pool}
@@ -170,12 +146,8 @@ class SteeringVector(dict[int, Tensor]):
             h_l <- h_l + alpha v_l                          unit "vector"
             h_l <- h_l + alpha n_l v_l / ||v_l||            unit "residual", n_l as in `typical_norms`
 
-        Args:
-            model: the frozen model, or any transformers model (unit "vector" only); None: the one it was made from.
-            alpha, positions: see `add_to_residual`.
-            unit: what an alpha of 1 adds.
-
-        Raises as `add_to_residual`, and ValueError where no model is known.
+        `model` is a frozen model, or any transformers model (unit "vector" only); None: the one it was made from.
+        Other arguments and errors as in `add_to_residual`.
         """
         frozen = self._model() if model is None else model
         if isinstance(frozen, FrozenModel):
@@ -212,9 +184,9 @@ class SteeringVector(dict[int, Tensor]):
         family, settings = load_family(Path(path))
         return cls(family.of(""), model=model, settings=settings)
 
-    def to_gguf(self, path: str | Path, *, model_hint: str = "llama") -> Path:
+    def to_gguf(self, path: str | Path) -> Path:
         """Write the vector as a control vector of llama.cpp and repeng, see `vectors_to_gguf`."""
-        return vectors_to_gguf(path, self, model_hint=model_hint)
+        return vectors_to_gguf(Path(path), self)
 
     def _like(self, vectors: Mapping[int, Tensor]) -> "SteeringVector":
         return SteeringVector(vectors, model=self.model, settings=self.settings)
@@ -254,12 +226,10 @@ def sae_direction(path: str | Path, feature: int, *, layer: int, d_model: int) -
 
         v_l = W_dec[feature]
 
-    The decoder must have been trained on the OUTPUT of block `layer` ("resid_post" of that layer). The direction is
-    taken as it stands: many decoders have rows of length 1, so alpha is then in activation units and tens of times
-    larger than with mean differences. Only the feature's numbers are read from the file.
-
     The decoder, `(n_features, d_model)` or its transpose, is called "W_dec" or "decoder.weight" or is the only matrix
-    of the `.safetensors` file. Features and blocks are counted from 0.
+    of the `.safetensors` file, of which only the feature's numbers are read. It must have been trained on the OUTPUT of
+    block `layer` ("resid_post"). Many decoders have rows of length 1: alpha is then in activation units, tens of times
+    larger than with mean differences. Features and blocks are counted from 0.
 
     Raises:
         KeyError: which matrix is the decoder is not plain; the file's tensors are listed.
@@ -287,3 +257,92 @@ def sae_direction(path: str | Path, feature: int, *, layer: int, d_model: int) -
         matrix = file.get_slice(named[0])
         row = matrix[feature] if in_rows else matrix[:, feature]
     return SteeringVector({layer: torch.as_tensor(row).reshape(d_model).float()})
+
+
+def save_family(path: Path, family: VectorFamily, settings: Mapping[str, object]) -> Path:
+    """Write a family of steering vectors, whole or not at all, with all that it is and `settings` in the header.
+
+    A ValueError names a user whose layers are not those of the first.
+    """
+    first, layers = next((user, set(vectors)) for user, vectors in family.vectors.items())
+    for user, vectors in family.vectors.items():
+        if set(vectors) != layers or not layers:
+            raise ValueError(
+                f"user {user!r} has vectors of layers {sorted(vectors)}, user {first!r} of {sorted(layers)}"
+            )
+    users = list(family.vectors)
+    tensors = {  # copies, for users who share the population's tensor share its memory
+        f"{users.index(user)}.{layer}": vector.detach().cpu().clone()
+        for user, vectors in family.vectors.items()
+        for layer, vector in vectors.items()
+    }
+    header = {name: getattr(family, name) for name in HEADER} | {"settings": dict(settings), "users": users}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as partial:
+        save_file(tensors, partial, metadata={"steerlib": json.dumps(header, sort_keys=True, default=str)})
+    return path
+
+
+def load_family(path: Path) -> tuple[VectorFamily, dict[str, object]]:
+    """A family of steering vectors, and the settings that it was saved with; a ValueError names any other file."""
+    if not path.exists():
+        raise FileNotFoundError(f"no steering vectors at {path}: run notebook 02 first")
+    with safe_open(path, framework="pt") as file:
+        text = (file.metadata() or {}).get("steerlib")
+        if text is None:
+            raise ValueError(f"{path.name} was not written by save_family: write its vectors with it")
+        header = json.loads(text)
+        vectors: dict[str, dict] = {user: {} for user in header["users"]}
+        keys = [tuple(map(int, key.split("."))) for key in file.keys()]  # noqa: SIM118
+        for user, layer in sorted(keys):
+            vectors[header["users"][user]][layer] = file.get_tensor(f"{user}.{layer}")
+    return VectorFamily(vectors=vectors, **{name: header[name] for name in HEADER}), header["settings"]
+
+
+def load_families(folder: Path) -> list[VectorFamily]:
+    """All families in a folder: those for everybody first, controls behind what they are controls of."""
+    families = [load_family(path)[0] for path in sorted(folder.glob("*.safetensors"))]
+    return sorted(
+        families, key=lambda one: (one.vector_user != "", one.name if one.vector_user else "", one.control)
+    )
+
+
+def vectors_to_gguf(path: Path, vectors: Vectors) -> Path:
+    """Write steering vectors as a control vector of llama.cpp and repeng, whole or not at all.
+
+        tensor direction.l = v_l,   l counted from 0 as here
+
+    Both programs add `direction.l` to the OUTPUT of block l at every position, as `add_to_residual` does with positions
+    "all". llama.cpp has no place for block 0 and refuses a file with `direction.0`; so do we, rather than move all
+    layers by one. It demands float32, and takes alpha at the call (`--control-vector-scaled FILE:ALPHA`). repeng cannot
+    read a file without a `model_hint`, which is but a note.
+
+    A ValueError says that there are no vectors, or names a layer that is 0, not `(d_model,)` or not finite.
+
+    Source: llama.cpp, `common_control_vector_load` and `llama_adapter_cvec`; repeng, `ControlVector.export_gguf`.
+    """
+    from gguf import GGUFWriter  # late: it is slow to import and seldom used
+
+    if not vectors:
+        raise ValueError("a control vector needs at least one layer")
+    width = next(iter(vectors.values())).shape
+    for layer, vector in vectors.items():
+        if layer < 1:
+            raise ValueError(
+                f"layer {layer} is none of a control vector's: llama.cpp steers layers from 1 on"
+            )
+        if vector.ndim != 1 or vector.shape != width or not vector.isfinite().all():
+            shapes = f"shape {tuple(vector.shape)}, that of the first is {tuple(width)}"
+            raise ValueError(f"layer {layer} holds a value that is not finite, or does not fit: {shapes}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as partial:
+        writer = GGUFWriter(partial, "controlvector")
+        writer.add_string("controlvector.model_hint", "llama")
+        writer.add_uint32("controlvector.layer_count", len(vectors))
+        for layer, vector in sorted(vectors.items()):
+            writer.add_tensor(f"direction.{layer}", vector.detach().cpu().float().numpy())
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    return path

@@ -32,19 +32,12 @@ Scores = tuple[ArrayLike, ArrayLike]
 def scores_along(
     vectors: Mapping[int, Tensor], preferred: Mapping[int, Tensor], dispreferred: Mapping[int, Tensor]
 ) -> dict[int, tuple[Floats, Floats]]:
-    """How far each answer lies along the vector of each layer.
+    """How far each answer of both sides lies along the vector of each layer, `(n_pairs,)`, in activation units.
 
         s_l(p, y) = h_l(p + y) . v_l / ||v_l||
 
-    Args:
-        vectors: by layer, `(d_model,)`.
-        preferred, dispreferred: pooled residuals by layer, `(n_pairs, d_model)`, see `pair_residuals`.
-
-    Returns:
-        By layer, of both sides `(n_pairs,)`, in activation units.
-
-    Raises:
-        ValueError: a vector is zero; its layer is named.
+    Residuals are pooled, `(n_pairs, d_model)` by layer, see `pair_residuals`. A ValueError names a layer whose vector
+    is zero.
     """
     found = {}
     for layer, vector in vectors.items():
@@ -62,14 +55,8 @@ def without_length(scores: Scores, lengths: Scores, *, train: Scores, train_leng
 
         s' = s - b n,     with b from least squares on train pairs: s+ - s- = a + b (n+ - n-)
 
-    The constant a takes up the preference, so that b holds only how the score moves with length within a pair.
-
-    Args:
-        scores, lengths: of the held-out answers; lengths in words or tokens.
-        train, train_lengths: the same of train pairs; b is fitted on these alone.
-
-    Raises:
-        ValueError: all train pairs have the same difference in length.
+    The constant a takes up the preference, so that b holds only how the score moves with length within a pair. A
+    ValueError where all train pairs have the same difference in length.
     """
     (above, below), (n_above, n_below) = _arrays(train), _arrays(train_lengths)
     longer = n_above - n_below
@@ -81,12 +68,7 @@ def without_length(scores: Scores, lengths: Scores, *, train: Scores, train_leng
 
 
 def preference_rows(models: Mapping[str, Scores], pairs: pd.DataFrame) -> pd.DataFrame:
-    """The preference table of several scores on the same pairs, ready for `compare_preferences`.
-
-    Args:
-        models: scores by name.
-        pairs: the held-out pairs: pair_id, user_id.
-    """
+    """The preference table of several scores by name on the same pairs, ready for `compare_preferences`."""
     tables = []
     for name, scores in models.items():
         above, below = _arrays(scores)
@@ -100,18 +82,8 @@ def compare_auc(models: Mapping[str, Scores], clusters: ArrayLike, *, reference:
         AUC = chance that a preferred answer scores above a dispreferred one, of whichever pair; ties count half
 
     Unlike the accuracy within pairs it asks for one scale over all prompts. Its interval is that of the pairs'
-    contributions V10_i + V01_i - AUC, clustered.
-
-    Args:
-        models: scores by name.
-        clusters: conversation or user of each pair, `(n,)`.
-        reference: the name that others are compared with.
-
-    Returns:
-        model, comparator ("" or the reference), value, low, high, n, n_clusters, how.
-
-    Raises:
-        ValueError: no such reference, or scores of other numbers of pairs.
+    contributions V10_i + V01_i - AUC, clustered by conversation or user. Columns are model, comparator ("" or the
+    reference), value, low, high, n, n_clusters, how. A ValueError for an unknown reference or unequal numbers of pairs.
 
     Source: DeLong et al., Biometrics 1988; clustered as Obuchowski, Biometrics 1997.
     """
@@ -130,18 +102,12 @@ def compare_auc(models: Mapping[str, Scores], clusters: ArrayLike, *, reference:
 def chance_accuracies(
     train: Scores, held_out: Scores, *, draws: int = 500, seed: int = 0
 ) -> dict[str, Floats]:
-    """Held-out accuracy of chance directions.
+    """Held-out accuracy within pairs of chance directions, `(draws,)` of each kind.
 
     "random": directions drawn at random; like length's, their sign is chosen on train pairs.
     "shuffled": mean differences of the same train pairs with preferred and dispreferred swapped at random.
 
-    Args:
-        train, held_out: residuals of one layer, `(n_pairs, d_model)` of both sides.
-        draws: of each kind.
-        seed: of the draws.
-
-    Returns:
-        Accuracy within pairs, `(draws,)` each.
+    Residuals are those of one layer, `(n_pairs, d_model)` of both sides.
     """
     rng = np.random.default_rng(seed)
     (above, below), (first, second) = _arrays(train), _arrays(held_out)
@@ -172,16 +138,10 @@ SIDES = ("preferred", "dispreferred")
 
 
 def pair_tokens(frozen: FrozenModel, pairs: pd.DataFrame, *, style: str) -> pd.DataFrame:
-    """Length of each pair's prompt and answers in the model's tokens.
+    """Length of each pair's prompt and answers in the model's tokens, under the index of the pairs.
 
-    Args:
-        frozen: the model whose tokenizer counts.
-        pairs: the pairs table.
-        style: "chat" or "continuation"; the chat template's tokens count to the prompt.
-
-    Returns:
-        Columns prompt, preferred, dispreferred, and `longest`, that of the prompt with the longer answer; rows as
-        the pairs, under their index.
+    Columns prompt (with the tokens of a chat template), preferred, dispreferred, and `longest`, that of the prompt with
+    the longer answer.
     """
     counts = pd.DataFrame(
         {"prompt": [len(prompt_ids(frozen, text, style=style)) for text in pairs["prompt"]]}
@@ -192,23 +152,11 @@ def pair_tokens(frozen: FrozenModel, pairs: pd.DataFrame, *, style: str) -> pd.D
 
 
 def kept_pair_residuals(
-    folder: Path,
-    frozen: FrozenModel,
-    pairs: pd.DataFrame,
-    *,
-    layers: list[int],
-    style: str,
-    pool: str = "answer_mean",
+    folder: Path, frozen: FrozenModel, pairs: pd.DataFrame, *, layers: list[int], style: str, pool: str
 ) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-    """`pair_residuals`, read from the run's folder where the same were recorded before.
+    """`pair_residuals` in float32, read from the run's folder where the same were recorded before.
 
-    Args:
-        folder: the run's folder; residuals lie in its `residuals/`, in float32.
-        frozen, pairs, layers, style, pool: see `pair_residuals`. Another model, precision, text, layer, style or
-            pooling is another file.
-
-    Returns:
-        Preferred and dispreferred residuals, by layer `(n_pairs, d_model)` each, float32.
+    They lie in `residuals/`; another model, precision, text, layer, style or pooling is another file.
     """
     texts = pairs[["prompt", *SIDES]].to_numpy().tolist()
     settings = [frozen.name, str(frozen.dtype), layers, style, pool, texts]
@@ -236,8 +184,7 @@ KINDS = {"vector": ("mean difference", "-", "o"), "without length": ("length tak
 def plot_accuracy_by_layer(compared: pd.DataFrame) -> Figure:
     """Held-out accuracy within pairs against the layer, one panel a style, with length alone beside it.
 
-    Args:
-        compared: style, kind ("vector", "without length" or "length"), layer (missing for length), value, low, high.
+    Columns are style, kind ("vector", "without length" or "length"), layer (missing for length), value, low, high.
     """
     styles = list(dict.fromkeys(compared["style"]))
     fig, axes = new_figure(1, len(styles), height=3.4, sharey=True)
@@ -280,12 +227,7 @@ def _draw_layers(axis: Axes, rows: pd.DataFrame, kind: str) -> None:
 
 
 def plot_chance(accuracies: Mapping[str, Mapping[str, NDArray]], reached: Mapping[str, float]) -> Figure:
-    """Accuracies of chance directions as histograms, and that of the vector as a line; one panel a style.
-
-    Args:
-        accuracies: by style, what `chance_accuracies` returned.
-        reached: by style, the vector's accuracy on the same held-out pairs.
-    """
+    """Accuracies of `chance_accuracies` as histograms, and that of the vector as a line; one panel a style."""
     fig, axes = new_figure(1, len(accuracies), height=2.9, sharey=True)
     looks = {"random": ("#e69f00", "random directions"), "shuffled": ("#56b4e9", "shuffled pairs")}
     for axis, (style, kinds) in zip(axes[0], accuracies.items(), strict=True):

@@ -9,10 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 from scipy.optimize import linear_sum_assignment
 
 from steerlib.evaluation import cluster_interval, response_slopes
-from steerlib.evaluation.intervals import Interval, sign_flip_test
+from steerlib.evaluation.intervals import Interval, cluster_sums, halves
 from steerlib.profiles import percentiles, primary_category, shuffled_users
 from steerlib.profiles.sources import (
     as_text,
@@ -39,10 +40,7 @@ FIELDS = {
 
 
 def read_texts(files: Sequence[str | Path] = ()) -> tuple[pd.DataFrame, int]:
-    """Openings and continuations with their Perspective scores, one row a text.
-
-    Args:
-        files: .jsonl files of the data set's schema (filename, begin, end, prompt, continuation); none for the hub's.
+    """Openings and continuations with their Perspective scores, one row a text, of .jsonl files or the hub's.
 
     Returns:
         text_id, document, prompt, continuation, toxicity (of the continuation), prompt_toxicity and the five other
@@ -75,20 +73,12 @@ def realtoxicity_prompts(
     """Openings as prompts, half dev and half test, each standing for a user of its own.
 
     A prompt's category is the attribute of its text with the highest percentile across all scored openings of the
-    file. The draw takes one of each category, then a second of each. The accepted answer is the human continuation.
-
-    Args:
-        file: a .jsonl file of the data set's schema; None for the hub's.
-        n: prompts wanted, dev and test together.
-        seed: of the draw and of the shuffled categories.
-        min_toxicity: least Perspective toxicity of an opening; the paper calls above 0.5 toxic.
+    file (None for the hub's). The draw takes one of each category, then a second of each. The accepted answer is the
+    human continuation. A ValueError where fewer than n prompts are left.
 
     Returns:
         prompts: table `prompts`, prompt_category empty.
         report: what, count; names the file and its SHA-256.
-
-    Raises:
-        ValueError: fewer than n prompts are left.
     """
     path = Path(file) if file else hub_file(DATASET, "prompts.jsonl")
     texts, empty = read_texts([path])
@@ -125,13 +115,8 @@ def realtoxicity_prompts(
 def scored_continuations(files: Sequence[str | Path] = (), *, seed: int = 0) -> pd.DataFrame:
     """Texts of which opening and continuation were both scored; half of the web documents train, a fifth dev.
 
-    Args:
-        files: see `read_texts`.
-        seed: of the split; a document's split depends on its name and the seed.
-
-    Returns:
-        text_id, document, prompt, continuation, prompt_toxicity and toxicity (Perspective's, in [0, 1]; the second
-        is the continuation's), words (of the continuation), split. Repeated prompts are left out.
+    text_id, document, prompt, continuation, prompt_toxicity and toxicity (Perspective's, in [0, 1]; the second is the
+    continuation's), words (of the continuation), split. Repeated prompts are left out.
     """
     texts, _ = read_texts(files)
     texts = texts.dropna(subset=["prompt_toxicity", "toxicity"]).drop_duplicates("prompt")
@@ -153,17 +138,12 @@ def matched_continuations(
     and in log words (each in units of its standard deviation) are as small as they can be (optimal assignment).
 
     Args:
-        texts: what `scored_continuations` returned, of one split.
-        n: pairs wanted.
+        texts: of `scored_continuations`, of one split.
         toxic, mild: least toxicity of a toxic continuation, largest of a mild one.
-        seed: of the draw.
 
     Returns:
         The rows of `texts`, 2n of them, with `side` ("toxic" or "mild") and `pair` (0..n-1): all toxic ones in the
-        order of their pairs, then all mild ones.
-
-    Raises:
-        ValueError: a side has fewer than n continuations.
+        order of their pairs, then all mild ones. A ValueError where a side has fewer than n.
 
     Source: optimal pair matching, Rosenbaum, Observational Studies, 2002, ch. 10.
     """
@@ -182,18 +162,10 @@ def matched_continuations(
 
 
 def mixed_prompts(texts: pd.DataFrame, *, n: int, seed: int = 0) -> pd.DataFrame:
-    """Openings of mixed toxicity, as many from each quarter of [0, 1], one a document: rows of the prompts table.
+    """Openings of mixed toxicity, as many from each quarter of [0, 1], one a document: table `prompts`.
 
-    Args:
-        texts: what `scored_continuations` returned, of one split.
-        n: prompts wanted, a multiple of 4.
-        seed: of the draw.
-
-    Returns:
-        Table `prompts`; user and conversation are the document, no category, accepted is the human continuation.
-
-    Raises:
-        ValueError: n is no multiple of 4, or a quarter has too few documents.
+    User and conversation are the document, no category, accepted is the human continuation. A ValueError where n is no
+    multiple of 4, or a quarter of `texts` (see `matched_continuations`) has too few documents.
     """
     if n % 4 or n <= 0:
         raise ValueError(f"n must be a positive multiple of 4, not {n}")
@@ -215,6 +187,13 @@ class Trend(NamedTuple):
 
     slope: Interval
     p_value: float
+
+
+def sign_flip_test(values: ArrayLike, clusters: ArrayLike | None = None) -> float:
+    """Two-sided p value of a mean of 0, in (0, 1], the signs of whole clusters being flipped; see `cluster_sums`."""
+    sums, _, _ = cluster_sums(values, clusters)
+    flipped = np.abs(sums[0] @ (2 * halves(sums.shape[1]) - 1))
+    return float((flipped >= flipped[0] * (1 - 1e-12)).mean())
 
 
 def trend(responses: pd.DataFrame) -> Trend:

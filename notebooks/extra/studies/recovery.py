@@ -46,11 +46,7 @@ class DemoTexts(NamedTuple):
 
 
 def demo_texts(scorer: Callable[[list[str]], pd.DataFrame]) -> DemoTexts:
-    """The demo's texts under a scorer; each is scored once.
-
-    Args:
-        scorer: texts -> six attributes in [0, 1], row by row.
-    """
+    """The demo's texts under a scorer; each is scored once."""
     civil = [text for pair in read_rows(DEMO / "openings.jsonl")["civil"] for text in pair]
     unkind = read_rows(DEMO / "unkind.jsonl").to_dict("records")
     alone = [row["text"] for row in unkind]
@@ -80,10 +76,8 @@ def simulated_ratings(
     """Ratings and toxicity of what simulated users were shown, by the rule of the demo's script.
 
     Args:
-        texts: the demo's texts with their scores.
         planted: (U,) index of each user's planted category, 0..5.
         conversations: of each user; no opening comes twice to one user.
-        rng: random numbers.
         noise: standard deviation of a rating that has nothing to do with toxicity; the demo has 9.
         unkind_share: share of unkind answers, in 0..1/2; the demo has 1/2, exactly two of four.
 
@@ -133,12 +127,9 @@ def recovery_study(
     have the same number of ratings, the first of those that they give.
 
     Args:
-        texts: the demo's texts under a scorer, from `demo_texts`.
         ratings: numbers of ratings a user, each a multiple of 4 (a conversation has four answers).
         users: of a simulation, a multiple of 6.
-        simulations: number of sets of users.
         noise, unkind_share: see `simulated_ratings`.
-        seed: of the random numbers.
 
     Returns:
         ratings, estimator, simulation, planted, found, users: how many users of a planted category were found to
@@ -171,14 +162,10 @@ def recovery_study(
 
 
 def recovery_shares(study: pd.DataFrame) -> pd.DataFrame:
-    """Share of users whose planted category is found; chance is 1/6.
+    """Share of users of `recovery_study` whose planted category is found; chance is 1/6.
 
-    Args:
-        study: what `recovery_study` returned.
-
-    Returns:
-        ratings, estimator, share (mean over simulations), low, high (95 %, t over simulations), simulations. The
-        estimator "difference" is the paired difference exposure_adjusted minus paper, in the same simulations.
+    ratings, estimator, share (mean over simulations), low, high (95 %, t over simulations), simulations. The estimator
+    "difference" is the paired difference exposure_adjusted minus paper, in the same simulations.
     """
     hits = study["users"].where(study["planted"] == study["found"], 0)
     groups = [study[name] for name in ("ratings", "simulation", "estimator")]
@@ -192,17 +179,9 @@ def recovery_shares(study: pd.DataFrame) -> pd.DataFrame:
 
 
 def recovery_confusion(study: pd.DataFrame, *, estimator: str, ratings: int) -> pd.DataFrame:
-    """Which category is found where another was planted, all with the same number of ratings.
+    """Which category is found where another was planted, `(6, 6)`: rows planted, columns found, shares of the row.
 
-    Args:
-        study: what `recovery_study` returned.
-        estimator, ratings: one of its estimators and numbers of ratings.
-
-    Returns:
-        (6, 6): rows the planted category, columns the found one, shares of the row.
-
-    Raises:
-        KeyError: the study has no such estimator or number.
+    Of the users of `recovery_study` with one number of ratings; a KeyError where it has none, or no such estimator.
     """
     chosen = study[(study["estimator"] == estimator) & (study["ratings"] == ratings)]
     if chosen.empty:
@@ -213,11 +192,7 @@ def recovery_confusion(study: pd.DataFrame, *, estimator: str, ratings: int) -> 
 
 
 def plot_recovery(shares: pd.DataFrame) -> Figure:
-    """Share of planted categories found against the number of ratings, with 95 % bands.
-
-    Args:
-        shares: what `recovery_shares` returned.
-    """
+    """Share of planted categories found (`recovery_shares`) against the number of ratings, with 95 % bands."""
     fig, axes = new_figure(height=3.4)
     axis = axes[0, 0]
     for estimator, (colour, marker) in LOOK.items():
@@ -239,11 +214,7 @@ def plot_recovery(shares: pd.DataFrame) -> Figure:
 
 
 def plot_confusion(confusions: Mapping[str, pd.DataFrame]) -> Figure:
-    """Which category is found where another was planted, a panel an estimator.
-
-    Args:
-        confusions: name of each panel -> (6, 6) shares, rows planted, columns found.
-    """
+    """Which category is found where another was planted (`recovery_confusion`), a panel an estimator."""
     fig, axes = new_figure(1, len(confusions), height=3.9, sharey=True)
     names = [label(name) for name in SIX]
     for axis, (name, table) in zip(axes[0], confusions.items(), strict=True):

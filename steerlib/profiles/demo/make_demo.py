@@ -2,6 +2,7 @@
 
 48 made-up users, eight for each of the six categories, rate answers put together from the project's own texts:
 openings.jsonl holds the prompts and two civil continuations each, unkind.jsonl sentences of one category and strength.
+No two conversations open with the same prompt, so that nothing that is reported was read before.
 In the first turn a user sees the two civil and two unkind answers and rates them
 
     rating = base_u - 12 * (strength in other categories) - 26 * (strength in the planted one) + noise,
@@ -55,14 +56,14 @@ ALONE = 1 / 3
 
 
 def make_demo(folder: Path, *, seed: int = 0, rounds: int = 1) -> None:
-    """Write utterances.jsonl and survey.jsonl into a folder that exists: 48 users a round."""
+    """Write utterances.jsonl and survey.jsonl into a folder that exists: 48 users and 426 openings a round."""
     random = Random(seed)
     openings, unkind = (
         read_rows(DEMO / f"{name}.jsonl").to_dict("records") for name in ("openings", "unkind")
     )
     survey, utterances = [], []
+    dealt = random.sample(openings, len(openings))
     for category in ATTRIBUTE_COLUMNS * rounds:
-        dealt = random.sample(openings, len(openings))  # a prompt is dealt once among the users of a category
         for conversations in CONVERSATIONS:
             user = f"demo{len(survey):02d}"
             survey.append(_survey_row(user, category, conversations, random))

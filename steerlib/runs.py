@@ -1,0 +1,272 @@
+"""Runs side by side: how far each is, two of them compared, a grid of params, and one packed to be shown again."""
+
+import hashlib
+import itertools
+import json
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from zipfile import ZIP_DEFLATED, ZipFile
+
+import pandas as pd
+import yaml
+from filelock import FileLock, Timeout
+
+from steerlib import toxicity
+from steerlib.evaluation.controls import first_temperature
+from steerlib.evaluation.intervals import Interval, cluster_interval, difference_of_two
+from steerlib.evaluation.verdict import with_interval
+from steerlib.figures import arm_at, kept_toxicity, plot_forest, save
+from steerlib.params import BadInput, flat, notebook_parameters, read_params
+from steerlib.runner import LOCK, NOTEBOOKS, PARAMS, NotebookFailed, Study, numbered, plan, run_study, state
+from steerlib.tables import atomic_path, has_table, read_manifest, read_table, results_folder, results_root
+
+ALIKE = ["method", "alpha", "unit", "profile", "family", "vector_user", "control", "variant"]
+"""Columns of the arms table by which an arm of one run is that of another."""
+LATEST = 10
+"""Throughput is that of so many parts of the generations table, the latest."""
+REPLAYED = ("05_figures", "06_alpha_explorer")
+PACKED = ("tables", "figures", "report", "notebooks", "manifest.json", PARAMS, "report.html")
+"""What of a run goes into its archive: no vectors, which notebook 02 makes, and nobody's blind choices."""
+
+
+def folder_of(run: str) -> Path:
+    """Folder of a run that is there; BadInput where it is not."""
+    there = {folder.name: folder for folder in all_runs()}
+    if run not in there:
+        raise BadInput(
+            f"no run is called {run!r} in {results_root()}; there are {', '.join(there) or 'none'}"
+        )
+    return there[run]
+
+
+def all_runs() -> list[Path]:
+    """Folders of all runs, the latest first."""
+    found = {path.parent for name in ("manifest.json", PARAMS) for path in results_root().glob(f"*/{name}")}
+    return sorted(found, key=lambda folder: folder.stat().st_mtime, reverse=True)
+
+
+def going_on(folder: Path) -> bool:
+    """Whether a command works at the run now."""
+    try:
+        if (folder / LOCK).exists():
+            with FileLock(folder / LOCK, timeout=0):
+                pass
+        return False
+    except Timeout:
+        return True
+
+
+def status(study: Study) -> Iterator[str]:
+    """Lines on a run: each stage, the answers of its sweep, the last error."""
+    folder = results_root() / study.run
+    notebooks, now = folder / "notebooks", going_on(folder)
+    yield f"run {study.run}: {'going on' if now else 'not going on'}"
+    for name in study.stages:
+        seconds, changed = state(study, name, notebooks)
+        said = f"done {seconds:8.1f} s" if seconds is not None else "not finished"
+        if seconds is None and (notebooks / f"{name}.failed.ipynb").exists():
+            said = "failed"
+        elif now and (notebooks / f"{name}.partial.ipynb").exists():
+            said = "going on"
+        since = f", changed since: {', '.join(changed)}" if changed else ""
+        yield f"{name:<24} {said}{since}"
+    if all(has_table(folder, name) for name in ("arms", "prompts")):
+        yield f"{'answers':<24} {_answers(folder)}"
+    if error := _last_error(notebooks):
+        yield f"{'last error':<24} {error}"
+
+
+def _answers(folder: Path) -> str:
+    """Answers done of how many at most, how many a second, and the time left; from the tables alone."""
+    arms, prompts = read_table(folder, "arms"), read_table(folder, "prompts")
+    files = sorted((folder / "tables" / "generations").glob("[!.]*.parquet"), key=_time)
+    parts = [pd.read_parquet(file, columns=["arm_id", "prompt_id", "seed"]) for file in files]
+    parts = [part[part["arm_id"].isin(arms["arm_id"])] for part in parts]
+    seeds = len({seed for part in parts for seed in part["seed"]}) or 1
+    done = len(pd.concat(parts).drop_duplicates()) if parts else 0
+    wanted = len(prompts) * sum(seeds if temperature else 1 for temperature in arms["temperature"])
+    times = [_time(file) for file in files[-LATEST:]]
+    rate = sum(map(len, parts[-LATEST:][1:])) / max(times[-1] - times[0], 1e-3) if times else 0
+    words = f"{done} of {wanted}" + (f", {rate:.2f} per second" if rate else "")
+    return words + (f", {(wanted - done) / rate / 60:.1f} minutes left" if rate and done < wanted else "")
+
+
+def _time(file: Path) -> float:
+    return file.stat().st_mtime
+
+
+def _last_error(notebooks: Path) -> str:
+    """The error of the notebook that failed last, in one line; empty where none did."""
+    failed = max(notebooks.glob("*.failed.ipynb"), key=_time, default=None)
+    if failed is None:
+        return ""
+    cells = json.loads(failed.read_text(encoding="utf-8"))["cells"]
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    errors = [f"{one['ename']}: {one['evalue']}" for one in outputs if one["output_type"] == "error"]
+    said = " ".join([*errors, "the kernel was lost"][0].split())
+    return f"{failed.name.removesuffix('.failed.ipynb')}: {said}"
+
+
+def one_line(folder: Path) -> str:
+    """Date, name, params file, last stage and verdict of a run."""
+    manifest, kept = read_manifest(folder), folder / PARAMS
+    last = max(manifest, key=lambda stage: manifest[stage]["date"], default="")
+    date = manifest[last]["date"][:16] if last else ""
+    file = (
+        kept.read_text(encoding="utf-8").partition(":")[0].removeprefix("# ") if kept.exists() else "by hand"
+    )
+    line = f"{date:<16}  {folder.name}  {file}  {last or 'nothing finished'}{', going on' * going_on(folder)}"
+    for row in verdicts([folder.name]).head(1).to_dict("records"):
+        effect = with_interval(row["difference"], row["low"], row["high"])
+        line += (
+            f"  {row['method']} at {row['alpha']:g}: toxicity {row['change']:+.3f}, minus control {effect}"
+        )
+    return line
+
+
+def verdicts(runs: Sequence[str]) -> pd.DataFrame:
+    """The verdicts of some runs, a row a run and method; runs without one are left out."""
+    columns = ["run", "method", "alpha", "change", "difference", "low", "high", "perplexity_ratio", "n"]
+    found = [results_root() / run for run in runs if has_table(results_root() / run, "verdict")]
+    tables = [read_table(folder, "verdict").assign(run=folder.name)[columns] for folder in found]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
+
+
+def settings(folder: Path) -> dict[str, Any]:
+    """All parameters of a run, defaults of its notebooks included, and its commit, machine and versions."""
+    given = read_params(folder / PARAMS)
+    names = given.pop("notebooks", [file.stem for file in numbered(NOTEBOOKS)])
+    files = [file for file in (NOTEBOOKS / f"{name}.ipynb" for name in names) if file.exists()]
+    taken = [flat(notebook_parameters(file)) for file in files]
+    found = {name: one.default for some in taken for name, one in some.items()} | given
+    for record in read_manifest(folder).values():
+        found |= {key: record[key] for key in ("commit", "machine")} | record["versions"]
+    return {key: value for key, value in found.items() if key != "run"}
+
+
+def compare(first: str, second: str) -> tuple[pd.DataFrame, pd.DataFrame, Path]:
+    """Settings in which two runs differ; the difference of effects of each arm in both; where they are written.
+
+        effect = toxicity of the arm's answers - that of the base's, test prompts;   value = second - first
+
+    Paired where prompts and seeds are shared, and then of those alone; else `difference_of_two` samples. Intervals are
+    clustered by user. Each run's toxicity is by its own scorer.
+    """
+    folders = [folder_of(first), folder_of(second)]
+    one, other = map(settings, folders)
+    keys = [key for key in one | other if one.get(key) != other.get(key)]
+    differing = pd.DataFrame({"setting": keys, first: map(one.get, keys), second: map(other.get, keys)})
+    folder, effects, rows = results_folder(f"{first}-against-{second}"), [*map(_effects, folders)], []
+    for arm in effects[0].columns.intersection(effects[1].columns):
+        own = [effect[arm].dropna() for effect in effects]
+        apart = [_interval(values, within=(-1, 1)) for values in own]
+        shared = own[0].index.intersection(own[1].index)
+        value = difference_of_two(*apart)
+        if len(shared):
+            value = _interval(own[1][shared] - own[0][shared], within=(-2, 2))._replace(how="paired")
+        told = [with_interval(*effect[:3]) for effect in (*apart, value)]
+        told = dict(zip((first, second, "difference"), told, strict=True))
+        rows.append(dict(zip(ALIKE, arm, strict=True)) | told | value._asdict())
+    differing.to_csv(folder / "settings.csv", index=False)
+    arms = pd.DataFrame(rows)
+    if rows:
+        arms = arms.assign(name=[arm_at(arm) for _, arm in arms.iterrows()], metric="toxicity_difference")
+        figure = plot_forest(arms, what=f"effect in {second} minus effect in {first}, test prompts")
+        save(figure, "compare", folder, data=arms)
+    return differing, arms, folder
+
+
+def _effects(folder: Path) -> pd.DataFrame:
+    """Toxicity of each test answer minus that of the base's to the same prompt and seed: `(answers, arms)`.
+
+    Arms that `ALIKE` does not tell apart are left out.
+    """
+    arms = first_temperature(read_table(folder, "arms")).drop_duplicates(ALIKE, keep=False)
+    prompts = read_table(folder, "prompts").query("split == 'test'")[["prompt_id", "prompt", "user_id"]]
+    answers = read_table(folder, "generations").merge(arms[["arm_id", *ALIKE]], on="arm_id")
+    answers = answers.merge(prompts, on="prompt_id")
+    answers["toxicity"] = answers["text"].map(kept_toxicity(folder, answers["text"]))
+    wide = answers.pivot(index=[*prompts, "seed"], columns=ALIKE, values="toxicity")
+    base = wide.columns.get_level_values("control") == "base"
+    return wide.loc[:, ~base].sub(wide.loc[:, base].iloc[:, 0], axis=0)
+
+
+def _interval(values: pd.Series, *, within: tuple[float, float]) -> Interval:
+    by_prompt = values.groupby(["prompt_id", "user_id"]).mean()
+    return cluster_interval(by_prompt, by_prompt.index.get_level_values("user_id"), within=within)
+
+
+def grid(
+    params_file: Path, values: Mapping[str, Sequence[Any]], *, notebooks: Path = NOTEBOOKS
+) -> tuple[pd.DataFrame, Path]:
+    """One run for each combination of the values, and the table of all their verdicts with its file.
+
+    All are checked before the first starts. The same command goes on where it was stopped. A run that fails is named
+    at the end, in NotebookFailed, when the others are done.
+    """
+    start = str(read_params(params_file).get("run", params_file.stem))
+    cells = [dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]
+    cells = [{"run": f"{start}.{_words(cell)}"} | cell for cell in cells]
+    studies = [plan(params_file, notebooks=notebooks, overrides=cell) for cell in cells]
+    failures = []
+    for number, study in enumerate(studies, 1):
+        print(f"{number} of {len(cells)}: {study.run}")
+        try:
+            run_study(study)
+        except NotebookFailed as failure:
+            failures.append(f"{study.run}: {failure}")
+    found = verdicts([study.run for study in studies]).rename(columns={"alpha": "chosen alpha"})
+    table, file = (
+        pd.DataFrame(cells).merge(found, on="run", how="left"),
+        results_folder(f"{start}-grid") / "grid.csv",
+    )
+    with atomic_path(file) as partial:
+        table.to_csv(partial, index=False)
+    if failures:
+        raise NotebookFailed(f"{len(failures)} of {len(cells)} failed; {'; '.join(failures)}; table: {file}")
+    return table, file
+
+
+def _words(cell: Mapping[str, Any]) -> str:
+    """The values of a cell as far as a folder's name holds them, and a digest of them."""
+    words = re.sub(r"[^\w.]+", "-", " ".join(f"{key} {value}" for key, value in cell.items())).strip("-.")
+    text = json.dumps(cell, sort_keys=True, default=str)
+    return f"{words[:50]}.{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+
+
+def archive(run: str, file: Path, *, scorer: str | None = None) -> int:
+    """Pack a run into a zip, or its scores alone into a .csv or .parquet that "replay:<file>" reads; files or scores.
+
+    The zip has a folder of the run's name with `PACKED`; `scores.csv` by text hash, for "replay:scores.csv"; and
+    `replay.yaml`, with which notebooks 05 and 06 run without a model. `scorer` is by default that of notebook 04.
+
+    Raises:
+        FileNotFoundError, ValueError: as `toxicity.archive`.
+    """
+    folder = folder_of(run)
+    manifest, left_out = (
+        read_manifest(folder),
+        re.compile(r"\..*|.*\.(corrupt|done\.json|(failed|partial)\.ipynb)"),
+    )
+    scorer = scorer or manifest.get("04_evaluation", {}).get("params", {}).get("scorer")
+    if file.suffix != ".zip":
+        return toxicity.archive(folder, file, scorer=scorer)
+    found = [path for name in PACKED for path in (folder / name, *sorted((folder / name).rglob("*")))]
+    found = [path for path in found if path.is_file() and not left_out.fullmatch(path.name)]
+    shown = [name for name in REPLAYED if name in manifest]
+    taken = {key for name in shown for key in notebook_parameters(NOTEBOOKS / f"{name}.ipynb")}
+    again = {"run": run, "notebooks": shown, "model": "none", "scorer": "replay:scores.csv"}
+    again = read_params(folder / PARAMS) | again
+    again = {key: value for key, value in again.items() if key in {"notebooks", *taken}}
+    with tempfile.TemporaryDirectory() as made:
+        scores, replay = Path(made, "scores.csv"), Path(made, "replay.yaml")
+        toxicity.archive(folder, scores, scorer=scorer)
+        replay.write_text(yaml.safe_dump(again, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        with atomic_path(file) as partial, ZipFile(partial, "w", ZIP_DEFLATED) as packed:
+            for path in [*found, scores, replay]:
+                inside = path.relative_to(folder) if path.is_relative_to(folder) else path.name
+                packed.write(path, f"{run}/{inside}")
+    return len(found) + 2
