@@ -4,14 +4,17 @@ import json
 import math
 import re
 import signal
+import sys
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import torch
 from sklearn.metrics import cohen_kappa_score
@@ -20,7 +23,7 @@ from steerlib import explorer as ex
 from steerlib.decoding import Sampling, VectorFamily, alpha_path, decode, make_arms
 from steerlib.explorer import AlphaExplorer, Answers, Explorer, Question
 from steerlib.explorer.page import SLOT, changed_words, summary
-from steerlib.models import FrozenModel
+from steerlib.models import FrozenModel, load_model
 from steerlib.tables import SCHEMA, write_table
 from steerlib.toxicity import ATTRIBUTES, text_sha
 
@@ -231,6 +234,22 @@ def test_more_than_the_free_memory_is_refused_with_both_numbers_before_decoding(
     with pytest.raises(MemoryError, match=f"{needed / 1e9:.1f} GB and .* s, .* 0.0 GB"):
         explore(tiny).answers(ASK)
     assert calls == [] and explore(tiny).estimate(replace(ASK, max_new_tokens=50)).needed > needed
+
+
+@pytest.mark.slow
+def test_the_memory_estimate_of_a_prompt_of_3000_tokens_is_within_half_of_what_it_takes(monkeypatch):
+    for name in ("decoding.alpha_path", "explorer.session"):  # a quarter of the rows, and of the gigabytes
+        monkeypatch.setattr(sys.modules[f"steerlib.{name}"], "ROW_BUDGET", 24)
+    explorer = Explorer(load_model(device="cpu"), LetterScorer(), sampling=SAMPLING)
+    explorer.answers(replace(ASK, max_new_tokens=2))  # what libraries keep is no part of it
+    question = replace(ASK, prompt=" ".join(["cat and dog"] * 1000), max_new_tokens=16)
+    taken = [psutil.Process().memory_info().rss]
+    with closing(
+        explorer.stages(question, report=lambda *_: taken.append(psutil.Process().memory_info().rss))
+    ) as stages:
+        assert any(answers.exact for answers in stages)
+    peak, needed = max(taken) - taken[0], explorer.estimate(question).needed
+    assert needed > 2e9 and needed / 1.5 < peak < 1.5 * needed
 
 
 @pytest.mark.parametrize(

@@ -75,16 +75,15 @@ def _rows(answers: Answers) -> list[dict]:
     for i, row in enumerate(answers.table.to_dict("records")):
         tokens = answers.tokens[i] if answers.tokens else []
         changed = changed_words(base, row["text"]) if i else [False] * len(base)
-        numbers = {"low": "alpha_low", "high": "alpha_high", "nll": "nll_per_token"}
-        numbers |= {"score": answers.question.category}
+        numbers = {"low": "alpha_low", "high": "alpha_high", "score": answers.question.category}
+        numbers |= {"nll": "nll_per_token", "ratio": "perplexity_ratio", "kl": "kl_per_token"}
         rows.append(
             {name: _plain(row[column]) for name, column in numbers.items()}
             | {
-                "complete": bool(row["complete"]),
-                "collapsed": bool(row["collapsed"]),
+                **{name: bool(row[name]) for name in ("stopped", "complete", "collapsed")},
+                "n_tokens": row["n_tokens"],
                 "colour": RULES[row["method"]].colour,
                 "scores": [_plain(row[key]) for key in ATTRIBUTES],
-                "numbers": _numbers(row, steered=i > 0),
                 "pieces": _pieces(row["text"], changed, tokens),
                 "branches": [name for name, _ in tokens[0]["tops"]] if tokens else [],
                 "tokens": [_short_token(token) for token in tokens],
@@ -117,21 +116,6 @@ def _pieces(text: str, changed: Sequence[bool], tokens: Sequence[Mapping]) -> li
     cuts = [i for i in range(len(text)) if not i or (changed[i], owner[i]) != (changed[i - 1], owner[i - 1])]
     ends = [*cuts[1:], len(text)]
     return [(text[i:end], changed[i], owner[i]) for i, end in zip(cuts, ends, strict=False)]
-
-
-def _ending(row: Mapping) -> str:
-    return ("by itself" if row["stopped"] else "at the limit") if row["complete"] else "not complete"
-
-
-def _numbers(row: Mapping, *, steered: bool) -> str:
-    nll = "undefined" if math.isnan(row["nll_per_token"]) else f"{row['nll_per_token']:.2f}"
-    words = f"{row['n_tokens']} tokens, ends {_ending(row)} · NLL under the base {nll} nats per token"
-    words += " · all that its alphas were seen to share" * (not row["complete"])
-    if steered and not math.isnan(row["perplexity_ratio"]):
-        words += f" · perplexity × {row['perplexity_ratio']:.2f}"
-    if steered and not math.isnan(row["kl_per_token"]):
-        words += f" · KL to the base {row['kl_per_token']:.2f} nats per token"
-    return words
 
 
 def summary(answers: Answers, seconds: float) -> str:

@@ -57,6 +57,15 @@ function told(token, branches) {
   return [`${JSON.stringify(text)}: base ${percent(base)}${moved}`, ...branches.map((name, i) => `${name}: ${best(tops[i])}`)].join("\n");
 }
 
+function numbers(row, steered) {
+  const ends = !row.complete ? "not complete" : row.stopped ? "by itself" : "at the limit";
+  const words = [`${row.n_tokens} tokens, ends ${ends}`, `NLL under the base ${known(row.nll) ? row.nll.toFixed(2) : "undefined"} nats per token`];
+  if (!row.complete) words.push("all that its alphas were seen to share");
+  if (steered && known(row.ratio)) words.push(`perplexity × ${row.ratio.toFixed(2)}`);
+  if (steered && known(row.kl)) words.push(`KL to the base ${row.kl.toFixed(2)} nats per token`);
+  return words.join(" · ");
+}
+
 function box(answer, title, where, info) {
   const spans = answer.pieces.map(([text, changed, place]) => {
     const token = answer.tokens[place];
@@ -80,7 +89,7 @@ function box(answer, title, where, info) {
     el("b", {}, title), " ", el("span", { class: "ax-muted ax-where" }, where), " ",
     answer.collapsed ? el("span", { class: "ax-badge", title: "perplexity far above the base's, or none" }, "⚠ collapsed") : null,
     el("div", { class: "ax-text", tabindex: 0, role: "group", "aria-label": label, onkeydown: walk }, ...text),
-    el("div", { class: "ax-muted" }, answer.numbers));
+    el("div", { class: "ax-muted" }, numbers(answer, known(answer.low))));
 }
 
 function bars(data, base, steered) {

@@ -64,7 +64,7 @@ class AlphaExplorer(w.VBox):
         attributes = [(label(name), name) for name in ATTRIBUTES]
         self.category = _named(w.Dropdown, "Category", options=attributes, value=first["category"])
         self.vector = _named(w.Dropdown, "Vector", options=[*explorer.vectors] or ["none"])
-        self.vector_alpha = _named(w.FloatSlider, "Vector alpha", min=-1.0, max=1.0, step=0.05)
+        self.vector_alpha = _named(w.FloatSlider, "Vector alpha", "26em", min=-1.0, max=1.0, step=0.05)
         self.layers = _named(w.IntRangeSlider, "Layers", min=0, max=last, value=(0, last))
         self.unit = _named(w.Dropdown, "Unit", options=[("of the vector", "vector"), UNIT_OF_RESIDUAL])
         self.seed = _named(w.BoundedIntText, "Seed", "11em", min=0, max=10_000)

@@ -78,10 +78,10 @@ def main() -> None:
         with served(Path(folder), "jupyterlab") as address:
             check_first_answer(page, address, pictures)
             check_slider(page, pictures)
+            saved = check_saving(page, Path(folder))
             check_questions(page, pictures)
             check_vector_slider(page, pictures)
             check_panel(page, Path(folder) / "work" / "results" / "quick", pictures)
-            saved = check_saving(page, Path(folder))
             check_kernel(page)
             page.close()  # or it complains of the server that ends
         check_saved_page(chromium.new_page(**opened), saved, pictures)
@@ -337,7 +337,8 @@ def check_saved_page(page: Any, saved: Path, pictures: Path) -> None:
     page.keyboard.press("End")
     assert page.locator(".ax-text").last.inner_text() != first
     slider.fill("1.2")
-    page.screenshot(path=str(pictures / "alpha_explorer.png"))
+    page.set_viewport_size({"width": 1000, "height": 600})
+    page.screenshot(path=str(pictures / "alpha_explorer.png"), full_page=True)
     assert not complaints, complaints
     print(f"the saved page works alone, {saved.stat().st_size / 1000:.0f} kB")
 
