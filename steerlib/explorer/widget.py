@@ -131,20 +131,16 @@ class AlphaExplorer(w.VBox):
         shown = self.prompts.loc[self.prompt.value] if self.prompt.value != TYPED else {}
         beside = RULES[self.method.value].acts_on == "logits" and bool(self.explorer.vectors)
         family = self.explorer.vectors.get(self.vector.value)
+        same = ("method", "category", "layers", "unit", "seed", "greedy")
         return Question(
             self.text.value,
-            method=self.method.value,
-            category=self.category.value,
             vector=self.vector.value if family else "",
             vector_alpha=self.vector_alpha.value if beside else 0.0,
-            layers=self.layers.value,
-            unit=self.unit.value,
             user=shown.get("user_id", "") if family and family.vector_user else "",
-            seed=self.seed.value,
-            greedy=self.greedy.value,
             max_new_tokens=self.tokens.value,
             prompt_id=self.prompt.value,
             history=shown.get("history", ""),
+            **{name: getattr(self, name).value for name in same},
         )
 
     def question_of(self, prompt_id: str) -> Question:
