@@ -180,17 +180,15 @@ def _status(options: argparse.Namespace) -> None:
     from steerlib import runs
     from steerlib.runner import PARAMS
 
-    options.params = options.params or next((folder.name for folder in runs.all_runs()), "")
-    if not options.params.endswith((".yaml", ".yml")):
-        options.params = runs.folder_of(options.params) / PARAMS
-    options.params = Path(options.params)
+    run = options.params or next(iter(runs.all_runs()), "")
+    options.params = Path(run) if run.endswith((".yaml", ".yml")) else runs.folder_of(run) / PARAMS
     print(*runs.status(_plan(options)), sep="\n")
 
 
 def _list(_: argparse.Namespace) -> None:
     from steerlib import runs
 
-    print(*map(runs.one_line, runs.all_runs()), sep="\n")
+    print(*map(runs.one_line, runs.all_runs().values()), sep="\n")
 
 
 def _compare(options: argparse.Namespace) -> None:

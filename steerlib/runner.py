@@ -172,13 +172,11 @@ def run_study(study: Study, *, only: Sequence[str] = (), force: bool = False) ->
 
 
 def _keep_params(study: Study, folder: Path) -> None:
-    """Write all params of the run into its folder, with the command; the file runs as any other params file."""
-    kept = folder / PARAMS
-    text = yaml.safe_dump(study.params, sort_keys=False, allow_unicode=True, width=120)
-    own = study.file.parent.resolve() == folder.resolve()
-    if not own and not (kept.exists() and kept.read_text(encoding="utf-8").partition("\n")[2] == text):
-        with atomic_path(kept) as partial:
-            partial.write_text(f"# {study.file}: {_command()}\n{text}", encoding="utf-8")
+    """Write all params of a run into its folder, with the command; the file runs as any other params file."""
+    if study.file.parent.resolve() != folder.resolve():
+        params = yaml.safe_dump(study.params, sort_keys=False, allow_unicode=True)
+        with atomic_path(folder / PARAMS) as partial:
+            partial.write_text(f"# {study.file}: {_command()}\n{params}", encoding="utf-8")
 
 
 def _command() -> str:

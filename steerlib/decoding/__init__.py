@@ -4,6 +4,7 @@ from steerlib.decoding.alpha_path import alpha_path
 from steerlib.decoding.arms import Strengths, amplification_factor, make_arms, study_arms, with_variants
 from steerlib.decoding.contexts import BranchModels, Contexts, branch_ids, default_contexts
 from steerlib.decoding.decode import decode
+from steerlib.decoding.distributed import mapped_table
 from steerlib.decoding.requests import Inputs
 from steerlib.decoding.sampling import Sampling
 from steerlib.decoding.sweep import ALIGNER_TEMPLATE, aligner_arms, run_aligner, run_sweep
@@ -30,6 +31,7 @@ __all__ = [
     "default_contexts",
     "expert_anti_expert",
     "make_arms",
+    "mapped_table",
     "run_aligner",
     "run_sweep",
     "sda",

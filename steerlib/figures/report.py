@@ -45,7 +45,7 @@ def write_report(folder: Path, *, figures: Sequence[str], examples: HTML) -> Pat
     Raises:
         FileNotFoundError: a figure was not saved, or the run has no verdict.
     """
-    manifest, verdict = read_manifest(folder), read_table(folder, "verdict")
+    manifest, verdict, kept = read_manifest(folder), read_table(folder, "verdict"), folder / "params.yaml"
     # Where two notebooks say the same, the earlier one says what was run.
     records = reversed(manifest.values())
     params = {key: value for record in records for key, value in record["params"].items()}
@@ -70,6 +70,7 @@ def write_report(folder: Path, *, figures: Sequence[str], examples: HTML) -> Pat
         users=list(_users(folder, verdict)),
         published=_html(tables["published"]),
         provenance=[_html(table) for table in _provenance(folder, manifest)],
+        params_file=kept.read_text(encoding="utf-8") if kept.exists() else "",
     )
     with atomic_path(folder / "report.html") as partial:
         partial.write_text(text, encoding="utf-8")

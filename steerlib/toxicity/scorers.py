@@ -15,6 +15,7 @@ import tenacity
 import torch
 from scipy.special import expit, softmax
 
+from steerlib.decoding.distributed import Workers, mapped_table
 from steerlib.embedded import cache_folder
 from steerlib.models import default_device, pretrained
 from steerlib.reading import after_thinking
@@ -99,7 +100,9 @@ def archive(folder: Path, path: Path, *, scorer: str | None = None) -> int:
     return len(rows)
 
 
-def score_texts(scorer: Scorer, texts: Iterable[str], folder: Path, *, batch: int = 1024) -> pd.DataFrame:
+def score_texts(
+    scorer: Scorer, texts: Iterable[str], folder: Path, *, batch: int = 1024, workers: Workers = 0
+) -> pd.DataFrame:
     """Six toxicity scores of each text, row by row with the texts and, where they are a Series, with its index.
 
     Scores are cached in the run's table `scores`, see `cached_rows`. Of a reasoning model's answer, what follows its
@@ -110,21 +113,22 @@ def score_texts(scorer: Scorer, texts: Iterable[str], folder: Path, *, batch: in
         texts: strings, in any order and with repeats.
         folder: the run's folder.
         batch: texts in one part of the table.
+        workers: see `mapped`; then a part holds 100 batches, so that they start once. Perspective, which allows one
+            request per second, is asked by this process alone.
 
     Raises:
         ValueError: a text is no string, or the scorer gave something other than six scores in [0, 1].
     """
     listed = check_texts(texts)
     keys = pd.DataFrame({"text_sha": [text_sha(text) for text in listed], "scorer": scorer.id})
-    found = cached_rows(
-        folder,
-        "scores",
-        keys,
-        lambda rows: checked_scores(scorer, [after_thinking(listed[row]) for row in rows]),
-        unit="text",
-        what="toxicity",
-        chunk=batch,
-    )
+    workers = 0 if isinstance(scorer, PerspectiveScorer) else workers
+
+    def scored(rows: list[int]) -> pd.DataFrame:
+        asked = [after_thinking(listed[row]) for row in rows]
+        return mapped_table(checked_scores, scorer, over="texts", texts=asked, workers=workers)
+
+    chunk = 100 * batch if workers else batch
+    found = cached_rows(folder, "scores", keys, scored, unit="text", what="toxicity", chunk=chunk)
     index = texts.index if isinstance(texts, pd.Series) else pd.RangeIndex(len(listed))
     return found[list(ATTRIBUTES)].astype(float).set_axis(index)
 
