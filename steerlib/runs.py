@@ -170,7 +170,7 @@ def compare(first: str, second: str) -> tuple[pd.DataFrame, pd.DataFrame, Path]:
     arms = pd.DataFrame(rows)
     if rows:
         arms = arms.assign(name=[arm_at(arm) for _, arm in arms.iterrows()], metric="toxicity_difference")
-        figure = plot_forest(arms, what=f"effect in {second} minus effect in {first}, test prompts")
+        figure = plot_forest(arms, what="second run minus first, test prompts")
         save(figure, "compare", folder, data=arms)
     return differing, arms, folder
 
