@@ -80,25 +80,16 @@ class Study:
     params: dict[str, Any]
 
 
-def plan(
-    params_file: Path,
-    *,
-    data: Path | None = None,
-    model: str | None = None,
-    notebooks: Path = NOTEBOOKS,
-    overrides: Mapping[str, Any] | None = None,
-) -> Study:
+def plan(params_file: Path, *, notebooks: Path = NOTEBOOKS, **overrides: Any) -> Study:
     """What a run needs, checked before anything starts or is written; BadInput names a mistake in one line.
 
     Args:
         params_file: flat YAML; its stem names the run unless it has a key `run`. Relative paths in it are looked for
             in the current folder, then in its own.
-        data, model: in place of the file's `data_folder` and `model`.
         notebooks: folder with `01_*.ipynb` and so on; a key `notebooks` of the file names others, as `extra/name`.
-        overrides: further params in place of the file's.
+        overrides: params in place of the file's, for instance `model`.
     """
-    params = keys.read_params(params_file) | dict(overrides or {})
-    params |= ({"data_folder": str(data)} if data else {}) | ({"model": model} if model else {})
+    params = keys.read_params(params_file) | overrides
     written = {"run": params_file.stem} | params
     names = params.pop("notebooks", None) or [file.stem for file in numbered(notebooks)]
     files = [notebooks / f"{name}.ipynb" for name in names] if isinstance(names, list) else []

@@ -26,17 +26,7 @@ from steerlib.tables import atomic_path, has_table, read_manifest, read_table, r
 
 ALIKE = ["method", "alpha", "unit", "profile", "family", "vector_user", "control", "variant"]
 """Columns of the arms table by which an arm of one run is that of another."""
-PACKED = (
-    "tables",
-    "figures",
-    "report",
-    "notebooks",
-    "report.html",
-    "manifest.json",
-    PARAMS,
-    "scores.csv",
-    "replay.yaml",
-)
+PACKED = f"tables figures report notebooks report.html manifest.json {PARAMS} scores.csv replay.yaml".split()
 LEFT_OUT = re.compile(r"\..*|.*\.(corrupt|done\.json|(failed|partial)\.ipynb)")
 """What of a run goes into its archive: no vectors, which notebook 02 makes, and nobody's blind choices."""
 
@@ -51,9 +41,7 @@ def folder_of(run: str) -> Path:
     """Folder of a run that is there; BadInput where it is not."""
     there = all_runs()
     if run not in there:
-        raise BadInput(
-            f"no run is called {run!r} in {results_root()}; there are {', '.join(there) or 'none'}"
-        )
+        raise BadInput(f"no run is called {run!r}; there are {', '.join(there) or 'none'}")
     return there[run]
 
 
@@ -176,10 +164,7 @@ def compare(first: str, second: str) -> tuple[pd.DataFrame, pd.DataFrame, Path]:
 
 
 def _effects(folder: Path) -> pd.DataFrame:
-    """Toxicity of each test answer minus that of the base's to the same prompt and seed: `(answers, arms)`.
-
-    Arms that `ALIKE` does not tell apart are left out.
-    """
+    """Toxicity of each test answer minus the base's, `(answers, arms)`; of scored arms that `ALIKE` tells apart."""
     arms = first_temperature(read_table(folder, "arms")).drop_duplicates(ALIKE, keep=False)
     prompts = read_table(folder, "prompts").query("split == 'test'")[["prompt_id", "prompt", "user_id"]]
     answers = read_table(folder, "generations").merge(arms[["arm_id", *ALIKE]], on="arm_id")
@@ -187,7 +172,7 @@ def _effects(folder: Path) -> pd.DataFrame:
     answers["toxicity"] = answers["text"].map(kept_toxicity(folder, answers["text"]))
     wide = answers.pivot(index=[*prompts, "seed"], columns=ALIKE, values="toxicity")
     base = wide.columns.get_level_values("control") == "base"
-    return wide.loc[:, ~base].sub(wide.loc[:, base].iloc[:, 0], axis=0)
+    return wide.loc[:, ~base].sub(wide.loc[:, base].iloc[:, 0], axis=0).dropna(axis=1, how="all")
 
 
 def _interval(values: pd.Series, *, within: tuple[float, float]) -> Interval:
@@ -206,7 +191,7 @@ def grid(
     start = str(read_params(params_file).get("run", params_file.stem))
     cells = [dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]
     cells = [{"run": f"{start}.{_words(cell)}"} | cell for cell in cells]
-    studies = [plan(params_file, notebooks=notebooks, overrides=cell) for cell in cells]
+    studies = [plan(params_file, notebooks=notebooks, **cell) for cell in cells]
     failures = []
     for number, study in enumerate(studies, 1):
         print(f"{number} of {len(cells)}: {study.run}")
@@ -234,24 +219,25 @@ def archive(run: str, file: Path, *, scorer: str | None = None) -> int:
     """Pack a run into a zip, or its scores alone into a .csv or .parquet that "replay:<file>" reads; files or scores.
 
     The zip has a folder of the run's name with `PACKED`, among it `scores.csv`, by text hash, and `replay.yaml`,
-    with which notebooks 05 and 06 run without a model. `scorer` is by default that of notebook 04.
-
-    Raises:
-        FileNotFoundError, ValueError: as `toxicity.archive`.
+    with which notebooks 05 and 06 run without a model. `scorer` is by default that of notebook 04. BadInput: no scores
+    by it, or another kind of file.
     """
     folder = folder_of(run)
     manifest, scores = read_manifest(folder), folder / "scores.csv"
     scorer = scorer or manifest.get("04_evaluation", {}).get("params", {}).get("scorer")
-    count = toxicity.archive(folder, scores if file.suffix == ".zip" else file, scorer=scorer)
+    try:
+        count = toxicity.archive(folder, scores if file.suffix == ".zip" else file, scorer=scorer)
+    except ValueError as failure:
+        raise BadInput(str(failure)) from None
     if file.suffix != ".zip":
         return count
     shown = [name for name in ("05_figures", "06_alpha_explorer") if name in manifest]
     taken = {key for name in shown for key in notebook_parameters(NOTEBOOKS / f"{name}.ipynb")}
     again = {key: value for key, value in read_params(folder / PARAMS).items() if key in taken}
     again |= {"run": run, "notebooks": shown}
-    if "scorer" in taken:
-        again |= {"model": "none", "scorer": f"replay:{scores.name}"}
-    (folder / "replay.yaml").write_text(yaml.safe_dump(again, allow_unicode=True), encoding="utf-8")
+    again |= {"model": "none", "scorer": f"replay:{scores.name}"} if "scorer" in taken else {}
+    if shown:
+        (folder / "replay.yaml").write_text(yaml.safe_dump(again, allow_unicode=True), encoding="utf-8")
     found = [path for name in PACKED for path in (folder / name, *sorted((folder / name).rglob("*")))]
     found = [path for path in found if path.is_file() and not LEFT_OUT.fullmatch(path.name)]
     with atomic_path(file) as partial, ZipFile(partial, "w", ZIP_DEFLATED) as packed:

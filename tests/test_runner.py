@@ -275,7 +275,9 @@ def test_a_hub_id_and_a_file_of_the_hubs_data_set_are_no_paths(toy: Path) -> Non
 
 
 def test_data_and_model_given_at_the_call_reach_the_notebook(toy: Path) -> None:
-    study = plan(toy / "toy.yaml", data=toy / "notebooks", model="gpt2", notebooks=toy / "notebooks")
+    study = plan(
+        toy / "toy.yaml", notebooks=toy / "notebooks", data_folder=str(toy / "notebooks"), model="gpt2"
+    )
     parameters = study.stages["02_second"].parameters
     assert (parameters["data_folder"], parameters["model"]) == (str(toy / "notebooks"), "gpt2")
 
