@@ -236,7 +236,7 @@ class LookupScorer:
         shas = [text_sha(text) for text in listed]
         for row, sha in enumerate(shas):
             if sha not in self.scores.index:
-                raise KeyError(f"{self.path.name}: no scores of the text in row {row}, {listed[row][:80]!r}")
+                raise KeyError(f"{self.path.name}: no scores of the text in row {row}: {listed[row][:80]!r}")
         return self.scores.loc[shas].reset_index(drop=True)
 
 
