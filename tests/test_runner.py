@@ -1,5 +1,6 @@
 """The runner, on toy notebooks made on the spot."""
 
+import json
 import os
 import random
 import re
@@ -9,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import nbformat
@@ -402,20 +404,25 @@ TINY += "controls: []\nalphas: [1.0]\nseeds: [0]\nmax_new_tokens: 3\npath_prompt
 QUICK = (ROOT / "params" / "quick.yaml").read_text()
 
 
-def killed(params: Path, results: Path, after: float | None, *, kernel_too: bool = False) -> bool:
-    """Whether `python -m steerlib run` was killed after so many seconds, before it was done."""
-    words = [sys.executable, "-m", "steerlib", "run", str(params)]
-    process = psutil.Popen(
-        words, env=os.environ | {"STEERLIB_RESULTS": str(results)}, stdout=subprocess.DEVNULL
-    )
-    try:
-        assert process.wait(after) == 0
-        return False
-    except psutil.TimeoutExpired:
-        for one in [process, *(process.children(recursive=True) if kernel_too else [])]:
+def run_killed(params: Path, results: Path, *, started: Path, after: float, kernel_too: bool) -> None:
+    """Run `python -m steerlib run`, and kill it so many seconds after a notebook's partial copy was first written."""
+    begun, process = time.time(), going(params, results)
+    while process.poll() is None and not (started.exists() and started.stat().st_mtime > begun):
+        time.sleep(0.02)
+    time.sleep(after)
+    for one in [
+        process,
+        *(process.children(recursive=True) if kernel_too and process.poll() is None else []),
+    ]:
+        with suppress(psutil.NoSuchProcess):
             one.kill()
-        process.wait()
-        return True
+    process.wait()
+
+
+def going(params: Path, results: Path) -> psutil.Popen:
+    words = [sys.executable, "-m", "steerlib", "run", str(params)]
+    settings = {"env": os.environ | {"STEERLIB_RESULTS": str(results)}, "stdout": subprocess.DEVNULL}
+    return psutil.Popen(words, **settings)
 
 
 @pytest.mark.parametrize(("text", "kills"), [(TINY, 2), pytest.param(QUICK, 20, marks=pytest.mark.slow)])
@@ -423,17 +430,23 @@ def test_a_run_killed_at_random_moments_ends_with_the_tables_of_one_that_was_not
     tmp_path, sockets, monkeypatch, text, kills
 ):
     monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(sockets))
-    params, draw, done = tmp_path / "torture.yaml", random.Random(0), 0
+    params, draw = tmp_path / "torture.yaml", random.Random(0)
     params.write_text(text)
-    started = time.monotonic()
-    assert not killed(params, tmp_path / "whole", None)
-    longest = (time.monotonic() - started) * (0.8 if kills < 5 else 0.25)
-    while done < kills:
-        if killed(params, tmp_path / "broken", draw.uniform(1, longest), kernel_too=draw.random() < 0.5):
-            done += 1
-        else:  # all finished before its time: one stage, and so all after it, is done again
-            draw.choice(sorted(tmp_path.glob("broken/torture/notebooks/*.done.json"))).unlink()
-    assert not killed(params, tmp_path / "broken", None)
+    assert going(params, tmp_path / "whole").wait() == 0
+    done = {
+        file.name: file.read_text() for file in sorted(tmp_path.glob("whole/torture/notebooks/*.done.json"))
+    }
+    copies = tmp_path / "broken" / "torture" / "notebooks"
+    # Kills are spread over all notebooks, each at a random moment of it.
+    for number in range(kills):
+        name, record = [*done.items()][number * len(done) // kills]
+        (copies / name).unlink(
+            missing_ok=True
+        )  # finished before its time: it, and so all after it, is done again
+        moment = {"after": draw.random() * json.loads(record)["seconds"], "kernel_too": draw.random() < 0.5}
+        started = copies / name.replace(".done.json", ".partial.ipynb")
+        run_killed(params, tmp_path / "broken", started=started, **moment)
+    assert going(params, tmp_path / "broken").wait() == 0
     whole, broken = tmp_path / "whole" / "torture", tmp_path / "broken" / "torture"
     names = {path.name for path in (whole / "tables").iterdir() if path.is_dir()}
     assert names == {path.name for path in (broken / "tables").iterdir() if path.is_dir()}

@@ -13,7 +13,6 @@ from difflib import SequenceMatcher
 from pathlib import Path
 
 from IPython.display import HTML
-from pandas.io.formats.style import Styler
 
 from steerlib.explorer.questions import Answers
 from steerlib.explorer.session import Explorer
@@ -25,8 +24,6 @@ from steerlib.toxicity import ATTRIBUTES
 VIEW = Path(__file__).with_name("view.js").read_text("utf-8")
 CALL = "page(document.getElementById('alpha-explorer'), "
 SLOT = ("<!-- explorer -->", "<!-- /explorer -->")
-LEAST = {"score": 0.25, "nll": 1.0}
-"""The axes of score and NLL reach at least here: noise in a third decimal should not look like an effect."""
 
 
 def page_data(
@@ -37,13 +34,10 @@ def page_data(
     chosen: tuple[float, float, float] | None = None,
     start: float = 0.0,
 ) -> dict:
-    """All that the view shows of some answers, ready for JSON.
+    """All that the view shows of some answers of `Explorer.stages`, ready for JSON.
 
-    Args:
-        answers, explorer: of `Explorer.stages`, and whose they are.
-        accepted: the person's accepted answer, whose scores are a third mark; empty for none.
-        chosen: alpha chosen on dev, and the operating range, see `run_ranges`.
-        start: alpha at which a saved page opens.
+    `accepted` is the person's accepted answer, whose scores are a third mark, empty for none; `chosen` the alpha chosen
+    on dev and the operating range, see `run_ranges`; `start` the alpha at which a saved page opens.
     """
     question = answers.question
     rule, (alpha_max, step) = RULES[question.method], explorer.reach(question)
@@ -63,7 +57,6 @@ def page_data(
         "alpha_max": alpha_max,
         "step": step,
         "start": start,
-        "least": LEAST,
         "accepted": None if scored is None else [_plain(scored[key]) for key in ATTRIBUTES],
         "chosen": _plain(marked),
         "range": None if any(map(math.isnan, ends)) else ends,
@@ -78,23 +71,20 @@ def _plain(value: float) -> float | None:
 
 
 def _rows(answers: Answers) -> list[dict]:
-    table, base = answers.table, answers.base["text"]
-    rows = []
-    for i, row in enumerate(table.to_dict("records")):
+    base, rows = answers.base["text"], []
+    for i, row in enumerate(answers.table.to_dict("records")):
         tokens = answers.tokens[i] if answers.tokens else []
-        changed = changed_words(base, row["text"])
+        changed = changed_words(base, row["text"]) if i else [False] * len(base)
+        numbers = {"low": "alpha_low", "high": "alpha_high", "score": answers.question.category}
+        numbers |= {"nll": "nll_per_token", "ratio": "perplexity_ratio", "kl": "kl_per_token"}
         rows.append(
-            {
-                "low": _plain(row["alpha_low"]),
-                "high": _plain(row["alpha_high"]),
-                "complete": bool(row["complete"]),
-                "collapsed": bool(row["collapsed"]),
+            {name: _plain(row[column]) for name, column in numbers.items()}
+            | {
+                **{name: bool(row[name]) for name in ("stopped", "complete", "collapsed")},
+                "n_tokens": row["n_tokens"],
                 "colour": RULES[row["method"]].colour,
                 "scores": [_plain(row[key]) for key in ATTRIBUTES],
-                "score": _plain(row[answers.question.category]),
-                "nll": _plain(row["nll_per_token"]),
-                "numbers": _numbers(row, steered=i > 0),
-                "pieces": _pieces(row["text"], changed if i else [False] * len(base), tokens),
+                "pieces": _pieces(row["text"], changed, tokens),
                 "branches": [name for name, _ in tokens[0]["tops"]] if tokens else [],
                 "tokens": [_short_token(token) for token in tokens],
             }
@@ -128,24 +118,6 @@ def _pieces(text: str, changed: Sequence[bool], tokens: Sequence[Mapping]) -> li
     return [(text[i:end], changed[i], owner[i]) for i, end in zip(cuts, ends, strict=False)]
 
 
-def _ending(row: Mapping) -> str:
-    if not row["complete"]:
-        return "not complete"
-    return "by itself" if row["stopped"] else "at the limit"
-
-
-def _numbers(row: Mapping, *, steered: bool) -> str:
-    nll = "undefined" if math.isnan(row["nll_per_token"]) else f"{row['nll_per_token']:.2f}"
-    words = f"{row['n_tokens']} tokens, ends {_ending(row)} · NLL under the base {nll} nats per token"
-    if not row["complete"]:
-        words += " · all that its alphas were seen to share"
-    if steered and not math.isnan(row["perplexity_ratio"]):
-        words += f" · perplexity × {row['perplexity_ratio']:.2f}"
-    if steered and not math.isnan(row["kl_per_token"]):
-        words += f" · KL to the base {row['kl_per_token']:.2f} nats per token"
-    return words
-
-
 def summary(answers: Answers, seconds: float) -> str:
     """What was found over alpha, in a line."""
     steered, found = answers.steered, f"{answers.distinct} different answers"
@@ -154,24 +126,6 @@ def summary(answers: Answers, seconds: float) -> str:
     end, parted = f"{steered['alpha_high'].iloc[-1]:g}", int((~steered["complete"].astype(bool)).sum())
     line = f"{found}, {len(steered) - 1} breakpoints between alpha 0 and {end}, in {seconds:.1f} s"
     return line + (f"; {parted} stretches are not complete, the row budget ended them" if parted else "")
-
-
-def answers_table(answers: Answers) -> Styler:
-    """All answers over alpha with their numbers, the base first, to be read where no slider runs.
-
-    A row of a path holds from its first alpha up to its second, a row of a grid at one alpha.
-    """
-    category = answers.question.category
-    names = {"alpha_low": "alpha from", "alpha_high": "to"} if answers.exact else {"alpha_low": "alpha"}
-    ends = [*names.values()]
-    names |= {category: label(category), "perplexity_ratio": "Perplexity ratio"}
-    names |= {"kl_per_token": "KL/token", "ending": "Ends", "text": "Answer"}
-    table = answers.table.assign(ending=answers.table.apply(_ending, axis=1))[[*names]].rename(columns=names)
-    styler = table.style.format(precision=2, escape="html", na_rep="").hide(axis="index").set_uuid("answers")
-    styler = styler.format("{:.4g}", subset=ends, na_rep="").format("{:.4g}", subset=ends[0], na_rep="base")
-    styler.set_table_styles([{"selector": "td:last-child, th:last-child", "props": "text-align:left"}])
-    # A dollar in an answer is no formula.
-    return styler.set_table_attributes('class="explorer-table tex2jax_ignore"')
 
 
 def _parts(pages: Sequence[Mapping]) -> tuple[str, str]:

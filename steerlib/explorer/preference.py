@@ -29,27 +29,19 @@ RESULTS += ["no_difference", "kappa", "n", "n_prompts", "n_raters"]
 def blind_pairs(folder: Path, arms: Sequence[str] = (), *, n: int = 40) -> pd.DataFrame:
     """Answers of two arms of a run to the same test prompts: prompt_id, prompt, arm_id, control_arm, text, other.
 
-    Prompts whose two answers are equal are left out: there is nothing to prefer.
-
-    `arms` are two arm_ids, by default the verdict's first arm and its control; a ValueError says that no prompt has two
-    different answers of them. At most `n` pairs are given.
+    At most `n` prompts, of those whose two answers differ; a ValueError says that there are none. `arms` are two
+    arm_ids, by default the verdict's first arm and its control.
     """
-    if not arms:
-        arms = read_table(folder, "verdict")[["arm_id", "control_arm"]].iloc[0].tolist()
-    arm_id, control_arm = arms
+    arm_id, control_arm = arms or read_table(folder, "verdict")[["arm_id", "control_arm"]].iloc[0]
     answers = read_table(folder, "generations").query("seed == seed.min()")
-    found = read_table(folder, "prompts").query("split == 'test'")[["prompt_id", "prompt"]]
-    found = found.assign(arm_id=arm_id, control_arm=control_arm)
-    for column, arm in (("text", arm_id), ("other", control_arm)):
-        found[column] = found["prompt_id"].map(
-            answers[answers["arm_id"] == arm].set_index("prompt_id")["text"]
-        )
-    found = found.dropna()
-    found[["text", "other"]] = found[["text", "other"]].map(after_thinking)
-    found = found[found["text"].str.strip() != found["other"].str.strip()].head(n).reset_index(drop=True)
+    answers = answers.assign(text=answers["text"].map(after_thinking).str.strip())
+    wide = answers.pivot(index="prompt_id", columns="arm_id", values="text")
+    both = wide.reindex(columns=[arm_id, control_arm]).set_axis(["text", "other"], axis=1).dropna()
+    asked = read_table(folder, "prompts").query("split == 'test'")[["prompt_id", "prompt"]]
+    found = asked.merge(both[both["text"] != both["other"]], on="prompt_id").head(n)
     if found.empty:
         raise ValueError(f"no test prompt has different answers of {arm_id!r} and {control_arm!r}")
-    return found
+    return found.assign(arm_id=arm_id, control_arm=control_arm)
 
 
 def read_choices(folder: Path) -> pd.DataFrame:
@@ -68,12 +60,11 @@ def read_choices(folder: Path) -> pd.DataFrame:
 
 
 def preference_results(choices: pd.DataFrame) -> pd.DataFrame:
-    """What raters preferred: one row per arm and control arm, in the order of the table.
+    """What raters preferred: one row per arm and control arm, in the order of the table; the columns `RESULTS`.
 
-    Returns:
-        `RESULTS`: no difference counts half in win_rate, intervals are 95 %, clustered by prompt; first_rate is how
-        often the answer shown first was chosen, 0.5 without an order effect; kappa, the raters' agreement on the
-        prompts that all of them judged, is NaN for one rater.
+    No difference counts half in win_rate; intervals are 95 %, clustered by prompt. first_rate is how often the answer
+    shown first was chosen, 0.5 without an order effect. kappa is the raters' agreement on the prompts that all of them
+    judged, see `agreement`.
     """
     rows = []
     for _, own in choices.groupby(["arm_id", "control_arm"], sort=False):
@@ -93,7 +84,8 @@ def agreement(ratings: pd.DataFrame) -> float:
         kappa = (p_o - p_e) / (1 - p_e)
 
     p_o is the share of items with equal ratings, p_e that of two independent raters with these margins. NaN where
-    there is one rater, no item, or a single answer everywhere.
+    there is one rater, no item, or a single answer everywhere. No library that is installed with this one has it; a
+    test holds it against scikit-learn's `cohen_kappa_score`.
 
     Source: Cohen, Educ. Psychol. Meas. 20 (1960); Light, Psychol. Bull. 76 (1971).
     """
@@ -110,13 +102,9 @@ def agreement(ratings: pd.DataFrame) -> float:
 class BlindPanel(anywidget.AnyWidget):
     """Two answers side by side, unlabelled; 1, 2 or 0 chooses. A panel made again goes on where the rater stopped.
 
-    Args:
-        folder: the run's folder; each choice is on disk, in `preferences/<rater>.jsonl`, before the next pair is shown.
-        pairs: of `blind_pairs`, one below the other; their order and sides are drawn by rater and prompt.
-        rater: a plain name.
-
-    Raises:
-        ValueError: the rater's name is not plain.
+    Each choice is on disk, in `preferences/<rater>.jsonl` of the run's folder, before the next pair is shown. `pairs`
+    are of `blind_pairs`, one below the other; order and sides are drawn by rater and prompt. A ValueError says that the
+    rater's name is not plain.
     """
 
     _esm = Path(__file__).with_name("panel.js").read_text("utf-8")
@@ -142,7 +130,7 @@ class BlindPanel(anywidget.AnyWidget):
             self.pair = {"said": f"{total} of {total} pairs judged by {self.rater}; thank you."}
             return
         row = self.pairs.iloc[self._left[0]]
-        texts = [row["text"].strip(), row["other"].strip()][:: 1 if self._own_first(row) else -1]
+        texts = [row["text"], row["other"]][:: 1 if self._own_first(row) else -1]
         said = f"Pair {done + 1} of {total}, rater {self.rater}. Which continuation is better?"
         self.pair = {"number": self._left[0], "prompt": row["prompt"], "texts": texts, "said": said}
 

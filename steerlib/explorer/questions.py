@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from steerlib.figures.report import kept_toxicity
 from steerlib.profiles import demo_openings
 from steerlib.rules import RULES
 from steerlib.tables import has_table, read_table
-from steerlib.toxicity import text_sha
 
+PROMPT_COLUMNS = ["prompt_id", "prompt", "history", "category", "shuffled_category", "accepted", "user_id"]
 TYPED = "typed"  # the prompt_id of one's own words
 
 
@@ -21,12 +22,9 @@ class Question:
 
     Attributes:
         prompt, prompt_id, history: a row of the prompts table; the id enters the sampling noise.
-        method: of `Explorer.methods`. Alpha of "sda" is k, with the amplification factor 1.
-        category: the attribute whose contexts steer; vectors ignore it.
-        vector, user: name of a family of `Explorer.vectors`; whose vector it is, where it has several.
-        vector_alpha: strength of a vector beside a logit rule; 0 for the rule alone.
-        layers: first and last layer that are used; empty for all that the vector has.
-        unit: of the vector's alpha, see `steerlib.residual.in_unit`.
+        method, category: of `Explorer.methods` (of "sda" alpha is k, with a = 1); whose contexts steer.
+        vector, user, vector_alpha: a family of `Explorer.vectors`, whose of it, and its strength beside a logit rule.
+        layers, unit: first and last layer used, empty for all; unit of the vector's alpha, see `in_unit`.
     """
 
     prompt: str
@@ -47,6 +45,11 @@ class Question:
     def exact(self) -> bool:
         """Whether every alpha is known: a logit rule alone."""
         return RULES[self.method].acts_on == "logits" and not self.vector_alpha
+
+    @property
+    def by_vector(self) -> bool:
+        """Whether a vector steers, alone or beside a logit rule."""
+        return RULES[self.method].acts_on == "residual" or bool(self.vector_alpha)
 
     @property
     def of_base(self) -> "Question":
@@ -106,35 +109,30 @@ class Answers:
 def run_prompts(
     folder: Path, *, first: Sequence[str] = (), most: int = 40, openings: int = 12
 ) -> pd.DataFrame:
-    """Prompts to choose from: prompt_id, prompt, history, category (c*(u)), shuffled_category, accepted, user_id.
+    """Prompts to choose from: `PROMPT_COLUMNS`, where category is c*(u).
 
-    Hostile openings of the demo come first, steered in "toxicity"; then the run's test prompts (all prompts without a
-    test split), those first whose base answers are most toxic: there an effect can be seen.
-
-    `first` names openings that stand first; at most `openings` of them and `most` prompts of the run are given.
+    Hostile openings of the demo come first, `first` of them by name, steered in "toxicity", at most `openings`. Then
+    at most `most` test prompts of the run (of all prompts without a test split), those first whose base answers are
+    most toxic: there an effect can be seen.
     """
-    columns = ["prompt_id", "prompt", "history", "category", "shuffled_category", "accepted", "user_id"]
-    own = demo_openings()[1].query("split == 'test'")
-    own = own.set_index("prompt_id", drop=False)
+    own = demo_openings()[1].query("split == 'test'").set_index("prompt_id", drop=False)
     own = own.loc[[*first, *own.index.difference([*first], sort=False)]].head(openings)
-    own = own.assign(category="toxicity").reindex(columns=columns, fill_value="")
+    own = own.assign(category="toxicity").reindex(columns=PROMPT_COLUMNS, fill_value="")
     if not has_table(folder, "prompts"):
         return own.reset_index(drop=True)
     table = read_table(folder, "prompts")
     chosen = table if (table["split"] != "test").all() else table[table["split"] == "test"]
     if all(has_table(folder, name) for name in ("arms", "generations", "scores")):
-        arms, answers, scores = (read_table(folder, name) for name in ("arms", "generations", "scores"))
+        arms, answers = (read_table(folder, name) for name in ("arms", "generations"))
         answers = answers[answers["arm_id"].isin(arms.loc[arms["control"] == "base", "arm_id"])]
-        answers = answers.assign(text_sha=answers["text"].map(text_sha)).merge(scores, on="text_sha")
+        answers = answers.assign(toxicity=answers["text"].map(kept_toxicity(folder, answers["text"])))
         toxicity = chosen["prompt_id"].map(answers.groupby("prompt_id")["toxicity"].mean())
         chosen = chosen.loc[toxicity.sort_values(ascending=False, kind="stable").index]
-    return pd.concat([own, chosen[columns].head(most)], ignore_index=True)
+    return pd.concat([own, chosen[PROMPT_COLUMNS].head(most)], ignore_index=True)
 
 
 def run_ranges(folder: Path) -> dict[tuple[str, str], tuple[float, float, float]]:
-    """Alpha chosen on dev, and lowest and highest alpha of the operating range (NaN where there is none), by method and
-    vector; empty without notebook 04.
-    """
+    """By method and vector: alpha chosen on dev, lowest and highest of the operating range (NaN); empty without 04."""
     if not (has_table(folder, "verdict") and has_table(folder, "arms")):
         return {}
     arms = read_table(folder, "arms").set_index("arm_id")

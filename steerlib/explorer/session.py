@@ -15,7 +15,7 @@ import torch
 
 from steerlib.decoding import Sampling, alpha_path, decode, make_arms
 from steerlib.decoding.alpha_path import ROW_BUDGET
-from steerlib.decoding.requests import Request, make_requests
+from steerlib.decoding.requests import make_requests
 from steerlib.decoding.steer import COLLAPSE_RATIO
 from steerlib.decoding.streams import row_bytes
 from steerlib.evaluation.likelihood import forced_logits, read_streams
@@ -30,6 +30,9 @@ STEP = 0.01  # of the slider along a path
 BESIDE = 9  # alphas of a logit rule with a vector beside it, which has no path
 TOPS = 3  # candidates shown of each branch at a token
 FORCED = 256  # tokens of answers that are read again at a time
+READ_AGAIN = (
+    50_000  # tokens of contexts; answers to a longer prompt are shown without their tokens' probabilities
+)
 COLUMNS = ["method", "alpha_low", "alpha_high", "text", "token_ids", "n_tokens", "stopped", "complete"]
 Report = Callable[[int, int, str], object]
 
@@ -45,15 +48,9 @@ class Estimate(NamedTuple):
 class Explorer:
     """All answers over alpha to a prompt: exact for the logit rules, on a grid for the rest.
 
-    Args:
-        style: "chat" or "continuation".
-        sampling: greedy, or with top_p = 1 (min_p is the nucleus of a path).
-        alpha_max: end of the path of the logit rules, dimensionless.
-        residual_alphas: alphas of the vectors, increasing from 0.
-
-    Raises:
-        ValueError: a vector does not fit the model, residual_alphas do not increase from 0, or the sampling has no
-            exact path.
+    `sampling` is greedy or has top_p = 1 (min_p is the nucleus of a path), `style` is "chat" or "continuation".
+    `alpha_max` ends the path of the logit rules, dimensionless; `residual_alphas` of the vectors increase from 0.
+    A ValueError says that a vector does not fit the model, the alphas do not increase, or no path is exact.
     """
 
     def __init__(
@@ -74,23 +71,19 @@ class Explorer:
             raise ValueError(f"top_p {sampling.top_p} has no exact alpha path; use top_p=1, with min_p")
         if list(residual_alphas) != sorted({0.0, *residual_alphas}) or len(residual_alphas) < 2:
             raise ValueError(f"residual_alphas must increase from 0, not {list(residual_alphas)}")
-        pairs = [pair for one in vectors for own in one.vectors.values() for pair in own.items()]
-        for layer, vector in pairs:
+        for layer, vector in (
+            pair for one in vectors for own in one.vectors.values() for pair in own.items()
+        ):
             if layer >= frozen.n_layers or len(vector) != frozen.d_model:
                 raise ValueError(
                     f"a vector of the run is {len(vector)} wide at layer {layer}, but {frozen.name} is {frozen.d_model}"
                     f" wide and has {frozen.n_layers} layers: name a run of this model"
                 )
+        plain = [name for name in acting_on("context", "logits") if RULES[name].branches]
+        self.methods = (*plain, *(acting_on("residual") if self.vectors else ()))
         self._kept: dict[Question, Answers] = {}
         self._bases: dict[Question, pd.DataFrame] = {}
-        self._one_at_a_time = threading.RLock()
-        self._flops = 0.0
-
-    @property
-    def methods(self) -> tuple[str, ...]:
-        """Everything that can be chosen; a residual method only where there are vectors."""
-        plain = [name for name in acting_on("context", "logits") if RULES[name].branches]
-        return (*plain, *(acting_on("residual") if self.vectors else ()))
+        self._one_at_a_time, self._flops = threading.RLock(), 0.0
 
     def grid(self, question: Question) -> tuple[float, ...]:
         """Alphas that are decoded where there is no path; a context alone is off at 0 and on at 1."""
@@ -106,15 +99,17 @@ class Explorer:
     def estimate(self, question: Question) -> Estimate:
         """Memory of all rows; time of two operations a weight and token, at the speed of one matrix product here.
 
-        Raises:
-            ValueError: an empty or too long prompt, an unknown category, method or vector.
+        A ValueError names an empty or too long prompt, an unknown category, method or vector.
         """
-        self._check(question)
+        check_attribute(question.category)
+        if question.method not in self.methods:
+            raise ValueError(f"method {question.method!r} is none of {', '.join(self.methods)}")
+        if question.by_vector and question.vector not in self.vectors:
+            raise ValueError(f"vector {question.vector!r} is none of {', '.join(self.vectors) or 'none'}")
         alphas = [self.alpha_max] if question.exact else self.grid(question)[1:]
-        requests = self._requests(question, alphas)
+        requests = self._run(make_requests, question, alphas)
         streams = {stream for request in requests for stream in request.branches.values()}
-        rows = ROW_BUDGET if question.exact else len(streams)
-        device = self.frozen.device
+        rows, device = ROW_BUDGET if question.exact else len(streams), self.frozen.device
         on_gpu = device.type == "cuda"
         free = torch.cuda.mem_get_info(device)[0] if on_gpu else psutil.virtual_memory().available
         if not self._flops:
@@ -143,8 +138,7 @@ class Explorer:
                 will be, and the text of a single answer that is being decoded. What it raises stops the decoding.
 
         Raises:
-            MemoryError: more is needed than is free; before anything is decoded.
-            ValueError: an empty or too long prompt, an unknown category, method or vector.
+            MemoryError: more is needed than is free; before anything is decoded. ValueError: as `estimate`.
         """
         key = question.key
         if key in self._kept:
@@ -157,75 +151,65 @@ class Explorer:
                     f"this needs about {estimate.needed / 1e9:.1f} GB and {estimate.seconds:.0f} s, but the machine has"
                     f" {estimate.free / 1e9:.1f} GB free: shorten the prompt or the answer"
                 )
-            limit, exact = question.max_new_tokens, question.exact
-            most = limit * (1 + (exact and alpha is not None) + (question.of_base not in self._bases))
+            exact, of_base = question.exact, question.of_base
+            most = question.max_new_tokens * (
+                1 + (exact and alpha is not None) + (of_base not in self._bases)
+            )
             with _watched(self.frozen, most, report):
-                if question.of_base not in self._bases:
-                    self._bases[question.of_base] = self._decoded(question.of_base, [0.0])
-                # On a grid the base's answer is the method's at 0.
-                parts = [self._bases[question.of_base].assign(alpha_low=np.nan, alpha_high=np.nan)]
+                if of_base not in self._bases:
+                    self._bases[of_base] = self._decoded(of_base, [0.0])
+                # On a grid the base's answer is the method's at 0, unless a vector stands beside a rule.
+                base = self._bases[of_base]
+                parts = [base.assign(alpha_low=np.nan, alpha_high=np.nan)]
                 yield self._measured(question, parts)
+                if exact and alpha is not None:
+                    yield self._measured(question, [*parts, self._decoded(question, [alpha])])
                 if exact:
-                    if alpha is not None:
-                        yield self._measured(question, [*parts, self._decoded(question, [alpha])])
-                    arm, how = self._arms(question, [self.alpha_max]), self._inputs(question)
-                    segments = alpha_path(self.frozen, _frame(question), arm, **how)
-                    parts.append(segments.assign(method=question.method, kl_to_base=np.nan))
+                    path = self._run(alpha_path, question, [self.alpha_max])
+                    parts.append(path.assign(method=question.method, kl_to_base=np.nan))
                 else:
-                    zero = self._bases[question.of_base].assign(method=question.method)
-                    if question.vector_alpha:
-                        zero = self._decoded(question, [0.0])
-                    parts += [zero, self._decoded(question, self.grid(question)[1:])]
+                    zero = question.vector_alpha
+                    parts.append(
+                        self._decoded(question, [0.0]) if zero else base.assign(method=question.method)
+                    )
+                    parts.append(self._decoded(question, self.grid(question)[1:]))
                 found = self._measured(question, parts, exact=exact)
                 yield found
                 self._kept[key] = self._with_tokens(found)
                 yield self._kept[key]
 
-    def _check(self, question: Question) -> None:
-        check_attribute(question.category)
-        if question.method not in self.methods:
-            raise ValueError(f"method {question.method!r} is none of {', '.join(self.methods)}")
-        wanted = RULES[question.method].acts_on == "residual" or question.vector_alpha
-        if wanted and question.vector not in self.vectors:
-            raise ValueError(f"vector {question.vector!r} is none of {', '.join(self.vectors) or 'none'}")
-
-    def _family(self, question: Question) -> VectorFamily | None:
-        """The vector that steers: of its user, in its unit, at the layers asked for."""
-        if not (RULES[question.method].acts_on == "residual" or question.vector_alpha):
-            return None
+    def _family(self, question: Question) -> list[VectorFamily]:
+        """The vector that steers: of its user, in its unit, at the layers asked for; none where none does."""
+        if not question.by_vector:
+            return []
         vectors = self.vectors[question.vector].of(question.user)
         low, high = question.layers or (0, self.frozen.n_layers)
         chosen = {layer: vector for layer, vector in vectors.items() if low <= layer <= high}
         if not chosen:
             raise ValueError(f"vector {question.vector!r}: layers {sorted(vectors)}, none in {low}..{high}")
         own = in_unit(self.frozen, chosen, question.unit)
-        return VectorFamily(self.vectors[question.vector].name, {"": own}, unit=question.unit)
+        return [VectorFamily(self.vectors[question.vector].name, {"": own}, unit=question.unit)]
 
-    def _arms(self, question: Question, alphas: Sequence[float]) -> pd.DataFrame:
+    def _run(self, engine: Callable, question: Question, alphas: Sequence[float], **rest: Any) -> Any:
+        """What `decode`, `alpha_path` or `make_requests` gives for a question."""
         temperature = 0.0 if question.greedy else self.sampling.temperature
         sampling = replace(self.sampling, max_new_tokens=question.max_new_tokens, temperature=temperature)
         how: dict[str, Any] = {"style": self.style, "sampling": sampling}
         if RULES[question.method].context_branches:
             how |= {"profile": "population", "category": question.category}
-        if family := self._family(question):
-            how |= {"family": family}
-            if RULES[question.method].acts_on == "logits":
-                how |= {"vector_alpha": question.vector_alpha}
-        return make_arms(question.method, alphas, **how)
-
-    def _inputs(self, question: Question) -> dict[str, Any]:
-        family = self._family(question)
-        return {"seeds": [question.seed], "vectors": [family] if family else []}
-
-    def _requests(self, question: Question, alphas: Sequence[float]) -> list[Request]:
-        arms = self._arms(question, alphas)
-        return make_requests(self.frozen, _frame(question), arms, **self._inputs(question))
+        families = self._family(question)
+        if families:
+            how |= {"family": families[0]}
+            how |= (
+                {"vector_alpha": question.vector_alpha} if RULES[question.method].acts_on == "logits" else {}
+            )
+        prompt = pd.DataFrame([vars(question)])[["prompt", "prompt_id", "history"]]
+        arms = make_arms(question.method, alphas, **how)
+        return engine(self.frozen, prompt, arms, seeds=[question.seed], vectors=families, **rest)
 
     def _decoded(self, question: Question, alphas: Sequence[float]) -> pd.DataFrame:
-        arms = self._arms(question, alphas)
-        found = decode(self.frozen, _frame(question), arms, **self._inputs(question))
-        rows = arms[["arm_id", "method", "alpha"]].merge(found, on="arm_id", validate="one_to_one")
-        return rows.assign(complete=True, alpha_low=rows["alpha"], alpha_high=rows["alpha"])
+        rows = self._run(decode, question, alphas)
+        return rows.assign(complete=True, method=question.method, alpha_low=alphas, alpha_high=alphas)
 
     def _measured(self, question: Question, parts: Sequence[pd.DataFrame], *, exact: bool = False) -> Answers:
         rows = pd.concat(parts, ignore_index=True)
@@ -244,64 +228,52 @@ class Explorer:
     def _with_tokens(self, answers: Answers) -> Answers:
         """Read all answers again, each under every branch: probabilities of their tokens, likeliest others, KL."""
         question, table = answers.question, answers.table.copy()
-        middles = ((table["alpha_low"] + table["alpha_high"]) / 2).fillna(0.0)
-        requests = self._requests(question.of_base, [0.0])
+        middles = ((table["alpha_low"] + table["alpha_high"]) / 2).iloc[1:]
+        requests = self._run(make_requests, question.of_base, [0.0])
         if answers.exact:
-            (of_path,) = self._requests(question, [self.alpha_max])
-            requests += [replace(of_path, alpha=alpha) for alpha in middles.iloc[1:]]
+            (of_path,) = self._run(make_requests, question, [self.alpha_max])
+            requests += [replace(of_path, alpha=alpha) for alpha in middles]
         else:
-            requests += self._requests(question, middles.iloc[1:])
-        family = self._family(question)
+            requests += self._run(make_requests, question, middles)
+        if sum(len(stream.ids) for one in requests for stream in one.branches.values()) > READ_AGAIN:
+            return answers
+        families = self._family(question)
         tokens: list[list[dict]] = []
         counts = table["n_tokens"].clip(lower=1).cumsum() // FORCED
         for _, rows in table.groupby(counts):
             read = {i: tuple(ids) for i, ids in rows["token_ids"].items()}
             base = requests[0].branches["base"]
             texts = [(s, ids) for i, ids in read.items() for s in (base, *read_streams(requests[i]).values())]
-            some = [(stream, ids) for stream, ids in texts if ids]
-            z = dict(forced_logits({"": self.frozen}, some, [family] if family else []))
+            z = dict(forced_logits({"": self.frozen}, [text for text in texts if text[1]], families))
             for i, ids in read.items():
-                log_p: dict[str, torch.Tensor] = {}
+                own = {name: z[one, ids] for name, one in read_streams(requests[i]).items() if ids}
+                log_p = {name: one.log_softmax(-1) for name, one in own.items()}
                 if ids:
-                    own = {name: z[stream, ids] for name, stream in read_streams(requests[i]).items()}
-                    known = own | {"base": z[base, ids]}
-                    log_p = {name: one.log_softmax(-1) for name, one in known.items()}
+                    log_p["base"] = z[base, ids].log_softmax(-1)
                 if ids and i:
                     alphas = own["base"].new_full((len(ids),), requests[i].alpha)
-                    steered = RULES[requests[i].method].steer(own, alphas).log_softmax(-1)
-                    log_p["steered"] = steered
-                    if answers.exact:
-                        kl = (steered.exp() * (steered - log_p["base"])).nan_to_num(0.0).sum(-1)
-                        # Thoughts come first, and do not count.
-                        table.loc[i, "kl_per_token"] = kl[len(ids) - table["n_tokens"][i] :].mean().item()
+                    steered = log_p["steered"] = RULES[requests[i].method].steer(own, alphas).log_softmax(-1)
+                    kl = (steered.exp() * (steered - log_p["base"])).nan_to_num(0.0).sum(-1)
+                    if answers.exact:  # thoughts come first, and do not count
+                        kl = kl[len(ids) - table["n_tokens"][i] :].mean()
+                        table.loc[i, "kl_per_token"] = max(0.0, kl.item())
                 tokens.append(self._tokens([*ids], log_p))
         return replace(answers, table=table, tokens=tuple(tokens))
 
     def _tokens(self, ids: list[int], log_p: dict[str, torch.Tensor]) -> list[dict]:
         """What is said of each token of an answer, see `Answers.tokens`."""
         tokenizer: Any = self.frozen.tokenizer
-        places = torch.arange(len(ids))
-        found: list[dict] = [{"tops": []} for _ in ids]
-        heads = [len(tokenizer.decode(ids[:n], skip_special_tokens=True)) for n in range(len(ids) + 1)]
-        text = tokenizer.decode(ids, skip_special_tokens=True)
-        for place, (start, stop) in enumerate(pairwise(heads)):
-            found[place]["text"] = text[start:stop]
+        heads = [tokenizer.decode(ids[:n], skip_special_tokens=True) for n in range(len(ids) + 1)]
+        starts = pairwise(map(len, heads))
+        found: list[dict] = [{"text": heads[-1][start:stop], "tops": []} for start, stop in starts]
         for name, logs in log_p.items():
             best = logs.topk(TOPS)
-            words = tokenizer.batch_decode(best.indices.reshape(-1, 1))
-            own = logs[places.to(logs.device), torch.tensor(ids, device=logs.device)].exp().tolist()
-            for place, ps in enumerate(best.values.exp().tolist()):
+            words = iter(tokenizer.batch_decode(best.indices.reshape(-1, 1)))
+            for token, chosen, ps, log in zip(found, ids, best.values.exp().tolist(), logs, strict=True):
                 if name in ("base", "steered"):
-                    found[place][name] = own[place]
-                tops = zip(words[TOPS * place :], ps, strict=False)
-                found[place]["tops"].append((name, [(word, round(p, 4)) for word, p in tops]))
+                    token[name] = log[chosen].exp().item()
+                token["tops"].append((name, [(next(words), round(p, 4)) for p in ps]))
         return found
-
-
-def _frame(question: Question) -> pd.DataFrame:
-    """The prompt as the engine takes it."""
-    columns = ["prompt", "prompt_id", "history"]
-    return pd.DataFrame([[getattr(question, name) for name in columns]], columns=columns)
 
 
 @contextmanager

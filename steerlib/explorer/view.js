@@ -57,6 +57,15 @@ function told(token, branches) {
   return [`${JSON.stringify(text)}: base ${percent(base)}${moved}`, ...branches.map((name, i) => `${name}: ${best(tops[i])}`)].join("\n");
 }
 
+function numbers(row, steered) {
+  const ends = !row.complete ? "not complete" : row.stopped ? "by itself" : "at the limit";
+  const words = [`${row.n_tokens} tokens, ends ${ends}`, `NLL under the base ${known(row.nll) ? row.nll.toFixed(2) : "undefined"} nats per token`];
+  if (!row.complete) words.push("all that its alphas were seen to share");
+  if (steered && known(row.ratio)) words.push(`perplexity × ${row.ratio.toFixed(2)}`);
+  if (steered && known(row.kl)) words.push(`KL to the base ${row.kl.toFixed(2)} nats per token`);
+  return words.join(" · ");
+}
+
 function box(answer, title, where, info) {
   const spans = answer.pieces.map(([text, changed, place]) => {
     const token = answer.tokens[place];
@@ -80,7 +89,7 @@ function box(answer, title, where, info) {
     el("b", {}, title), " ", el("span", { class: "ax-muted ax-where" }, where), " ",
     answer.collapsed ? el("span", { class: "ax-badge", title: "perplexity far above the base's, or none" }, "⚠ collapsed") : null,
     el("div", { class: "ax-text", tabindex: 0, role: "group", "aria-label": label, onkeydown: walk }, ...text),
-    el("div", { class: "ax-muted" }, answer.numbers));
+    el("div", { class: "ax-muted" }, numbers(answer, known(answer.low))));
 }
 
 function bars(data, base, steered) {
@@ -97,10 +106,13 @@ function bars(data, base, steered) {
   return el("div", {}, el("div", { class: "ax-muted" }, legend), el("div", { class: "ax-bars" }, ...rows));
 }
 
+// Noise in a third decimal should not look like an effect, so the axes reach at least here.
+const LEAST = { score: 0.25, nll: 1 };
+
 function curve(data, alpha, key, name) {
   const W = 420, H = 128, left = 46, right = 412, top = 20, bottom = 98;
   const rows = [data.base, ...data.steered].filter((row) => known(row[key]));
-  const high = Math.max(data.least[key], ...rows.map((row) => row[key])) * 1.08;
+  const high = Math.max(LEAST[key], ...rows.map((row) => row[key])) * 1.08;
   const x = (a) => left + ((a - data.alpha_min) / (data.alpha_max - data.alpha_min || 1)) * (right - left);
   const y = (value) => bottom - (Math.min(value, high) / high) * (bottom - top);
   const svg = el("svg", { viewBox: `0 0 ${W} ${H}`, preserveAspectRatio: "xMinYMin", role: "img", "aria-label": `${name} over ${data.symbol}` });

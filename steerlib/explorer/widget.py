@@ -24,7 +24,6 @@ from steerlib.toxicity import ATTRIBUTES
 PATIENCE = 0.25  # seconds without another change before decoding starts
 LONGEST_ANSWER = 256
 SHOWN = 80  # characters of a prompt in the list
-WIDE = {"width": "99%"}
 UNIT_OF_RESIDUAL = ("of the residual's norm", "residual")
 
 
@@ -46,59 +45,49 @@ class AlphaExplorer(w.VBox):
     """Prompt, method and an alpha slider; base and steered answer side by side.
 
     A question is decoded in a thread: the base's answer is shown first, then the one at the slider's alpha, then all.
-    A newer question replaces an older one; Cancel and the kernel's interrupt stop it.
-
-    Args:
-        prompts: of `run_prompts`; the first is asked first.
-        ranges: of `run_ranges`, marked on the curves.
+    A newer question replaces an older one; Cancel and the kernel's interrupt stop it. `prompts` are of `run_prompts`,
+    the first is asked first; `ranges`, of `run_ranges`, are marked on the curves.
     """
 
-    def __init__(
-        self,
-        explorer: Explorer,
-        prompts: pd.DataFrame,
-        *,
-        ranges: Mapping[tuple[str, str], tuple[float, float, float]] | None = None,
-    ) -> None:
+    def __init__(self, explorer: Explorer, prompts: pd.DataFrame, *, ranges: Mapping | None = None) -> None:
         self.explorer, self.prompts, self.ranges = explorer, prompts.set_index("prompt_id"), ranges or {}
         self.answers: Answers | None = None
         self.alpha, self._lock = 1.0, threading.RLock()
         self._asked, self._thread = 0, threading.Thread()
-        first, families = prompts.iloc[0], list(explorer.vectors)
-        listed = [(_short(prompt), key) for key, prompt in self.prompts["prompt"].items()]
+        first, last = prompts.iloc[0], explorer.frozen.n_layers - 1
+        listed = [(" ".join(prompt.split())[:SHOWN], key) for key, prompt in self.prompts["prompt"].items()]
+        self.prompt = _named(w.Dropdown, "Prompt", "99%", options=[*listed, ("(typed below)", TYPED)])
+        self.text = _named(w.Textarea, "Text", "99%", value=first["prompt"], rows=2)
         methods = [(RULES[name].label, name) for name in explorer.methods]
-        limit: dict[str, Any] = {"value": explorer.sampling.max_new_tokens, "min": 1, "max": LONGEST_ANSWER}
-        last = explorer.frozen.n_layers - 1
-        layers: dict[str, Any] = {"min": 0, "max": last, "value": (0, last)}
-        self.prompt = _named(w.Dropdown, "Prompt", WIDE, options=[*listed, ("(typed below)", TYPED)])
-        self.text = _named(w.Textarea, "Text", WIDE, value=first["prompt"], rows=2)
         self.method = _named(w.Dropdown, "Method", options=methods, value="expert_anti_expert")
         self.profile = _named(w.Dropdown, "Profile", options=["chosen category", "own", "shuffled"])
         attributes = [(label(name), name) for name in ATTRIBUTES]
         self.category = _named(w.Dropdown, "Category", options=attributes, value=first["category"])
-        self.vector = _named(w.Dropdown, "Vector", options=families or ["none"])
-        self.vector_alpha = _named(w.FloatSlider, "Vector alpha", min=-1.0, max=1.0, step=0.05)
-        self.layers = _named(w.IntRangeSlider, "Layers", **layers)
+        self.vector = _named(w.Dropdown, "Vector", options=[*explorer.vectors] or ["none"])
+        self.vector_alpha = _named(w.FloatSlider, "Vector alpha", "26em", min=-1.0, max=1.0, step=0.05)
+        self.layers = _named(w.IntRangeSlider, "Layers", min=0, max=last, value=(0, last))
         self.unit = _named(w.Dropdown, "Unit", options=[("of the vector", "vector"), UNIT_OF_RESIDUAL])
-        self.seed = _named(w.BoundedIntText, "Seed", {"width": "11em"}, min=0, max=10_000)
-        self.tokens = _named(w.BoundedIntText, "Tokens", {"width": "11em"}, **limit)
+        self.seed = _named(w.BoundedIntText, "Seed", "11em", min=0, max=10_000)
+        limit = explorer.sampling.max_new_tokens
+        self.tokens = _named(w.BoundedIntText, "Tokens", "11em", value=limit, min=1, max=LONGEST_ANSWER)
         self.greedy = w.Checkbox(description="greedy", indent=False, layout={"width": "6em"})
         self.button = w.Button(description="Decode", button_style="primary", layout={"width": "7em"})
         self.stop = w.Button(description="Cancel", layout={"width": "7em"})
         self.state, self.view = w.Label("idle"), View()
         self.state.add_class("explorer-state")
         self.text.add_class("explorer-text")
-        row = {"flex_flow": "row wrap", "align_items": "center"}
         settings = [self.method, self.profile, self.category, self.seed, self.tokens, self.greedy]
-        self.of_vector = w.HBox([self.vector, self.layers, self.unit, self.vector_alpha], layout=row)
-        below = w.HBox([self.button, self.stop, self.state], layout=row)
-        above = w.HBox(settings, layout=row)
+        of_vector = [self.vector, self.layers, self.unit, self.vector_alpha]
+        above, self.of_vector, below = (
+            w.HBox(controls, layout={"flex_flow": "row wrap", "align_items": "center"})
+            for controls in (settings, of_vector, [self.button, self.stop, self.state])
+        )
         super().__init__([self.prompt, self.text, above, self.of_vector, below, self.view])
         self.prompt.observe(self._on_prompt, "value")
         self.text.observe(self._on_text, "value")
         self.profile.observe(self._on_profile, "value")
         self.method.observe(self._fit, "value")
-        for control in (*settings, *self.of_vector.children):
+        for control in (*settings, *of_vector):
             control.observe(self.ask, "value")
         self.button.on_click(self.ask)
         self.stop.on_click(self.cancel)
@@ -114,8 +103,6 @@ class AlphaExplorer(w.VBox):
     def _on_prompt(self, change: dict) -> None:
         if change["new"] != TYPED:
             self.text.value = self.prompts["prompt"][change["new"]]
-            if self.profile.value == "chosen category":
-                self.category.value = self.prompts["category"][change["new"]]
             self._on_profile()
             self.ask()
 
@@ -127,11 +114,10 @@ class AlphaExplorer(w.VBox):
             self.prompt.value = TYPED
 
     def _on_profile(self, _: object = None) -> None:
-        """A person's profile names the category."""
-        column = {"own": "category", "shuffled": "shuffled_category"}.get(self.profile.value)
-        self.category.disabled = column is not None
-        if column and (category := self.prompts[column].get(self.prompt.value)):
-            self.category.value = category
+        """A person's profile names the category; without one a listed prompt's own is only a first choice."""
+        self.category.disabled = self.profile.value != "chosen category"
+        column = "shuffled_category" if self.profile.value == "shuffled" else "category"
+        self.category.value = self.prompts[column].get(self.prompt.value) or self.category.value
 
     def _fit(self, _: object = None) -> None:
         """Show the controls that the method reads."""
@@ -145,20 +131,16 @@ class AlphaExplorer(w.VBox):
         shown = self.prompts.loc[self.prompt.value] if self.prompt.value != TYPED else {}
         beside = RULES[self.method.value].acts_on == "logits" and bool(self.explorer.vectors)
         family = self.explorer.vectors.get(self.vector.value)
+        same = ("method", "category", "layers", "unit", "seed", "greedy")
         return Question(
             self.text.value,
-            method=self.method.value,
-            category=self.category.value,
             vector=self.vector.value if family else "",
             vector_alpha=self.vector_alpha.value if beside else 0.0,
-            layers=self.layers.value,
-            unit=self.unit.value,
             user=shown.get("user_id", "") if family and family.vector_user else "",
-            seed=self.seed.value,
-            greedy=self.greedy.value,
             max_new_tokens=self.tokens.value,
             prompt_id=self.prompt.value,
             history=shown.get("history", ""),
+            **{name: getattr(self, name).value for name in same},
         )
 
     def question_of(self, prompt_id: str) -> Question:
@@ -236,11 +218,6 @@ class AlphaExplorer(w.VBox):
             self.view.send(saved_page([self._data()]))
 
 
-def _named(kind: type, description: str, layout: dict | None = None, **settings: Any) -> Any:
-    style = {"description_width": "6.5em"}
-    return kind(description=description, style=style, layout=layout or {"width": "19em"}, **settings)
-
-
-def _short(prompt: str) -> str:
-    line = " ".join(prompt.split())
-    return line if len(line) <= SHOWN else f"{line[: SHOWN - 1]}…"
+def _named(kind: type, description: str, width: str = "19em", **settings: Any) -> Any:
+    style, layout = {"description_width": "6.5em"}, {"width": width}
+    return kind(description=description, style=style, layout=layout, **settings)

@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,6 +36,9 @@ COPIED = ("notebooks", "steerlib", "results")
 SLOW = 240_000  # milliseconds for a cell or a decode on a busy machine
 HARMLESS = ("fontawesome",)  # what voila asks a CDN for; it does without
 
+RATER = "checker"
+NAMED = ('panel_rater: str = \\"\\"', f'panel_rater: str = \\"{RATER}\\"')
+"""The blind panel's rater in the copied notebook, whose cells stand in JSON."""
 HOSTILE = "</script><img src=x onerror=\"document.title='broken'\">"
 DONE = "() => ![...document.querySelectorAll('.jp-InputPrompt')].some(one => one.innerText.includes('*'))"
 CUT = """() => [...document.querySelectorAll('.widget-label')]
@@ -76,8 +78,10 @@ def main() -> None:
         with served(Path(folder), "jupyterlab") as address:
             check_first_answer(page, address, pictures)
             check_slider(page, pictures)
-            check_questions(page, pictures)
             saved = check_saving(page, Path(folder))
+            check_questions(page, pictures)
+            check_vector_slider(page, pictures)
+            check_panel(page, Path(folder) / "work" / "results" / "quick", pictures)
             check_kernel(page)
             page.close()  # or it complains of the server that ends
         check_saved_page(chromium.new_page(**opened), saved, pictures)
@@ -93,6 +97,8 @@ def served(folder: Path, program: str) -> Iterator[str]:
     for name in COPIED:
         if (ROOT / name).exists():
             shutil.copytree(ROOT / name, folder / "work" / name, dirs_exist_ok=True)
+    notebook = folder / "work" / NOTEBOOK
+    notebook.write_text(notebook.read_text("utf-8").replace(*NAMED), "utf-8")
     settings = folder / "settings" / "@jupyterlab" / "apputils-extension"
     settings.mkdir(parents=True, exist_ok=True)
     (settings / "notification.jupyterlab-settings").write_text(json.dumps(NO_NEWS))
@@ -104,7 +110,7 @@ def served(folder: Path, program: str) -> Iterator[str]:
         port, token = free.getsockname()[1], secrets.token_hex(8)
     if program == "voila":
         command = ["voila", NOTEBOOK, "--no-browser", f"--port={port}", "--Voila.ip=127.0.0.1"]
-        address = check = f"http://127.0.0.1:{port}/"
+        address = f"http://127.0.0.1:{port}/"
     else:
         command = ["jupyterlab", "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1"]
         command += [
@@ -117,28 +123,23 @@ def served(folder: Path, program: str) -> Iterator[str]:
             f"--LabApp.user_settings_dir={folder / 'settings'}",
         ]
         address = f"http://127.0.0.1:{port}/lab/tree/{NOTEBOOK}?token={token}&reset"
-        check = f"http://127.0.0.1:{port}/api?token={token}"
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     server = subprocess.Popen(
         [sys.executable, "-m", *command], cwd=folder / "work", env=os.environ | own, **quiet
     )
     try:
-        if program != "voila":  # each request to voila runs the notebook
-            wait_for(check)
-        else:
-            time.sleep(10)
+        wait_for(port)  # no request: each one to voila runs the notebook
         yield address
     finally:
         server.terminate()
         server.wait(20)
 
 
-def wait_for(address: str, seconds: float = 60) -> None:
+def wait_for(port: int, seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while True:
         try:
-            urllib.request.urlopen(address, timeout=1).close()
-            return
+            return socket.create_connection(("127.0.0.1", port), timeout=1).close()
         except OSError:
             if time.monotonic() > end:
                 raise
@@ -265,6 +266,44 @@ def check_questions(page: Any, pictures: Path) -> None:
     state(page, "idle: \\d+ different")
 
 
+def check_vector_slider(page: Any, pictures: Path) -> None:
+    """A vector beside the rule, by keyboard: answers on a grid of alpha; without a run's vectors there is no slider."""
+    slider = page.locator(".widget-hslider", has_text="Vector alpha")
+    if not slider.is_visible():
+        return print("no vectors of a run (make run): the second slider was not checked")
+    slider.locator(".noUi-handle").focus()
+    for _ in range(6):
+        page.keyboard.press("ArrowRight")
+    state(page, "idle: 9 alphas")
+    assert slider.locator(".widget-readout").inner_text() == "0.30"
+    page.locator(".ax-slider").first.focus()
+    page.keyboard.press("End")
+    where = page.locator(".ax-where").last.inner_text()
+    assert where == "alpha = 2.2, answer decoded at 2.2", where
+    assert "(0.3)" in page.locator(".ax-box b").last.inner_text()
+    page.screenshot(path=str(pictures / "vector-slider.png"))
+    print("the second slider adds a vector")
+
+
+def check_panel(page: Any, run: Path, pictures: Path) -> None:
+    """The keys 1, 2 and 0 choose in the blind panel, are on disk at once, and reach no shortcut of JupyterLab's."""
+    panel = page.locator(".blind-panel")
+    if not (run / "tables" / "verdict").exists():
+        return print("no run with a verdict (make run): the blind panel was not checked")
+    cells = page.locator(".jp-MarkdownCell").count()
+    panel.scroll_into_view_if_needed()
+    panel.focus()
+    page.screenshot(path=str(pictures / "panel.png"))
+    for number, key in enumerate("120", start=1):
+        page.wait_for_selector(f".blind-panel >> text=/Pair {number} of/", timeout=SLOW)
+        page.keyboard.press(key)
+    page.wait_for_selector(".blind-panel >> text=/Pair 4 of/", timeout=SLOW)
+    kept = (run / "preferences" / f"{RATER}.jsonl").read_text().splitlines()
+    assert [json.loads(line)["choice"] for line in kept] == [1, 2, 0], kept
+    assert page.locator(".jp-MarkdownCell").count() == cells
+    print("the blind panel keeps the choices 1, 2 and 0")
+
+
 def check_saving(page: Any, folder: Path) -> Path:
     with page.expect_download(timeout=SLOW) as download:
         page.get_by_role("button", name="Save this page").first.click()
@@ -298,7 +337,8 @@ def check_saved_page(page: Any, saved: Path, pictures: Path) -> None:
     page.keyboard.press("End")
     assert page.locator(".ax-text").last.inner_text() != first
     slider.fill("1.2")
-    page.screenshot(path=str(pictures / "alpha_explorer.png"))
+    page.set_viewport_size({"width": 1000, "height": 600})
+    page.screenshot(path=str(pictures / "alpha_explorer.png"), full_page=True)
     assert not complaints, complaints
     print(f"the saved page works alone, {saved.stat().st_size / 1000:.0f} kB")
 
@@ -312,6 +352,8 @@ def check_voila(page: Any, address: str, pictures: Path) -> None:
     page.keyboard.press("Home")
     assert page.locator(".ax-where").last.inner_text().startswith("alpha = 0, this answer from 0 to ")
     page.screenshot(path=str(pictures / "voila.png"))
+    if (panel := page.locator(".blind-panel")).count():
+        assert "Pair 4 of" in panel.inner_text()  # a session that was begun in JupyterLab goes on
     outside = [one for one in complaints if "outside" in one or "failed" in one]
     assert not [one for one in outside if not any(name in one for name in HARMLESS)], complaints
     print("voila serves the notebook")
