@@ -87,10 +87,10 @@ def _answers(folder: Path) -> str:
     done = len(pd.concat(parts).drop_duplicates()) if parts else 0
     wanted = len(prompts) * sum(seeds if temperature else 1 for temperature in arms["temperature"])
     words, latest = f"{done} of {wanted}", files[-10:]
-    if len(latest) > 1:
+    if done < wanted and any(map(len, parts[-10:][1:])):
         seconds = os.path.getmtime(latest[-1]) - os.path.getmtime(latest[0])
         rate = sum(map(len, parts[-10:][1:])) / max(seconds, 1e-3)
-        words += f", {rate:.2f} per second, {(wanted - done) / max(rate, 1e-9) / 60:.1f} minutes left"
+        words += f", {rate:.2f} per second, {(wanted - done) / rate / 60:.1f} minutes left"
     return words
 
 
