@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from zipfile import ZIP_DEFLATED, ZipFile
@@ -22,7 +23,7 @@ from steerlib.evaluation.verdict import with_interval
 from steerlib.figures import arm_at, kept_toxicity, plot_forest, save
 from steerlib.params import BadInput, flat, notebook_parameters, read_params
 from steerlib.runner import LOCK, NOTEBOOKS, PARAMS, NotebookFailed, Study, numbered, plan, run_study, state
-from steerlib.tables import atomic_path, has_table, read_manifest, read_table, results_folder, results_root
+from steerlib.tables import atomic_path, read_manifest, read_table, results_folder, results_root
 
 ALIKE = ["method", "alpha", "unit", "profile", "family", "vector_user", "control", "variant"]
 """Columns of the arms table by which an arm of one run is that of another."""
@@ -47,13 +48,11 @@ def folder_of(run: str) -> Path:
 
 def going_on(folder: Path) -> bool:
     """Whether a command works at the run now."""
-    try:
-        if (folder / LOCK).exists():
-            with FileLock(folder / LOCK, timeout=0):
-                pass
+    if not (folder / LOCK).exists():
         return False
-    except Timeout:
-        return True
+    with suppress(Timeout), FileLock(folder / LOCK, timeout=0):
+        return False
+    return True
 
 
 def status(study: Study) -> Iterator[str]:
@@ -66,8 +65,9 @@ def status(study: Study) -> Iterator[str]:
         since = f", changed since: {', '.join(changed)}" if changed else ""
         begun = "begun" if (notebooks / f"{name}.partial.ipynb").exists() else "not finished"
         yield f"{name:<24} {begun if seconds is None else f'done {seconds:8.1f} s{since}'}"
-    if has_table(folder, "arms") and has_table(folder, "prompts"):
-        yield f"{'answers':<24} {_answers(folder)}"
+    arms, prompts = _table(folder, "arms"), _table(folder, "prompts")
+    if len(arms) and len(prompts):
+        yield f"{'answers':<24} {_answers(folder, arms, len(prompts))}"
     failed = max(notebooks.glob("*.failed.ipynb"), key=os.path.getmtime, default=None)
     if failed:
         cells = json.loads(failed.read_text(encoding="utf-8"))["cells"]
@@ -77,30 +77,36 @@ def status(study: Study) -> Iterator[str]:
         yield f"{'last error':<24} {failed.name.removesuffix('.failed.ipynb')}: {said}"
 
 
-def _answers(folder: Path) -> str:
+def _table(folder: Path, name: str) -> pd.DataFrame:
+    """A table of a run; empty where it is not there, or of an edition that had other columns."""
+    try:
+        return read_table(folder, name)
+    except (FileNotFoundError, ValueError):
+        return pd.DataFrame()
+
+
+def _answers(folder: Path, arms: pd.DataFrame, prompts: int) -> str:
     """Answers done of how many at most, how many per second, and the time left; from the tables alone."""
-    arms, prompts = read_table(folder, "arms"), read_table(folder, "prompts")
     files = sorted((folder / "tables" / "generations").glob("[!.]*.parquet"), key=os.path.getmtime)
     parts = [pd.read_parquet(file, columns=["arm_id", "prompt_id", "seed"]) for file in files]
     parts = [part[part["arm_id"].isin(arms["arm_id"])] for part in parts]
     seeds = len({seed for part in parts for seed in part["seed"]}) or 1
     done = len(pd.concat(parts).drop_duplicates()) if parts else 0
-    wanted = len(prompts) * sum(seeds if temperature else 1 for temperature in arms["temperature"])
+    wanted = prompts * sum(seeds if temperature else 1 for temperature in arms["temperature"])
     words, latest = f"{done} of {wanted}", files[-10:]
-    if len(latest) > 1:
+    if done < wanted and any(map(len, parts[-10:][1:])):
         seconds = os.path.getmtime(latest[-1]) - os.path.getmtime(latest[0])
         rate = sum(map(len, parts[-10:][1:])) / max(seconds, 1e-3)
-        words += f", {rate:.2f} per second, {(wanted - done) / max(rate, 1e-9) / 60:.1f} minutes left"
+        words += f", {rate:.2f} per second, {(wanted - done) / rate / 60:.1f} minutes left"
     return words
 
 
 def one_line(folder: Path) -> str:
     """Date, name, params file, last stage and verdict of a run."""
-    manifest, kept, file = read_manifest(folder), folder / PARAMS, "by hand"
+    manifest, kept = read_manifest(folder), folder / PARAMS
     last = max(manifest, key=lambda stage: manifest[stage]["date"], default="nothing finished")
     date = manifest[last]["date"][:16] if manifest else " " * 16
-    if kept.exists():
-        file = kept.read_text(encoding="utf-8").partition(":")[0].removeprefix("# ")
+    file = kept.read_text("utf-8").partition(":")[0].removeprefix("# ") if kept.exists() else "by hand"
     line = f"{date}  {folder.name}  {file}  {last}{', going on' * going_on(folder)}"
     for row in verdicts([folder.name]).head(1).to_dict("records"):
         effect = with_interval(row["difference"], row["low"], row["high"])
@@ -112,8 +118,8 @@ def one_line(folder: Path) -> str:
 def verdicts(runs: Sequence[str]) -> pd.DataFrame:
     """The verdicts of some runs, a row a run and method; runs without one are left out."""
     columns = ["run", "method", "alpha", "change", "difference", "low", "high", "perplexity_ratio", "n"]
-    found = [results_root() / run for run in runs if has_table(results_root() / run, "verdict")]
-    tables = [read_table(folder, "verdict").assign(run=folder.name)[columns] for folder in found]
+    tables = [_table(results_root() / run, "verdict").assign(run=run) for run in runs]
+    tables = [table[columns] for table in tables if len(table)]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
 
 
@@ -180,9 +186,7 @@ def _interval(values: pd.Series, *, within: tuple[float, float]) -> Interval:
     return cluster_interval(by_prompt, by_prompt.index.get_level_values("user_id"), within=within)
 
 
-def grid(
-    params_file: Path, values: Mapping[str, Sequence[Any]], *, notebooks: Path = NOTEBOOKS
-) -> tuple[pd.DataFrame, Path]:
+def grid(params_file: Path, values: Mapping[str, list], *, notebooks: Path) -> tuple[pd.DataFrame, Path]:
     """One run for each combination of the values, and the table of all their verdicts with its file.
 
     All are checked before the first starts. The same command goes on where it was stopped. A run that fails is named

@@ -1,5 +1,6 @@
 """The runner and runs side by side, on toy notebooks and tables made on the spot."""
 
+import dataclasses
 import json
 import os
 import random
@@ -480,7 +481,9 @@ def test_runs_are_compared_prompt_by_prompt_where_seeds_are_shared_and_as_two_sa
 
 
 @pytest.mark.usefixtures("toy")
-def test_equal_answers_have_no_interval_and_runs_without_a_common_arm_show_their_settings(capsys) -> None:
+def test_equal_answers_have_no_interval_and_runs_without_a_common_arm_show_their_settings(
+    capsys, monkeypatch
+) -> None:
     same = drawn([0], random.Random(1))
     for run in ("one", "other"):
         write_run(run, same)
@@ -495,6 +498,10 @@ def test_equal_answers_have_no_interval_and_runs_without_a_common_arm_show_their
     assert main(["list"]) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "  far  " in line]
     assert re.match(r"20\d\d-\S+  far  mine.yaml  04_evaluation  sda at 1.5: toxicity -0.250", line)
+    newer = dataclasses.replace(SCHEMA["verdict"], columns=(*SCHEMA["verdict"].columns, "newer"))
+    monkeypatch.setitem(SCHEMA, "verdict", newer)  # the run's table is of an older edition
+    assert main(["list"]) == 0
+    assert re.search(r"  far  mine.yaml  04_evaluation$", capsys.readouterr().out, flags=re.M)
 
 
 def test_two_samples_differ_by_less_than_their_intervals_laid_end_to_end() -> None:
