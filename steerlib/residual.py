@@ -169,10 +169,9 @@ def _pool_into(pooled: Tensor, rows: list[int], weights: Tensor, last: bool, *bl
 def prompt_residuals(
     frozen: FrozenModel, prompts: pd.DataFrame, *, layers: Sequence[int], style: str
 ) -> dict[int, Tensor]:
-    """Residuals of the unsteered model at the last position of each prompt, which predicts the first answer token.
+    """`record_residual` at the last position of each prompt, which predicts the first answer token.
 
-    `prompts` is the prompts table, or any frame with prompt and, where there are earlier turns, history. Returns as
-    `record_residual`, rows as the prompts.
+    `prompts` is the prompts table, or any frame with prompt and, where there are earlier turns, history.
     """
     ids = [
         prompt_ids(frozen, row["prompt"], style=style, history=row.get("history") or "")

@@ -213,11 +213,9 @@ def amplification(score: float | np.ndarray, function: str = "sigmoid") -> np.nd
 
 
 def js_divergence(log_p1: Tensor, log_p2: Tensor) -> Tensor:
-    """Jensen-Shannon divergence of two distributions in nats, from 0 to ln 2; `(batch,)`, in float64 where there is.
+    """Jensen-Shannon divergence in nats, 0 to ln 2, `(batch,)`, of logits or log-probabilities, `(batch, vocab)`.
 
         JS = KL(P1 || M)/2 + KL(P2 || M)/2,  M = (P1 + P2)/2
-
-    Both are given by logits or log-probabilities, `(batch, vocab)`.
 
     Source: SDA, eq. 6; the authors add 1e-9 within the logarithms, which is not needed here.
     """

@@ -103,10 +103,7 @@ SCHEMA: Mapping[str, Table] = {
 
 
 def results_folder(run: str) -> Path:
-    """Folder of a run, made if absent: `results/<run>`, or `$STEERLIB_RESULTS/<run>` where that is set.
-
-    A ValueError says that `run` is not a plain folder name.
-    """
+    """`results/<run>`, or `$STEERLIB_RESULTS/<run>`, made if absent; a ValueError for what is no plain folder name."""
     if not isinstance(run, str) or not re.fullmatch(r"\w([\w .-]*[\w-])?", run):
         raise ValueError(
             f"run must be a plain folder name (letters, digits, spaces and . _ - inside), not {run!r}"
@@ -122,10 +119,7 @@ def results_root() -> Path:
 
 
 def check_table(name: str, frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame with its schema's columns in order.
-
-    A KeyError says that there is no such table; a ValueError names missing or unknown columns or a repeated key.
-    """
+    """The frame with its schema's columns in order; a ValueError names missing or unknown ones or a repeated key."""
     if name not in SCHEMA:
         raise KeyError(f"no table is called {name!r}; the tables are {', '.join(SCHEMA)}")
     table = SCHEMA[name]
@@ -284,10 +278,7 @@ def atomic_path(target: Path) -> Generator[Path]:
 
 
 def write_manifest(folder: Path, stage: str, params: Mapping[str, object], *, seconds: float) -> None:
-    """Record in the run's `manifest.json` how a stage (a notebook) came about; an earlier record of it is replaced.
-
-    `params` holds plain values, never a secret.
-    """
+    """Record in the run's `manifest.json` how a stage (a notebook) came about; `params` never hold a secret."""
     manifest, git = read_manifest(folder), ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
     commit = (
         subprocess.run(git, capture_output=True, text=True, check=False).stdout if shutil.which("git") else ""
@@ -321,10 +312,7 @@ def read_manifest(folder: Path) -> dict[str, dict]:
 
 
 def progress_bar(total: int, *, what: str, unit: str, done: int = 0) -> tqdm:
-    """A bar with count, rate and time left: on the screen, or in the file that the runner shows.
-
-    `what` is the work, shown before the bar; `done` of the `total` were finished by an earlier call.
-    """
+    """A bar, `done` of `total` finished by an earlier call: on the screen, or in the file that the runner shows."""
     path = os.environ.get(PROGRESS_FILE)
     stream = open(path, "w", buffering=1, encoding="utf-8") if path else None  # noqa: SIM115  (the bar's)
     return tqdm(

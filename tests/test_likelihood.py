@@ -9,8 +9,7 @@ from reference import FORMULAS
 from tiny import architecture
 
 from steerlib.decoding import Sampling, VectorFamily, make_arms
-from steerlib.decoding.contexts import branch_ids, default_contexts
-from steerlib.decoding.requests import Stream
+from steerlib.decoding.requests import Stream, branch_ids, default_contexts
 from steerlib.evaluation import answer_likelihood, likelihood_margins, token_divergence
 from steerlib.evaluation.likelihood import forced_logits
 from steerlib.reading import answer_ids, prompt_ids

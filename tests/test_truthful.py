@@ -11,7 +11,7 @@ from studies.truthful import (
     truthful_scores,
 )
 
-from steerlib.decoding.contexts import branch_ids, default_contexts
+from steerlib.decoding.requests import branch_ids, default_contexts
 from steerlib.reading import answer_ids
 
 ROW = {

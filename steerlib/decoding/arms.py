@@ -9,8 +9,7 @@ from functools import partial
 
 import pandas as pd
 
-from steerlib.decoding.contexts import TEMPLATES, Contexts, default_contexts
-from steerlib.decoding.requests import Factor
+from steerlib.decoding.requests import TEMPLATES, Contexts, Factor, default_contexts
 from steerlib.decoding.sampling import Sampling
 from steerlib.residual import VectorFamily
 from steerlib.rules import acting_on, amplification, check_method
@@ -49,9 +48,8 @@ def make_arms(
         branches: names of trained models that stand for a context, by branch.
         ablation: the arm is a part of a method under study, shown as a control.
 
-    Returns:
-        One row per alpha. `arm_id` depends on what decides the answers alone (contents of vectors and factors
-        included); `variant` is empty, see `with_variants`. A ValueError names a setting that the method cannot have.
+    One row per alpha. `arm_id` depends on what decides the answers alone (contents of vectors and factors included);
+    `variant` is empty, see `with_variants`. A ValueError names a setting that the method cannot have.
     """
     rule, trained, contexts = check_method(method), dict(branches or {}), contexts or default_contexts(style)
     sampling, reads = sampling or Sampling(), {*rule.context_branches} - {*trained}
@@ -64,15 +62,12 @@ def make_arms(
         f"has no branch to be a trained model among {[*trained]}": {*trained} <= {*rule.context_branches},
         f"category {category!r} is none of {', '.join(contexts)}": not category or category in contexts,
         f"profile {profile!r} with category {category!r}": (profile == "population") == bool(category),
-        f"does not go with profile {profile!r} and its branches": by_user
-        or bool(reads) == (profile != "none"),
+        f"does not go with profile {profile!r}": by_user or bool(reads) == (profile != "none"),
         f"profile {profile!r} with vector {vector!r} of {by_user!r} users": not by_user or profile == by_user,
         "needs a vector": not on_residual or family,
         f"with vector {vector!r}: a vector goes with 'caa' or a logit rule": not family or rule.has_alpha,
         f"vector_alpha {vector_alpha} is not finite": math.isfinite(vector_alpha),
-        f"vector_alpha {vector_alpha} with vector {vector!r}: of a vector beside a logit rule": (
-            (vector_alpha != 0) == beside
-        ),
+        f"vector_alpha {vector_alpha} is that of a vector beside a logit rule": (vector_alpha != 0) == beside,
         f"has no alpha for a factor ({factor and factor.name!r}) to multiply": not factor or rule.has_alpha,
         f"js_sigma {sampling.js_sigma} needs an instructed branch": not sampling.js_sigma or rule.instructed,
     }
@@ -119,20 +114,14 @@ def _hash(settings: Mapping, more: str = "") -> str:
 
 
 def arm_id(settings: Mapping, more: str = "") -> str:
-    """Readable name of an arm with a hash of its settings and of what else decides its answers, `more`.
-
-    What is said of an arm (`control`, `variant`) plays no part.
-    """
+    """Readable name of an arm with a hash of what decides its answers: not what is said of it, but `more`."""
     short = _hash({k: v for k, v in settings.items() if k not in ("arm_id", "control", "variant")}, more)
     parts = (settings[name] for name in ("method", "family", "profile"))
     return "-".join([*(part for part in parts if part not in ("", "none")), f"{settings['alpha']:g}", short])
 
 
 def amplification_factor(scores: pd.DataFrame, function: str = "sigmoid") -> Factor:
-    """SDA's a = F(S) of each prompt, see `amplification`; prompts without a score have none.
-
-    `scores` has prompt_id and score, see `score_first_answers`.
-    """
+    """SDA's a = F(S) of each prompt that has a score, see `amplification` and `score_first_answers`."""
     known = scores.dropna(subset="score")
     values = amplification(known["score"].to_numpy(), function)
     return Factor(function, dict(zip(known["prompt_id"], map(float, values), strict=True)))
@@ -191,7 +180,7 @@ def study_arms(
         alphas, caa_alphas, composed_alphas, sda_ks: of the logit rules, everybody's vectors, users' vectors (if none,
             those of everybody's), and SDA.
         vector_alpha: of the population's vector beside each logit rule; 0 for no such arms.
-        vectors: all families; controls among them are used where `controls` names them.
+        vectors: all families; controls among them where `controls` names them.
         sampling: its `js_sigma` is that of rules with an instructed branch alone, as is `amplification`, their factor.
         branches: each method takes those of its own; where none of them is left to a context, it has no shuffled
             control.
@@ -221,12 +210,8 @@ def study_arms(
     if "prompt_only" in controls:
         arms += _by_profile(partial(make, "prompt_only"), "prompt_only", (), branches)
     for rule in (rule for rule in rules if rule.instructed):
-        own = {"profile": "own", "factor": amplification}
-        steer, zero = (
-            partial(build, rule.name, sda_ks, **own),
-            partial(build, rule.zero, profile="own"),
-        )
-        falls = bool(sampling.js_sigma)
+        steer = partial(build, rule.name, sda_ks, profile="own", factor=amplification)
+        zero, falls = partial(build, rule.zero, profile="own"), bool(sampling.js_sigma)
         # The control, and what is left of the rule when a part is taken away.
         parts = {
             "shuffled": (True, partial(steer, profile="shuffled", sampling=sampling)),
@@ -242,11 +227,8 @@ def study_arms(
             raise ValueError(f"method {method!r} needs steering vectors: run notebook 02 first")
         wanted = {"": True, "random_vector": "random" in controls, "shuffled_profile": "shuffled" in controls}
         for family in (one for one in vectors if wanted[one.control]):
-            own, profile = (
-                composed_alphas if family.vector_user else (),
-                family.vector_user or "none",
-            )
-            steer = partial(make, method, own or caa_alphas, family=family, profile=profile)
+            grid = composed_alphas if family.vector_user and composed_alphas else caa_alphas
+            steer = partial(make, method, grid, family=family, profile=family.vector_user or "none")
             arms += [steer(positions=positions)]
             if family in for_all:
                 arms += [steer(positions=where) for where in more_positions]

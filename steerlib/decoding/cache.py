@@ -141,10 +141,7 @@ class Span(NamedTuple):
 
 
 class Shared(NamedTuple):
-    """A span skips the blocks below `block` with the activations of the span `source` of the same context.
-
-    `width` tokens at the end are run; those before are the source's in every block.
-    """
+    """Blocks below `block`, and tokens before the last `width`, are those of the span `source` of the same context."""
 
     source: int
     block: int

@@ -55,15 +55,11 @@ def steer(
         max_new_tokens, temperature, top_p, repetition_penalty, seed: see `Sampling`; all alphas share the noise.
         scorer: adds the column `toxicity`, see `load_scorer`.
 
-    Returns:
-        One row per prompt and alpha, in the order given: `prompt` (where several are given), `alpha`, `text`;
-        `kl_per_token`, KL(steered || base) in nats; `perplexity` of the text under the unsteered model and
-        `perplexity_ratio` to that of its own answer; `collapsed`, true where the ratio is above `COLLAPSE_RATIO` or
-        there is none, as for an empty answer.
-
-    Raises:
-        ValueError: an empty or too long prompt, an expert alone, contexts and a vector or neither, or a setting out
-            of range.
+    Returns one row per prompt and alpha, in the order given: `prompt` (where several are given), `alpha`, `text`;
+    `kl_per_token`, KL(steered || base) in nats; `perplexity` of the text under the unsteered model and
+    `perplexity_ratio` to that of its own answer; `collapsed`, true where the ratio is above `COLLAPSE_RATIO` or there
+    is none, as for an empty answer. A ValueError for an empty or too long prompt, an expert alone, contexts and a
+    vector or neither, or a setting out of range.
     """
     method, signal = _method(expert, anti, vector)
     alphas = [float(one) for one in np.atleast_1d(np.asarray(alpha, dtype=float))]
@@ -110,16 +106,12 @@ def alpha_path(
 ) -> pd.DataFrame:
     """Every distinct answer for alpha in [0, alpha_max] and the exact alphas at which it changes.
 
-    Args:
-        alpha_max: end of the range, above 0.
-        min_p: nucleus of a sampled path, see `Sampling`; top_p has no exact path.
+    A sampled path may have the nucleus `min_p`, see `Sampling`; top_p has no exact path. Other arguments as in `steer`,
+    errors as there and in `decoding.alpha_path`.
 
-    Other arguments as in `steer`, errors as there and in `decoding.alpha_path`.
-
-    Returns:
-        One row per segment of alpha: `prompt` (where several are given), `alpha_low`, `alpha_high`, `text`,
-        `perplexity` under the unsteered model, and `complete`, false where `text` is only what the answers of a
-        crowded segment have in common so far.
+    Returns one row per segment of alpha: `prompt` (where several are given), `alpha_low`, `alpha_high`, `text`,
+    `perplexity` under the unsteered model, and `complete`, false where `text` is only what the answers of a crowded
+    segment have in common so far.
     """
     method, signal = _method(expert, anti, None)
     choice: dict[str, Any] = {"temperature": temperature, "repetition_penalty": repetition_penalty}

@@ -31,10 +31,9 @@ def first_steered(positions: str, length: int) -> int:
 
 
 class Streams:
-    """The streams of one model: their cache, their masks, and the slots they live in.
+    """The streams of one model: their cache, their masks, and the slots they live in, at most `capacity`.
 
-    Stream i of distinct ones starts in slot i; `capacity` slots are the most that may live at one time. `dose` is what
-    the model's residual hooks add.
+    Stream i of distinct ones starts in slot i. `dose` is what the model's residual hooks add.
     """
 
     def __init__(
@@ -203,8 +202,7 @@ class MultiModelStreams:
     def append(self, slots: Tensor, tokens: Tensor, vocab: int) -> tuple[Tensor, Tensor]:
         """Append each answer's token, `(answers,)`, to its branches; answers that still agree share them.
 
-        `slots` are `(answers, branches)`, -1 for no branch. Returns the new ones, and raw next-token logits in their
-        order.
+        Returns the slots, `(answers, branches)`, -1 for no branch, and raw next-token logits in their order.
         """
         used = slots >= 0
         distinct, place = (slots * vocab + tokens[:, None])[used].unique(return_inverse=True)

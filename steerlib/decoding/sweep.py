@@ -119,7 +119,16 @@ def aligner_arms(arms: pd.DataFrame, aligner: FrozenModel) -> pd.DataFrame:
     another aligner are another arm. Its repetition penalty counts the tokens of its own answer alone: a corrector has
     to repeat what it keeps of the answer that it reads.
     """
-    return pd.DataFrame([_corrected_arm(base, aligner) for base in _bases(arms)], columns=list(arms.columns))
+    (method,), template = acting_on("text"), EDIT if aligner.tokenizer.chat_template else ALIGNER_TEMPLATE
+    rows = arms[arms["control"] == "base"].assign(
+        method=method,
+        contexts=hashlib.sha256(template.encode()).hexdigest()[:8],
+        branches=json.dumps({method: aligner.name}),
+        penalty_scope="generated_only",
+        control="",
+        variant="",
+    )
+    return rows.assign(arm_id=[*map(arm_id, rows.to_dict("records"))]).reset_index(drop=True)
 
 
 def run_aligner(
@@ -147,59 +156,32 @@ def run_aligner(
     table 1, compares with it on the same answers.
     """
     answers = generations.set_index(["arm_id", "prompt_id", "seed"])["text"].to_dict()
-    rows = prompts.to_dict("records")
-    asked = [_requests(aligner, base, rows, answers, seeds) for base in _bases(arms)]
+    bases, rows = arms["arm_id"][arms["control"] == "base"], aligner_arms(arms, aligner).to_dict("records")
+    told = prompts.to_dict("records")
+    asked = [_requests(aligner, *pair, told, answers, seeds) for pair in zip(bases, rows, strict=True)]
     parts = []
-    for base, requests in zip(_bases(arms), asked, strict=True):
-        held = (aligner, frozen, prompts, base["style"])
+    for arm, requests in zip(rows, asked, strict=True):
+        held = (aligner, frozen, prompts, arm["style"])
         parts.append(finish_requests(requests, _corrected, held, folder=folder, what="aligner"))
     return pd.concat(parts, ignore_index=True)
 
 
-def _corrected(
-    held: tuple[FrozenModel, FrozenModel, pd.DataFrame, str], block: Sequence[Request], *, progress: Progress
-) -> pd.DataFrame:
-    aligner, frozen, prompts, style = held
-    return _under_the_base(frozen, prompts, style, decode_requests(aligner, block, progress=progress))
-
-
-def _bases(arms: pd.DataFrame) -> list[dict]:
-    return arms[arms["control"] == "base"].to_dict("records")
-
-
-def _corrected_arm(base: Mapping, aligner: FrozenModel) -> dict:
-    template = EDIT if aligner.tokenizer.chat_template else ALIGNER_TEMPLATE
-    (method,) = acting_on("text")
-    row = {
-        **base,
-        "method": method,
-        "contexts": hashlib.sha256(template.encode()).hexdigest()[:8],
-        "branches": json.dumps({method: aligner.name}),
-        "penalty_scope": "generated_only",
-        "control": "",
-        "variant": "",
-    }
-    return {**row, "arm_id": arm_id(row)}
-
-
 def _requests(
     aligner: FrozenModel,
-    base: Mapping,
+    base: str,
+    arm: Mapping,
     prompts: Sequence[Mapping],
     answers: Mapping[tuple[str, str, int], str],
     seeds: Sequence[int],
 ) -> list[Request]:
     """What the aligner is asked for: to the engine it is a base that reads another text."""
-    arm = _corrected_arm(base, aligner)
     sampling, requests = sampling_of(arm), []
     for prompt in prompts:
         for seed in seeds if sampling.temperature else seeds[:1]:
             what = f"prompt {prompt['prompt_id']}, seed {seed}"
-            answer = answers.get((base["arm_id"], prompt["prompt_id"], seed))
+            answer = answers.get((base, prompt["prompt_id"], seed))
             if answer is None:
-                raise ValueError(
-                    f"{what}: the base {base['arm_id']} has no answer to correct; sweep it first"
-                )
+                raise ValueError(f"{what}: the base {base} has no answer to correct; sweep it first")
             given = {"question": prompt["prompt"], "answer": after_thinking(answer)}
             chat = bool(aligner.tokenizer.chat_template)
             text = (EDIT if chat else ALIGNER_TEMPLATE).format(**given)
@@ -210,11 +192,12 @@ def _requests(
     return requests
 
 
-def _under_the_base(
-    frozen: FrozenModel, prompts: pd.DataFrame, style: str, table: pd.DataFrame
+def _corrected(
+    held: tuple[FrozenModel, FrozenModel, pd.DataFrame, str], block: Sequence[Request], *, progress: Progress
 ) -> pd.DataFrame:
     """Answers of the aligner with what the base says of them."""
-    read = {}
+    aligner, frozen, prompts, style = held
+    table, read = decode_requests(aligner, block, progress=progress), {}
     for row in prompts[prompts["prompt_id"].isin(table["prompt_id"])].to_dict("records"):
         history = row.get("history") or ""
         read[row["prompt_id"]] = prompt_ids(frozen, row["prompt"], style=style, history=history)

@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from steerlib.decoding.contexts import Contexts, branch_ids
+from steerlib.decoding import Contexts, branch_ids
 from steerlib.decoding.requests import Inputs, Request, Stream, VectorKey, make_requests
 from steerlib.models import FrozenModel
 from steerlib.reading import (

@@ -8,8 +8,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from steerlib.decoding.contexts import branch_names
-from steerlib.decoding.requests import Inputs, Request, make_requests
+from steerlib.decoding.requests import Inputs, Request, branch_names, make_requests
 from steerlib.evaluation.intervals import Floats
 from steerlib.evaluation.likelihood import forced_logits, read_streams
 from steerlib.models import FrozenModel

@@ -50,10 +50,7 @@ class Basis:
         return len(self.spread)
 
     def coordinates(self, residuals: Mapping[int, Tensor]) -> NDArray:
-        """Whitened coordinates x of answers, `(n, rank)`, from their residuals by layer, `(n, d_model)` each.
-
-        A ValueError names a layer of the basis that is absent or has another width.
-        """
+        """Whitened coordinates x, `(n, rank)`, of residuals by layer, `(n, d_model)`; ValueError for another layer."""
         return (_features(residuals, self.norms, self.widths) - self.centre) @ self.axes / self.spread
 
     def vectors(self, theta: ArrayLike) -> SteeringVector:
@@ -146,10 +143,7 @@ class UserCoordinates:
     def margins(
         self, preferred: ArrayLike, dispreferred: ArrayLike, users: Sequence[str] | None = None
     ) -> NDArray:
-        """Utility of each preferred answer minus that of the dispreferred one, in logits, `(n,)`.
-
-        Without users everybody counts as the population. Pairs and errors as for `fit_coordinates`.
-        """
+        """Utility of preferred minus dispreferred answers, in logits, `(n,)`; that of the population without users."""
         n = len(np.asarray(preferred)) if users is None else len(users)
         likes, dislikes = _checked(preferred, dispreferred, n, len(self.population))
         theta = self.population if users is None else self.theta(users)

@@ -89,14 +89,10 @@ def relative_norms(
     steered = arms[arms["family"] != ""].to_dict("records")
     families = {arm["arm_id"]: family_of(arm, vectors) for arm in steered}
     layers = sorted({layer for family in families.values() for v in family.vectors.values() for layer in v})
-    norms = {
-        style: {
-            layer: residual.norm(dim=-1).tolist()
-            for layer, residual in prompt_residuals(frozen, prompts, layers=layers, style=style).items()
-        }
-        for style in {arm["style"] for arm in steered}
-    }
-    rows = []
+    norms, rows = {}, []
+    for style in {arm["style"] for arm in steered}:
+        residuals = prompt_residuals(frozen, prompts, layers=layers, style=style)
+        norms[style] = {layer: h.norm(dim=-1).tolist() for layer, h in residuals.items()}
     for arm in steered:
         for row, prompt in enumerate(prompts.to_dict("records")):
             _, alpha = strength(arm, prompt["prompt_id"], factors)

@@ -23,10 +23,7 @@ HEADER = ("name", "vector_user", "control", "unit")
 
 
 def default_layers(n_layers: int) -> list[int]:
-    """The study's layers 16..22 of 32, at the same relative depth of a model with `n_layers` decoder blocks.
-
-    Source: CAA on PRISM, sec. 3.
-    """
+    """The study's layers 16..22 of 32 (CAA on PRISM, sec. 3), at the same relative depth of `n_layers` blocks."""
     first, last = (round(layer * n_layers / STUDY_DEPTH) for layer in STUDY_LAYERS)
     return list(range(first, min(last, n_layers - 1) + 1))
 
@@ -80,8 +77,7 @@ class SteeringVector(dict[int, Tensor]):
     Layers are decoder blocks counted from 0; the vector is added to a block's output. Both sides of `+` and `-` must
     have the same layers: one that is missing on one side would be steered by half of what was asked for.
 
-    `model` is the one it was made from; None where it came from a file or from numbers. `settings` say what it was made
-    from, as text.
+    `model` and `settings` (as text) say what it was made from; without a model where that is a file or numbers.
     """
 
     def __init__(
@@ -231,10 +227,8 @@ def sae_direction(path: str | Path, feature: int, *, layer: int, d_model: int) -
     block `layer` ("resid_post"). Many decoders have rows of length 1: alpha is then in activation units, tens of times
     larger than with mean differences. Features and blocks are counted from 0.
 
-    Raises:
-        KeyError: which matrix is the decoder is not plain; the file's tensors are listed.
-        ValueError: no side of the matrix is d_model, or both are.
-        IndexError: the autoencoder has no such feature.
+    A KeyError lists the file's tensors where none or several may be the decoder, a ValueError says that not one side of
+    it is d_model, an IndexError that it has no such feature.
 
     Source: Templeton et al., Scaling Monosemanticity, 2024 (steering along decoder directions); names as in SAELens and
     in EleutherAI's sparsify.
@@ -260,10 +254,7 @@ def sae_direction(path: str | Path, feature: int, *, layer: int, d_model: int) -
 
 
 def save_family(path: Path, family: VectorFamily, settings: Mapping[str, object]) -> Path:
-    """Write a family of steering vectors, whole or not at all, with all that it is and `settings` in the header.
-
-    A ValueError names a user whose layers are not those of the first.
-    """
+    """Write a family and its `settings`, whole or not at all; ValueError for a user with layers of their own."""
     first, layers = next((user, set(vectors)) for user, vectors in family.vectors.items())
     for user, vectors in family.vectors.items():
         if set(vectors) != layers or not layers:

@@ -10,8 +10,7 @@ import torch
 from matplotlib.figure import Figure
 from scipy.special import logsumexp
 
-from steerlib.decoding.contexts import branch_ids, default_contexts
-from steerlib.decoding.requests import Stream
+from steerlib.decoding.requests import Stream, branch_ids, default_contexts
 from steerlib.evaluation.intervals import paired_interval
 from steerlib.evaluation.likelihood import forced_logits, log_probability
 from steerlib.evaluation.multiple_choice import sample_questions
