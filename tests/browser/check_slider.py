@@ -41,6 +41,8 @@ NAMED = ('panel_rater: str = \\"\\"', f'panel_rater: str = \\"{RATER}\\"')
 """The blind panel's rater in the copied notebook, whose cells stand in JSON."""
 HOSTILE = "</script><img src=x onerror=\"document.title='broken'\">"
 DONE = "() => ![...document.querySelectorAll('.jp-InputPrompt')].some(one => one.innerText.includes('*'))"
+FAILED = "document.querySelector('[data-mime-type=\"application/vnd.jupyter.error\"]')"
+"""The first error of a cell."""
 CUT = """() => [...document.querySelectorAll('.widget-label')]
     .filter(one => one.scrollWidth > one.clientWidth + 1).map(one => one.textContent)"""
 """Names of controls that do not fit."""
@@ -177,7 +179,10 @@ def check_first_answer(page: Any, address: str, pictures: Path) -> None:
     page.wait_for_selector("#jp-main-statusbar >> text=/\\| Idle/", timeout=SLOW)
     started = time.perf_counter()
     menu(page, "Run", "Run All Cells")
-    page.wait_for_function("() => document.querySelector('.ax-stream')?.textContent", timeout=SLOW)
+    page.wait_for_function(
+        f"() => document.querySelector('.ax-stream')?.textContent || {FAILED}", timeout=SLOW
+    )
+    assert not page.evaluate(FAILED), page.evaluate(f"{FAILED}.innerText")
     print(f"Run All to first text: {time.perf_counter() - started:.1f} s")
     state(page, "idle: \\d+ different")
     print(f"Run All to all answers: {time.perf_counter() - started:.1f} s")
