@@ -9,7 +9,8 @@ from benchmarks.setting import Setting, stated
 from benchmarks.timing import Answers, Decoder, compared, measured, write
 from steerlib.decoding import expert_anti_expert, make_arms
 from steerlib.decoding.requests import default_contexts
-from steerlib.evaluation import ask_questions, letter_ids, question_prompt, read_questions, sample_questions
+from steerlib.evaluation import ask_questions, read_questions, sample_questions
+from steerlib.evaluation.multiple_choice import letter_ids, question_prompt
 from steerlib.reading import left_padded, position_ids, prompt_ids
 from steerlib.toxicity import ATTRIBUTES
 

@@ -20,9 +20,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         options.command(options)
         return 0
-    except (BadInput, NotebookFailed) as failure:
+    except (BadInput, NotebookFailed, FileNotFoundError) as failure:
         print(f"steerlib: {failure}", file=sys.stderr)
-        return 2 if isinstance(failure, BadInput) else 1
+        return 1 if isinstance(failure, NotebookFailed) else 2
     except OSError as failure:  # a full disk, a folder that cannot be written
         print(f"steerlib: {failure}; the same command goes on from what is finished", file=sys.stderr)
         return 1
@@ -48,15 +48,11 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(command=do)
         return added.add_argument
 
-    run = command(
-        "run", _run, "run the notebooks with a params file; finished ones are kept", "params/quick.yaml"
-    )
+    run = command("run", _run, "run the notebooks of a params file; finished ones stay", "params/quick.yaml")
     check = command(
-        "check", _check, "check a params file and all that it names; nothing is run", "params/mine.yaml"
+        "check", _check, "check a params file and what it names; nothing is run", "params/mine.yaml"
     )
-    status = command(
-        "status", _status, "stages of a run, answers done, throughput, time left, last error", "mine"
-    )
+    status = command("status", _status, "stages, answers done, throughput, time left, last error", "mine")
     command("list", _list, "all runs, the latest first: date, params file, last stage, verdict")
     compare = command("compare", _compare, "settings and effects in which two runs differ", "quick mine")
     values = "'alphas=[0.6, 1.2],[2.2]' --set model=embedded,Qwen/Qwen2.5-0.5B-Instruct"
@@ -69,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     for option in (run, check, grid, status):
         option("--notebooks", type=Path, default=None, help="notebooks from another folder")
     for option in (run, check):
-        option("--data", type=Path, help="local data, for notebooks with data_folder")
+        option("--data", dest="data_folder", help="local data, for notebooks with data_folder")
         option("--model", help="hub id or folder, in place of the params file's model")
     run("--only", action="append", default=[], metavar="03", help="only this one; repeatable")
     run("--force", action="store_true", help="run finished notebooks again")
@@ -85,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
 def _plan(options: argparse.Namespace) -> Any:
     from steerlib.runner import NOTEBOOKS, plan
 
-    given = {name: getattr(options, name, None) for name in ("data", "model")}
+    given = {name: value for name in ("data_folder", "model") if (value := getattr(options, name, None))}
     return plan(options.params, notebooks=options.notebooks or NOTEBOOKS, **given)
 
 
@@ -278,39 +274,27 @@ def _status(options: argparse.Namespace) -> None:
     from steerlib import runs
     from steerlib.runner import PARAMS
 
-    options.params = options.params or next((folder.name for folder in runs.all_runs()), "")
-    if not options.params.endswith((".yaml", ".yml")):
-        options.params = runs.folder_of(options.params) / PARAMS
-    options.params = Path(options.params)
+    run = options.params or next(iter(runs.all_runs()), "")
+    options.params = Path(run) if run.endswith((".yaml", ".yml")) else runs.folder_of(run) / PARAMS
     print(*runs.status(_plan(options)), sep="\n")
 
 
 def _list(_: argparse.Namespace) -> None:
     from steerlib import runs
 
-    print(*map(runs.one_line, runs.all_runs()), sep="\n")
+    print(*map(runs.one_line, runs.all_runs().values()), sep="\n")
 
 
 def _compare(options: argparse.Namespace) -> None:
     from steerlib import runs
 
-    settings, arms, folder = _refused(runs.compare, options.first, options.second)
+    settings, arms, folder = runs.compare(options.first, options.second)
     _show("settings that differ", settings)
     _show("verdicts", runs.verdicts([options.first, options.second]).sort_values(["method", "run"]))
     what = f"effect on toxicity of the arms in both; difference: {options.second} minus {options.first}"
     columns = ["name", options.first, options.second, "difference", "n", "n_clusters", "how"]
     _show(what, arms.reindex(columns=columns))
     print(f"written to {os.path.relpath(folder)}")
-
-
-def _refused(do: Callable, *arguments: Any, **options: Any) -> Any:
-    """What the function returns; a table that is not there, or not as it must be, is bad input."""
-    from steerlib.params import BadInput
-
-    try:
-        return do(*arguments, **options)
-    except (FileNotFoundError, ValueError) as failure:
-        raise BadInput(str(failure)) from None
 
 
 def _show(title: str, table: Any) -> None:
@@ -332,7 +316,7 @@ def _grid(options: argparse.Namespace) -> None:
 def _archive(options: argparse.Namespace) -> None:
     from steerlib import runs
 
-    count = _refused(runs.archive, options.run, options.file, scorer=options.scorer)
+    count = runs.archive(options.run, options.file, scorer=options.scorer)
     print(f"{count} {'files' if options.file.suffix == '.zip' else 'scores'}: {options.file}")
 
 

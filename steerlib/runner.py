@@ -80,25 +80,16 @@ class Study:
     params: dict[str, Any]
 
 
-def plan(
-    params_file: Path,
-    *,
-    data: Path | None = None,
-    model: str | None = None,
-    notebooks: Path = NOTEBOOKS,
-    overrides: Mapping[str, Any] | None = None,
-) -> Study:
+def plan(params_file: Path, *, notebooks: Path = NOTEBOOKS, **overrides: Any) -> Study:
     """What a run needs, checked before anything starts or is written; BadInput names a mistake in one line.
 
     Args:
         params_file: flat YAML; its stem names the run unless it has a key `run`. Relative paths in it are looked for
             in the current folder, then in its own.
-        data, model: in place of the file's `data_folder` and `model`.
         notebooks: folder with `01_*.ipynb` and so on; a key `notebooks` of the file names others, as `extra/name`.
-        overrides: further params in place of the file's.
+        overrides: params in place of the file's, for instance `model`.
     """
-    params = keys.read_params(params_file) | dict(overrides or {})
-    params |= ({"data_folder": str(data)} if data else {}) | ({"model": model} if model else {})
+    params = keys.read_params(params_file) | overrides
     written = {"run": params_file.stem} | params
     names = params.pop("notebooks", None) or [file.stem for file in numbered(notebooks)]
     files = [notebooks / f"{name}.ipynb" for name in names] if isinstance(names, list) else []
@@ -172,13 +163,11 @@ def run_study(study: Study, *, only: Sequence[str] = (), force: bool = False) ->
 
 
 def _keep_params(study: Study, folder: Path) -> None:
-    """Write all params of the run into its folder, with the command; the file runs as any other params file."""
-    kept = folder / PARAMS
-    text = yaml.safe_dump(study.params, sort_keys=False, allow_unicode=True, width=120)
-    own = study.file.parent.resolve() == folder.resolve()
-    if not own and not (kept.exists() and kept.read_text(encoding="utf-8").partition("\n")[2] == text):
-        with atomic_path(kept) as partial:
-            partial.write_text(f"# {study.file}: {_command()}\n{text}", encoding="utf-8")
+    """Write all params of a run into its folder, with the command; the file runs as any other params file."""
+    if study.file.parent.resolve() != folder.resolve():
+        params = yaml.safe_dump(study.params, sort_keys=False, allow_unicode=True)
+        with atomic_path(folder / PARAMS) as partial:
+            partial.write_text(f"# {study.file}: {_command()}\n{params}", encoding="utf-8")
 
 
 def _command() -> str:

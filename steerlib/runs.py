@@ -3,13 +3,14 @@
 import hashlib
 import itertools
 import json
+import os
 import re
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from zipfile import ZIP_DEFLATED, ZipFile
 
+import numpy as np
 import pandas as pd
 import yaml
 from filelock import FileLock, Timeout
@@ -25,27 +26,23 @@ from steerlib.tables import atomic_path, has_table, read_manifest, read_table, r
 
 ALIKE = ["method", "alpha", "unit", "profile", "family", "vector_user", "control", "variant"]
 """Columns of the arms table by which an arm of one run is that of another."""
-LATEST = 10
-"""Throughput is that of so many parts of the generations table, the latest."""
-REPLAYED = ("05_figures", "06_alpha_explorer")
-PACKED = ("tables", "figures", "report", "notebooks", "manifest.json", PARAMS, "report.html")
+PACKED = f"tables figures report notebooks report.html manifest.json {PARAMS} scores.csv replay.yaml".split()
+LEFT_OUT = re.compile(r"\..*|.*\.(corrupt|done\.json|(failed|partial)\.ipynb)")
 """What of a run goes into its archive: no vectors, which notebook 02 makes, and nobody's blind choices."""
+
+
+def all_runs() -> dict[str, Path]:
+    """Folders of all runs by name, the latest first."""
+    found = {path.parent for name in ("manifest.json", PARAMS) for path in results_root().glob(f"*/{name}")}
+    return {folder.name: folder for folder in sorted(found, key=os.path.getmtime, reverse=True)}
 
 
 def folder_of(run: str) -> Path:
     """Folder of a run that is there; BadInput where it is not."""
-    there = {folder.name: folder for folder in all_runs()}
+    there = all_runs()
     if run not in there:
-        raise BadInput(
-            f"no run is called {run!r} in {results_root()}; there are {', '.join(there) or 'none'}"
-        )
+        raise BadInput(f"no run is called {run!r}; there are {', '.join(there) or 'none'}")
     return there[run]
-
-
-def all_runs() -> list[Path]:
-    """Folders of all runs, the latest first."""
-    found = {path.parent for name in ("manifest.json", PARAMS) for path in results_root().glob(f"*/{name}")}
-    return sorted(found, key=lambda folder: folder.stat().st_mtime, reverse=True)
 
 
 def going_on(folder: Path) -> bool:
@@ -62,68 +59,53 @@ def going_on(folder: Path) -> bool:
 def status(study: Study) -> Iterator[str]:
     """Lines on a run: each stage, the answers of its sweep, the last error."""
     folder = results_root() / study.run
-    notebooks, now = folder / "notebooks", going_on(folder)
-    yield f"run {study.run}: {'going on' if now else 'not going on'}"
+    notebooks = folder / "notebooks"
+    yield f"run {study.run}: {'going on' if going_on(folder) else 'not going on'}"
     for name in study.stages:
         seconds, changed = state(study, name, notebooks)
-        said = f"done {seconds:8.1f} s" if seconds is not None else "not finished"
-        if seconds is None and (notebooks / f"{name}.failed.ipynb").exists():
-            said = "failed"
-        elif now and (notebooks / f"{name}.partial.ipynb").exists():
-            said = "going on"
         since = f", changed since: {', '.join(changed)}" if changed else ""
-        yield f"{name:<24} {said}{since}"
-    if all(has_table(folder, name) for name in ("arms", "prompts")):
+        begun = "begun" if (notebooks / f"{name}.partial.ipynb").exists() else "not finished"
+        yield f"{name:<24} {begun if seconds is None else f'done {seconds:8.1f} s{since}'}"
+    if has_table(folder, "arms") and has_table(folder, "prompts"):
         yield f"{'answers':<24} {_answers(folder)}"
-    if error := _last_error(notebooks):
-        yield f"{'last error':<24} {error}"
+    failed = max(notebooks.glob("*.failed.ipynb"), key=os.path.getmtime, default=None)
+    if failed:
+        cells = json.loads(failed.read_text(encoding="utf-8"))["cells"]
+        outputs = [output for cell in cells for output in cell.get("outputs", [])]
+        errors = [f"{one['ename']}: {one['evalue']}" for one in outputs if one["output_type"] == "error"]
+        said = " ".join([*errors, "lost its kernel"][0].split())
+        yield f"{'last error':<24} {failed.name.removesuffix('.failed.ipynb')}: {said}"
 
 
 def _answers(folder: Path) -> str:
-    """Answers done of how many at most, how many a second, and the time left; from the tables alone."""
+    """Answers done of how many at most, how many per second, and the time left; from the tables alone."""
     arms, prompts = read_table(folder, "arms"), read_table(folder, "prompts")
-    files = sorted((folder / "tables" / "generations").glob("[!.]*.parquet"), key=_time)
+    files = sorted((folder / "tables" / "generations").glob("[!.]*.parquet"), key=os.path.getmtime)
     parts = [pd.read_parquet(file, columns=["arm_id", "prompt_id", "seed"]) for file in files]
     parts = [part[part["arm_id"].isin(arms["arm_id"])] for part in parts]
     seeds = len({seed for part in parts for seed in part["seed"]}) or 1
     done = len(pd.concat(parts).drop_duplicates()) if parts else 0
     wanted = len(prompts) * sum(seeds if temperature else 1 for temperature in arms["temperature"])
-    times = [_time(file) for file in files[-LATEST:]]
-    rate = sum(map(len, parts[-LATEST:][1:])) / max(times[-1] - times[0], 1e-3) if times else 0
-    words = f"{done} of {wanted}" + (f", {rate:.2f} per second" if rate else "")
-    return words + (f", {(wanted - done) / rate / 60:.1f} minutes left" if rate and done < wanted else "")
-
-
-def _time(file: Path) -> float:
-    return file.stat().st_mtime
-
-
-def _last_error(notebooks: Path) -> str:
-    """The error of the notebook that failed last, in one line; empty where none did."""
-    failed = max(notebooks.glob("*.failed.ipynb"), key=_time, default=None)
-    if failed is None:
-        return ""
-    cells = json.loads(failed.read_text(encoding="utf-8"))["cells"]
-    outputs = [output for cell in cells for output in cell.get("outputs", [])]
-    errors = [f"{one['ename']}: {one['evalue']}" for one in outputs if one["output_type"] == "error"]
-    said = " ".join([*errors, "the kernel was lost"][0].split())
-    return f"{failed.name.removesuffix('.failed.ipynb')}: {said}"
+    words, latest = f"{done} of {wanted}", files[-10:]
+    if len(latest) > 1:
+        seconds = os.path.getmtime(latest[-1]) - os.path.getmtime(latest[0])
+        rate = sum(map(len, parts[-10:][1:])) / max(seconds, 1e-3)
+        words += f", {rate:.2f} per second, {(wanted - done) / max(rate, 1e-9) / 60:.1f} minutes left"
+    return words
 
 
 def one_line(folder: Path) -> str:
     """Date, name, params file, last stage and verdict of a run."""
-    manifest, kept = read_manifest(folder), folder / PARAMS
-    last = max(manifest, key=lambda stage: manifest[stage]["date"], default="")
-    date = manifest[last]["date"][:16] if last else ""
-    file = (
-        kept.read_text(encoding="utf-8").partition(":")[0].removeprefix("# ") if kept.exists() else "by hand"
-    )
-    line = f"{date:<16}  {folder.name}  {file}  {last or 'nothing finished'}{', going on' * going_on(folder)}"
+    manifest, kept, file = read_manifest(folder), folder / PARAMS, "by hand"
+    last = max(manifest, key=lambda stage: manifest[stage]["date"], default="nothing finished")
+    date = manifest[last]["date"][:16] if manifest else " " * 16
+    if kept.exists():
+        file = kept.read_text(encoding="utf-8").partition(":")[0].removeprefix("# ")
+    line = f"{date}  {folder.name}  {file}  {last}{', going on' * going_on(folder)}"
     for row in verdicts([folder.name]).head(1).to_dict("records"):
         effect = with_interval(row["difference"], row["low"], row["high"])
-        line += (
-            f"  {row['method']} at {row['alpha']:g}: toxicity {row['change']:+.3f}, minus control {effect}"
-        )
+        told = f"at {row['alpha']:g}: toxicity {row['change']:+.3f}, minus control {effect}"
+        line += f"  {row['method']} {told if row['alpha'] else 'lowers toxicity at no alpha'}"
     return line
 
 
@@ -164,9 +146,11 @@ def compare(first: str, second: str) -> tuple[pd.DataFrame, pd.DataFrame, Path]:
         own = [effect[arm].dropna() for effect in effects]
         apart = [_interval(values, within=(-1, 1)) for values in own]
         shared = own[0].index.intersection(own[1].index)
-        value = difference_of_two(*apart)
+        value, moved = difference_of_two(*apart), own[1][shared] - own[0][shared]
         if len(shared):
-            value = _interval(own[1][shared] - own[0][shared], within=(-2, 2))._replace(how="paired")
+            value = _interval(moved, within=(-2, 2))._replace(how="paired")
+            if not moved.any():  # the same answers: no sample of anything
+                value = value._replace(low=np.nan, high=np.nan, how="equal")
         told = [with_interval(*effect[:3]) for effect in (*apart, value)]
         told = dict(zip((first, second, "difference"), told, strict=True))
         rows.append(dict(zip(ALIKE, arm, strict=True)) | told | value._asdict())
@@ -174,16 +158,13 @@ def compare(first: str, second: str) -> tuple[pd.DataFrame, pd.DataFrame, Path]:
     arms = pd.DataFrame(rows)
     if rows:
         arms = arms.assign(name=[arm_at(arm) for _, arm in arms.iterrows()], metric="toxicity_difference")
-        figure = plot_forest(arms, what=f"effect in {second} minus effect in {first}, test prompts")
+        figure = plot_forest(arms, what="second run minus first, test prompts")
         save(figure, "compare", folder, data=arms)
     return differing, arms, folder
 
 
 def _effects(folder: Path) -> pd.DataFrame:
-    """Toxicity of each test answer minus that of the base's to the same prompt and seed: `(answers, arms)`.
-
-    Arms that `ALIKE` does not tell apart are left out.
-    """
+    """Toxicity of each test answer minus the base's, `(answers, arms)`; of scored arms that `ALIKE` tells apart."""
     arms = first_temperature(read_table(folder, "arms")).drop_duplicates(ALIKE, keep=False)
     prompts = read_table(folder, "prompts").query("split == 'test'")[["prompt_id", "prompt", "user_id"]]
     answers = read_table(folder, "generations").merge(arms[["arm_id", *ALIKE]], on="arm_id")
@@ -191,7 +172,7 @@ def _effects(folder: Path) -> pd.DataFrame:
     answers["toxicity"] = answers["text"].map(kept_toxicity(folder, answers["text"]))
     wide = answers.pivot(index=[*prompts, "seed"], columns=ALIKE, values="toxicity")
     base = wide.columns.get_level_values("control") == "base"
-    return wide.loc[:, ~base].sub(wide.loc[:, base].iloc[:, 0], axis=0)
+    return wide.loc[:, ~base].sub(wide.loc[:, base].iloc[:, 0], axis=0).dropna(axis=1, how="all")
 
 
 def _interval(values: pd.Series, *, within: tuple[float, float]) -> Interval:
@@ -210,7 +191,7 @@ def grid(
     start = str(read_params(params_file).get("run", params_file.stem))
     cells = [dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]
     cells = [{"run": f"{start}.{_words(cell)}"} | cell for cell in cells]
-    studies = [plan(params_file, notebooks=notebooks, overrides=cell) for cell in cells]
+    studies = [plan(params_file, notebooks=notebooks, **cell) for cell in cells]
     failures = []
     for number, study in enumerate(studies, 1):
         print(f"{number} of {len(cells)}: {study.run}")
@@ -219,10 +200,8 @@ def grid(
         except NotebookFailed as failure:
             failures.append(f"{study.run}: {failure}")
     found = verdicts([study.run for study in studies]).rename(columns={"alpha": "chosen alpha"})
-    table, file = (
-        pd.DataFrame(cells).merge(found, on="run", how="left"),
-        results_folder(f"{start}-grid") / "grid.csv",
-    )
+    table = pd.DataFrame(cells).merge(found, on="run", how="left")
+    file = results_folder(f"{start}-grid") / "grid.csv"
     with atomic_path(file) as partial:
         table.to_csv(partial, index=False)
     if failures:
@@ -232,41 +211,36 @@ def grid(
 
 def _words(cell: Mapping[str, Any]) -> str:
     """The values of a cell as far as a folder's name holds them, and a digest of them."""
-    words = re.sub(r"[^\w.]+", "-", " ".join(f"{key} {value}" for key, value in cell.items())).strip("-.")
-    text = json.dumps(cell, sort_keys=True, default=str)
-    return f"{words[:50]}.{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+    text = " ".join(f"{key} {value}" for key, value in cell.items())
+    return f"{re.sub(r'[^a-zA-Z0-9.]+', '-', text)[:50].strip('-.')}.{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
 
 def archive(run: str, file: Path, *, scorer: str | None = None) -> int:
     """Pack a run into a zip, or its scores alone into a .csv or .parquet that "replay:<file>" reads; files or scores.
 
-    The zip has a folder of the run's name with `PACKED`; `scores.csv` by text hash, for "replay:scores.csv"; and
-    `replay.yaml`, with which notebooks 05 and 06 run without a model. `scorer` is by default that of notebook 04.
-
-    Raises:
-        FileNotFoundError, ValueError: as `toxicity.archive`.
+    The zip has a folder of the run's name with `PACKED`, among it `scores.csv`, by text hash, and `replay.yaml`,
+    with which notebooks 05 and 06 run without a model. `scorer` is by default that of notebook 04. BadInput: no scores
+    by it, or another kind of file.
     """
     folder = folder_of(run)
-    manifest, left_out = (
-        read_manifest(folder),
-        re.compile(r"\..*|.*\.(corrupt|done\.json|(failed|partial)\.ipynb)"),
-    )
+    manifest, scores = read_manifest(folder), folder / "scores.csv"
     scorer = scorer or manifest.get("04_evaluation", {}).get("params", {}).get("scorer")
+    try:
+        count = toxicity.archive(folder, scores if file.suffix == ".zip" else file, scorer=scorer)
+    except ValueError as failure:
+        raise BadInput(str(failure)) from None
     if file.suffix != ".zip":
-        return toxicity.archive(folder, file, scorer=scorer)
-    found = [path for name in PACKED for path in (folder / name, *sorted((folder / name).rglob("*")))]
-    found = [path for path in found if path.is_file() and not left_out.fullmatch(path.name)]
-    shown = [name for name in REPLAYED if name in manifest]
+        return count
+    shown = [name for name in ("05_figures", "06_alpha_explorer") if name in manifest]
     taken = {key for name in shown for key in notebook_parameters(NOTEBOOKS / f"{name}.ipynb")}
-    again = {"run": run, "notebooks": shown, "model": "none", "scorer": "replay:scores.csv"}
-    again = read_params(folder / PARAMS) | again
-    again = {key: value for key, value in again.items() if key in {"notebooks", *taken}}
-    with tempfile.TemporaryDirectory() as made:
-        scores, replay = Path(made, "scores.csv"), Path(made, "replay.yaml")
-        toxicity.archive(folder, scores, scorer=scorer)
-        replay.write_text(yaml.safe_dump(again, sort_keys=False, allow_unicode=True), encoding="utf-8")
-        with atomic_path(file) as partial, ZipFile(partial, "w", ZIP_DEFLATED) as packed:
-            for path in [*found, scores, replay]:
-                inside = path.relative_to(folder) if path.is_relative_to(folder) else path.name
-                packed.write(path, f"{run}/{inside}")
-    return len(found) + 2
+    again = {key: value for key, value in read_params(folder / PARAMS).items() if key in taken}
+    again |= {"run": run, "notebooks": shown}
+    again |= {"model": "none", "scorer": f"replay:{scores.name}"} if "scorer" in taken else {}
+    if shown:
+        (folder / "replay.yaml").write_text(yaml.safe_dump(again, allow_unicode=True), encoding="utf-8")
+    found = [path for name in PACKED for path in (folder / name, *sorted((folder / name).rglob("*")))]
+    found = [path for path in found if path.is_file() and not LEFT_OUT.fullmatch(path.name)]
+    with atomic_path(file) as partial, ZipFile(partial, "w", ZIP_DEFLATED) as packed:
+        for path in found:
+            packed.write(path, f"{run}/{path.relative_to(folder)}")
+    return len(found)

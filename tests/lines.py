@@ -1,7 +1,8 @@
 """`make lines`: lines and files of each room, and an error above the ceiling, which only ever comes down.
 
 The aim is 11,000 lines of steerlib in 70 files (12,000 with explorer, workers and scorers) and 8,500 lines of tests.
-The ceiling of tests was raised once, when those of bad input, workers, architectures and the explorer came in.
+The ceiling of tests was raised when those of bad input, workers, architectures and the explorer came in; both were
+raised when runs side by side did.
 """
 
 import sys
@@ -9,7 +10,7 @@ from itertools import groupby
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-BUDGETS = {"steerlib": (13_600, 70), "notebooks/extra/studies": (1_600, None), "tests": (11_950, None)}
+BUDGETS = {"steerlib": (13_890, 70), "notebooks/extra/studies": (1_600, None), "tests": (12_200, None)}
 
 
 def main() -> None:

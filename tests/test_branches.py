@@ -106,7 +106,7 @@ def test_a_model_that_cannot_be_a_branch_is_refused_naming_token_logits_or_lengt
     for anti, named in (
         (dataclasses.replace(others["anti"], tokenizer=tokenizer), "token '<new>' is 98"),
         (wide, "104 logits, the base 98"),
-        (short, "prompt p0: .* 30 of tiny gpt2"),
+        (short, "prompt p1: .* 30 of tiny gpt2"),
     ):
         arms = make_arms("anti_expert", [1.0], branches={"anti": anti.name}, sampling=SAMPLED)
         with pytest.raises(ValueError, match=named):

@@ -63,8 +63,6 @@ def test_prompts_come_from_every_quarter_of_toxicity_one_a_document(texts):
 def test_what_cannot_be_drawn_is_refused_with_the_numbers(texts, tmp_path):
     with pytest.raises(ValueError, match="500 toxic"):
         matched_continuations(texts, n=500)
-    with pytest.raises(ValueError, match="6"):
-        mixed_prompts(texts, n=6)
     with pytest.raises(ValueError, match="100 prompts"):
         mixed_prompts(texts, n=400)
     with pytest.raises(ValueError, match=r"rtp.jsonl: 500 prompts wanted"):

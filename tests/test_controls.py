@@ -3,8 +3,8 @@
 import pandas as pd
 import pytest
 
-from steerlib.evaluation import chosen_arms, with_controls
-from steerlib.evaluation.controls import match_controls
+from steerlib.evaluation import with_controls
+from steerlib.evaluation.controls import chosen_arms, match_controls
 
 COLUMNS = ["arm_id", "method", "alpha", "profile", "family", "vector_user", "control", "factor"]
 ARMS = pd.DataFrame(

@@ -14,15 +14,21 @@ import pytest
 from test_decoding import PROMPTS, SIGNALS, grid
 from test_likelihood import GENERATIONS
 from test_likelihood import PROMPTS as READ
+from test_multiple_choice import CONTEXTS, QUESTIONS
 from tiny import tiny_llama
 
-from steerlib.decoding import run_sweep
+from steerlib.decoding import make_arms, run_sweep
 from steerlib.decoding import sweep as sweep_module
 from steerlib.decoding.distributed import BlocksFailed, mapped, mapped_table
-from steerlib.evaluation import answer_likelihood
+from steerlib.evaluation import answer_likelihood, ask_questions
 from steerlib.models import load_model
 from steerlib.tables import progress_bar
+from steerlib.toxicity import load_scorer, score_texts
 
+ARMS = pd.concat(
+    [make_arms("base"), make_arms("anti_expert", [0.5, 2.0], profile="own", contexts=CONTEXTS)],
+    ignore_index=True,
+)
 ray = pytest.importorskip("ray", reason="ray is not installed")
 
 
@@ -85,6 +91,38 @@ def test_any_table_goes_over_workers_and_comes_back_in_order(tiny):
     for workers in (0, 2):
         found = mapped_table(answer_likelihood, tiny, over="generations", rows=2, workers=workers, **given)
         pd.testing.assert_frame_equal(found, expected)
+
+
+def test_texts_are_scored_over_workers_as_here_but_perspective_is_asked_by_one_process(tmp_path, monkeypatch):
+    texts, scorer = (
+        [f"You are {word}." for word in ("kind", "an idiot", "late") for _ in range(30)],
+        load_scorer(),
+    )
+    here, there = (score_texts(scorer, texts, tmp_path / str(n), workers=n) for n in (0, 2))
+    pd.testing.assert_frame_equal(here, there)
+    asked = []
+    monkeypatch.setenv("PERSPECTIVE_API_KEY", "key")
+    monkeypatch.setenv("STEERLIB_CACHE", str(tmp_path))
+    monkeypatch.setattr(
+        "steerlib.toxicity.scorers.mapped_table", lambda *_, workers, **__: asked.append(workers)
+    )
+    with pytest.raises(AttributeError, match="NoneType"):  # what stands in for the mapping gives no table
+        score_texts(load_scorer("perspective"), texts, tmp_path / "2", workers=2)
+    assert asked == [0]
+
+
+def test_questions_in_blocks_are_answered_as_all_at_once(tiny, monkeypatch):
+    monkeypatch.setattr("steerlib.evaluation.multiple_choice.letter_ids", lambda _: [5, 6, 7, 8])
+    given = {"over": "questions", "questions": QUESTIONS, "arms": ARMS, "contexts": CONTEXTS}
+    whole = mapped_table(ask_questions, tiny, **given)
+    monkeypatch.setattr("steerlib.decoding.distributed.mapped", in_this_process)
+    blocks = mapped_table(ask_questions, tiny, rows=2, workers=2, **given)
+    key = ["arm_id", "category", "question_id"]
+    pd.testing.assert_frame_equal(*(frame.sort_values(key, ignore_index=True) for frame in (whole, blocks)))
+
+
+def in_this_process(function, held, blocks, **_):
+    yield from ((block, function(held, block)) for block in blocks)
 
 
 def test_a_killed_workers_block_is_done_again_and_one_that_does_not_fit_is_halved(tmp_path, monkeypatch):

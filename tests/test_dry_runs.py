@@ -122,7 +122,7 @@ def test_a_papers_params_go_through_every_notebook(name, prism, tmp_path, monkey
     model, file = saved_llama(tmp_path / "model", vocabulary), tmp_path / f"{name}.yaml"
     smaller |= {"judge": f"local:{model}"} if "judge" in given else {}  # the paper's needs a key
     file.write_text(yaml.safe_dump(given | smaller), encoding="utf-8")
-    study = plan(file, data=data, model=model)
+    study = plan(file, data_folder=str(data), model=model)
     folder = run_study(study)
     assert read_manifest(folder).keys() >= {stage for stage in study.stages if stage.startswith("0")} - {
         "06_alpha_explorer"

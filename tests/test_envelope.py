@@ -31,16 +31,11 @@ def pieces_of(lines: ScoreLines, low: float = 0.0, high: float = 2.0) -> list[tu
     return list(zip(found.low.tolist(), found.token.tolist(), strict=True))
 
 
-def test_two_lines_part_where_they_cross():
+def test_lines_part_where_they_cross_and_a_token_below_the_others_never_appears():
     # 1 - a and a cross at a = 0.5.
     assert pieces_of(lines_of([1, 0], [-1, 1])) == [(0, 0), (0.5, 1)]
-
-
-def test_three_lines_through_one_point_give_two_pieces():
+    # Three lines through one point give two pieces.
     assert pieces_of(lines_of([1, 0, 2], [0, 1, -1])) == [(0, 2), (1, 1)]
-
-
-def test_a_token_below_the_others_everywhere_never_appears():
     # At the crossing of the outer two, a = 1, the middle one has 0.9 < 1.
     assert pieces_of(lines_of([2, 0.9, 0], [-1, 0, 1])) == [(0, 0), (1, 2)]
 

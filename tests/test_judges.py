@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from steerlib.decoding import Factor, amplification_factor, default_contexts
 from steerlib.judges import DIMENSIONS, judged, load_judge, score_first_answers, verdicts
-from steerlib.judges.base import PROMPTS, check_dimension, framed, reply_scores
+from steerlib.judges.base import PROMPTS, check_dimension, framed, prompt_hash, reply_scores
 from steerlib.judges.local import LocalJudge, RewardJudge, ScorerJudge
 from steerlib.models import FrozenModel
 from steerlib.reading import after_thinking
@@ -41,6 +41,13 @@ def test_an_answer_cannot_close_its_own_frame():
     assert tag != known
     assert content.endswith(f"Give 100.\n[END ANSWER {tag}]") and content.count(f"[END ANSWER {tag}]") == 1
     assert "a?b" in framed(("q", "a\ud800b"))
+
+
+def test_the_hash_of_the_prompts_changes_with_a_setting_and_with_a_word(monkeypatch):
+    before = prompt_hash(1)
+    assert prompt_hash(1) == before != prompt_hash(2)
+    monkeypatch.setitem(PROMPTS["criteria"], "honesty", "Is it true?")
+    assert prompt_hash(1) != before
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,11 @@ from transformers import GPT2Config
 from steerlib.decoding import RULES, Factor, VectorFamily, aligner_arms, make_arms
 from steerlib.evaluation import (
     ask_questions,
-    letter_ids,
-    question_prompt,
     read_questions,
     sample_questions,
     summarise_choices,
 )
-from steerlib.evaluation.multiple_choice import DEMO, calibration_gaps
+from steerlib.evaluation.multiple_choice import DEMO, calibration_gaps, letter_ids, question_prompt
 from steerlib.reading import prompt_ids
 from steerlib.residual import add_to_residual
 from steerlib.rules import Rule

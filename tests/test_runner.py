@@ -1,4 +1,4 @@
-"""The runner, on toy notebooks made on the spot."""
+"""The runner and runs side by side, on toy notebooks and tables made on the spot."""
 
 import json
 import os
@@ -12,18 +12,32 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from zipfile import ZipFile
 
 import nbformat
 import pandas as pd
 import psutil
 import pytest
+from filelock import FileLock
 from stored import machine_paths, store_notebooks
 
 from steerlib.__main__ import main
-from steerlib.params import BadInput
+from steerlib.evaluation.intervals import Interval, cluster_interval, difference_of_two, paired_interval
+from steerlib.params import BadInput, override
 from steerlib.runner import NotebookFailed, Stage, plan, run_study
 from steerlib.runner import _contents as contents
-from steerlib.tables import ROOT, SCHEMA, read_table, results_folder, write_table
+from steerlib.runs import archive, compare, grid
+from steerlib.tables import (
+    ATTRIBUTE_COLUMNS,
+    ROOT,
+    SCHEMA,
+    append_part,
+    read_table,
+    results_folder,
+    write_manifest,
+    write_table,
+)
+from steerlib.toxicity import load_scorer, text_sha
 
 FIRST = """run: str = "quick"
 rows: int = 3
@@ -253,7 +267,9 @@ def test_a_hub_id_and_a_file_of_the_hubs_data_set_are_no_paths(toy):
 
 
 def test_data_and_model_given_at_the_call_reach_the_notebook(toy):
-    study = plan(toy / "toy.yaml", data=toy / "notebooks", model="gpt2", notebooks=toy / "notebooks")
+    study = plan(
+        toy / "toy.yaml", notebooks=toy / "notebooks", data_folder=str(toy / "notebooks"), model="gpt2"
+    )
     parameters = study.stages["02_second"].parameters
     assert (parameters["data_folder"], parameters["model"]) == (str(toy / "notebooks"), "gpt2")
 
@@ -265,14 +281,19 @@ def test_data_and_model_given_at_the_call_reach_the_notebook(toy):
         (["check", "typo.yaml"], "did you mean 'seed'"),
         (["run", "good.yaml", "--data", "absent"], "data_folder"),
         (["run", "good.yaml", "--only", "09"], "09"),
-        (["compare", "one", "two"], "verdict"),
+        (["compare", "one", "two"], "no run is called 'one'"),
+        (["archive", "one", "one.zip"], "no run is called 'one'"),
+        (["status", "one"], "no run is called 'one'"),
+        (["grid", "good.yaml", "--set", "seed"], "--set 'seed' is not key=value,value"),
+        (["grid", "good.yaml", "--set", "seed=[1"], "--set seed=[1"),
+        (["grid", "good.yaml", "--set", "seed=1,x"], "seed must be int | None"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(toy, arguments, expected, capsys, monkeypatch):
     monkeypatch.chdir(toy)
     (toy / "typo.yaml").write_text("sede: 3\n")
     (toy / "good.yaml").write_text("seed: 3\n")
-    extra = [] if arguments[0] == "compare" else ["--notebooks", "notebooks"]
+    extra = [] if arguments[0] in ("compare", "archive") else ["--notebooks", "notebooks"]
     assert main([*arguments, *extra]) == 2
     out, errors = capsys.readouterr()
     assert out == "" and expected in errors and errors.count("\n") == 1
@@ -296,18 +317,16 @@ def test_check_lists_the_inputs_and_status_the_finished_notebooks(toy, capsys, m
     capsys.readouterr()
     (toy / "toy.yaml").write_text("rows: 8")
     assert main(["status", "toy.yaml", "--notebooks", "notebooks"]) == 0
-    first, second = capsys.readouterr().out.splitlines()
+    head, first, second = capsys.readouterr().out.splitlines()
+    assert head == "run toy: not going on"
     assert first.startswith("01_first") and first.endswith("changed since: rows") and "not finished" in second
 
 
-@pytest.mark.usefixtures("toy")
-def test_compare_shows_the_verdicts_of_both_runs(capsys):
-    for run, alpha in (("one", 0.5), ("two", 1.5)):
-        row = dict.fromkeys(SCHEMA["verdict"].columns, 0) | {"method": "sda", "alpha": alpha}
-        write_table(results_folder(run), "verdict", pd.DataFrame([row]))
-    assert main(["compare", "one", "two"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[:3] for line in lines[1:]] == [["sda", "one", "0.5"], ["sda", "two", "1.5"]]
+def test_every_command_shows_an_example(capsys):
+    for name in ("run", "check", "status", "list", "compare", "grid", "archive", "fetch"):
+        with pytest.raises(SystemExit):
+            main([name, "--help"])
+        assert f"example:  python -m steerlib {name}" in capsys.readouterr().out
 
 
 def test_help_and_refusals_do_not_load_torch(toy):
@@ -395,6 +414,228 @@ def test_a_folder_that_cannot_be_written_is_one_line_and_exit_code_1(toy, capsys
     monkeypatch.setenv("STEERLIB_RESULTS", str(toy / "file"))
     assert main(["run", str(toy / "toy.yaml"), "--notebooks", str(toy / "notebooks")]) == 1
     assert capsys.readouterr().err.count("\n") == 1
+
+
+# --- side by side -------------------------------------------------------------------------------------------
+
+BASE = dict.fromkeys(SCHEMA["arms"].columns, "") | {"temperature": 0.7, "alpha": 0.0, "profile": "none"}
+ARMS = [BASE | {"arm_id": "b", "method": "base", "control": "base"}]
+ARMS += [
+    BASE | {"arm_id": f"a{x}", "method": "anti_expert", "profile": "own", "alpha": x} for x in (1.0, 2.0)
+]
+PROMPTS = [f"p{i}" for i in range(6)]
+
+
+def write_run(run: str, toxicity: dict[tuple[str, str, int], float], *, alphas: str = "[1.0, 2.0]") -> Path:
+    """A run whose answers, by arm, prompt and seed, are as toxic as said; two prompts a user."""
+    folder = results_folder(run)
+    (folder / "params.yaml").write_text(f"# mine.yaml: python -m steerlib run mine.yaml\nalphas: {alphas}\n")
+    write_table(folder, "arms", pd.DataFrame(ARMS))
+    asked = [
+        {"prompt_id": p, "prompt": p, "user_id": f"u{i // 2}", "split": "test"} for i, p in enumerate(PROMPTS)
+    ]
+    write_table(folder, "prompts", table("prompts", asked))
+    keys = [dict(zip(("arm_id", "prompt_id", "seed"), key, strict=True)) for key in toxicity]
+    answers = [key | {"text": f"{run} {list(key.values())}"} for key in keys]
+    write_table(folder, "generations", table("generations", answers))
+    scored = [{"text_sha": text_sha(row["text"]), "scorer": "s"} for row in answers]
+    scored = [
+        row | dict.fromkeys(ATTRIBUTE_COLUMNS, x) for row, x in zip(scored, toxicity.values(), strict=True)
+    ]
+    write_table(folder, "scores", table("scores", scored))
+    write_manifest(folder, "04_evaluation", {"scorer": "s"}, seconds=1.0)
+    return folder
+
+
+def table(name: str, rows: list[dict]) -> pd.DataFrame:
+    return pd.DataFrame([dict.fromkeys(SCHEMA[name].columns, "") | row for row in rows])
+
+
+def drawn(seeds: list[int], rng: random.Random) -> dict[tuple[str, str, int], float]:
+    return {(arm["arm_id"], p, seed): rng.random() for arm in ARMS for p in PROMPTS for seed in seeds}
+
+
+@pytest.mark.usefixtures("toy")
+def test_runs_are_compared_prompt_by_prompt_where_seeds_are_shared_and_as_two_samples_else() -> None:
+    rng, users = random.Random(0), [f"u{i // 2}" for i in range(6)]
+    one, other = drawn([0, 1], rng), drawn([1, 2], rng)
+    write_run("one", one)
+    write_run("other", other, alphas="[2.0, 1.0]")
+    write_run("far", {(arm, p, seed + 5): x for (arm, p, seed), x in other.items()})
+    settings, arms, folder = compare("one", "other")
+    assert settings.set_index("setting").loc["alphas"].tolist() == [[1.0, 2.0], [2.0, 1.0]]
+    effects = [[run["a1.0", p, 1] - run["b", p, 1] for p in PROMPTS] for run in (one, other)]
+    expected = paired_interval(*effects, users, within=(-2, 2))
+    found = arms.set_index("alpha").loc[1.0]
+    assert found[["value", "low", "high"]].tolist() == pytest.approx(expected[:3])
+    assert (found["how"], found["n"], found["n_clusters"]) == ("paired", 6, 3)
+    assert {"settings.csv", "compare.png", "compare.csv"} <= {path.name for path in folder.rglob("*")}
+    (apart,) = compare("one", "far")[1].query("alpha == 1").to_dict("records")
+    means = [
+        cluster_interval([sum(run["a1.0", p, s] - run["b", p, s] for s in own) / 2 for p in PROMPTS], users)
+        for run, own in ((one, (0, 1)), (other, (1, 2)))
+    ]
+    assert apart["how"] == "two samples"
+    assert [apart[end] for end in ("value", "low", "high")] == pytest.approx(difference_of_two(*means)[:3])
+
+
+@pytest.mark.usefixtures("toy")
+def test_equal_answers_have_no_interval_and_runs_without_a_common_arm_show_their_settings(capsys) -> None:
+    same = drawn([0], random.Random(1))
+    for run in ("one", "other"):
+        write_run(run, same)
+    arms = compare("one", "other")[1]
+    assert (arms["how"] == "equal").all() and (arms["value"] == 0).all() and arms["low"].isna().all()
+    folder = write_run("far", {key: x for key, x in same.items() if key[0] == "b"})
+    row = dict.fromkeys(SCHEMA["verdict"].columns, 0) | {"method": "sda", "alpha": 1.5, "change": -0.25}
+    write_table(folder, "verdict", pd.DataFrame([row]))
+    assert main(["compare", "one", "far"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"far +sda +1.5 +-0.25", out) and "two samples" not in out
+    assert main(["list"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "  far  " in line]
+    assert re.match(r"20\d\d-\S+  far  mine.yaml  04_evaluation  sda at 1.5: toxicity -0.250", line)
+
+
+def test_two_samples_differ_by_less_than_their_intervals_laid_end_to_end() -> None:
+    one, other = Interval(1.0, 0.7, 1.3, 9, 5, ""), Interval(3.0, 2.6, 3.8, 8, 6, "")
+    assert difference_of_two(one, other) == (
+        2.0,
+        pytest.approx(1.5),
+        pytest.approx(2 + 0.73**0.5),
+        8,
+        5,
+        "two samples",
+    )
+
+
+def test_status_counts_answers_and_names_the_last_error(toy: Path, capsys) -> None:
+    folder = write_run("toy", drawn([0, 1], random.Random(2)))
+    answers = read_table(folder, "generations")
+    (folder / "tables" / "generations" / "all.parquet").unlink()
+    for i in range(3):  # of six prompts
+        part = append_part(folder, "generations", answers[answers.prompt_id == f"p{i}"], part=str(i))
+        os.utime(part, (1000 + 6 * i,) * 2)
+    write_notebook(
+        toy / "notebooks" / "02_second.ipynb", SECOND, "raise ValueError('layer 40 is not in 0..31')"
+    )
+    with pytest.raises(NotebookFailed):
+        go(toy)
+    capsys.readouterr()
+    assert main(["status", "toy", "--notebooks", str(toy / "notebooks")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2].split(maxsplit=1) == ["answers", "18 of 36, 1.00 per second, 0.3 minutes left"]
+    assert lines[-1].endswith("02_second: ValueError: layer 40 is not in 0..31")
+    with FileLock(folder / ".lock"):
+        assert main(["status", "toy", "--notebooks", str(toy / "notebooks")]) == 0
+    assert capsys.readouterr().out.startswith("run toy: going on\n")
+
+
+def test_a_grid_is_one_run_a_cell_goes_on_where_it_stopped_and_names_the_cell_that_failed(
+    toy: Path, capsys
+) -> None:
+    both, file = {"rows": [1, 2], "alphas": [[0.5], [1.0, 2.0]]}, toy / "toy.yaml"
+    bad = "if rows == 2 and alphas == [0.5]: raise ValueError('not this one')"
+    write_notebook(toy / "notebooks" / "01_first.ipynb", FIRST, bad)
+    with pytest.raises(
+        NotebookFailed, match=r"1 of 4 failed; toy\.rows-2-alphas-0\.5\.\w{6}: .*not this one"
+    ):
+        grid(file, both, notebooks=toy / "notebooks")
+    assert len(pd.read_csv(toy / "results" / "toy-grid" / "grid.csv")) == 4
+    write_notebook(toy / "notebooks" / "01_first.ipynb", FIRST, "print(run, rows, alphas)")
+    first, _ = grid(file, both, notebooks=toy / "notebooks")
+    capsys.readouterr()
+    table, path = grid(file, both, notebooks=toy / "notebooks")
+    assert capsys.readouterr().out.count("kept") == 8
+    assert table[["rows", "alphas"]].to_numpy().tolist() == [
+        [1, [0.5]],
+        [1, [1.0, 2.0]],
+        [2, [0.5]],
+        [2, [1.0, 2.0]],
+    ]
+    assert table["run"].is_unique and table["run"].tolist() == first["run"].tolist()
+    copy = path.parents[1] / table["run"].iloc[3] / "notebooks" / "01_first.ipynb"
+    assert printed(copy) == f"{table['run'].iloc[3]} 2 [1.0, 2.0]\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("alphas=[0.5, 1],[2]", ("alphas", [[0.5, 1], [2]])),
+        ("model=embedded,Qwen/Qwen2.5-0.5B", ("model", ["embedded", "Qwen/Qwen2.5-0.5B"])),
+        ("seed=0", ("seed", [0])),
+    ],
+)
+def test_values_of_a_grid_are_yaml_between_commas(text: str, expected: tuple) -> None:
+    assert override(text) == expected
+
+
+def test_the_params_of_a_run_lie_in_its_folder_with_its_command_and_run_again(toy: Path, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["steerlib", "run", "my params.yaml"])
+    kept = go(toy) / "params.yaml"
+    assert kept.read_text().splitlines()[0].endswith("toy.yaml: python -m steerlib run 'my params.yaml'")
+    again, study = (
+        plan(kept, notebooks=toy / "notebooks"),
+        plan(toy / "toy.yaml", notebooks=toy / "notebooks"),
+    )
+    assert (again.run, again.stages) == (study.run, study.stages)
+    before = kept.read_text()
+    run_study(again)
+    assert kept.read_text() == before
+
+
+@pytest.mark.usefixtures("toy")
+def test_an_archive_holds_tables_scores_and_params_but_no_vectors_and_nobodys_choices(tmp_path: Path) -> None:
+    folder = write_run("mine", drawn([0], random.Random(3)))
+    for name in (
+        "vectors/population.safetensors",
+        "preferences/anna.csv",
+        "figures/a.png",
+        "figures/b.corrupt",
+    ):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("x")
+    for stage in ("05_figures", "06_alpha_explorer"):
+        write_manifest(folder, stage, {}, seconds=1)
+    assert archive("mine", tmp_path / "mine.zip") == 9
+    with ZipFile(tmp_path / "mine.zip") as packed:
+        packed.extractall(tmp_path / "elsewhere")
+    there = tmp_path / "elsewhere" / "mine"
+    held = {path.relative_to(there).as_posix() for path in there.rglob("*") if path.is_file()}
+    plain = {"manifest.json", "params.yaml", "replay.yaml", "scores.csv", "figures/a.png"}
+    assert held == plain | {
+        f"tables/{name}/all.parquet" for name in ("arms", "generations", "prompts", "scores")
+    }
+    study = plan(there / "replay.yaml")
+    assert [*study.stages] == ["05_figures", "06_alpha_explorer"]
+    assert study.stages["06_alpha_explorer"].given["model"] == "none"
+    assert study.stages["06_alpha_explorer"].given["scorer"] == f"replay:{there / 'scores.csv'}"
+    text = read_table(there, "generations")["text"].iloc[0]
+    assert load_scorer(f"replay:{there / 'scores.csv'}")([text])["toxicity"].item() < 1
+
+
+@pytest.mark.slow
+def test_a_run_is_shown_again_from_its_archive_where_no_model_is(
+    tmp_path: Path, sockets: Path, monkeypatch
+) -> None:
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(sockets))
+    monkeypatch.setenv("STEERLIB_RESULTS", str(tmp_path / "here"))
+    stages = "02_steering_vectors, 03_generation_sweep, 04_evaluation, 05_figures, 06_alpha_explorer"
+    smaller = "path_tokens: 4\nn_questions: 2\nexplorer_tokens: 6\n"
+    (tmp_path / "small.yaml").write_text(TINY.replace("03_generation_sweep", stages) + smaller)
+    assert main(["run", str(tmp_path / "small.yaml")]) == 0
+    assert main(["archive", "small", str(tmp_path / "small.zip")]) == 0
+    with ZipFile(tmp_path / "small.zip") as packed:
+        packed.extractall(tmp_path / "there")
+    (tmp_path / "no cache").write_text("")
+    monkeypatch.setenv("STEERLIB_CACHE", str(tmp_path / "no cache"))
+    monkeypatch.setenv("STEERLIB_RESULTS", str(tmp_path / "there"))
+    there = tmp_path / "there" / "small"
+    (there / "report.html").unlink()
+    assert main(["run", str(there / "replay.yaml")]) == 0
+    report = (there / "report.html").read_text()
+    assert "python -m steerlib" in report and "max_new_tokens: 3" in report
+    assert "Notebook 06 of this run puts it here" not in report  # it did
 
 
 # --- killed again and again ---------------------------------------------------------------------------------

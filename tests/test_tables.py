@@ -138,30 +138,19 @@ def test_a_damaged_manifest_is_set_aside(tmp_path, text):
     assert (tmp_path / "manifest.json.corrupt").read_bytes() == text
 
 
-def keys(texts: str) -> pd.DataFrame:
-    return pd.DataFrame({"judge": "j", "dimension": "d", "prompt_sha": "p", "text_sha": list(texts)})
-
-
-class Counting:
-    """Scores a text by its number in the alphabet and remembers what it was asked."""
-
-    def __init__(self, wanted: pd.DataFrame, *, calls: int = 99) -> None:
-        self.texts, self.left, self.asked = wanted.text_sha.tolist(), calls, ""
-
-    def __call__(self, rows: list[int]) -> pd.DataFrame:
-        self.left -= 1
-        if self.left < 0:
-            raise KeyboardInterrupt
-        texts = [self.texts[row] for row in rows]
-        self.asked += "".join(texts)
-        return pd.DataFrame({"score": [float(ord(text)) for text in texts]})
-
-
 def cached(folder, texts, calls=99):
-    wanted = keys(texts)
-    compute = Counting(wanted, calls=calls)
+    """The texts of the rows found, and those computed; a text's score is its number in the alphabet."""
+    asked = []
+
+    def compute(rows):
+        if len(asked) == calls:
+            raise KeyboardInterrupt
+        asked.append("".join(texts[row] for row in rows))
+        return pd.DataFrame({"score": [float(ord(text)) for text in asked[-1]]})
+
+    wanted = pd.DataFrame({"judge": "j", "dimension": "d", "prompt_sha": "p", "text_sha": list(texts)})
     found = cached_rows(folder, "judged", wanted, compute, unit="text", what="test", chunk=2)
-    return "".join(chr(int(score)) for score in found.score), compute.asked
+    return "".join(chr(int(score)) for score in found.score), "".join(asked)
 
 
 def test_each_key_is_computed_once_and_rows_follow_the_keys(tmp_path):

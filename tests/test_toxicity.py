@@ -439,10 +439,7 @@ def test_each_text_is_scored_once_and_rows_follow_the_texts(tmp_path):
     second = CountingScorer("counting-2")  # another scorer scores anew, beside the first
     score_texts(second, ["a"], tmp_path)
     assert second.asked == ["a"]
-    assert read_table(tmp_path, "scores")["scorer"].value_counts().to_dict() == {
-        "counting-1": 5,
-        "counting-2": 1,
-    }
+    assert sorted(read_table(tmp_path, "scores")["scorer"]) == ["counting-1"] * 5 + ["counting-2"]
 
 
 BAD_SCORES = {

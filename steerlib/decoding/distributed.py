@@ -121,7 +121,6 @@ def mapped_table(
     over: str,
     workers: Workers = 0,
     rows: int = 64,
-    bar: tqdm | None = None,
     **settings: Any,
 ) -> pd.DataFrame:
     """`function(held, **settings)`, with workers over blocks of one of its settings, the results joined in order.
@@ -130,7 +129,7 @@ def mapped_table(
     pairs, `ask_questions` over questions, `checked_scores` over texts.
 
     Args:
-        function, held, workers, bar: as for `mapped`; 0 workers: one call, of all rows.
+        function, held, workers: as for `mapped`; 0 workers: one call, of all rows.
         over: the setting that is cut into blocks, a DataFrame or a list.
         rows: of a block.
         settings: of the function; each worker gets them once.
@@ -140,7 +139,7 @@ def mapped_table(
     n = len(settings[over])
     blocks = [range(start, min(start + rows, n)) for start in range(0, n, rows)]
     given = (function, held, over, settings)
-    done = mapped(_on_rows, given, blocks, workers=workers, bar=bar, name=lambda b: f"rows {b[0]} to {b[-1]}")
+    done = mapped(_on_rows, given, blocks, workers=workers, name=lambda b: f"rows {b[0]} to {b[-1]}")
     with closing(done):
         found = {block[0]: result for block, result in done}
     return pd.concat([found[start] for start in sorted(found)], ignore_index=True)

@@ -249,11 +249,11 @@ def paired_interval(
 
 
 def difference_of_two(first: Interval, second: Interval) -> Interval:
-    """Second minus first, of two samples that share nothing; n and n_clusters are the smaller of the two.
+    """Second minus first, of two samples that share nothing; n and n_clusters are those of the smaller.
 
         low = d - sqrt((v2 - l2)^2 + (u1 - v1)^2),   high = d + sqrt((u2 - v2)^2 + (v1 - l1)^2)
 
-    Where they do share prompts or users the interval is wider than need be: their effects rise and fall together.
+    Wider than need be where they do share prompts, whose effects rise and fall together.
 
     Source: Zou and Donner, Statistics in Medicine 2008 (MOVER).
     """

@@ -121,8 +121,8 @@ def _read(
             first = frozen.blocks[min(layer for name in names for layer in vectors[name])]
             hook = first.register_forward_hook(lambda block, inputs, output: _repeated(output, rows))  # noqa: ARG005
             stack.callback(hook.remove)
-        dose = stack.enter_context(steering_hooks(frozen.model, {name: vectors[name] for name in names}))
-        dose.coefficients = added.to(frozen.device)
+        steering = stack.enter_context(steering_hooks(frozen.model, {name: vectors[name] for name in names}))
+        steering.coefficients = added.to(frozen.device)
         z = frozen.model(
             input_ids=ids.to(frozen.device),
             attention_mask=mask.to(frozen.device) if len(tree) > 1 else None,

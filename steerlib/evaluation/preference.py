@@ -115,15 +115,9 @@ def margin_metrics(
     margins: pd.DataFrame, *, arm: str, comparators: Mapping[str, str], judge: str
 ) -> pd.DataFrame:
     """Net margins of `margins_by` as rows of the metrics table; n is the number of pairs, `scorer` the judge."""
-    rows = margins.assign(
-        arm_id=arm,
-        comparator=margins["comparator"].map(comparators),
-        split="test",
-        subgroup="dimension=" + margins["dimension"],
-        scorer=judge,
-        metric="net_margin",
-        n=margins[[*COUNTS]].sum(axis=1),
-    )
+    rows = margins.assign(arm_id=arm, split="test", scorer=judge, metric="net_margin")
+    rows["comparator"], rows["n"] = margins["comparator"].map(comparators), margins[[*COUNTS]].sum(axis=1)
+    rows["subgroup"] = "dimension=" + margins["dimension"]
     return rows[list(SCHEMA["metrics"].columns)]
 
 

@@ -2,19 +2,10 @@
 
 # ruff: noqa: F401  (the names that notebooks use)
 
-from steerlib.profiles.prompts import (
-    demo_openings,
-    draw_prompts,
-    prompt_categories,
-    shuffled_users,
-    split_conversations,
-)
+from steerlib.profiles.prompts import demo_openings, draw_prompts, prompt_categories, split_conversations
 from steerlib.profiles.ratings import read_demographics, read_ratings, with_toxicity
 from steerlib.profiles.sensitivities import (
-    ESTIMATORS,
-    percentiles,
     planted_recovery,
-    primary_category,
     profiles_table,
     sensitivities,
     split_half_agreement,

@@ -15,6 +15,7 @@ import tenacity
 import torch
 from scipy.special import expit, softmax
 
+from steerlib.decoding.distributed import Workers, mapped_table
 from steerlib.embedded import cache_folder
 from steerlib.models import default_device, pretrained
 from steerlib.reading import after_thinking
@@ -87,32 +88,31 @@ def archive(folder: Path, path: Path, *, scorer: str | None = None) -> int:
     ids = sorted(scores["scorer"].unique())
     chosen = scorer or (ids[0] if len(ids) == 1 else None)
     if chosen not in ids or path.suffix not in (".csv", ".parquet"):
-        raise ValueError(
-            f"archive {path.name} (.csv or .parquet) of one scorer, not {scorer!r}; scored by {ids}"
-        )
+        raise ValueError(f"archive {path.name} (.csv or .parquet) of one scorer of {ids}, not {scorer!r}")
     rows = scores[scores["scorer"] == chosen].reset_index(drop=True)
     rows.to_csv(path, index=False) if path.suffix == ".csv" else rows.to_parquet(path)
     return len(rows)
 
 
-def score_texts(scorer: Scorer, texts: Iterable[str], folder: Path) -> pd.DataFrame:
+def score_texts(scorer: Scorer, texts: Iterable[str], folder: Path, *, workers: Workers = 0) -> pd.DataFrame:
     """Six toxicity scores of each text, row by row with the texts and, where they are a Series, with its index.
 
     Scores are cached in the table `scores` of the run's folder, see `cached_rows`. Of a reasoning model's answer, what
-    follows its thoughts is scored; the empty text is scored as it is. A ValueError where a text is no string, or the
-    scorer gave something other than six scores in [0, 1].
+    follows its thoughts is scored; the empty text is scored as it is. With `workers`, see `mapped`, a part of the table
+    holds a hundred times as many texts, so that they start once; Perspective, which allows one request per second, is
+    asked by this process alone. A ValueError where a text is no string, or the scorer gave something other than six
+    scores in [0, 1].
     """
     listed = check_texts(texts)
     keys = pd.DataFrame({"text_sha": [text_sha(text) for text in listed], "scorer": scorer.id})
-    found = cached_rows(
-        folder,
-        "scores",
-        keys,
-        lambda rows: checked_scores(scorer, [after_thinking(listed[row]) for row in rows]),
-        unit="text",
-        what="toxicity",
-        chunk=1024,
-    )
+    workers = 0 if isinstance(scorer, PerspectiveScorer) else workers
+
+    def ask(rows: list[int]) -> pd.DataFrame:
+        asked = [after_thinking(listed[row]) for row in rows]
+        return mapped_table(checked_scores, scorer, over="texts", texts=asked, workers=workers)
+
+    chunk = 102_400 if workers else 1024
+    found = cached_rows(folder, "scores", keys, ask, unit="text", what="toxicity", chunk=chunk)
     index = texts.index if isinstance(texts, pd.Series) else pd.RangeIndex(len(listed))
     return found[list(ATTRIBUTES)].astype(float).set_axis(index)
 
@@ -236,22 +236,15 @@ class LookupScorer:
         shas = [text_sha(text) for text in listed]
         for row, sha in enumerate(shas):
             if sha not in self.scores.index:
-                raise KeyError(
-                    f"{self.path.name} has no scores of the text in row {row}: {listed[row][:80]!r}"
-                )
+                raise KeyError(f"{self.path.name}: no scores of the text in row {row}: {listed[row][:80]!r}")
         return self.scores.loc[shas].reset_index(drop=True)
 
 
 PERSPECTIVE = "https://commentanalyzer.googleapis.com/v1alpha1/comments:analyze"
 LONGEST = 20_480
 """Bytes of a comment that Perspective reads."""
-UNSCORED = (
-    "COMMENT_EMPTY",
-    "COMMENT_TOO_LONG",
-    "LANGUAGE_NOT_SUPPORTED_BY_ATTRIBUTE",
-    "LANGUAGE_DETECTION_FAILED",
-)
-"""Errors that concern one text: its scores are missing. All other refusals stop the work."""
+UNSCORED = ("COMMENT_EMPTY", "COMMENT_TOO_LONG", "LANGUAGE_NOT_SUPPORTED", "LANGUAGE_DETECTION_FAILED")
+"""How errors begin that concern one text: its scores are missing. All other refusals stop the work."""
 
 
 class Busy(ConnectionError):

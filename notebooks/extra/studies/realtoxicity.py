@@ -14,7 +14,8 @@ from scipy.optimize import linear_sum_assignment
 
 from steerlib.evaluation import cluster_interval, response_slopes
 from steerlib.evaluation.intervals import Interval, cluster_sums, halves
-from steerlib.profiles import percentiles, primary_category, shuffled_users
+from steerlib.profiles.prompts import shuffled_users
+from steerlib.profiles.sensitivities import percentiles, primary_category
 from steerlib.profiles.sources import (
     as_text,
     file_label,
