@@ -112,7 +112,7 @@ def _check(options: argparse.Namespace) -> None:
         prompts = _check_ratings(given) if "01_user_profiles" in study.stages else 0
         what = "arms"
         if "model" in given:
-            _size(given, _n_answers(given, prompts) if "03_generation_sweep" in study.stages else 0)
+            _size(given, _n_answers(given, prompts) if "personal_vectors" in given else 0)
     except (OSError, ValueError) as failure:
         raise BadInput(f"{what}: {failure}") from None
     for key, judge in check_reachable(study, [*study.stages]).items():

@@ -52,7 +52,6 @@ def assert_covers(tree: pd.DataFrame, alpha_max: float = 2.2) -> None:
         ("expert_anti_expert", dataclasses.replace(SAMPLED, min_p=0.0, penalty_scope="generated_only")),
         ("sda", dataclasses.replace(SAMPLED, js_sigma=0.1, min_temperature=0.2)),
         ("anti_expert", SAMPLED),
-        ("expert_anti_expert", dataclasses.replace(SAMPLED, temperature=2.0, min_p=0.4)),
     ],
 )
 def test_at_any_alpha_the_path_has_the_answer_of_plain_decoding(tiny, method, sampling):

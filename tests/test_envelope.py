@@ -1,11 +1,12 @@
 import dataclasses
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from steerlib.decoding.sampling import ScoreLines, upper_envelope
+from steerlib.decoding.sampling import Pieces, ScoreLines, choose, penalise_, upper_envelope
 
 
 def lines_of(intercept: list[float], slope: list[float], **settings) -> ScoreLines:
@@ -18,17 +19,40 @@ def lines_of(intercept: list[float], slope: list[float], **settings) -> ScoreLin
     )
 
 
+def random_lines(rows: int, vocab: int, *, sampled: bool, penalty: float, min_p: float) -> ScoreLines:
+    generator = torch.Generator().manual_seed(rows + vocab)
+    z, dz, noise = (torch.randn(rows, vocab, generator=generator, dtype=torch.float64) for _ in range(3))
+    seen = torch.rand(rows, vocab, generator=generator) < 0.5
+    temperature = torch.rand(rows, generator=generator, dtype=torch.float64) + 0.3
+    return ScoreLines(z, dz * 2, temperature, noise if sampled else None, seen, penalty, min_p)
+
+
 def pieces_of(lines: ScoreLines, low: float = 0.0, high: float = 2.0) -> list[tuple[float, int]]:
     """Start and token of each piece of a single row."""
-
-    def of(rows: Tensor) -> ScoreLines:
-        noise = None if lines.noise is None else lines.noise[rows]
-        some = {name: getattr(lines, name)[rows] for name in ("intercept", "slope", "temperature", "seen")}
-        return dataclasses.replace(lines, noise=noise, **some)
-
-    ends = torch.tensor([[low], [high]], dtype=torch.float64)
-    found = upper_envelope(of, *ends, vocab=lines.intercept.shape[1])
+    found = envelope(lines, low, high)
     return list(zip(found.low.tolist(), found.token.tolist(), strict=True))
+
+
+def envelope(lines: ScoreLines, low: float, high: float) -> Pieces:
+    ends = torch.ones(len(lines.intercept), dtype=torch.float64)
+    return upper_envelope(partial(rows_of, lines), ends * low, ends * high, vocab=lines.intercept.shape[1])
+
+
+def rows_of(lines: ScoreLines, rows: Tensor) -> ScoreLines:
+    noise = None if lines.noise is None else lines.noise[rows]
+    some = {name: getattr(lines, name)[rows] for name in ("intercept", "slope", "temperature", "seen")}
+    return dataclasses.replace(lines, noise=noise, **some)
+
+
+def chosen_at(lines: ScoreLines, alpha: float) -> Tensor:
+    """The engine's own choice at one alpha."""
+    rows, _ = lines.intercept.shape
+    z = lines.intercept + alpha * lines.slope
+    penalise_(z, lines.seen, torch.full((rows,), lines.penalty, dtype=z.dtype))
+    if lines.noise is None:
+        return (z / lines.temperature[:, None]).argmax(-1)
+    min_p = torch.full((rows,), lines.min_p, dtype=z.dtype)
+    return choose(z, lines.noise, lines.temperature, torch.ones(rows), min_p)[0]
 
 
 def test_lines_part_where_they_cross_and_a_token_below_the_others_never_appears():
@@ -61,3 +85,30 @@ def test_a_token_is_chosen_only_while_it_is_in_the_nucleus():
     assert [token for _, token in found] == [0, 1]
     assert found[1][0] == pytest.approx(1)
     assert pieces_of(dataclasses.replace(lines, min_p=0.0), 0, 4) == [(0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("sampled", "penalty", "min_p"),
+    [(False, 1.15, 0.0), (True, 1.0, 0.4), (True, 1.15, 0.05), (True, 3.0, 0.4)],
+)
+def test_the_pieces_are_those_of_a_dense_grid(sampled, penalty, min_p):
+    lines = random_lines(30, 40, sampled=sampled, penalty=penalty, min_p=min_p)
+    found = envelope(lines, 0.0, 2.2)
+    grid = np.linspace(0, 2.2, 999)[:-1] + 1e-4
+    expected = torch.stack([chosen_at(lines, a) for a in grid], dim=1)
+    missed = 0
+    for row in range(30):
+        mine = found.row == row
+        low, high, token = (side[mine].numpy() for side in (found.low, found.high, found.token))
+        place = np.searchsorted(low, grid, side="right") - 1
+        assert token[place].tolist() == expected[row].tolist()
+        assert low[0] == 0.0
+        assert high[-1] == 2.2
+        assert (low[1:] == high[:-1]).all()
+        assert (token[1:] != token[:-1]).all()
+        # A piece that the grid steps over is one between two grid points, and its middle must agree as well.
+        for piece in set(range(len(low))) - set(place):
+            missed += 1
+            assert high[piece] - low[piece] < 2 * 2.2 / 998
+            assert chosen_at(lines, (low[piece] + high[piece]) / 2)[row] == token[piece]
+    assert missed < 80

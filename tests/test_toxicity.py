@@ -389,7 +389,7 @@ def test_scores_of_a_table_are_looked_up_by_text_whatever_the_text(tmp_path, suf
     scorer = load_scorer(path)
     assert scorer(["", "NA", "b\nc", "NA"])["threat"].tolist() == [0.3, 0.1, 0.2, 0.1]
     assert scorer.id.startswith("perspective-")
-    with pytest.raises(KeyError, match="row 1: 'absent'"):
+    with pytest.raises(KeyError, match=r"row 1.*'absent'"):
         scorer(["NA", "absent", "absent too"])
 
 
