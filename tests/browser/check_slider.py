@@ -41,6 +41,8 @@ NAMED = ('panel_rater: str = \\"\\"', f'panel_rater: str = \\"{RATER}\\"')
 """The blind panel's rater in the copied notebook, whose cells stand in JSON."""
 HOSTILE = "</script><img src=x onerror=\"document.title='broken'\">"
 DONE = "() => ![...document.querySelectorAll('.jp-InputPrompt')].some(one => one.innerText.includes('*'))"
+FAILED = "document.querySelector('[data-mime-type=\"application/vnd.jupyter.error\"]')"
+"""The first error of a cell."""
 CUT = """() => [...document.querySelectorAll('.widget-label')]
     .filter(one => one.scrollWidth > one.clientWidth + 1).map(one => one.textContent)"""
 """Names of controls that do not fit."""
@@ -84,7 +86,9 @@ def main() -> None:
             check_panel(page, Path(folder) / "work" / "results" / "quick", pictures)
             check_kernel(page)
             page.close()  # or it complains of the server that ends
-        check_saved_page(chromium.new_page(**opened), saved, pictures)
+        published = Path(folder) / "work" / "results" / "quick" / "figures" / "alpha_explorer.html"
+        for file, picture in ((saved, "saved.png"), (published, "alpha_explorer.png")):
+            check_saved_page(chromium.new_page(**opened), file, pictures / picture)
         with served(Path(folder), "voila") as address:
             check_voila(chromium.new_page(**opened), address, pictures)
     assert not complaints, complaints
@@ -177,7 +181,10 @@ def check_first_answer(page: Any, address: str, pictures: Path) -> None:
     page.wait_for_selector("#jp-main-statusbar >> text=/\\| Idle/", timeout=SLOW)
     started = time.perf_counter()
     menu(page, "Run", "Run All Cells")
-    page.wait_for_function("() => document.querySelector('.ax-stream')?.textContent", timeout=SLOW)
+    page.wait_for_function(
+        f"() => document.querySelector('.ax-stream')?.textContent || {FAILED}", timeout=SLOW
+    )
+    assert not page.evaluate(FAILED), page.evaluate(f"{FAILED}.innerText")
     print(f"Run All to first text: {time.perf_counter() - started:.1f} s")
     state(page, "idle: \\d+ different")
     print(f"Run All to all answers: {time.perf_counter() - started:.1f} s")
@@ -325,8 +332,8 @@ def check_kernel(page: Any) -> None:
     page.wait_for_selector("#jp-main-statusbar >> text=/\\| Idle/", timeout=SLOW)
 
 
-def check_saved_page(page: Any, saved: Path, pictures: Path) -> None:
-    """No kernel, no server, no network: the slider moves."""
+def check_saved_page(page: Any, saved: Path, picture: Path) -> None:
+    """No kernel, no server, no network: the slider moves, of the page that was saved and of notebook 06's own."""
     complaints = watched(page)
     page.goto(saved.as_uri())
     complaints[:] = [one for one in complaints if saved.as_uri() not in one]
@@ -338,9 +345,9 @@ def check_saved_page(page: Any, saved: Path, pictures: Path) -> None:
     assert page.locator(".ax-text").last.inner_text() != first
     slider.fill("1.2")
     page.set_viewport_size({"width": 1000, "height": 600})
-    page.screenshot(path=str(pictures / "alpha_explorer.png"), full_page=True)
+    page.screenshot(path=str(picture), full_page=True)
     assert not complaints, complaints
-    print(f"the saved page works alone, {saved.stat().st_size / 1000:.0f} kB")
+    print(f"{saved.name} works alone, {saved.stat().st_size / 1000:.0f} kB")
 
 
 def check_voila(page: Any, address: str, pictures: Path) -> None:
