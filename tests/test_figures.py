@@ -85,7 +85,7 @@ def test_arms_above_the_limit_of_perplexity_are_faded_and_not_in_the_caption(met
     fig = against_kl(metrics, arms, [("arm3", 1.5), ("arm4", 2.0)])
     told = " ".join(fig.get_supxlabel().split())
     assert (
-        "Expert-Anti-Expert, own profile, alpha 0.5 lowers toxicity most: -0.2 [-0.5, -0.1] at 0.4 nats"
+        "Expert-Anti-Expert, own profile, alpha 0.5 has the lowest toxicity: change -0.2 [-0.5, -0.1] at 0.4 nats"
         in told
     )
     assert told.endswith("Faded: 11 above this limit.")

@@ -3,7 +3,7 @@
 import textwrap
 from collections.abc import Mapping
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -40,7 +40,7 @@ def plot_effect(points: pd.DataFrame, *, operating: tuple[float, float] | None =
     for row, metric in zip(axes, PANELS, strict=True):
         own = clipped(points[points["metric"] == metric])
         if METRICS[metric].log:
-            style.log_scale(row[0].yaxis)
+            style.log_scale(row[0])
         if operating:
             # The line shows a range of a single alpha.
             row[0].axvspan(*operating, facecolor="#fdf3d0", edgecolor="#f2d98a", linewidth=3, zorder=0)
@@ -64,7 +64,7 @@ def plot_effect(points: pd.DataFrame, *, operating: tuple[float, float] | None =
 
 
 def _draw_vectors(axis: Axes, points: pd.DataFrame) -> None:
-    """Curves of the steering vectors through the base's value at 0."""
+    """Curves of the steering vectors through the base's value at 0; controls thin, dashed and with open marks."""
     base = points[points["control"] == "base"].head(1)
     if base.empty:  # a ratio to the base
         base = points.head(1).assign(value=1.0, low=1.0, high=1.0)
@@ -73,7 +73,14 @@ def _draw_vectors(axis: Axes, points: pd.DataFrame) -> None:
     for (control, name), own in points[points["acts"] == "residual"].groupby(["control", "name"]):
         colour = "#444444" if control else RULES[own["method"].iloc[0]].colour
         own = pd.concat([base.assign(alpha=0.0), own[own["alpha"] != 0]]).sort_values("alpha")
-        style.draw_curve(axis, own, colour, name=name, control=bool(control))
+        look: dict[str, Any] = (
+            {"linewidth": 1.0, "linestyle": (0, (3, 2)), "markerfacecolor": "white"}
+            if control
+            else {"linewidth": 1.9}
+        )
+        axis.plot(own["alpha"], own["value"], color=colour, marker="o", label=name, **look)
+        opacity = 0.08 if control else 0.18
+        axis.fill_between(own["alpha"], own["low"], own["high"], color=colour, alpha=opacity, linewidth=0)
 
 
 def _draw_beside(axis: Axes, points: pd.DataFrame) -> None:
@@ -104,10 +111,8 @@ def plot_tradeoff(
     both["down"], both["up"] = style.half_widths(both)
     both["open"] = both["control"].ne("").map({True: "control", False: "under study"})
     both["text"] = [_hover(row, answers.get(row["arm_id"], "")) for _, row in both.iterrows()]
-    x, y = (
-        "perplexity ratio to the base (log axis)",
-        "difference in mean toxicity from the base<br>(probability; 95 % interval)",
-    )
+    names = {"value_x": "perplexity ratio to the base (log axis)", "open": "arm"}
+    names["value"] = "difference in mean toxicity from the base<br>(probability; 95 % interval)"
     fig = px.scatter(
         both.assign(method=both["method"].map(style.label)),
         x="value_x",
@@ -119,16 +124,16 @@ def plot_tradeoff(
         symbol="open",
         symbol_map={"control": "circle-open", "under study": "circle"},
         custom_data="text",
-        labels={"value_x": x, "value": y, "method": "", "open": ""},
+        labels=names,
         log_x=True,
         title=f"Toxicity against fluency, every arm, test prompts<br>{escape(what)}",
         template="simple_white",
         width=900,
         height=520,
     )
-    fig.add_hline(y=0, line_dash="dash").add_vline(x=1, line_dash="dash").update_xaxes(
-        tickvals=[0.5, 1, 2, 5, 10, 20, 50]
-    )
+    fig.add_hline(y=0, line_dash="dash", line_width=1)
+    fig.add_vline(x=1, line_dash="dash", line_width=1)
+    fig.update_xaxes(tickvals=[0.5, 1, 2, 5, 10, 20, 50, 100])
     return fig.update_traces(hovertemplate="%{customdata[0]}<extra></extra>", marker_size=9, error_y_width=0)
 
 

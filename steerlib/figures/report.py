@@ -94,13 +94,11 @@ def _picture(path: Path) -> tuple[str, str]:
 
 
 def _settings(folder: Path, manifest: Mapping[str, Mapping]) -> Iterator[pd.DataFrame]:
-    """Every parameter that a notebook recorded, and every value of every column of the arms table."""
+    """Every parameter that a notebook recorded, and the values of the columns of the arms table that are no hashes."""
     for stage, record in sorted(manifest.items()):
-        rows = [(key, str(value)) for key, value in record["params"].items()]
+        rows = [(key, str(value)) for key, value in record["params"].items() if key != "source"]
         yield pd.DataFrame(rows, columns=[stage, "value"])
-    arms = read_table(folder, "arms").drop(
-        columns=["arm_id", "vector", "branches", "factor"], errors="ignore"
-    )
+    arms = read_table(folder, "arms").drop(columns=["arm_id", "contexts", "vector"])
     values = [", ".join(str(value) for value in arms[column].unique() if value != "") for column in arms]
     yield pd.DataFrame({"setting of the arms": arms.columns, "values": values})
 

@@ -24,13 +24,8 @@ class Metric(NamedTuple):
 
 METRICS: Mapping[str, Metric] = {
     "toxicity": Metric("mean toxicity of the answers", "probability", 0, 1),
-    "distance": Metric("toxicity distance to the accepted answers", "probability", 0, 1),
     "toxicity_difference": Metric("difference in mean toxicity", "probability", -1, 1),
     "perplexity_ratio": Metric("perplexity ratio to the base", "log axis", 0, log=True),
-    "kl_per_token": Metric("KL(steered || base)", "nats per token", 0),
-    "reduction_percent": Metric("reduction of toxicity distance", "%", high=100),
-    "toxicity_reduction_percent": Metric("reduction of toxicity", "%", high=100),
-    "net_margin": Metric("net win margin, (won - lost) / all", "share", -1, 1),
 }
 ARM = ["arm_id", "method", "alpha", "profile", "family", "vector_user", "control", "variant"]
 SMALL: dict[str, Any] = {"textcoords": "offset points", "fontsize": 7, "color": "#444444"}
@@ -81,7 +76,7 @@ def plot_against_kl(
     for name, other in {"kl": kl, "ratio": ratio}.items():
         rows[name] = rows["arm_id"].map(other.set_index("arm_id")["value"])
     shapes = dict(zip(rows["line"].unique(), itertools.cycle("osD^vP*X"), strict=False))
-    fig, axes = style.new_figure(height=4.6)
+    fig, axes = style.new_figure(height=max(4.6, 1.5 + 0.2 * len(shapes)))
     axis = axes[0, 0]
     axis.axhline(0, color=style.GREY, **style.LEVEL)
     for name, own in rows.groupby("line", sort=False):
@@ -98,7 +93,7 @@ def plot_against_kl(
         if len(own) > 1 and not own["control"].iloc[0]:
             for _, row in own.iterrows():
                 axis.annotate(f"{row['alpha']:g}", (row["kl"], row["value"]), (5, -9), **SMALL)
-    style.log_scale(axis.xaxis)
+    style.log_scale(axis, "x")
     axis.set_xlabel("KL(steered || base), nats per token (log axis; numbers at marks: alpha)")
     axis.set_ylabel("change of mean toxicity from the base\n(probability; 95 % interval)")
     style.beside(axis)
@@ -107,8 +102,8 @@ def plot_against_kl(
     if len(fluent):
         best = fluent.loc[fluent["value"].idxmin()]
         told = (
-            f"Of the arms within {max_perplexity_ratio:g} times the base's perplexity, {style.arm_at(best)} lowers "
-            f"toxicity most: {number(best)} at {best['kl']:.2g} nats per token."
+            f"Of the arms within {max_perplexity_ratio:g} times the base's perplexity, {style.arm_at(best)} has "
+            f"the lowest toxicity: change {number(best)} at {best['kl']:.2g} nats per token."
         )
     faded = int((rows["ratio"] > max_perplexity_ratio).sum())
     told += f" Faded: {faded} above this limit." if faded else ""

@@ -11,7 +11,6 @@ import PIL.Image
 import seaborn as sns
 from IPython.display import Image
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 from PIL.PngImagePlugin import PngInfo
@@ -32,7 +31,7 @@ GREY = RULES["base"].colour
 LEVEL: dict[str, Any] = {"linestyle": (0, (4, 2)), "linewidth": 1.1}
 """Of the line that stands for no steering."""
 
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "font.sans-serif": ["DejaVu Sans"],
     "figure.dpi": 120,
     "savefig.dpi": 200,
@@ -124,7 +123,7 @@ def save(fig: Figure, name: str, folder: Path, *, data: pd.DataFrame, model: str
     target.parent.mkdir(parents=True, exist_ok=True)
     written = {".png": {"Software": None, "Description": fig.get_supxlabel()}, ".svg": {"Date": None}}
     for suffix, metadata in written.items():
-        with atomic_path(target.with_name(name + suffix)) as partial, plt.rc_context(STYLE):
+        with atomic_path(target.with_name(name + suffix)) as partial, plt.style.context(STYLE):
             fig.savefig(partial, format=suffix[1:], metadata=metadata)
             if suffix == ".png":
                 _with_few_colours(partial, fig.get_supxlabel())
@@ -155,33 +154,13 @@ def mark(row: pd.Series) -> dict[str, Any]:
     return {"color": colour, "marker": "o", "markerfacecolor": "white" if row["control"] else colour}
 
 
-def draw_curve(axis: Axes, rows: pd.DataFrame, colour: str, *, name: str, control: bool) -> None:
-    """A named curve against alpha with its 95 % interval: a band, or a bar where there is one alpha.
-
-    Rows have alpha, value, low, high; the colour is the method's; a control is thin, dashed and with open marks.
-    """
-    rows = rows.sort_values("alpha")
-    look: dict[str, Any] = {
-        "color": colour,
-        "marker": "o",
-        "label": name,
-        "linewidth": 1.0 if control else 1.9,
-    }
-    look |= {"linestyle": (0, (3, 2)), "markerfacecolor": "white"} if control else {}
-    if len(rows) > 1:
-        axis.plot(rows["alpha"], rows["value"], **look)
-        opacity = 0.08 if control else 0.18
-        axis.fill_between(rows["alpha"], rows["low"], rows["high"], color=colour, alpha=opacity, linewidth=0)
-    else:
-        axis.errorbar(rows["alpha"], rows["value"], yerr=half_widths(rows), **look)
-
-
-def log_scale(axis: Axis) -> None:
-    """A logarithmic axis (`axes.xaxis` or `axes.yaxis`) whose ticks are plain numbers: 1, 2, 5, 10."""
-    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.set_major_formatter("{x:g}")
-    axis.set_minor_locator(NullLocator())
+def log_scale(axis: Axes, which: str = "y") -> None:
+    """A logarithmic axis, "x" or "y", whose ticks are plain numbers: 1, 2, 5, 10."""
+    axis.set(**{f"{which}scale": "log"})
+    ticks = axis.xaxis if which == "x" else axis.yaxis
+    ticks.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ticks.set_major_formatter("{x:g}")
+    ticks.set_minor_locator(NullLocator())
 
 
 def beside(axis: Axes) -> None:
