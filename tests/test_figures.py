@@ -121,7 +121,7 @@ def test_the_verdict_is_drawn_minus_base_control_and_shuffled_profile_each_once(
         "CAA, alpha 0.5: minus base",
         "minus random vector (KL 0.25, 0.50)",
         "minus shuffled profile (KL 0.25, 0.12)",
-        "minus shuffled profile (KL 0.25, 0.12)",
+        "minus shuffled profile (KL 0.25, 0.50)",
     ]
     assert drawn["value"].tolist() == [0.25, -0.5, 0.25, -0.75]
     alone = verdict.tail(1).assign(

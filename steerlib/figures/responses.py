@@ -113,8 +113,8 @@ def plot_against_kl(
 def verdict_effects(verdict: pd.DataFrame, arms: pd.DataFrame) -> pd.DataFrame:
     """Rows for `plot_forest`: each method of the verdict minus the base, minus its control, minus its shuffled profile.
 
-    A comparison that the verdict holds twice (the control is the shuffled profile, or the base) is drawn once; one that it lacks is
-    left out. Names give KL per token of both, since the verdict compares at equal KL where it can.
+    A comparison that the verdict holds twice (the control is the shuffled profile, or the base) is drawn once; one that
+    it lacks is left out. Names give KL per token of both, since the verdict compares at equal KL where it can.
     """
     known, rows = arms.set_index("arm_id"), []
     for _, row in verdict.iterrows():
