@@ -102,7 +102,7 @@ def test_a_rule_of_ones_own_is_drawn_without_touching_the_figures(metrics, arms,
 
 
 def test_the_verdict_is_drawn_minus_base_control_and_shuffled_profile_each_once():
-    kinds = {"arm0": "", "arm1": "random_vector", "arm2": "shuffled_profile"}
+    kinds = {"arm0": "", "arm1": "random_vector", "arm2": "shuffled_profile", "arm3": "base"}
     arms = pd.DataFrame({"arm_id": list(kinds), "control": list(kinds.values())}).assign(
         method="caa", alpha=0.5
     )
@@ -121,9 +121,13 @@ def test_the_verdict_is_drawn_minus_base_control_and_shuffled_profile_each_once(
         "CAA, alpha 0.5: minus base",
         "minus random vector (KL 0.25, 0.50)",
         "minus shuffled profile (KL 0.25, 0.12)",
-        "minus shuffled profile (KL 0.25, 0.12)",
+        "minus shuffled profile (KL 0.25, 0.50)",
     ]
-    assert drawn["value"].tolist() == [0.25, -0.5, 0.25, 0.25]
+    assert drawn["value"].tolist() == [0.25, -0.5, 0.25, -0.75]
+    alone = verdict.tail(1).assign(
+        arm_id="arm1", control_arm="arm3", change=0.5, own_minus_shuffled=float("nan")
+    )
+    assert fg.verdict_effects(alone, arms)["value"].tolist() == [0.5]  # there is no control but the base
     assert drawn["control"].astype(bool).tolist() == [False, True, True, True]
     assert fg.plot_forest(drawn, what="x", found="What.").get_supxlabel() == "What. Open marks: controls."
     assert fg.verdict_effects(verdict.head(0), arms).empty

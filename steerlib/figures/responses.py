@@ -113,24 +113,22 @@ def plot_against_kl(
 def verdict_effects(verdict: pd.DataFrame, arms: pd.DataFrame) -> pd.DataFrame:
     """Rows for `plot_forest`: each method of the verdict minus the base, minus its control, minus its shuffled profile.
 
-    A comparison that the verdict holds twice (the control is the shuffled profile) is drawn once; one that it lacks is
-    left out. Names give KL per token of both, since the verdict compares at equal KL where it can.
+    A comparison that the verdict holds twice (the control is the shuffled profile, or the base) is drawn once; one that
+    it lacks is left out. Names give KL per token of both, since the verdict compares at equal KL where it can.
     """
     known, rows = arms.set_index("arm_id"), []
     for _, row in verdict.iterrows():
         control = known.loc[row["control_arm"], "control"]
-        compared = {
-            "base": ("change", "change_low", "change_high", None),
-            control.replace("_", " "): ("difference", "low", "high", "control_kl"),
-            "shuffled profile": ("own_minus_shuffled", "own_low", "own_high", "shuffled_kl"),
-        }
+        compared = {"base": ("change", "change_low", "change_high", "")}
+        compared.setdefault(control.replace("_", " "), ("difference", "low", "high", "control_kl"))
+        compared.setdefault("shuffled profile", ("own_minus_shuffled", "own_low", "own_high", "shuffled_kl"))
         arm = style.arm_at(known.loc[row["arm_id"]].copy())
         for against, (value, low, high, kl) in compared.items():
             beside = f" (KL {row['kl_per_token']:.2f}, {row[kl]:.2f})" if kl else ""
             name = f"minus {against}{beside}" if kl else f"{arm}: minus base"
             numbers = dict(zip(("value", "low", "high"), row[[value, low, high]], strict=True))
             rows.append(
-                {"name": name, "method": known.loc[row["arm_id"], "method"], "control": kl or "", **numbers}
+                {"name": name, "method": known.loc[row["arm_id"], "method"], "control": kl, **numbers}
             )
     found = pd.DataFrame(rows, columns=["name", "method", "control", "value", "low", "high"])
     return found.dropna(subset="value").assign(metric="toxicity_difference").reset_index(drop=True)
