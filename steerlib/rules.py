@@ -186,12 +186,6 @@ SCORE_FUNCTIONS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 """F(S) by name: the paper's eq. 3 first, then the six others of the authors' code."""
 
-SDA_PRESETS: Mapping[str, Mapping[str, float]] = {
-    "steep": {"temperature": 0.6, "top_p": 0.95, "js_sigma": 0.01, "min_temperature": 0.2},
-    "mild": {"temperature": 0.6, "top_p": 0.95, "js_sigma": 2 * math.log(2), "min_temperature": 0.0},
-}
-"""Sampling with the two temperature functions of the authors' code (its tf 1 and tf 0). The paper prints no numbers."""
-
 
 def amplification(score: float | np.ndarray, function: str = "sigmoid") -> np.ndarray:
     """How strongly SDA steers a prompt whose first answer scored S, the shape of the score; in [0, 1) by default.
@@ -239,7 +233,8 @@ def js_temperature(
     JS is that of the plain and the instructed branch, see `js_divergence`. `t0` is the temperature at JS = 0, `sigma`,
     above 0, the divergence in nats at which it has halved, `t_min` its lower bound, at most t0; numbers or `(batch,)`.
 
-    Source: SDA, eq. 7.
+    Source: SDA, eq. 7. The paper prints no numbers; the authors' code has t0 0.6 with sigma 0.01, t_min 0.2 (its tf 1),
+    or with sigma 2 ln 2, t_min 0 (its tf 0).
     """
     js = js_divergence(log_p1, log_p2)
     t0, sigma, t_min = (torch.as_tensor(x, dtype=js.dtype, device=js.device) for x in (t0, sigma, t_min))

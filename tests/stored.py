@@ -52,10 +52,11 @@ def tell_readme(stored: list[nbformat.NotebookNode], readme: Path = ROOT / "READ
     texts = [o.get("text", "") for notebook in stored for c in notebook.cells for o in c.get("outputs", [])]
     effect, verdict = (
         next(text for text in texts if what in text).strip().splitlines()
-        for what in ("slope of toxicity", "(chosen on dev)")
+        for what in ("slope of toxicity", "Operating range: ")
     )
     block = ["**Does it steer?** From notebook 00:", "", *(f"- {line}" for line in effect)]
-    block += ["", f"**Quick run, alpha chosen on dev and reported on test.** {verdict[0]}"]
+    block += ["", "**Is it personal?** From the quick run's verdict:", ""]
+    block += [f"- {part}" for part in verdict[0].split("; ")]
     before, rest = readme.read_text("utf-8").split(begin)
     text = "\n".join(block)
     readme.write_text(f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}", "utf-8")

@@ -64,7 +64,8 @@ def test_controls_are_matched_by_alpha_and_by_kl():
 
 def metric_rows(metric, of_arms, split="dev"):
     rows = [(arm, "b", split, "all", metric, value) for arm, value in of_arms.items()]
-    return pd.DataFrame(rows, columns=["arm_id", "comparator", "split", "subgroup", "metric", "value"])
+    table = pd.DataFrame(rows, columns=["arm_id", "comparator", "split", "subgroup", "metric", "value"])
+    return table.assign(high=table.value + 0.3)
 
 
 def choice(*parts, **settings):
@@ -83,7 +84,7 @@ def test_each_curve_has_its_own_alpha_chosen_on_dev_alone_and_base_wins_where_no
 
 def test_alphas_that_cost_too_much_fluency_take_no_part():
     dev = metric_rows("toxicity_reduction_percent", {"o1": 10.0, "o2": 30.0})
-    dear = metric_rows("perplexity_ratio", {"o1": 1.2, "o2": 2.5})
+    dear = metric_rows("perplexity_ratio", {"o1": 1.2, "o2": 1.8})  # the interval of o2 ends at 2.1
     assert choice(dev, dear, max_perplexity_ratio=2.0).loc["own", "arm_id"] == "o1"
     assert choice(dev, dear, max_perplexity_ratio=1.1).loc["own", "arm_id"] == "b"
 

@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from steerlib import figures as fg
+from steerlib.decoding.sampling import Sampling
 from steerlib.rules import RULES, Rule
 from steerlib.tables import ATTRIBUTE_COLUMNS, SCHEMA, write_manifest
 
@@ -46,35 +47,86 @@ def test_arms_are_named_by_their_columns(arms):
     assert fg.arm_name(arms.iloc[3], method=False) == "own profile"
 
 
-def test_a_metric_is_drawn_from_alpha_zero_with_controls_on_one_scale_within_its_range(metrics, arms):
-    fig = fg.plot_against_alpha(fg.points(metrics, arms, "toxicity"))
-    texts = words(fig)
-    shown = {axis.get_title(): axis for axis in fig.axes if axis.get_visible()}
-    assert list(shown) == ["Expert-Anti-Expert", "SDA", "CAA"]
-    assert len({axis.get_ylim() for axis in shown.values()}) == 1
-    assert shown["SDA"].get_xlabel() == "k of SDA"
-    for name in ("own profile", "shuffled profile", "random vector", "Prompt only", "Instruction only"):
-        assert name in texts
-    curve = next(line for line in shown["Expert-Anti-Expert"].lines if len(line.get_xdata()) == 3)
-    assert list(curve.get_xdata()) == [0, 0.5, 1]
-    lowest = [
-        path.vertices[:, 1].min() for axis in fig.axes for one in axis.collections for path in one.get_paths()
-    ]
-    assert min(lowest) == 0  # low is -0.2
-    assert "Expert-Anti-Expert reaches 0.1 [0, 0.2] at alpha 1 (shuffled profile 0.1 [0, 0.2])" in " ".join(
-        fig.get_supxlabel().split()
+def against_kl(metrics, arms, ratios=()) -> Figure:
+    """The figure of these arms, whose KL per token is 1, 2, 3, ... tenths in the order of the arms table."""
+    kl = fg.points(metrics, arms, "toxicity").assign(metric="kl_per_token")
+    kl["value"] = kl["arm_id"].map({arm: 0.1 * place for place, arm in enumerate(arms["arm_id"], 1)})
+    difference, ratio = (
+        fg.points(metrics, arms, name, comparator="arm0")
+        for name in ("toxicity_difference", "perplexity_ratio")
     )
-    with pytest.raises(ValueError, match="base, prompt_only"):
-        only = metrics["arm_id"].isin(["arm0", "arm1"])
-        fg.plot_against_alpha(fg.points(metrics[only], arms, "toxicity"))
+    for arm, value in ratios:
+        ratio.loc[ratio["arm_id"] == arm, "value"] = value
+    return fg.plot_against_kl(difference, kl, ratio, max_perplexity_ratio=2.0)
+
+
+def test_toxicity_stands_against_kl_with_a_line_a_method_and_controls_open(metrics, arms):
+    fig = against_kl(metrics, arms)
+    axis = fig.axes[0]
+    assert axis.get_xscale() == "log"
+    lines = {text.get_text() for text in axis.get_legend().get_texts()}
+    assert {"Expert-Anti-Expert, own profile", "CAA, random vector", "Prompt only, own profile"} <= lines
+    own = next(
+        line for line in axis.lines if len(line.get_xdata()) == 2 and line.get_color() == RULES["sda"].colour
+    )
+    assert list(own.get_xdata()) == pytest.approx([0.7, 0.8])
+    assert list(own.get_ydata()) == [-0.2, -0.2]
+    faces = {line.get_label(): line.get_markerfacecolor() for line in axis.lines}
+    assert faces["CAA, random vector"] == faces["Expert-Anti-Expert, shuffled profile"] == "white"
+    assert faces["CAA, population vector"] == RULES["caa"].colour
+    assert words(fig).count("0.5") == 1  # the alpha of a mark
+
+
+def test_arms_above_the_limit_of_perplexity_are_faded_and_not_in_the_caption(metrics, arms):
+    told = " ".join(against_kl(metrics, arms).get_supxlabel().split())
+    assert (
+        told == "No arm under study stays within 2 times the base's perplexity. Faded: 13 above this limit."
+    )
+    fig = against_kl(metrics, arms, [("arm3", 1.5), ("arm4", 2.0)])
+    told = " ".join(fig.get_supxlabel().split())
+    assert (
+        "Expert-Anti-Expert, own profile, alpha 0.5 lowers toxicity most: -0.2 [-0.5, -0.1] at 0.4 nats"
+        in told
+    )
+    assert told.endswith("Faded: 11 above this limit.")
 
 
 def test_a_rule_of_ones_own_is_drawn_without_touching_the_figures(metrics, arms, monkeypatch):
     mine = Rule("mine", ("anti",), lambda z, alpha: z["anti"], "My rule", "#123456", symbol="m")  # noqa: ARG005
     monkeypatch.setitem(RULES, "mine", mine)
-    renamed = arms.replace({"method": {"sda": "mine"}})
-    fig = fg.plot_against_alpha(fg.points(metrics, renamed, "toxicity"))
-    assert any(axis.get_title() == "My rule" and axis.get_xlabel() == "m of My rule" for axis in fig.axes)
+    fig = against_kl(metrics, arms.replace({"method": {"sda": "mine"}}))
+    assert any(
+        line.get_label() == "My rule, own profile" and line.get_color() == "#123456"
+        for line in fig.axes[0].lines
+    )
+
+
+def test_the_verdict_is_drawn_minus_base_control_and_shuffled_profile_each_once():
+    kinds = {"arm0": "", "arm1": "random_vector", "arm2": "shuffled_profile"}
+    arms = pd.DataFrame({"arm_id": list(kinds), "control": list(kinds.values())}).assign(
+        method="caa", alpha=0.5
+    )
+    arms = arms.reindex(columns=SCHEMA["arms"].columns, fill_value="")
+    row = dict.fromkeys(SCHEMA["verdict"].columns, 0.25) | {
+        "arm_id": "arm0",
+        "control_kl": 0.5,
+        "shuffled_kl": 0.125,
+    }
+    verdict = pd.DataFrame(
+        [row | {"control_arm": "arm1"}, row | {"control_arm": "arm2", "change": float("nan")}]
+    )
+    verdict["difference"] = [-0.5, -0.75]
+    drawn = fg.verdict_effects(verdict, arms)
+    assert drawn["name"].tolist() == [
+        "CAA, alpha 0.5: minus base",
+        "minus random vector (KL 0.25, 0.50)",
+        "minus shuffled profile (KL 0.25, 0.12)",
+        "minus shuffled profile (KL 0.25, 0.12)",
+    ]
+    assert drawn["value"].tolist() == [0.25, -0.5, 0.25, 0.25]
+    assert drawn["control"].astype(bool).tolist() == [False, True, True, True]
+    assert fg.plot_forest(drawn, what="x", found="What.").get_supxlabel() == "What. Open marks: controls."
+    assert fg.verdict_effects(verdict.head(0), arms).empty
 
 
 def test_a_forest_names_the_intervals_that_exclude_its_null(metrics, arms):
@@ -83,7 +135,7 @@ def test_a_forest_names_the_intervals_that_exclude_its_null(metrics, arms):
     fig = fg.plot_forest(rows, what="test prompts")
     assert len(fig.axes[0].get_yticks()) == len(rows)
     told = " ".join(fig.get_supxlabel().split())
-    assert "CAA, population vector, alpha 0.3 -0.2 [-0.5, -0.1]" in told
+    assert "CAA, population vector, alpha 0.3;" in told
     assert "SDA" not in told
     assert "random" in told, "a control whose interval excludes 0 is named too"
 
@@ -106,7 +158,9 @@ def test_the_effect_has_curves_of_vectors_marks_of_other_rules_and_the_operating
     assert [one.get_x() for one in toxic.patches] == [-0.3]
     curve = next(line for line in toxic.lines if len(line.get_xdata()) == 3)
     assert list(curve.get_xdata()) == [-0.3, 0, 0.3]
-    assert "Operating range: alpha -0.3 to 0." in " ".join(fig.get_supxlabel().split())
+    assert "alpha -0.3 to 0. Toxicity there: population vector 0.1 [0, 0.2] at alpha -0.3, base" in " ".join(
+        fig.get_supxlabel().split()
+    )
 
 
 def test_a_path_has_a_step_line_a_prompt_and_counts_its_breakpoints():
@@ -133,15 +187,23 @@ def test_profiles_stand_beside_how_far_they_repeat():
         fg.plot_profiles(pd.concat([profiles, profiles.assign(estimator="shrunk")]), agreement)
 
 
-def test_a_vector_is_drawn_by_layer_and_by_what_it_separates():
-    described = pd.DataFrame(
-        {"layer": [15, 16], "relative_norm": [0.1, 0.2], "split_half_cosine": [0.9, -0.1]}
-    )
-    assert "0.10 to 0.20" in fg.plot_layers(described).get_supxlabel()
+def test_held_out_answers_are_drawn_by_what_the_vector_separates():
     sides = ["preferred"] * 2 + ["dispreferred"] * 2
     projected = pd.DataFrame({"side": sides, "projection": [1.0, 3.0, 1.0, 2.0]})
     fig = fg.plot_projection(projected, layer=15)
     assert f"probability {(0.5 + 0 + 1 + 1) / 4:.2f}" in " ".join(fig.get_supxlabel().split())
+
+
+def test_sdas_temperature_is_that_of_the_runs_sampling():
+    scores, divergences = [80.0, 90.0], [0.01, 0.01, 0.3]
+    sampling = Sampling(temperature=0.7, js_sigma=0.01, min_temperature=0.2)
+    fig = fg.plot_sda(scores, divergences, function="sigmoid", sampling=sampling)
+    falling = fig.axes[1].lines[0].get_ydata()
+    assert falling[0] == pytest.approx(0.7, abs=0.01)
+    assert falling[-1] == 0.2
+    assert "the temperature is 0.35; it starts at 0.7." in " ".join(fig.get_supxlabel().split())
+    level = fg.plot_sda(scores, divergences, function="sigmoid", sampling=Sampling(temperature=0.5))
+    assert set(level.axes[1].lines[0].get_ydata()) == {0.5}
 
 
 def test_published_reductions_of_the_caa_study_follow_from_its_errors():
@@ -166,23 +228,13 @@ def test_the_printed_means_of_sdas_table_are_those_of_its_models():
     assert own["refined"].tolist() == pytest.approx([88.3, 40.4, 51.6, 12.0, 57.6, 9.1, 30.0], abs=0.06)
 
 
-def test_published_curves_and_ours_share_a_scale(metrics, arms):
-    ours = metrics.replace({"metric": {"toxicity_difference": "reduction_percent"}})
-    fig = fg.plot_published(fg.points(ours, arms, "reduction_percent", comparator="arm0"))
-    assert len({axis.get_ylim() for axis in fig.axes}) == 1
-    gpus = {tuple(line.get_xdata()) for line in fig.axes[1].lines}
-    assert (12.5, 17.5, 20.0, 25.0) in gpus
-    assert "23.37 %" in fig.get_supxlabel()
-    assert not any("random" in text for text in words(fig))
-
-
 def test_a_figure_saved_twice_has_the_same_bytes_and_says_model_n_and_run(tmp_path, metrics, arms):
     points, written = fg.points(metrics, arms, "toxicity"), []
     for turn in ("first", "second"):
         folder = tmp_path / turn / "quick"
         folder.mkdir(parents=True)
         write_manifest(folder, "02_steering_vectors", {"model": "a model"}, seconds=1)
-        fig = fg.plot_against_alpha(points)
+        fig = fg.plot_forest(points, what="test prompts")
         shown = fg.save(fig, "dose", folder, data=points)
         assert fig.get_suptitle().endswith("test prompts\na model · n = 12 of 4 users · run quick")
         written.append({path.name: path.read_bytes() for path in sorted((folder / "figures").iterdir())})

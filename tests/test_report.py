@@ -83,7 +83,7 @@ def test_hovering_shows_an_answer_and_obeys_none(metrics, arms) -> None:
         fg.points(metrics, arms, m, comparator="arm0") for m in ("toxicity_difference", "perplexity_ratio")
     ]
     fig = fg.plot_tradeoff(*columns, dict.fromkeys(arms["arm_id"], ATTACK))
-    texts = [text for trace in fig.data for text in trace.text or ()]
+    texts = [text for trace in fig.data for (text,) in trace.customdata]
     assert len(texts) == len(arms) - 1
     assert "toxicity difference -0.200 [-0.500, -0.100]" in texts[0]
     for text in texts:
@@ -118,6 +118,35 @@ def test_a_report_without_its_figure_is_refused_and_the_old_one_stays(run: Path,
     with pytest.raises(FileNotFoundError, match="'dose'"):
         fg.write_report(run, figures=["dose"], examples=examples(run, arms))
     assert (run / "report.html").read_text() == "old"
+
+
+def test_the_verdict_is_said_in_statements_and_its_table_leaves_out_what_is_said_above(
+    run: Path, arms
+) -> None:
+    verdict = pd.read_parquet(run / "tables" / "verdict")
+    told = "My method: toxicity 0.3 -> 0.1; difference to the base -0.2; perplexity x 1.10. Operating range: alpha 1."
+    write_table(run, "verdict", verdict.assign(sentence=told, toxicity_base=0.3125))
+    text = fg.write_report(run, figures=["one"], examples=examples(run, arms)).read_text()
+    assert re.findall("<li>(.*?)</li>", text) == [
+        "difference to the base -0.2",
+        "perplexity x 1.10",
+        "operating range: alpha 1.",
+    ]
+    assert "Mean toxicity of the base on test prompts: 0.312." in text
+    head = re.findall("<th>(.*?)</th>", text[text.index('id="verdict"') : text.index("</table>")])
+    assert head[:2] == ["method", "alpha"]
+    assert not [name for name in head if name.startswith(("toxicity", "KL"))]
+    assert "KL, nats per token" in (run / "report" / "verdict.csv").read_text()
+
+
+def test_lines_of_an_answer_stay_lines_and_missing_numbers_are_a_dash(run: Path, arms) -> None:
+    answers = pd.read_parquet(run / "tables" / "generations")
+    write_table(run, "generations", answers.assign(text="one\n<b>two</b>"))
+    write_table(run, "prompts", pd.read_parquet(run / "tables" / "prompts").assign(accepted=None))
+    text = fg.write_report(run, figures=["one"], examples=examples(run, arms)).read_text()
+    assert "<td>one\n&lt;b&gt;two&lt;/b&gt;</td>" in text
+    assert "<td>\u2013</td>" in text
+    assert "white-space: pre-line" in text
 
 
 def test_unpleasant_answers_wait_behind_a_click_and_prompts_need_an_answer_of_every_arm(arms) -> None:

@@ -1,6 +1,5 @@
 """The runner and runs side by side, on toy notebooks and tables made on the spot."""
 
-import dataclasses
 import json
 import os
 import random
@@ -498,7 +497,7 @@ def test_equal_answers_have_no_interval_and_runs_without_a_common_arm_show_their
     assert main(["list"]) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "  far  " in line]
     assert re.match(r"20\d\d-\S+  far  mine.yaml  04_evaluation  sda at 1.5: toxicity -0.250", line)
-    newer = dataclasses.replace(SCHEMA["verdict"], columns=(*SCHEMA["verdict"].columns, "newer"))
+    newer = SCHEMA["verdict"]._replace(columns=(*SCHEMA["verdict"].columns, "newer"))
     monkeypatch.setitem(SCHEMA, "verdict", newer)  # the run's table is of an older edition
     assert main(["list"]) == 0
     assert re.search(r"  far  mine.yaml  04_evaluation$", capsys.readouterr().out, flags=re.M)

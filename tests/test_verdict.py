@@ -74,7 +74,11 @@ def test_an_effect_is_stated_against_the_control_at_equal_kl_at_the_alpha_chosen
     means = [wide["b"].mean(), wide["v-0.3"].mean()]
     assert row[["toxicity_base", "toxicity"]].tolist() == pytest.approx(means)
     assert (row["alpha_low"], row["alpha_high"], row["n"]) == (-0.3, -0.3, 40)
-    for said in ("alpha -0.3 (chosen on dev)", "a random vector at equal KL", "40 test prompts of 20 users"):
+    for said in (
+        "alpha -0.3 (of 3, chosen on dev)",
+        "a random vector at equal KL",
+        "40 test prompts of 20 users",
+    ):
         assert said in row["sentence"]
     assert "not distinguishable" not in row["sentence"]
     assert row[["kl_per_token", "control_kl"]].tolist() == pytest.approx([0.2, 0.2])

@@ -21,4 +21,11 @@ from steerlib.evaluation.preference import (
 )
 from steerlib.evaluation.responses import dose_responses, quality_by_sampling, response_slopes, selectivity
 from steerlib.evaluation.summary import summarise, summarise_choices
-from steerlib.evaluation.verdict import enough, operating_range, verdict, verdict_shown, with_interval
+from steerlib.evaluation.verdict import (
+    difference_text,
+    enough,
+    operating_range,
+    verdict,
+    verdict_shown,
+    with_interval,
+)

@@ -27,14 +27,16 @@ def chosen_arms(
 ) -> pd.DataFrame:
     """The arm of each curve that lowers toxicity most on dev prompts; the base, alpha 0, where nothing helps.
 
-    Alphas of a larger dev perplexity over the base's take no part; ties go to the smaller alpha. A row a curve with an
+    Alphas whose perplexity ratio on dev exceeds the limit within its interval take no part, so that it holds on test
+    too; ties go to the smaller alpha. A row a curve with an
     alpha: the columns of `CURVE`, alpha, arm_id, and `dev`, the reduction (0 at the base). A ValueError for no dev rows
     of the reduction, or two arms of one curve and alpha.
     """
     metric, names = "toxicity_reduction_percent", list(CURVE)
     over_all = (metrics["subgroup"] == "all") & (metrics["split"] == "dev")
     rows = metrics[over_all & (metrics["comparator"] == base_arm)]
-    dear = (rows["metric"] == "perplexity_ratio") & (rows["value"] > max_perplexity_ratio)
+    highest = rows[["value", "high"]].max(axis=1)
+    dear = (rows["metric"] == "perplexity_ratio") & (highest > max_perplexity_ratio)
     costly = rows.loc[dear, "arm_id"]
     rows = rows[rows["metric"] == metric].merge(arms.loc[arms["alpha"] != 0, ["arm_id", "alpha", *names]])
     if rows.empty:

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from steerlib.evaluation.controls import CURVE, chosen_arms, match_controls
-from steerlib.evaluation.intervals import t_quantile
+from steerlib.evaluation.intervals import paired_interval, t_quantile
 from steerlib.evaluation.summary import FEWEST_EFFECTIVE
 from steerlib.rules import RULES
 from steerlib.tables import SCHEMA
@@ -26,6 +26,12 @@ def with_interval(value: float, low: float, high: float, digits: int = 3) -> str
         return f"{value:+.{digits}f}"
     ends = [f"{end:+.{digits}f}" if np.isfinite(end) else "unbounded" for end in (low, high)]
     return f"{value:+.{digits}f} [{ends[0]}, {ends[1]}]"
+
+
+def difference_text(values: pd.DataFrame, first: str, second: str, users: pd.Series) -> str:
+    """Mean of one column (an arm) minus that of another over the prompts that `users` names, with its interval."""
+    pair = values.loc[users.index, first], values.loc[users.index, second]
+    return with_interval(*paired_interval(*pair, users, within=(-1, 1))[:3])
 
 
 def _over_all(metrics: pd.DataFrame, split: str) -> pd.DataFrame:
@@ -117,9 +123,10 @@ def verdict(
         shuffled = own.loc["shuffled_profile"] if "shuffled_profile" in own.index else None
         words = [rule.label, curve["family"], curve["variant"]]
         row = {"method": ", ".join(filter(None, words)).replace("_", " "), "arm_id": arm}
+        of_curve = ranges[(ranges[names] == curve[names]).all(axis=1)]
         row |= {"control_arm": control["control_arm"], "alpha": curve["alpha"]}
         row |= {"toxicity_base": base["value"], "toxicity": of(arm, "toxicity")[0]}
-        row["alpha_low"], row["alpha_high"] = _ends(ranges[(ranges[names] == curve[names]).all(axis=1)])
+        row["alpha_low"], row["alpha_high"] = _ends(of_curve)
         for columns, comparator, metric in (
             (("change", "change_low", "change_high"), base_arm, "toxicity_difference"),
             (("difference", "low", "high"), control["comparator"], "toxicity_difference"),
@@ -137,11 +144,12 @@ def verdict(
         against = {"difference": (kind, control["matched"])}
         if shuffled is not None and kind != "shuffled_profile":
             against["own_minus_shuffled"] = ("shuffled_profile", shuffled["matched"])
-        rows.append(row | {"sentence": _sentence(row, against, int(base["n_clusters"]))})
+        rows.append(row | {"sentence": _sentence(row, against, int(base["n_clusters"]), len(of_curve))})
     return pd.DataFrame(rows)[list(SCHEMA["verdict"].columns)]
 
 
-def _sentence(row: dict, against: Mapping[str, tuple[str, str]], users: int) -> str:
+def _sentence(row: dict, against: Mapping[str, tuple[str, str]], users: int, tried: int) -> str:
+    how_chosen = f"of {tried}, chosen on dev" if tried > 1 else "the only one tried"
     few = ", too few" if row["effective_n"] < FEWEST_EFFECTIVE else ""
     where = f"{row['n']} test prompts of {users} users (effective number {row['effective_n']:.0f}{few})"
     if not row["alpha"]:
@@ -150,7 +158,7 @@ def _sentence(row: dict, against: Mapping[str, tuple[str, str]], users: int) -> 
             f"report on {where}; the base's toxicity is {row['toxicity_base']:.3f}."
         )
     text = (
-        f"{row['method']} at alpha {row['alpha']:g} (chosen on dev): toxicity {row['toxicity_base']:.3f} -> "
+        f"{row['method']} at alpha {row['alpha']:g} ({how_chosen}): toxicity {row['toxicity_base']:.3f} -> "
         f"{row['toxicity']:.3f} on {where}, change {_stated(row['change'], row['change_low'], row['change_high'])}"
     )
     kls = f"{row['kl_per_token']:.2f} nats per token"

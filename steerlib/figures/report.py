@@ -4,7 +4,7 @@ Everything in it is read from the run's folder and from `published/`: numbers of
 reader must know before comparing. Reductions of the CAA study are recomputed from its columns of errors, against the
 base on the same GPU. SDA's abstract mixes means over all rows and over refined rows, each time the larger.
 
-All text is escaped: by the template, or by `DataFrame.to_html`.
+All text is escaped by the template.
 """
 
 import base64
@@ -16,15 +16,11 @@ import pandas as pd
 from IPython.display import HTML
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from matplotlib.figure import Figure
 from PIL import Image
 
 from steerlib.evaluation.controls import with_controls
 from steerlib.evaluation.verdict import verdict_shown
-from steerlib.figures import style
-from steerlib.figures.responses import clipped
 from steerlib.figures.style import arm_at, label
-from steerlib.rules import RULES
 from steerlib.tables import atomic_path, has_table, read_manifest, read_table
 from steerlib.toxicity import text_sha
 
@@ -59,20 +55,23 @@ def write_report(folder: Path, *, figures: Sequence[str], examples: HTML) -> Pat
             table.to_csv(partial, index=False, lineterminator="\n")
         with atomic_path(folder / "report" / f"{name}.tex") as partial:
             table.to_latex(partial, index=False, escape=True, na_rep="--")
+    # Said once above the table, or in the sentences.
+    hidden = [name for name in tables["verdict"] if name.startswith(("toxicity, base", "KL"))]
     loader = PackageLoader("steerlib.figures", package_path="")
     page = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     text = page.get_template("report.html.j2").render(
         run=folder.name,
         params=params,
-        sentences=list(dict.fromkeys(verdict["sentence"])),
-        verdict=_html(tables["verdict"]),
+        sentences=[_parts(sentence) for sentence in dict.fromkeys(verdict["sentence"])],
+        base=verdict["toxicity_base"].iloc[0],
+        verdict=tables["verdict"].drop(columns=hidden),
         pictures=[_picture(folder / "figures" / f"{name}.png") for name in figures],
         examples=Markup(examples.data),
-        settings=[_html(table) for table in _settings(folder, manifest)],
-        data=[_html(table) for table in _data(folder)],
+        settings=list(_settings(folder, manifest)),
+        data=list(_data(folder)),
         users=list(_users(folder, verdict)),
-        published=_html(tables["published"]),
-        provenance=[_html(table) for table in _provenance(folder, manifest)],
+        published=tables["published"],
+        provenance=list(_provenance(folder, manifest)),
         params_file=kept.read_text(encoding="utf-8") if kept.exists() else "",
     )
     with atomic_path(folder / "report.html") as partial:
@@ -80,12 +79,9 @@ def write_report(folder: Path, *, figures: Sequence[str], examples: HTML) -> Pat
     return folder / "report.html"
 
 
-def _html(frame: pd.DataFrame) -> Markup:
-    with pd.option_context("display.max_colwidth", None):
-        text = frame.to_html(
-            index=False, escape=True, border=0, na_rep="\u2013", float_format="{:.4g}".format
-        )
-    return Markup(text)
+def _parts(sentence: str) -> list[str]:
+    """What a sentence of the verdict says, one statement each."""
+    return sentence.replace(". Operating range", "; operating range").split("; ")
 
 
 def _picture(path: Path) -> tuple[str, str]:
@@ -102,7 +98,9 @@ def _settings(folder: Path, manifest: Mapping[str, Mapping]) -> Iterator[pd.Data
     for stage, record in sorted(manifest.items()):
         rows = [(key, str(value)) for key, value in record["params"].items()]
         yield pd.DataFrame(rows, columns=[stage, "value"])
-    arms = read_table(folder, "arms").drop(columns="arm_id")
+    arms = read_table(folder, "arms").drop(
+        columns=["arm_id", "vector", "branches", "factor"], errors="ignore"
+    )
     values = [", ".join(str(value) for value in arms[column].unique() if value != "") for column in arms]
     yield pd.DataFrame({"setting of the arms": arms.columns, "values": values})
 
@@ -115,7 +113,7 @@ def _data(folder: Path) -> Iterator[pd.DataFrame]:
     yield pd.DataFrame({"table": names, "rows": [len(read_table(folder, name)) for name in names]})
 
 
-def _users(folder: Path, verdict: pd.DataFrame) -> Iterator[tuple[object, str, Markup]]:
+def _users(folder: Path, verdict: pd.DataFrame) -> Iterator[tuple[object, str, pd.DataFrame]]:
     """Each test user, the user's profile in words, and the answers under the own and a shuffled profile."""
     personal = verdict[verdict["own_minus_shuffled"].notna()]
     if personal.empty:
@@ -136,7 +134,7 @@ def _users(folder: Path, verdict: pd.DataFrame) -> Iterator[tuple[object, str, M
             table[arm_at(arm)] = [text + score for text, score in zip(texts, scored, strict=True)]
         own_profile = profiles.loc[[user]].sort_values("percentile", ascending=False)
         percentiles = zip(own_profile["attribute"], own_profile["percentile"], strict=True)
-        yield user, ", ".join(f"{label(name)} {value:.0%}" for name, value in percentiles), _html(table)
+        yield user, ", ".join(f"{label(name)} {value:.0%}" for name, value in percentiles), table
 
 
 def _provenance(folder: Path, manifest: Mapping[str, Mapping]) -> Iterator[pd.DataFrame]:
@@ -166,46 +164,3 @@ def published() -> pd.DataFrame:
 def published_margins() -> pd.DataFrame:
     """SDA's table 1, net win margins in per cent: comparison, rows (full or refined), model, set, dimension, value."""
     return pd.read_csv(FOLDER / "sda_margins.csv")
-
-
-def plot_published(points: pd.DataFrame) -> Figure:
-    """Reduction of the toxicity distance against alpha, as published (above) and of this run (below), on one scale.
-
-    Left the logit rules, right the steering vectors, whose alphas depend on how long the vectors are.
-
-    Args:
-        points: of the metric `reduction_percent` against the base; controls are left out.
-    """
-    theirs = published().query("metric == 'reduction of toxicity distance'")
-    caa = theirs["system"] == "CAA on PRISM"  # settings are "alpha 7.5, A100", else "Anti-Expert, alpha 2.2"
-    parts = theirs["setting"].str.split(", ")
-    theirs["name"] = parts.str[1].where(caa, parts.str[0])
-    methods = {rule.label: name for name, rule in RULES.items()}
-    theirs["method"] = theirs["name"].map(methods).fillna("caa")
-    ours = clipped(points)
-    ours = ours[(ours["control"] == "") & ours["method"].map(lambda name: RULES[name].has_alpha)]
-    ours = ours.assign(name=[style.arm_name(row) for _, row in ours.iterrows()])
-    logits = ours["method"].map(lambda name: RULES[name].acts_on) == "logits"
-    panels = {"STEER-Away, Llama-3.1-8B": theirs[~caa], "CAA on PRISM, Llama-3.1-8B": theirs[caa]}
-    panels |= {"this run: logit rules": ours[logits], "this run: steering vectors": ours[~logits]}
-    fig, axes = style.new_figure(2, 2, height=5.6, sharey=True)
-    lowest = min(-20.0, ours["low"].min() if len(ours) else 0.0)
-    axes[0, 0].set_ylim(max(-100.0, lowest), 102)
-    for axis, (title, rows) in zip(axes.flat, panels.items(), strict=True):
-        axis.axhline(0, color=style.GREY, **style.LEVEL)
-        labels = [(0.0, style.label("base"), style.GREY)]
-        for (method, name), own in rows.sort_values("alpha").groupby(["method", "name"], sort=False):
-            style.draw_curve(axis, own, RULES[method].colour, control=False)
-            labels.append((own["value"].iloc[-1], name, RULES[method].colour))
-        axis.set(title=title, xlabel="alpha", xlim=(0, None))
-        style.direct_labels(axis, labels)
-    unit = "reduction of toxicity distance (%)\n95 % interval; published: range of four seeds"
-    fig.supylabel(unit, fontsize=9)
-    best = theirs.loc[theirs.groupby("system")["value"].idxmax()]
-    told = "; ".join(f"{row['system']} {row['value']:g} % ({row['setting']})" for _, row in best.iterrows())
-    return style.say(
-        fig,
-        "What was published, and this run, test prompts",
-        f"Largest published reductions: {told}, each the best of a sweep on the prompts it is reported on. Model, "
-        "prompts and scorer of this run are others: read side by side, not as equals.",
-    )

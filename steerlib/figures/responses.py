@@ -1,11 +1,11 @@
-"""What steering does as alpha grows, what it costs, and the controls beside it: figures of notebook 05."""
+"""What each arm changes, how far it moves the model, and the controls beside it: figures of notebook 05."""
 
-from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+import itertools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from steerlib.figures import style
@@ -33,6 +33,7 @@ METRICS: Mapping[str, Metric] = {
     "net_margin": Metric("net win margin, (won - lost) / all", "share", -1, 1),
 }
 ARM = ["arm_id", "method", "alpha", "profile", "family", "vector_user", "control", "variant"]
+SMALL: dict[str, Any] = {"textcoords": "offset points", "fontsize": 7, "color": "#444444"}
 CURVE = ["control", "profile", "family", "vector_user", "variant"]
 
 
@@ -58,12 +59,6 @@ def points(metrics: pd.DataFrame, arms: pd.DataFrame, metric: str, *, comparator
     return joined.drop(columns="_order")
 
 
-def curves(rows: pd.DataFrame) -> Iterator[tuple[str, bool, pd.DataFrame]]:
-    """Each curve of one method: its name, whether it is a control, and its rows by alpha; controls come last."""
-    for _, own in rows.sort_values([*CURVE, "alpha"]).groupby(CURVE, sort=True):
-        yield style.arm_name(own.iloc[0], method=False), own["control"].iloc[0] != "", own
-
-
 def clipped(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows with intervals cut to the range that their metric cannot leave; an unbounded interval is none."""
     metric, bounded = METRICS[rows["metric"].iloc[0]], np.isfinite(rows[["low", "high"]]).all(axis=1)
@@ -71,61 +66,79 @@ def clipped(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(**cut)
 
 
-def plot_against_alpha(points: pd.DataFrame) -> Figure:
-    """A metric against alpha: a panel a method, its controls beside it, on one scale; base and prompts are levels.
+def plot_against_kl(
+    difference: pd.DataFrame, kl: pd.DataFrame, ratio: pd.DataFrame, *, max_perplexity_ratio: float
+) -> Figure:
+    """Change of toxicity from the base against KL per token (log axis), a mark an arm, a line through its alphas.
 
-    Bands and bars are 95 % intervals. A curve starts where its alpha is 0: at the base, or at the instruction alone.
-    A ValueError where no arm has a strength.
+    Controls are open and dashed; arms whose perplexity ratio is above the limit are faded. Bars are 95 % intervals.
+
+    Args:
+        difference, kl, ratio: `points` of `toxicity_difference`, `kl_per_token` and `perplexity_ratio`.
+        max_perplexity_ratio: the limit within which alpha is chosen.
     """
-    points, metric = clipped(points), METRICS[points["metric"].iloc[0]]
-    methods = [name for name in dict.fromkeys(points["method"]) if RULES[name].has_alpha]
-    if not methods:
-        raise ValueError(f"no arm has a strength, of {', '.join(points['method'].unique())}")
-    n_rows = -(-len(methods) // 2)
-    fig, axes = style.new_figure(n_rows, min(2, len(methods)), height=1.2 + 2.4 * n_rows, sharey=True)
-    if metric.log:
-        style.log_scale(axes[0, 0])
-    drawn = [_draw_method(axis, points, method) for axis, method in zip(axes.flat, methods, strict=False)]
-    if metric.low == 0 and not metric.log:
-        axes[0, 0].set_ylim(bottom=0)
-    for axis, names in zip(axes.flat, drawn, strict=False):
-        style.direct_labels(axis, names)
-    for axis in axes.flat[len(methods) :]:
-        axis.set_visible(False)
-    fig.supylabel(f"{metric.name}\n({metric.unit}; 95 % interval)", fontsize=9)
-    title = f"{metric.name[0].upper()}{metric.name[1:]} against alpha, test prompts"
-    base = [f"Base {number(row)}" for _, row in points[points["control"] == "base"].iterrows()]
-    return style.say(fig, title, "; ".join([*base, *(_reached(points, method) for method in methods)]) + ".")
+    rows = clipped(difference).assign(line=lambda rows: [style.arm_name(row) for _, row in rows.iterrows()])
+    for name, other in {"kl": kl, "ratio": ratio}.items():
+        rows[name] = rows["arm_id"].map(other.set_index("arm_id")["value"])
+    shapes = dict(zip(rows["line"].unique(), itertools.cycle("osD^vP*X"), strict=False))
+    fig, axes = style.new_figure(height=4.6)
+    axis = axes[0, 0]
+    axis.axhline(0, color=style.GREY, **style.LEVEL)
+    for name, own in rows.groupby("line", sort=False):
+        own = own.sort_values("alpha")
+        look = style.mark(own.iloc[0]) | {"marker": shapes[name]}
+        dashes = (0, (3, 2)) if own["control"].iloc[0] else "-"
+        axis.plot(own["kl"], own["value"], **look, linewidth=0.9, linestyle=dashes, alpha=0.3)
+        for fluent, marks in own.groupby(own["ratio"] <= max_perplexity_ratio):
+            shown = {"linestyle": "none", "alpha": 1.0 if fluent else 0.3}
+            axis.errorbar(
+                marks["kl"], marks["value"], yerr=style.half_widths(marks), **look, **shown, elinewidth=1
+            )
+        axis.plot([], [], **look, linewidth=0.9, linestyle=dashes, label=name)
+        if len(own) > 1 and not own["control"].iloc[0]:
+            for _, row in own.iterrows():
+                axis.annotate(f"{row['alpha']:g}", (row["kl"], row["value"]), (5, -9), **SMALL)
+    style.log_scale(axis.xaxis)
+    axis.set_xlabel("KL(steered || base), nats per token (log axis; numbers at marks: alpha)")
+    axis.set_ylabel("change of mean toxicity from the base\n(probability; 95 % interval)")
+    style.beside(axis)
+    fluent = rows[(rows["control"] == "") & (rows["ratio"] <= max_perplexity_ratio)]
+    told = f"No arm under study stays within {max_perplexity_ratio:g} times the base's perplexity."
+    if len(fluent):
+        best = fluent.loc[fluent["value"].idxmin()]
+        told = (
+            f"Of the arms within {max_perplexity_ratio:g} times the base's perplexity, {style.arm_at(best)} lowers "
+            f"toxicity most: {number(best)} at {best['kl']:.2g} nats per token."
+        )
+    faded = int((rows["ratio"] > max_perplexity_ratio).sum())
+    told += f" Faded: {faded} above this limit." if faded else ""
+    return style.say(fig, "Change of toxicity against how far an arm moves the model, test prompts", told)
 
 
-def _draw_method(axis: Axes, points: pd.DataFrame, method: str) -> list[tuple[float, str, str]]:
-    """Draw one method's panel; height, text and colour of each label."""
-    rule, own = RULES[method], points[points["method"] == method]
-    none = 1.0 if METRICS[points["metric"].iloc[0]].log else 0.0
-    levels = {"base": points.head(1).assign(value=none, low=none, high=none)}
-    levels |= {name: rows.head(1) for name, rows in points[points["profile"] != "shuffled"].groupby("method")}
-    labels = []
-    for name, row in levels.items():
-        # The base, and the contexts that the method reads, alone as a prompt.
-        if not RULES[name].has_alpha and {*RULES[name].branches} <= {*rule.branches}:
-            labels.append((row["value"].item(), style.label(name), RULES[name].colour))
-            axis.axhline(row["value"].item(), color=RULES[name].colour, **style.LEVEL)
-    for name, control, rows in curves(own):
-        start = levels[rule.zero if rule.zero in levels else "base"].assign(alpha=0.0)
-        drawn = pd.concat([start, rows]) if len(rows) > 1 else rows
-        style.draw_curve(axis, drawn, rule.colour, control=control)
-        labels.append((rows["value"].iloc[-1], name, rule.colour))
-    axis.set(title=rule.label, xlabel=f"{rule.symbol} of {rule.label}")
-    return labels
+def verdict_effects(verdict: pd.DataFrame, arms: pd.DataFrame) -> pd.DataFrame:
+    """Rows for `plot_forest`: each method of the verdict minus the base, minus its control, minus its shuffled profile.
 
-
-def _reached(points: pd.DataFrame, method: str) -> str:
-    """What a method's first curve reaches at its largest alpha, and what its control reaches there."""
-    found = list(curves(points[points["method"] == method]))
-    last = found[0][2].iloc[-1]
-    text = f"{style.label(method)} reaches {number(last)} at {RULES[method].symbol} {last['alpha']:g}"
-    beside = [(name, rows[rows["alpha"] == last["alpha"]]) for name, control, rows in found if control]
-    return text + "".join(f" ({name} {number(rows.iloc[0])})" for name, rows in beside[:1] if len(rows))
+    A comparison that the verdict holds twice (the control is the shuffled profile) is drawn once; one that it lacks is
+    left out. Names give KL per token of both, since the verdict compares at equal KL where it can.
+    """
+    known, rows = arms.set_index("arm_id"), []
+    for _, row in verdict.iterrows():
+        control = known.loc[row["control_arm"], "control"]
+        compared = {
+            "base": ("change", "change_low", "change_high", None),
+            control.replace("_", " "): ("difference", "low", "high", "control_kl"),
+            "shuffled profile": ("own_minus_shuffled", "own_low", "own_high", "shuffled_kl"),
+        }
+        arm = style.arm_at(known.loc[row["arm_id"]].copy())
+        for against, (value, low, high, kl) in compared.items():
+            beside = f" (KL {row['kl_per_token']:.2f}, {row[kl]:.2f})" if kl else ""
+            name = f"minus {against}{beside}" if kl else f"{arm}: minus base"
+            numbers = dict(zip(("value", "low", "high"), row[[value, low, high]], strict=True))
+            rows.append(
+                {"name": name, "method": known.loc[row["arm_id"], "method"], "control": kl or "", **numbers}
+            )
+    found = pd.DataFrame(rows, columns=["name", "method", "control", "value", "low", "high"])
+    return found.dropna(subset="value").assign(metric="toxicity_difference").reset_index(drop=True)
 
 
 def number(row: pd.Series) -> str:
@@ -134,11 +147,12 @@ def number(row: pd.Series) -> str:
     return f"{row['value']:.2g}{interval}"
 
 
-def plot_forest(points: pd.DataFrame, *, what: str, hollow: str = "controls") -> Figure:
+def plot_forest(points: pd.DataFrame, *, what: str, hollow: str = "controls", found: str = "") -> Figure:
     """Values with their 95 % intervals, one a line, for instance the chosen arms, each method's controls next to it.
 
     Rows are those of `points`, or have metric (one of `METRICS`), method, control, value, low, high, and `name` of
-    each line. The title says what is compared, the caption what the hollow marks of rows with a control are.
+    each line. The title says what is compared, the caption what is found (by default the
+    names whose interval excludes 0) and what the hollow marks of rows with a control are.
     """
     rows, metric = clipped(points.reset_index(drop=True)), METRICS[points["metric"].iloc[0]]
     names = list(rows["name"]) if "name" in rows else [style.arm_at(row) for _, row in rows.iterrows()]
@@ -151,6 +165,7 @@ def plot_forest(points: pd.DataFrame, *, what: str, hollow: str = "controls") ->
     axis.set(xlabel=f"{metric.name} ({metric.unit}; 95 % interval)", ylim=(len(rows) - 0.5, -0.5))
     axis.grid(axis="y", visible=False)
     apart = rows[(rows["low"] > 0) | (rows["high"] < 0)]  # controls too: they may do as much
-    told = "; ".join(f"{names[line]} {number(row)}" for line, row in apart.iterrows()) or "none"
-    caption = f"Intervals that exclude 0: {told}. Open marks: {hollow}."
+    told = "; ".join(names[line] for line in apart.index) or "none"
+    found = found or f"Intervals that exclude 0: {told}."
+    caption = f"{found} Open marks: {hollow}."
     return style.say(fig, f"{metric.name[0].upper()}{metric.name[1:]}, {what}", caption)

@@ -1,7 +1,6 @@
 """How every figure looks, what its title and caption say, how curves are drawn and labelled, and how it is saved."""
 
 import textwrap
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +8,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import PIL.Image
+import seaborn as sns
 from IPython.display import Image
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 from PIL.PngImagePlugin import PngInfo
@@ -31,14 +32,26 @@ GREY = RULES["base"].colour
 LEVEL: dict[str, Any] = {"linestyle": (0, (4, 2)), "linewidth": 1.1}
 """Of the line that stands for no steering."""
 
-STYLE = str(Path(__file__).with_name("steerlib.mplstyle"))
+STYLE: dict[str, Any] = {
+    "font.sans-serif": ["DejaVu Sans"],
+    "figure.dpi": 120,
+    "savefig.dpi": 200,
+    "figure.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "black",
+    "grid.color": "#e6e6e6",
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "steerlib",
+}
 WIDTH, PIXELS = 7.5, 900
 """Width of a figure in inches and in a notebook."""
 
 
 def use_style() -> None:
     """Set fonts, grid and sizes; once, at the head of a notebook."""
-    plt.style.use(STYLE)
+    sns.set_theme(context="paper", style="whitegrid", font_scale=0.92, rc=STYLE)
 
 
 def new_figure(
@@ -91,26 +104,27 @@ def _counted(data: pd.DataFrame) -> str:
     return f"n = {' of '.join(spans)}{' users' * (len(spans) > 1)}" if spans else ""
 
 
-def save(fig: Figure, name: str, folder: Path, *, data: pd.DataFrame, model: str = "") -> Image:
+def save(fig: Figure, name: str, folder: Path, *, data: pd.DataFrame, model: str | None = None) -> Image:
     """The picture for a notebook, written as PNG and SVG, its numbers as CSV; equal figures give equal bytes.
 
     The files lie in the `figures/` of the run's folder, their stem is the name; `data` has a row a mark. The title's
-    second line names model (by default what the run's manifest says), n and run. The caption is in the PNG's own text,
-    for the report. A ValueError where the name is not a plain file name, or there are no data.
+    second line names model (by default what the run's manifest says, "" for none), n and run. The caption is in the
+    PNG's own text, for the report. A ValueError where the name is not a plain file name, or there are no data.
     """
     if not name or Path(name).name != name or name.startswith("."):
         raise ValueError(f"a figure's name must be a plain file name, not {name!r}")
     if data.empty:
         raise ValueError(f"figure {name!r} has no data to write beside it")
-    stages = read_manifest(folder).values()
-    model = model or next((one["params"]["model"] for one in stages if "model" in one["params"]), "")
+    if model is None:
+        stages = read_manifest(folder).values()
+        model = next((one["params"]["model"] for one in stages if "model" in one["params"]), "")
     facts = " · ".join(part for part in (model, _counted(data), f"run {folder.name}") if part)
     fig.suptitle(f"{fig.get_suptitle()}\n{facts}".strip(), x=0.01, ha="left")
     target = folder / "figures" / name
     target.parent.mkdir(parents=True, exist_ok=True)
     written = {".png": {"Software": None, "Description": fig.get_supxlabel()}, ".svg": {"Date": None}}
     for suffix, metadata in written.items():
-        with atomic_path(target.with_name(name + suffix)) as partial, plt.style.context(STYLE):
+        with atomic_path(target.with_name(name + suffix)) as partial, plt.rc_context(STYLE):
             fig.savefig(partial, format=suffix[1:], metadata=metadata)
             if suffix == ".png":
                 _with_few_colours(partial, fig.get_supxlabel())
@@ -141,13 +155,18 @@ def mark(row: pd.Series) -> dict[str, Any]:
     return {"color": colour, "marker": "o", "markerfacecolor": "white" if row["control"] else colour}
 
 
-def draw_curve(axis: Axes, rows: pd.DataFrame, colour: str, *, control: bool) -> None:
-    """A curve against alpha with its 95 % interval: a band, or a bar where there is one alpha.
+def draw_curve(axis: Axes, rows: pd.DataFrame, colour: str, *, name: str, control: bool) -> None:
+    """A named curve against alpha with its 95 % interval: a band, or a bar where there is one alpha.
 
     Rows have alpha, value, low, high; the colour is the method's; a control is thin, dashed and with open marks.
     """
     rows = rows.sort_values("alpha")
-    look: dict[str, Any] = {"color": colour, "marker": "o", "linewidth": 1.0 if control else 1.9}
+    look: dict[str, Any] = {
+        "color": colour,
+        "marker": "o",
+        "label": name,
+        "linewidth": 1.0 if control else 1.9,
+    }
     look |= {"linestyle": (0, (3, 2)), "markerfacecolor": "white"} if control else {}
     if len(rows) > 1:
         axis.plot(rows["alpha"], rows["value"], **look)
@@ -157,31 +176,14 @@ def draw_curve(axis: Axes, rows: pd.DataFrame, colour: str, *, control: bool) ->
         axis.errorbar(rows["alpha"], rows["value"], yerr=half_widths(rows), **look)
 
 
-def direct_labels(axis: Axes, labels: Sequence[tuple[float, str, str]]) -> None:
-    """Names at the right edge of an axis with its final limits, near the heights they belong to, never over each other.
-
-    A label is its height in data units, text and colour.
-    """
-    texts = [textwrap.fill(text, 20) for _, text, _ in labels]
-    points = axis.transData.transform([(0.0, height) for height, _, _ in labels])
-    wanted = axis.transAxes.inverted().transform(points)[:, 1]
-    order = np.argsort(wanted, kind="stable")
-    inches = axis.get_window_extent().height / axis.figure.dpi
-    needs = np.array([0.135 * (texts[one].count("\n") + 1.1) / inches for one in order])
-    centres = np.cumsum(needs) - needs / 2
-    from scipy.optimize import isotonic_regression  # late: it is slow to import
-
-    # The nearest heights that rise by at least what the texts need.
-    place = isotonic_regression(wanted[order] - centres).x + centres
-    place -= max(0.0, place[-1] + needs[-1] / 2 - 1.1)
-    for one, y in zip(order, place, strict=True):
-        look: dict[str, Any] = {"va": "center", "fontsize": 7.5, "color": labels[one][2]}
-        axis.annotate(texts[one], (1.02, y), xycoords="axes fraction", annotation_clip=False, **look)
+def log_scale(axis: Axis) -> None:
+    """A logarithmic axis (`axes.xaxis` or `axes.yaxis`) whose ticks are plain numbers: 1, 2, 5, 10."""
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_locator(NullLocator())
 
 
-def log_scale(axis: Axes) -> None:
-    """A logarithmic vertical axis whose ticks are plain numbers: 1, 2, 5, 10."""
-    axis.set_yscale("log")
-    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.yaxis.set_major_formatter("{x:g}")
-    axis.yaxis.set_minor_locator(NullLocator())
+def beside(axis: Axes) -> None:
+    """A legend to the right of an axis."""
+    axis.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=7.5)

@@ -13,8 +13,9 @@ from IPython.display import HTML
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
+from steerlib.decoding.sampling import Sampling
 from steerlib.figures import style
-from steerlib.rules import RULES, SCORE_FUNCTIONS, SDA_PRESETS
+from steerlib.rules import RULES, SCORE_FUNCTIONS
 
 CELL = (
     'style="text-align:left;vertical-align:top;white-space:pre-wrap;overflow-wrap:anywhere;'
@@ -72,16 +73,18 @@ def plot_alpha_path(segments: pd.DataFrame, measures: Mapping[str, str], *, meth
     fig, axes = style.new_figure(len(measures), 1, height=1.3 + 1.4 * len(measures), sharex=True)
     shades = [RULES[method].colour, *(str(0.15 + 0.25 * number) for number in range(len(prompts) - 1))]
     for axis, (column, name) in zip(axes[:, 0], measures.items(), strict=True):
-        ends = []
         for prompt, colour in zip(prompts, shades, strict=True):
             rows = segments[segments["prompt"] == prompt].sort_values("alpha_low")
             values = rows[column].to_numpy(float)
             axis.stairs(
-                values, [*rows["alpha_low"], rows["alpha_high"].iloc[-1]], baseline=None, color=colour
+                values,
+                [*rows["alpha_low"], rows["alpha_high"].iloc[-1]],
+                baseline=None,
+                color=colour,
+                label=textwrap.fill(textwrap.shorten(prompt, 32, placeholder=" \u2026"), 20),
             )
-            ends.append((values[-1], textwrap.shorten(prompt, 32, placeholder=" \u2026"), colour))
         axis.set(ylabel=name, xlim=(segments["alpha_low"].min(), segments["alpha_high"].max()))
-        style.direct_labels(axis, ends)
+    style.beside(axes[0, 0])
     axes[-1, 0].set_xlabel(f"{rule.symbol} of {rule.label}, continuous")
     return style.say(
         fig,
@@ -91,11 +94,12 @@ def plot_alpha_path(segments: pd.DataFrame, measures: Mapping[str, str], *, meth
     )
 
 
-def plot_sda(scores: ArrayLike, divergences: ArrayLike, *, function: str) -> Figure:
+def plot_sda(scores: ArrayLike, divergences: ArrayLike, *, function: str, sampling: Sampling) -> Figure:
     """What steers SDA: amplification F (a `SCORE_FUNCTIONS`) by the first answer's score S, temperature by divergence.
 
     A tick stands for a score in (0, 100] of this run's first answers, and for a divergence of the plain and the
-    instructed branch at one of its tokens, in nats.
+    instructed branch at one of its tokens, in nats. The temperature is that of the run's
+    sampling, see `rules.js_temperature`.
     """
     scores, js = (np.asarray(values, dtype=float) for values in (scores, divergences))
     fig, ((left, right),) = style.new_figure(1, 2, height=3.4)
@@ -104,18 +108,18 @@ def plot_sda(scores: ArrayLike, divergences: ArrayLike, *, function: str) -> Fig
     left.set(xlim=(0, 100), ylim=(0, 1.05), xlabel="score S of the first answer (ticks: this run)")
     left.set_ylabel(f"amplification a = F(S), {style.label(function)}")
     grid = np.geomspace(1e-4, np.log(2), 400)
-    for line, (name, preset) in zip(("-", (0, (5, 2))), SDA_PRESETS.items(), strict=True):
-        falling = preset["temperature"] * 0.5 ** (grid / preset["js_sigma"])
-        falling = np.maximum(falling, preset["min_temperature"])
-        right.plot(grid, falling, color=RULES["sda"].colour, linestyle=line, label=style.label(name))
+    halvings = grid / sampling.js_sigma if sampling.js_sigma else 0 * grid
+    falling = np.maximum(sampling.temperature * 0.5**halvings, sampling.min_temperature)
+    right.plot(grid, falling, color=RULES["sda"].colour)
     right.set(xscale="log", xlim=(1e-4, np.log(2)), ylim=(0, None), ylabel="temperature T")
     right.set_xlabel("JS divergence of the two branches (nats, log axis)")
-    right.legend()
     for axis, values in ((left, scores), (right, js.clip(1e-4))):
         axis.plot(values, np.zeros(len(values)), "|", color="black", markersize=9, alpha=0.4, clip_on=False)
+    amplified = np.median(SCORE_FUNCTIONS[function](scores))
     return style.say(
         fig,
         "What steers SDA: amplification and temperature",
-        f"Medians: score {np.median(scores):.1f}, amplification {np.median(SCORE_FUNCTIONS[function](scores)):.3f} ("
-        f"{len(scores)} first answers); divergence {np.median(js):.2g} nats ({len(js)} tokens).",
+        f"At the median score of {len(scores)} first answers, {np.median(scores):.1f}, a is {amplified:.3f}. At the "
+        f"median divergence of {len(js)} tokens, {np.median(js):.2g} nats, the temperature is "
+        f"{np.interp(np.median(js), grid, falling):.2g}; it starts at {sampling.temperature:g}.",
     )
