@@ -10,7 +10,7 @@ from itertools import groupby
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-BUDGETS = {"steerlib": (13_890, 70), "notebooks/extra/studies": (1_600, None), "tests": (12_200, None)}
+BUDGETS = {"steerlib": (12_600, 70), "notebooks/extra/studies": (1_500, None), "tests": (10_750, None)}
 
 
 def main() -> None:
