@@ -183,6 +183,8 @@ def _run_stage(study: Study, name: str, folder: Path, force: bool) -> float:
         return 0
     done, stage, made_from = folder / f"{name}.done.json", study.stages[name], _made_from(study, name, folder)
     done.unlink(missing_ok=True)
+    for drawn in (folder.parent / "figures").glob(f"{name.partition('_')[0]}_*"):
+        drawn.unlink()  # the stage may not draw it any more
     try:
         seconds, memory = execute(stage.notebook, folder / f"{name}.ipynb", stage.parameters)
     except BaseException:

@@ -156,7 +156,12 @@ def test_force_and_only_choose_what_runs(toy, capsys):
     assert capsys.readouterr().out.startswith("02_second                done")
     go(toy)
     assert "kept" not in capsys.readouterr().out  # 02 had run before 01 was there
+    figures = results_folder("toy") / "figures"
+    figures.mkdir(exist_ok=True)
+    for name in ("01_old.png", "02_other.png"):
+        (figures / name).touch()
     go(toy, only=["01"], force=True)
+    assert [path.name for path in figures.iterdir()] == ["02_other.png"]  # a stage's old figures go with it
     assert capsys.readouterr().out.count("done") == 1
     with pytest.raises(BadInput, match="--only 07: no such notebook; there are 01_first, 02_second"):
         go(toy, only=["07"])
