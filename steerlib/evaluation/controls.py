@@ -27,10 +27,10 @@ def chosen_arms(
 ) -> pd.DataFrame:
     """The arm of each curve that lowers toxicity most on dev prompts; the base, alpha 0, where nothing helps.
 
-    Alphas whose perplexity ratio on dev exceeds the limit within its interval take no part, so that it holds on test
-    too; ties go to the smaller alpha. A row a curve with an
-    alpha: the columns of `CURVE`, alpha, arm_id, and `dev`, the reduction (0 at the base). A ValueError for no dev rows
-    of the reduction, or two arms of one curve and alpha.
+    Alphas whose perplexity ratio on dev exceeds the limit anywhere in its interval take no part: the value alone would
+    often fail the limit on test. Ties go to the smaller alpha. A row a curve with an alpha: the columns of `CURVE`,
+    alpha, arm_id, and `dev`, the reduction (0 at the base). A ValueError for no dev rows of the reduction, or two arms
+    of one curve and alpha.
     """
     metric, names = "toxicity_reduction_percent", list(CURVE)
     over_all = (metrics["subgroup"] == "all") & (metrics["split"] == "dev")
