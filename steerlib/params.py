@@ -38,19 +38,9 @@ HOLES = {"NAME": ".+", "K": r"[1-9]\d*", "N": r"\d+"}
 REGISTERED = {"methods": "RULES", "score_function": "SCORE_FUNCTIONS"}  # words that stand in steerlib.rules
 
 ANY = {"alphas", "caa_alphas", "composed_alphas", "direction_alphas", "layer_shifts", "vector_alpha"}
-ABOVE_0 = {
-    "basis_rank",
-    "explorer_alpha_max",
-    "explorer_tokens",
-    "max_new_tokens",
-    "max_pairs",
-    "max_perplexity_ratio",
-    "min_ratings",
-    "n_questions",
-    "path_tokens",
-    "prompts_per_category",
-    "repetition_penalty",
-}
+ABOVE_0 = {"basis_rank", "max_new_tokens", "max_pairs", "max_perplexity_ratio", "min_ratings", "n_questions"}
+ABOVE_0 |= {"explorer_alpha_max", "explorer_tokens", "path_tokens", "prompts_per_category"}
+ABOVE_0 |= {"repetition_penalty"}
 RANGES = (  # all other numbers are at least 0
     ("between 0 and 1", lambda x: 0 < x < 1, {"dev_share", "train_share"}),
     ("above 0 and at most 1", lambda x: 0 < x <= 1, {"top_p"}),
@@ -84,7 +74,6 @@ class BadInput(ValueError):
 class Parameter:
     """One line of a `parameters` cell, `name: annotation = default`."""
 
-    name: str
     annotation: str
     default: Any
 
@@ -118,7 +107,7 @@ def notebook_parameters(notebook: Path) -> dict[str, Parameter]:
     for line in ast.parse("".join(tagged[0]["source"])).body:
         try:
             name, annotation = ast.unparse(line.target), ast.unparse(line.annotation)
-            parameters[name] = Parameter(name, annotation, ast.literal_eval(line.value))
+            parameters[name] = Parameter(annotation, ast.literal_eval(line.value))
         except (AttributeError, ValueError):
             written = f"{notebook.name}: {ast.unparse(line)!r}"
             raise BadInput(f"{written} in the parameters is not `name: type = literal`") from None
@@ -132,7 +121,7 @@ def flat(parameters: Mapping[str, Parameter]) -> dict[str, Parameter]:
     found = {}
     for name, parameter in parameters.items():
         entries = parameter.default if isinstance(parameter.default, dict) else {}
-        inside = {key: Parameter(key, _type(value), value) for key, value in entries.items()}
+        inside = {key: Parameter(_type(value), value) for key, value in entries.items()}
         found |= inside or {name: parameter}
     return found
 
@@ -205,15 +194,16 @@ def override(text: str) -> tuple[str, list]:
     return key.strip(), found
 
 
-def check_params(params: Mapping[str, Any], notebooks: Mapping[str, Mapping[str, Parameter]]) -> None:
+def check_params(params: Mapping[str, Any], notebooks: Sequence[Mapping[str, Parameter]]) -> None:
     """Refuse a secret, a key that no notebook takes, a wrong type, a number out of range and a misspelt word.
 
     `notebooks` are the parameters of each, as `flat` gives them. BadInput names every offending key, what was expected
     and what was given.
     """
     takers: dict[str, list[Parameter]] = {}
-    for name, parameter in (item for taken in notebooks.values() for item in taken.items()):
-        takers.setdefault(name, []).append(parameter)
+    for taken in notebooks:
+        for name, parameter in taken.items():
+            takers.setdefault(name, []).append(parameter)
     secrets = [key for key, value in _leaves(params) if _is_secret(key, value, [*takers])]
     if secrets:
         raise BadInput(

@@ -8,7 +8,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 import shlex
 import sys
 import time
@@ -30,13 +29,11 @@ from traitlets.config import Config
 
 from steerlib import params as keys
 from steerlib.params import BadInput, flat
-from steerlib.tables import COMMAND, PROGRESS_FILE, ROOT, atomic_path, results_folder
+from steerlib.tables import COMMAND, PROGRESS_FILE, ROOT, RUN, atomic_path, results_folder
 
 NOTEBOOKS = ROOT / "notebooks"
 WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf"}
 LARGE, BLOCKS = 2**26, 64  # of weights with more bytes than that only so many blocks are read
-# Windows has names of its own.
-RUN = re.compile(r"(?!(?i:con|prn|aux|nul|com\d|lpt\d)(\.|$))\w[\w.-]*(?<!\.)")
 REMEDIES = {  # OutOfMemoryError is torch's
     "MemoryError": "fewer prompts_per_category, max_new_tokens or a smaller model need less memory",
     "No space left": "free some space; the same command goes on from what is finished",
@@ -99,10 +96,7 @@ def plan(params_file: Path, *, notebooks: Path = NOTEBOOKS, **overrides: Any) ->
     if not isinstance(run, str) or not RUN.fullmatch(run):
         raise BadInput(f"run must be a folder name of letters, digits, '-', '_' and '.', not {run!r}")
     taken = {file: keys.notebook_parameters(file) for file in files}
-    for name in [name for name, value in params.items() if isinstance(value, dict)]:
-        if any(name in parameters and parameters[name].default for parameters in taken.values()):
-            params |= params.pop(name)  # settings given as one dict
-    keys.check_params(params, {file.stem: flat(taken[file]) | {"run": taken[file]["run"]} for file in files})
+    keys.check_params(params, [flat(taken[file]) for file in files])
     params, inputs = keys.resolved(params, [Path.cwd(), params_file.parent])
     stages = {}
     for file in files:
@@ -114,18 +108,19 @@ def plan(params_file: Path, *, notebooks: Path = NOTEBOOKS, **overrides: Any) ->
 def check_reachable(study: Study, stages: Sequence[str]) -> dict[str, Any]:
     """Judges behind an endpoint, by parameter; BadInput names a parameter whose judge or hub model is not to be had."""
     judges: dict[str, Any] = {}
-    for stage in (study.stages[name] for name in stages):
-        given = stage.given
-        keys.check_hub(given, stage.inputs)
-        for key in sorted({"judge", "second_judge"} & given.keys() - judges.keys()):
-            if given[key].startswith("endpoint:"):
-                from steerlib.judges import load_judge  # torch comes with it
+    given: dict[str, Any] = {}
+    for name in stages:
+        given |= study.stages[name].given
+        keys.check_hub(study.stages[name].given, study.stages[name].inputs)
+    for key in ("judge", "second_judge"):
+        if given.get(key, "").startswith("endpoint:"):
+            from steerlib.judges import load_judge  # torch comes with it
 
-                try:
-                    judges[key] = load_judge(given[key], **given.get(f"{key}_settings", {}))
-                    judges[key].try_once()
-                except (ImportError, KeyError, TypeError, ValueError, ConnectionError) as failure:
-                    raise BadInput(f"{key}: {failure.args[0]}") from None
+            try:
+                judges[key] = load_judge(given[key], **given.get(f"{key}_settings", {}))
+                judges[key].try_once()
+            except (ImportError, KeyError, TypeError, ValueError, ConnectionError) as failure:
+                raise BadInput(f"{key}: {failure.args[0]}") from None
     return judges
 
 
@@ -136,6 +131,8 @@ def numbered(folder: Path) -> list[Path]:
 
 def run_study(study: Study, *, only: Sequence[str] = (), force: bool = False) -> Path:
     """The run's folder, its notebooks executed in order; a finished one of which nothing has changed is kept.
+
+    All params are written into it, with the command; that file runs as any other params file.
 
     Args:
         only: beginnings of names, for instance `03`; the other notebooks are left as they are.
@@ -153,21 +150,16 @@ def run_study(study: Study, *, only: Sequence[str] = (), force: bool = False) ->
     check_reachable(study, due)
     try:
         with FileLock(folder / LOCK, timeout=0):  # freed when its holder ends, even a killed one
-            _keep_params(study, folder)
+            if study.file.parent.resolve() != folder.resolve():
+                written = yaml.safe_dump(study.params, sort_keys=False, allow_unicode=True)
+                with atomic_path(folder / PARAMS) as partial:
+                    partial.write_text(f"# {study.file}: {_command()}\n{written}", encoding="utf-8")
             for name in chosen:
                 peaks.append(_run_stage(study, name, folder / "notebooks", force))
     except Timeout:
         raise BadInput(f"run {study.run!r} is already going on in another process") from None
     print(f"total {time.perf_counter() - started:.1f} s, peak memory {max(peaks):.2f} GB", flush=True)
     return folder
-
-
-def _keep_params(study: Study, folder: Path) -> None:
-    """Write all params of a run into its folder, with the command; the file runs as any other params file."""
-    if study.file.parent.resolve() != folder.resolve():
-        params = yaml.safe_dump(study.params, sort_keys=False, allow_unicode=True)
-        with atomic_path(folder / PARAMS) as partial:
-            partial.write_text(f"# {study.file}: {_command()}\n{params}", encoding="utf-8")
 
 
 def _command() -> str:
@@ -264,22 +256,19 @@ def execute(notebook: Path, copy: Path, parameters: Mapping[str, Any]) -> tuple[
     def watch(cell: Any, cell_index: int, execute_reply: Mapping[str, Any]) -> None:  # noqa: ARG001
         seen.append((execute_reply["content"]["status"] == "ok", _kernels_gb()))
 
-    settings = PAPERMILL | {"config": _sockets()}
+    told = {COMMAND: _command(), PROGRESS_FILE: _terminal(), "PLOTLY_RENDERER": "plotly_mimetype"}
+    settings = PAPERMILL | {"cwd": notebook.parent, "on_cell_executed": watch, "config": _sockets()}
     try:
-        told = {COMMAND: _command(), PROGRESS_FILE: _terminal()}
-        with patch.dict(os.environ, {"PLOTLY_RENDERER": "plotly_mimetype", **told}):
-            executed: Any = papermill.execute_notebook(
-                notebook, partial, dict(parameters), cwd=notebook.parent, on_cell_executed=watch, **settings
-            )
+        with patch.dict(os.environ, told):
+            executed: Any = papermill.execute_notebook(notebook, partial, dict(parameters), **settings)
     except (papermill.PapermillExecutionError, DeadKernelError) as error:
         if partial.exists():
             partial.replace(failed)
         reason = "lost its kernel, most likely because memory ran out: choose fewer rows or a smaller model"
         if isinstance(error, papermill.PapermillExecutionError):
             said = f"failed in cell [{error.exec_count}]: {error.ename}: {error.evalue}"
-            for sign, remedy in REMEDIES.items():
-                said += f" ({remedy})" if sign in said else ""
-            reason = " ".join(said.split())[:500]
+            remedies = [f"({remedy})" for sign, remedy in REMEDIES.items() if sign in said]
+            reason = " ".join([*said.split(), *remedies])[:500]
         raise NotebookFailed(f"{notebook.stem} {reason}; executed copy: {os.path.relpath(failed)}") from None
     # After Ctrl-C the executed copy calls cells done that never ran; the kernel's replies do not.
     code = [cell for cell in executed.cells if cell.cell_type == "code" and cell.source.strip()]
