@@ -10,8 +10,8 @@ import logging
 import os
 import shlex
 import sys
+import tempfile
 import time
-import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,7 +24,6 @@ from unittest.mock import patch
 import psutil
 import yaml
 from filelock import FileLock, Timeout
-from jupyter_core.paths import jupyter_runtime_dir
 from traitlets.config import Config
 
 from steerlib import params as keys
@@ -50,7 +49,6 @@ PAPERMILL: dict[str, Any] = {
 }
 PARAMS, LOCK = "params.yaml", ".lock"
 """In a run's folder: what it was run with, and what a command holds while it goes on."""
-LONGEST_SOCKET_PATH = 100  # bytes; Unix allows about 107, and the channel's number is still to come
 
 
 class NotebookFailed(RuntimeError):
@@ -257,9 +255,10 @@ def execute(notebook: Path, copy: Path, parameters: Mapping[str, Any]) -> tuple[
         seen.append((execute_reply["content"]["status"] == "ok", _kernels_gb()))
 
     told = {COMMAND: _command(), PROGRESS_FILE: _terminal(), "PLOTLY_RENDERER": "plotly_mimetype"}
-    settings = PAPERMILL | {"cwd": notebook.parent, "on_cell_executed": watch, "config": _sockets()}
+    settings = PAPERMILL | {"cwd": notebook.parent, "on_cell_executed": watch}
     try:
-        with patch.dict(os.environ, told):
+        with patch.dict(os.environ, told), tempfile.TemporaryDirectory(prefix="steerlib-") as sockets:
+            settings["config"] = _sockets(sockets)
             executed: Any = papermill.execute_notebook(notebook, partial, dict(parameters), **settings)
     except (papermill.PapermillExecutionError, DeadKernelError) as error:
         if partial.exists():
@@ -278,16 +277,13 @@ def execute(notebook: Path, copy: Path, parameters: Mapping[str, Any]) -> tuple[
     return time.perf_counter() - started, max(gb for _, gb in seen)
 
 
-def _sockets() -> Config:
+def _sockets(folder: str) -> Config:
     """A kernel that talks over Unix sockets of its own, so that runs side by side never share a port.
 
-    The connection file must be named: left to its default, all kernels of a folder share socket names and dead-lock.
-    Where the path is too long for a socket, and on Windows, the kernel talks by TCP.
+    Where the folder's path is too long for a socket (Unix allows about 107 bytes), and on Windows, it talks by TCP.
     """
-    folder = jupyter_runtime_dir()
-    os.makedirs(folder, mode=0o700, exist_ok=True)
-    file = os.path.join(folder, f"k-{uuid.uuid4().hex[:12]}.json")
-    short = len(os.fsencode(file)) <= LONGEST_SOCKET_PATH and sys.platform != "win32"
+    short = len(os.fsencode(folder)) <= 80 and sys.platform != "win32"
+    file = os.path.join(folder, "kernel.json")  # sockets are named after it
     return Config({"KernelManager": {"transport": "ipc" if short else "tcp", "connection_file": file}})
 
 

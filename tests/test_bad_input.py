@@ -9,8 +9,7 @@ import pytest
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import ALPHABET, tiny_model
-from transformers import LlamaConfig
+from tiny import GROUPED, tiny_model
 
 from steerlib.__main__ import main
 from steerlib.decoding import Sampling, decode, make_arms
@@ -47,6 +46,7 @@ PARAMS = [
     ("seed: 010", "010 is no plain decimal number"),
     ("seed: 1:30", "1:30"),
     ("alphas: [0.5, 1:30.5]", "1:30.5"),
+    ("seed: 1_000", "1_000"),
     ("seed: 0x10", "0x10"),
     ("temperature: .nan", "temperature must be finite"),
     ("alphas: [0.1, .inf]", "alphas must be finite"),
@@ -80,9 +80,11 @@ PARAMS = [
     ("contexts: {insult: polite}", "contexts must be"),
     ("contexts: {insult: {expert: 5}}", "contexts must be"),
     ("contexts: {insult: {expret: kind}}", "contexts must be"),
+    ("contexts: {insult: {expert: ' '}}", "contexts must be"),
     ("contexts: {5: {expert: kind}}", "contexts must be"),
     # secrets
-    ("api_key: abcdefgh", "api_key"),
+    ("api_key: abcdefgh", "api_key: params end up"),
+    ("my_secret_name: abcdefgh", "my_secret_name"),
     ("judge_settings: {deep: [{api_key: abcdefgh}]}", "api_key"),
     ("model: hf_abcdefghijklmnopqrst", "model: params end up"),
     ("judge_settings: {header: [Bearer sk-abcdefghijklmnopqrst]}", "header"),
@@ -91,12 +93,14 @@ PARAMS = [
     ("ratings: demmo", "ratings: 'demmo' is not there"),
     ("questions: cais/mmul", "questions: 'cais/mmul' is not there"),
     ("model: absent/folder/here", "model: 'absent/folder/here' is not there"),
+    ("model: ./absent", "model: './absent' is not there"),
     ("scorer: absent.csv", "scorer: 'absent.csv' is not there"),
     ("judge: local:absent/folder/here", "local:absent"),
     ("data_folder: nowhere", "data_folder: 'nowhere' is not there"),
     # the run
     ("run: ../up", "'../up'"),
     ("run: ''", "run must be"),
+    ("run: 5", "run must be"),
     ("run: con.txt", "'con.txt'"),
     ("run: .hidden", "'.hidden'"),
     ('run: "a\\0b"', "run must be"),
@@ -187,35 +191,29 @@ def test_check_lists_users_ratings_prompts_by_category_memory_time_and_the_key_t
     assert re.search(rf"^{answers} answers +about .* AMD EPYC.*, at 10 tokens", said, re.MULTILINE)
 
 
-@pytest.mark.parametrize(
-    ("ratings", "named"),
-    [
-        ("user_id,prompt,response,rating\nu1,hi,yes,5\nu1,hi,Well, ok,87\n", r"mine\.csv, line 3"),
-        (
-            "user_id,prompt,response,rating\nu1,hi,yes,5\nu1,hi,no,870\n",
-            r"mine\.csv, row 2, column rating: .*870",
-        ),
-        ("user_id,prompt,response\nu1,hi,yes\n", r"mine\.csv: column 'rating' is missing"),
-        ("user_id,prompt,response,rating\nu1,hi,yes,5\n", r"min_ratings 8"),
-        (pilot().drop_duplicates("conversation_id").to_csv(index=False), "0 train and 0 held-out pairs"),
-    ],
-)
+HEADER = "user_id,prompt,response,rating\n"
+RATINGS = [
+    (HEADER + "u1,hi,yes,5\nu1,hi,Well, ok,87\n", r"mine\.csv, line 3"),
+    (HEADER + "u1,hi,yes,5\nu1,hi,no,870\n", r"mine\.csv, row 2, column rating: .*870"),
+    ("user_id,prompt,response\nu1,hi,yes\n", r"mine\.csv: column 'rating' is missing"),
+    (HEADER + "u1,hi,yes,5\n", r"min_ratings 8"),
+    (pilot().drop_duplicates("conversation_id").to_csv(index=False), "0 train and 0 held-out pairs"),
+]
+
+
+@pytest.mark.parametrize(("ratings", "named"), RATINGS)
 def test_check_refuses_a_bad_ratings_file_by_name_and_line(tmp_path, monkeypatch, capsys, ratings, named):
-    params = PILOT.replace("03", "02_steering_vectors, 03").replace(
-        "prompts_per", "min_ratings: 3\nprompts_per"
+    params = (
+        PILOT.replace("03", "02_steering_vectors, 03") + "min_ratings: 3\n" if "pairs" in named else PILOT
     )
-    assert checked(tmp_path, params if "pairs" in named else PILOT, ratings, monkeypatch) == 2
+    assert checked(tmp_path, params, ratings, monkeypatch) == 2
     errors = capsys.readouterr().err
     assert re.match(rf"steerlib: ratings: .*{named}", errors) and errors.count("\n") == 1
 
 
 def test_check_refuses_arms_that_notebook_03_would_refuse(tmp_path, monkeypatch, capsys):
-    assert (
-        checked(
-            tmp_path, PILOT.replace("alphas: [1.0", "alphas: [-1.0"), pilot().to_csv(index=False), monkeypatch
-        )
-        == 2
-    )
+    params = PILOT.replace("alphas: [1.0", "alphas: [-1.0")
+    assert checked(tmp_path, params, pilot().to_csv(index=False), monkeypatch) == 2
     assert "steerlib: arms: alpha of 'anti_expert' must be" in capsys.readouterr().err
 
 
@@ -223,9 +221,6 @@ def test_check_refuses_arms_that_notebook_03_would_refuse(tmp_path, monkeypatch,
 
 ARCHITECTURES = {
     "Mamba": "state",
-    "FalconMamba": "state",
-    "Rwkv": "state",
-    "Jamba": "state",
     "RecurrentGemma": "state",
     "FalconH1": "state",
     "Qwen3Next": "linear_attention",
@@ -259,20 +254,17 @@ def test_a_name_that_is_no_judge_is_refused_with_the_names_there_are(name):
         load_judge(name)
 
 
-FEW = {"vocab_size": len(ALPHABET) + 2, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
-FEW |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
-
-
 @pytest.mark.parametrize("family", ["Llama", "Gemma2"])
 def test_float64_with_eager_attention_is_right_or_refused(family):
     arms = make_arms("expert_anti_expert", [1.0], profile="own", sampling=Sampling(0, max_new_tokens=4))
     prompts = pd.DataFrame({"prompt_id": ["a", "b"], "prompt": ["Hello there", "Hi"], "category": "insult"})
-    frozen = tiny_model(getattr(transformers, f"{family}Config")(**FEW), attention="eager")
+    config = getattr(transformers, f"{family}Config")(**GROUPED, head_dim=8)
+    frozen = tiny_model(config, attention="eager")
     try:
         found = decode(frozen, prompts, arms)
     except FloatingPointError as refusal:
         assert family == "Gemma2" and "float64" in str(refusal)
         return
-    expected = decode(tiny_model(LlamaConfig(**FEW)), prompts, arms)
+    expected = decode(tiny_model(config), prompts, arms)
     assert found.text.tolist() == expected.text.tolist()
     assert found.nll_base.tolist() == pytest.approx(expected.nll_base.tolist(), rel=1e-6)

@@ -8,9 +8,8 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -59,18 +58,10 @@ def write_notebook(path: Path, parameters: str, *cells: str) -> None:
     nbformat.write(nbformat.v4.new_notebook(cells=code), path)
 
 
-@pytest.fixture(scope="module")
-def sockets() -> Iterator[Path]:
-    """A runtime folder with a path short enough for sockets, so that killed kernels leave nothing behind."""
-    with tempfile.TemporaryDirectory(prefix="k") as folder:
-        yield Path(folder)
-
-
 @pytest.fixture
-def toy(tmp_path: Path, sockets: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with two notebooks and a params file; results go beside them."""
     monkeypatch.setenv("STEERLIB_RESULTS", str(tmp_path / "results"))
-    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(sockets))
     (tmp_path / "notebooks").mkdir()
     write_notebook(tmp_path / "notebooks" / "01_first.ipynb", FIRST, "print(run, rows, alphas, seed)")
     write_notebook(tmp_path / "notebooks" / "02_second.ipynb", SECOND, "print(rate, model, data_folder)")
@@ -184,8 +175,9 @@ def test_a_failed_cell_is_one_line_and_exit_code_1_and_its_notebook_is_run_again
     assert "02_second.done.json" in left and "02_second.failed.ipynb" not in left
 
 
-def test_a_runtime_folder_too_long_for_a_socket_serves_by_tcp(toy, monkeypatch):
-    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(toy / ("long" * 30)))
+def test_a_temporary_folder_too_long_for_a_socket_serves_by_tcp(toy, monkeypatch):
+    (toy / ("long" * 30)).mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(toy / ("long" * 30)))
     assert printed(go(toy, only=["01"]) / "notebooks" / "01_first.ipynb").startswith("toy 7")
 
 
@@ -531,10 +523,7 @@ def test_an_archive_holds_tables_scores_and_params_but_no_vectors_and_nobodys_ch
 
 
 @pytest.mark.slow
-def test_a_run_is_shown_again_from_its_archive_where_no_model_is(
-    tmp_path: Path, sockets: Path, monkeypatch
-) -> None:
-    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(sockets))
+def test_a_run_is_shown_again_from_its_archive_where_no_model_is(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("STEERLIB_RESULTS", str(tmp_path / "here"))
     stages = "02_steering_vectors, 03_generation_sweep, 04_evaluation, 05_figures, 06_alpha_explorer"
     smaller = "path_tokens: 4\nn_questions: 2\nexplorer_tokens: 6\n"
@@ -562,9 +551,8 @@ QUICK = (ROOT / "params" / "quick.yaml").read_text()
 
 @pytest.mark.parametrize(("text", "kills"), [(TINY, 2), pytest.param(QUICK, 20, marks=pytest.mark.slow)])
 def test_a_run_killed_at_random_moments_ends_with_the_tables_of_one_that_was_not(
-    tmp_path, sockets, monkeypatch, text, kills
+    tmp_path, monkeypatch, text, kills
 ):
-    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(sockets))
     monkeypatch.setenv("STEERLIB_RESULTS", str(tmp_path / "whole"))
     params, draw = tmp_path / "torture.yaml", random.Random(0)
     params.write_text(text)
