@@ -9,10 +9,8 @@ import pytest
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import GROUPED, tiny_model
 
 from steerlib.__main__ import main
-from steerlib.decoding import Sampling, decode, make_arms
 from steerlib.judges import load_judge
 from steerlib.models import load_model
 from steerlib.params import BadInput, read_params
@@ -49,15 +47,12 @@ PARAMS = [
     ("seed: 1_000", "1_000"),
     ("seed: 0x10", "0x10"),
     ("temperature: .nan", "temperature must be finite"),
-    ("alphas: [0.1, .inf]", "alphas must be finite"),
     ("judge_settings: {a: {b: .nan}}", "judge_settings must be finite"),
     ("seed: -3", "seed must be at least 0"),
     ("seed: 99999999999999999999999", "seed"),
-    ("seeds: [0, -1]", "seeds must be at least 0"),
     ("top_p: 1.5", "top_p must be above 0 and at most 1"),
     ("top_p: 0", "top_p must be above 0"),
     ("train_share: 1", "train_share must be between 0 and 1"),
-    ("repetition_penalty: 0", "repetition_penalty must be above 0"),
     ("prompts_per_category: -1", "prompts_per_category must be above 0"),
     # lists
     ("alphas: [0.5, 0.5]", "alphas has a value twice"),
@@ -66,14 +61,10 @@ PARAMS = [
     # words
     ("style: caht", "'caht' is unknown; did you mean 'chat'"),
     ("methods: [sda, ant_expert]", "'ant_expert' is unknown; did you mean 'anti_expert'"),
-    ("controls: [shufled]", "did you mean 'shuffled'"),
     ("dtype: float8", "dtype: 'float8'"),
-    ("device: cdua", "did you mean 'cuda'"),
     ("positions: first_k:0", "positions: 'first_k:0'"),
     ("more_positions: [first_k:8, alll]", "'alll'"),
-    ("personal_vectors: [dislike_weigthed]", "did you mean 'dislike_weighted'"),
     ("score_function: sigmoyd", "did you mean 'sigmoid'"),
-    ("judge: scorrer", "did you mean 'scorer'"),
     ("judge: gpt-4.1", "endpoint:NAME"),
     ("second_judge: 'endpoint:'", "'endpoint:'"),
     # contexts
@@ -91,7 +82,6 @@ PARAMS = [
     # files and folders
     ("ratings: absent.csv", "looked for /"),
     ("ratings: demmo", "ratings: 'demmo' is not there"),
-    ("questions: cais/mmul", "questions: 'cais/mmul' is not there"),
     ("model: absent/folder/here", "model: 'absent/folder/here' is not there"),
     ("model: ./absent", "model: './absent' is not there"),
     ("scorer: absent.csv", "scorer: 'absent.csv' is not there"),
@@ -103,7 +93,6 @@ PARAMS = [
     ("run: 5", "run must be"),
     ("run: con.txt", "'con.txt'"),
     ("run: .hidden", "'.hidden'"),
-    ('run: "a\\0b"', "run must be"),
     ("notebooks: [01_user_profiles, 09_absent]", "09_absent"),
     ("notebooks: 1", "notebooks"),
 ]
@@ -252,19 +241,3 @@ def test_a_models_config_that_cannot_be_read_is_one_line_that_names_the_folder(t
 def test_a_name_that_is_no_judge_is_refused_with_the_names_there_are(name):
     with pytest.raises(ValueError, match=f"{name!r}.*'endpoint:<model>'"):
         load_judge(name)
-
-
-@pytest.mark.parametrize("family", ["Llama", "Gemma2"])
-def test_float64_with_eager_attention_is_right_or_refused(family):
-    arms = make_arms("expert_anti_expert", [1.0], profile="own", sampling=Sampling(0, max_new_tokens=4))
-    prompts = pd.DataFrame({"prompt_id": ["a", "b"], "prompt": ["Hello there", "Hi"], "category": "insult"})
-    config = getattr(transformers, f"{family}Config")(**GROUPED, head_dim=8)
-    frozen = tiny_model(config, attention="eager")
-    try:
-        found = decode(frozen, prompts, arms)
-    except FloatingPointError as refusal:
-        assert family == "Gemma2" and "float64" in str(refusal)
-        return
-    expected = decode(tiny_model(config), prompts, arms)
-    assert found.text.tolist() == expected.text.tolist()
-    assert found.nll_base.tolist() == pytest.approx(expected.nll_base.tolist(), rel=1e-6)
