@@ -40,10 +40,8 @@ REMEDIES = {  # OutOfMemoryError is torch's
 PAPERMILL: dict[str, Any] = {
     "kernel_name": "python3",
     "language": "python",
-    "autosave_cell_every": 5,
     "progress_bar": False,
     "store_widget_state": False,
-    "record_timing": False,
     "coalesce_streams": True,
     "extra_arguments": ["--IPKernelApp.log_level=50"],  # else Ctrl-C prints its traceback
 }
@@ -94,7 +92,7 @@ def plan(params_file: Path, *, notebooks: Path = NOTEBOOKS, **overrides: Any) ->
     if not isinstance(run, str) or not RUN.fullmatch(run):
         raise BadInput(f"run must be a folder name of letters, digits, '-', '_' and '.', not {run!r}")
     taken = {file: keys.notebook_parameters(file) for file in files}
-    keys.check_params(params, [flat(taken[file]) for file in files])
+    keys.check_params(params, {key: one for file in files for key, one in flat(taken[file]).items()})
     params, inputs = keys.resolved(params, [Path.cwd(), params_file.parent])
     stages = {}
     for file in files:

@@ -88,8 +88,8 @@ def _table(folder: Path, name: str) -> pd.DataFrame:
 def _answers(folder: Path, arms: pd.DataFrame, prompts: int) -> str:
     """Answers done of how many at most, how many per second, and the time left; from the tables alone."""
     files = sorted((folder / "tables" / "generations").glob("[!.]*.parquet"), key=os.path.getmtime)
-    parts = [pd.read_parquet(file, columns=["arm_id", "prompt_id", "seed"]) for file in files]
-    parts = [part[part["arm_id"].isin(arms["arm_id"])] for part in parts]
+    keys, ours = ["arm_id", "prompt_id", "seed"], [("arm_id", "in", [*arms["arm_id"]])]
+    parts = [pd.read_parquet(file, columns=keys, filters=ours) for file in files]
     seeds = len({seed for part in parts for seed in part["seed"]}) or 1
     done = len(pd.concat(parts).drop_duplicates()) if parts else 0
     wanted = prompts * sum(seeds if temperature else 1 for temperature in arms["temperature"])
