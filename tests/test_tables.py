@@ -28,12 +28,10 @@ from steerlib.tables import (
 SPLITS = pd.DataFrame({"conversation_id": ["c1", "c2"], "user_id": ["u1", "u1"], "split": ["train", "dev"]})
 
 
-def test_parts_of_a_table_are_read_back_as_one(tmp_path):
+def test_a_table_that_is_written_whole_replaces_all_its_parts(tmp_path):
     assert not has_table(tmp_path, "splits")
-    append_part(tmp_path, "splits", SPLITS.iloc[:1], part="a")
     append_part(tmp_path, "splits", SPLITS.iloc[1:], part="b")
-    pd.testing.assert_frame_equal(read_table(tmp_path, "splits"), SPLITS)
-    write_table(tmp_path, "splits", SPLITS.iloc[:1])  # replaces all its parts
+    write_table(tmp_path, "splits", SPLITS.iloc[:1])
     assert read_table(tmp_path, "splits").conversation_id.tolist() == ["c1"]
 
 
