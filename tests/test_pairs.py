@@ -148,7 +148,7 @@ def test_residuals_are_read_after_each_texts_own_prompt(tiny, style):
         for layer in (1, 2):
             assert_close(preferred[layer][row], alone[layer][0])
             assert_close(dispreferred[layer][row], alone[layer][1])
-    with pytest.raises(ValueError, match="pool 'prompt_last' .* name answer_mean or last"):
+    with pytest.raises(ValueError, match=r"pool 'prompt_last' .* name answer_mean or last"):
         pair_residuals(tiny, pairs, layers=[1], style=style, pool="prompt_last")
 
 

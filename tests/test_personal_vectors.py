@@ -136,7 +136,7 @@ def test_a_feature_is_read_whichever_way_the_decoder_lies(tmp_path):
         direction = sae_direction(path, 7, layer=3, d_model=4)
         assert list(direction) == [3] and direction[3].dtype == torch.float32
         assert_close(direction[3], DECODER[7], atol=1e-2, rtol=0)
-    path = saved(tmp_path, {"W_enc": DECODER.T + 1, "W_dec": DECODER})  # the encoder is not taken for the decoder
+    path = saved(tmp_path, {"W_enc": DECODER.T + 1, "W_dec": DECODER})  # the encoder is passed over
     assert torch.equal(sae_direction(path, 0, layer=1, d_model=4)[1], DECODER[0])
 
 

@@ -1,14 +1,11 @@
+"""The study of the preference direction: scores, what length explains of them, their AUC, residuals that are kept."""
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from studies import preference_direction as study
-from studies.preference_direction import (
-    compare_auc,
-    kept_pair_residuals,
-    scores_along,
-    without_length,
-)
+from studies.preference_direction import compare_auc, kept_pair_residuals, scores_along, without_length
 
 from steerlib.vectors import pair_residuals
 
