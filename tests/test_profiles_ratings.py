@@ -54,13 +54,11 @@ def counts(report: pd.DataFrame) -> dict[str, int]:
     return dict(zip(report["what"], report["count"], strict=True))
 
 
-@pytest.mark.parametrize("ending", ["csv", "jsonl", "json", "parquet"])
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "json"])
 def test_a_file_of_ones_own_needs_four_columns(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"mine.{ending}"
     if ending == "csv":
         OWN.rename(columns={"rating": " rating "}).to_csv(path, encoding="utf-8-sig")  # row numbers, a BOM
-    elif ending == "parquet":
-        OWN.assign(rating=OWN["rating"].astype(float)).to_parquet(path)
     else:
         OWN.to_json(path, orient="records", lines=ending == "jsonl")
         path.write_text(f"\n{path.read_text()}\n\n", encoding="utf-8-sig")
@@ -91,10 +89,8 @@ def test_a_bad_value_is_refused_naming_its_row_and_column(tmp_path: Path, column
     full = OWN.assign(turn="0", chosen="true", prompt_category="", **ids)
     full.loc[1, column] = value
     full.to_csv(tmp_path / "mine.csv", index=False)
-    with pytest.raises(ValueError) as refusal:
+    with pytest.raises(ValueError, match=rf"^mine.csv, row 2, column {column}: .*\Z"):
         read_ratings(tmp_path / "mine.csv")
-    assert str(refusal.value).startswith(f"mine.csv, row 2, column {column}: ")
-    assert "\n" not in str(refusal.value)
 
 
 @pytest.mark.parametrize(
@@ -143,9 +139,8 @@ def test_a_value_of_another_kind_is_refused(tmp_path: Path, column: str, value: 
 )
 def test_a_file_that_cannot_be_read_is_named_with_its_line(tmp_path, name, content, named):
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(ValueError, match=f"^{named}") as refusal:
+    with pytest.raises(ValueError, match=rf"^{named}.*\Z"):  # on one line
         read_ratings(tmp_path / name)
-    assert "\n" not in str(refusal.value)
 
 
 TEXTS = st.text(st.characters(codec="utf-8") | st.sampled_from("\0\ud800\udc80\"',\r\n\ufeff\u2028"))
@@ -221,8 +216,6 @@ def test_two_hundred_thousand_ratings_are_read_in_bounded_memory(tmp_path: Path)
 
 
 def test_what_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(FileNotFoundError, match=r"absent.csv is not a file"):
-        read_ratings(tmp_path / "absent.csv")
     with pytest.raises(FileNotFoundError, match=r"has no utterances.jsonl"):
         read_ratings(tmp_path)
     OWN.to_csv(tmp_path / "mine.csv", index=False)
@@ -230,9 +223,8 @@ def test_what_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         read_ratings(tmp_path / "mine.csv", min_ratings=50)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match=r"utterances\.jsonl") as refusal:
+    with pytest.raises(FileNotFoundError, match=r"^utterances\.jsonl.*name a folder.*\Z"):
         read_ratings("prism")
-    assert "\n" not in str(refusal.value)
 
 
 def test_prism_rows_are_renamed_and_its_oddities_counted(tmp_path: Path) -> None:
@@ -307,28 +299,22 @@ def test_real_rated_answers_of_prism_are_read(real_data, tmp_path: Path) -> None
 
 
 def person(user: str, **changes: object) -> dict:
-    religion = {"self_described": "none", "categorised": "Non-religious", "simplified": "No Affiliation"}
-    row = {"user_id": user, "age": "18-24 years old", "gender": "Female", "religion": religion}
-    return row | changes
+    religion = {"categorised": "Non-religious", "simplified": "No Affiliation"}
+    return {"user_id": user, "age": "18-24 years old", "gender": "Female", "religion": religion} | changes
 
 
-def test_prisms_nested_religion_is_read_as_its_coarse_category_from_the_folder_or_a_file_in_it(tmp_path):
+def test_prisms_nested_religion_is_read_as_its_coarse_category_and_what_is_missing_is_unknown(tmp_path):
     sikh = person("u1", religion={"categorised": "Sikh"}, gender="Prefer not to say")
-    folder = prism_folder(tmp_path, [person("u0"), sikh], "survey.jsonl")
+    nobody = person("u2", age=None, gender=None, religion={"simplified": None})
+    folder = prism_folder(tmp_path, [person("u0"), sikh, nobody], "survey.jsonl")
     users = read_demographics(folder)
     assert users.values.tolist() == [
         ["u0", "18-24 years old", "Female", "No Affiliation"],
         ["u1", "18-24 years old", "Prefer not to say", "Sikh"],
+        ["u2", "unknown", "unknown", "unknown"],
     ]
     prism_folder(tmp_path, [prism_row(0)])
-    assert read_demographics(folder / "utterances.jsonl").equals(users)
-
-
-def test_what_is_missing_is_unknown_and_nobody_is_lost(tmp_path: Path) -> None:
-    rows = [person("u0", age=None, religion=None), {"user_id": "u1", "religion": {"simplified": None}}]
-    users = read_demographics(prism_folder(tmp_path, rows, "survey.jsonl")).set_index("user_id")
-    assert users.loc["u0"].tolist() == ["unknown", "Female", "unknown"]
-    assert users.loc["u1"].tolist() == ["unknown"] * 3
+    assert read_demographics(folder / "utterances.jsonl").equals(users)  # a file stands for its folder
 
 
 def test_a_file_of_ones_own_may_repeat_users_but_not_contradict_itself(tmp_path: Path) -> None:
