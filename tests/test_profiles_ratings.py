@@ -74,49 +74,33 @@ def test_a_file_of_ones_own_needs_four_columns(tmp_path: Path, ending: str) -> N
 @pytest.mark.parametrize(
     ("column", "value"),
     [
-        *(("rating", value) for value in ("0", "100.5", "good", "nan", "", "1_0", "1e999")),
-        ("response", " "),
-        ("user_id", " "),
-        *(("turn", value) for value in ("-1", "0.5")),
+        *(("rating", value) for value in (None, True, [1], {"a": 1}, 10**400, float("nan"), 0)),
+        *(("rating", value) for value in ("100.5", "good", "nan", "", "1_0", "1e999")),
+        *(("user_id", value) for value in (["a"], {}, None, True, 0.5, float("inf"), " ")),
+        *(("response", value) for value in (7, ["a"], "a\0b", " ")),
+        *(("prompt_category", value) for value in (["unguided"], 1, "rude")),
+        *(("turn", value) for value in ([0], 1e300, "-1", "0.5")),
         ("chosen", "maybe"),
-        ("prompt_category", "rude"),
-        ("utterance_id", "u"),  # stands there twice
+        ("utterance_id", "u0"),  # stands there twice
         ("conversation_id", ""),
     ],
 )
-def test_a_bad_value_is_refused_naming_its_row_and_column(tmp_path: Path, column: str, value: str) -> None:
-    ids = {"utterance_id": ["u", "v", "w"], "conversation_id": "c"}
-    full = OWN.assign(turn="0", chosen="true", prompt_category="", **ids)
-    full.loc[1, column] = value
-    full.to_csv(tmp_path / "mine.csv", index=False)
-    with pytest.raises(ValueError, match=rf"^mine.csv, row 2, column {column}: .*\Z"):
-        read_ratings(tmp_path / "mine.csv")
-
-
-@pytest.mark.parametrize(
-    ("column", "value"),
-    [
-        *(("score", value) for value in (None, True, [1], {"a": 1}, 10**400, float("nan"))),
-        *(("user_id", value) for value in (["a"], {}, None, True, 0.5, float("inf"))),
-        *(("model_response", value) for value in (7, ["a"], "a\0b")),
-        *(("conversation_type", value) for value in (["unguided"], 1)),
-        *(("turn", value) for value in ([0], 1e300)),
-    ],
-)
-def test_a_value_of_another_kind_is_refused(tmp_path: Path, column: str, value: object) -> None:
-    with pytest.raises(ValueError, match=rf"utterances.jsonl, row 1, column {column}"):
-        read_ratings(prism_folder(tmp_path, [prism_row(0, **{column: value})]))
+def test_a_bad_value_is_refused_naming_its_row_and_column(tmp_path: Path, column: str, value: object) -> None:
+    full = OWN.assign(turn="0", chosen="true", prompt_category="", conversation_id="c")
+    rows = full.assign(utterance_id=["u0", "u1", "u2"]).to_dict("records")
+    rows[1][column] = value
+    path = prism_folder(tmp_path, rows, "mine.jsonl") / "mine.jsonl"
+    with pytest.raises(ValueError, match=rf"^mine.jsonl, row 2, column {column}: .*\Z"):
+        read_ratings(path)
 
 
 @pytest.mark.parametrize(
     ("name", "content", "named"),
     [
-        ("a.csv", HEADER + "u1,hi,ok,50\nu1,hi,Well, ok,87\n", "a.csv, line 3: 5 fields"),
         ("a.csv", HEADER + '\nu1,"h\ni",ok,50\n\nu1,hi,ok\n', "a.csv, line 6: 3 fields"),
         ("a.csv", HEADER + 'u1,hi,"ok,50\nu1,hi,ok,50\n', "a.csv, line 2: unexpected end of data"),
         ("a.csv", "user_id,rating,rating \nu,1,2\n", "a.csv: the name 'rating' stands twice"),
         ("a.csv", HEADER, "a.csv has no rows"),
-        ("a.csv", "user_id,prompt,response\nu,a,b\n", "a.csv: column 'rating' is missing"),
         ("a.csv", (HEADER + "u,caf\u00e9,b,5\n").encode("latin-1"), "a.csv, line 2: byte 0xe9 .* UTF-8"),
         ("a.csv", HEADER + "u,a\0,b,5\n", "a.csv, line 2: byte 0x00"),
         ("a.jsonl", '{"user_id": "a"}\n\n{"user_id"\n', "a.jsonl, line 3: not JSON"),
@@ -172,15 +156,13 @@ def test_ids_written_in_two_ways_are_one_and_counted(tmp_path: Path) -> None:
 def test_answers_in_other_languages_are_counted_where_there_are_any(tmp_path: Path) -> None:
     other = [
         "Привет, мир",
-        "Ich habe gestern in der Stadt einen alten Freund getroffen und wir haben lange über die Arbeit gesprochen.",
         "Ik denk dat het in de zomer beter is om vroeg op te staan en eerst naar de markt te gaan voor groenten.",
     ]
     english = [
-        "42",
         "Hello мир",
         "I do not know why he left so early without a word to the friends who waited for him at the station.",
     ]
-    OWN.iloc[[0] * 6].assign(response=other + english).to_csv(tmp_path / "mine.csv", index=False)
+    OWN.iloc[[0] * 4].assign(response=other + english).to_csv(tmp_path / "mine.csv", index=False)
     _, report = read_ratings(tmp_path / "mine.csv")
     (found,) = [count for what, count in counts(report).items() if "English" in what]
     assert found == len(other)
@@ -199,15 +181,17 @@ def test_many_ratings_are_read_in_blocks_with_a_bar(tmp_path: Path, monkeypatch,
 
 @pytest.mark.slow
 def test_two_hundred_thousand_ratings_are_read_in_bounded_memory(tmp_path: Path) -> None:
-    rows = [f"u{i // 50},prompt {i // 4},{f'answer {i} ' * 25},{1 + i % 100}\n" for i in range(200_000)]
-    (tmp_path / "many.csv").write_text(HEADER + "".join(rows))
+    words, n = "with some more words " * 14, 200_000
+    with (tmp_path / "many.csv").open("w") as file:  # row by row: this process's own memory counts too
+        file.write(HEADER)
+        file.writelines(f"u{i // 50},prompt {i // 4},answer {i} {words},{1 + i % 100}\n" for i in range(n))
     code = "import resource, sys; from pathlib import Path; from steerlib.profiles import read_ratings\n"
     code += "rows = len(read_ratings(Path(sys.argv[1]))[0])\n"
     code += "print(rows, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     run = [sys.executable, "-c", code, str(tmp_path / "many.csv")]
     found = subprocess.run(run, capture_output=True, text=True, check=True)
-    n, peak = map(int, found.stdout.split())
-    assert n == 200_000 and peak < 700_000  # kB, Python and its libraries included
+    rows, peak = map(int, found.stdout.split())
+    assert rows == n and peak < 700_000  # kB, Python and its libraries included
 
 
 def test_what_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,8 +62,6 @@ def read_pairs(
 
     Source: the transcripts' format is that of Bai et al. (arXiv 2204.05862).
     """
-    if bad_rows not in ("refuse", "drop"):
-        raise ValueError(f"bad_rows {bad_rows!r} is neither 'refuse' nor 'drop'")
     path = Path(path)
     rows = read_rows(path)
     of_row = _own_row if {*REQUIRED} <= {*rows.columns} else _transcript_row
