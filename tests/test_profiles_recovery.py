@@ -23,7 +23,6 @@ def test_more_ratings_find_more_and_noise_finds_chance() -> None:
     texts = demo_texts(perfect_scorer)
     study = recovery_study(texts, ratings=(8, 96), users=24, simulations=8)
     assert (study.groupby(["estimator", "simulation"])["users"].sum() == 2 * 24).all()
-    assert (study.groupby(["estimator", "planted"])["users"].sum() == 2 * 8 * 4).all()
     shares = recovery_shares(study).set_index(["estimator", "ratings"])
     assert shares.loc[("exposure_adjusted", 96), "share"] > 0.85
     assert shares.loc[("exposure_adjusted", 8), "high"] < 0.85

@@ -29,10 +29,7 @@ def test_the_sensitivity_is_the_dislike_weighted_mean_worked_by_hand() -> None:
     # ann: (0.8 * 0.5 + 0.2 * 0.1) / 1.0 = 0.42 and (0.8 * 0.1 + 0.2 * 0.9) / 1.0 = 0.26
     assert s.loc["ann", ["toxicity", "threat"]].tolist() == pytest.approx([0.42, 0.26])
     assert s.loc["bob", ["toxicity", "threat"]].tolist() == pytest.approx([0.3, 0.2])
-    assert list(s.columns) == SIX
-
-
-def test_the_adjusted_sensitivity_is_that_minus_the_plain_mean_of_what_was_shown() -> None:
+    # The adjusted one is that minus the plain mean of what was shown.
     s = sensitivities(BY_HAND, "exposure_adjusted")
     assert s.loc["ann", ["toxicity", "threat"]].tolist() == pytest.approx([0.42 - 0.3, 0.26 - 0.5])
     assert s.loc["bob"].tolist() == pytest.approx([0.0] * 6)
