@@ -24,7 +24,7 @@ WORDS = {
     "more_positions": "all prompt generation first_k:K",
     "judge": "scorer scorer:NAME local:NAME reward:NAME endpoint:NAME",
     "personal_vectors": "dislike_weighted coordinates",
-    "pool": "answer_mean last prompt_last",
+    "pool": "answer_mean last",
     "positions": "all prompt generation first_k:K",
     "prompt_labels": "given measured",
     "second_judge": "scorer scorer:NAME local:NAME reward:NAME endpoint:NAME",
