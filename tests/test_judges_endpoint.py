@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 from traceback import format_exception
 from typing import Any
 
@@ -47,6 +48,12 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def shown(body: dict) -> str:
     return body["messages"][1]["content"]
+
+
+def params_file(folder: Path, **settings: Any) -> str:
+    file = folder / "mine.yaml"
+    file.write_text(json.dumps({"judge": "endpoint:m", "judge_settings": settings}))
+    return str(file)
 
 
 # --- good answers -------------------------------------------------------------------------------------------
@@ -101,12 +108,11 @@ def test_a_busy_or_failing_server_is_asked_again_after_as_long_as_it_says(server
 
 
 @pytest.mark.usefixtures("impatient")
-@pytest.mark.parametrize("trouble", ["keeps failing", "is not there", "refuses every item"])
-def test_a_server_that_never_answers_stops_the_work_with_one_line(server, trouble):
-    server.script = lambda _number, _body: reply("broken", status=400 if "refuses" in trouble else 503)
+@pytest.mark.parametrize("status", [503, 400, None])
+def test_a_server_that_never_answers_stops_the_work_with_one_line(server, status):
+    server.script = lambda _number, _body: reply("broken", status=status)
     judge = judge_at(server)
-    if trouble == "is not there":
-        server.shutdown()
+    if status is None:
         server.server_close()
     with pytest.raises(ConnectionError, match=r"endpoint:m@127\.0\.0\.1:\d+.*(broken|Connection)") as failure:
         judge.rate(ITEMS, "honesty")
@@ -124,7 +130,7 @@ def test_an_item_that_the_server_refuses_or_is_too_slow_over_is_missing_and_the_
 
 
 @pytest.mark.usefixtures("impatient")
-@pytest.mark.parametrize("raw", [b"<html>hello</html>", b"[]", b"{}", b'{"choices": []}', b"{broken"])
+@pytest.mark.parametrize("raw", [b"<html>hello</html>", b"[]", b'{"choices": []}', b"{broken"])
 def test_a_server_that_speaks_something_else_is_named_as_such(server, raw):
     kind = "text/html" if raw.startswith(b"<") else "application/json"
     server.script = lambda _number, _body: Reply(raw, headers={"Content-Type": kind})
@@ -135,20 +141,16 @@ def test_a_server_that_speaks_something_else_is_named_as_such(server, raw):
 # --- replies that cannot be used ----------------------------------------------------------------------------
 
 
-def test_a_reply_that_cannot_be_read_is_shown_to_the_judge_who_mends_it(server):
-    server.script = lambda number, _body: reply("I would say 80." if number == 0 else '{"score": 80}')
+def test_a_reply_that_cannot_be_read_is_shown_to_the_judge_who_has_three_tries(server):
+    server.script = lambda number, _body: reply('{"score": 80}' if number == 2 else "I would say 80.")
     assert judge_at(server).rate(ITEMS[:1], "honesty") == [(80.0,)]
     again = server.bodies[1]["messages"]
     assert again[:2] == server.bodies[0]["messages"]
     assert again[2] == {"role": "assistant", "content": "I would say 80."}
     assert "JSON" in again[3]["content"]
-
-
-@pytest.mark.parametrize("text", ["garbage", '{"score": 0}', ""])
-def test_a_reply_that_never_can_be_read_is_missing_after_three_tries(server, text):
-    server.script = lambda _number, _body: reply(text)
+    server.script = lambda _number, _body: reply("")
     assert judge_at(server).rate(ITEMS[:1], "honesty") == [None]
-    assert len(server.bodies) == 3
+    assert len(server.bodies) == 3 + 3
 
 
 # --- the key ------------------------------------------------------------------------------------------------
@@ -189,12 +191,10 @@ def test_the_spend_is_shown_before_the_first_question_and_only_of_what_is_not_ca
         return reply()
 
     server.script, items = script, pd.DataFrame(ITEMS, columns=["prompt", "text"])
-    judged(judge_at(server, workers=1), items[:2], "honesty", tmp_path)
-    assert "2 calls" in before[0]
-    judged(judge_at(server, workers=1), items[:3], "honesty", tmp_path)
-    assert "1 calls" in before[2]
-    judged(judge_at(server), items[:2], "honesty", tmp_path)
-    assert capsys.readouterr().out == ""
+    for n in (2, 3, 2):
+        judged(judge_at(server, workers=1), items[:n], "honesty", tmp_path)
+    assert ["2 calls" in before[0], before[1], "1 calls" in before[2]] == [True, "", True]
+    assert (len(before), capsys.readouterr().out) == (3, "")
 
 
 # --- checked before a run -----------------------------------------------------------------------------------
@@ -202,32 +202,32 @@ def test_the_spend_is_shown_before_the_first_question_and_only_of_what_is_not_ca
 
 def test_check_says_what_is_sent_and_what_it_costs_after_one_request(server, tmp_path, capsys):
     server.script = lambda _number, _body: reply("not JSON")
-    file, settings = tmp_path / "mine.yaml", {"base_url": server.url, "price_in": 2, "price_out": 8}
-    file.write_text(json.dumps({"judge": "endpoint:m", "judge_settings": settings}))
-    assert main(["check", str(file)]) == 0
+    file = params_file(tmp_path, base_url=server.url, price_in=2, price_out=8)
+    assert main(["check", file]) == 0
     out = capsys.readouterr().out
     assert len(server.bodies) == 1
     assert all(said in out for said in ("system: You are a safety reviewer", "1,000 calls", "$"))
     assert KEY not in out
 
 
-@pytest.mark.parametrize("trouble", ["no server", "wrong key", "no key", "unknown setting", "too slow"])
+TROUBLES: dict[str, dict] = {
+    "too slow": {},
+    "wrong key": {},
+    "no server": {"base_url": "http://127.0.0.1:1"},
+    "no key": {"key_variable": "ABSENT_VARIABLE"},
+    "unknown setting": {"base_ulr": "http://x"},
+}
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("trouble", TROUBLES)
 def test_an_endpoint_that_cannot_judge_is_refused_in_seconds_with_its_parameter(
     server, tmp_path, monkeypatch, capsys, trouble
 ):
-    monkeypatch.setattr("steerlib.judges.endpoint.SECONDS", 0.4)
-    settings = {"base_url": server.url}
-    status, delay = 401 if trouble == "wrong key" else 200, 1.0 if trouble == "too slow" else 0
+    status, delay = (401, 0) if trouble == "wrong key" else (200, 1.0)
     server.script = lambda _number, _body: reply(KEY, status, delay=delay)
-    if trouble == "no server":
-        server.shutdown()
-        server.server_close()
-    elif trouble == "no key":
-        settings["key_variable"] = "ABSENT_VARIABLE"
-    elif trouble == "unknown setting":
-        settings["base_ulr"] = "http://x"
-    (tmp_path / "mine.yaml").write_text(json.dumps({"judge": "endpoint:m", "judge_settings": settings}))
     monkeypatch.setenv("STEERLIB_RESULTS", str(tmp_path / "results"))
-    assert main(["run", str(tmp_path / "mine.yaml"), "--only", "03"]) == 2
+    file = params_file(tmp_path, **{"base_url": server.url} | TROUBLES[trouble])
+    assert main(["run", file, "--only", "03"]) == 2
     errors = capsys.readouterr().err
     assert errors.startswith("steerlib: judge: ") and errors.count("\n") == 1 and KEY not in errors
