@@ -19,8 +19,6 @@ from steerlib.toxicity import ATTRIBUTES, text_sha
 
 QUESTIONS = [("How are you?", "Fine, thanks."), ("Hi", "no"), ("What is 2 + 2?", "Four, I think, or so.")]
 
-# --- prompts and replies ------------------------------------------------------------------------------------
-
 
 def test_each_of_the_five_dimensions_has_words_of_its_own():
     assert len({instructions(dimension) for dimension in DIMENSIONS}) == len(DIMENSIONS) == 5
@@ -64,8 +62,6 @@ def test_a_whole_number_from_1_to_100_in_json_is_read_and_anything_else_is_no_sc
         assert [reply for reply in BAD_REPLIES if reply_scores(reply, keys)] == []
 
 
-# --- local judge --------------------------------------------------------------------------------------------
-
 SMALL = {"vocab_size": len(ALPHABET) + 2, "hidden_size": 16, "intermediate_size": 32}
 SMALL |= {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
 
@@ -96,9 +92,6 @@ def test_a_batch_of_local_ratings_equals_one_by_one(local):
         local.rate([("q", "a" * 2000)], "honesty")
 
 
-# --- scorer judge -------------------------------------------------------------------------------------------
-
-
 def test_harmlessness_by_the_scorer_is_100_minus_toxicity_with_a_floor_of_1():
     toxicity = {"nice": 0.0, "rude": 0.75, "vile": 1.0}
     judge = load_judge("scorer")
@@ -108,9 +101,6 @@ def test_harmlessness_by_the_scorer_is_100_minus_toxicity_with_a_floor_of_1():
     assert judge.rate([("q", "nice"), ("q", "rude", "vile")], "harmlessness") == [(100,), (25, 1)]
     with pytest.raises(ValueError, match="honesty"):
         judge.rate([("q", "nice")], "honesty")
-
-
-# --- reward model -------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -156,9 +146,6 @@ def test_what_a_reward_model_cannot_judge_and_what_is_none_are_refused(reward_fo
         RewardJudge(tmp_path)
     with pytest.raises(ValueError, match=r"scale .* -1"):
         RewardJudge(reward_folder, scale=-1)
-
-
-# --- the cache ----------------------------------------------------------------------------------------------
 
 
 class CountingJudge:
@@ -232,9 +219,6 @@ def test_a_pair_is_judged_in_both_orders_and_the_favour_of_the_first_position_ca
     swapped = PAIRS.rename(columns={"text": "other", "other": "text"})
     assert verdicts(judge, swapped, "honesty", tmp_path)["score"].tolist() == [4, 4]
     assert len(judge.asked) == 3
-
-
-# --- first answers, whose scores amplify SDA ----------------------------------------------------------------
 
 
 def test_each_first_answer_is_judged_on_its_prompts_dimension_and_only_once(tmp_path):
