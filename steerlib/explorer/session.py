@@ -232,11 +232,12 @@ class Explorer:
             texts = [(s, ids) for i, ids in read.items() for s in (base, *read_streams(requests[i]).values())]
             z = dict(forced_logits({"": self.frozen}, [text for text in texts if text[1]], families))
             for i, ids in read.items():
-                own = {name: z[one, ids] for name, one in read_streams(requests[i]).items() if ids}
-                log_p = {name: one.log_softmax(-1) for name, one in own.items()}
-                if ids:
-                    log_p["base"] = z[base, ids].log_softmax(-1)
-                if ids and i:
+                if not ids:
+                    tokens.append([])
+                    continue
+                own = {name: z[one, ids] for name, one in read_streams(requests[i]).items()}
+                log_p = {name: one.log_softmax(-1) for name, one in (own | {"base": z[base, ids]}).items()}
+                if i:
                     alphas = own["base"].new_full((len(ids),), requests[i].alpha)
                     steered = log_p["steered"] = RULES[requests[i].method].steer(own, alphas).log_softmax(-1)
                     kl = (steered.exp() * (steered - log_p["base"])).nan_to_num(0.0).sum(-1)
