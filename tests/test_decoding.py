@@ -57,7 +57,6 @@ def grid(sampling: Sampling = SAMPLED, style: str = "continuation") -> pd.DataFr
             make_arms("caa", [0.5], family=POPULATION, positions="first_k:2", **common),
             make_arms("caa", [0.5], family=OTHER, positions="prompt", **common),
             make_arms("caa", [0.5], family=POPULATION, positions="generation", **common),
-            make_arms("caa", [0.5], family=OF_USERS, positions="from:14", profile="own", **common),
             make_arms("caa", [0.5], family=OF_USERS, profile="own", **common),
             make_arms("caa", [0.5], family=POPULATION, factor=GATE, **common),
             make_arms("instructed", profile="own", **common),

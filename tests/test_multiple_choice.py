@@ -188,7 +188,6 @@ def test_arms_of_all_kinds_answer_as_each_alone(tiny, letters, monkeypatch):
         make_arms("base"),
         make_arms("caa", [-1.0, 0.0, 2.0], family=V),
         make_arms("caa", [1.0], family=W, positions="generation"),
-        make_arms("caa", [1.0], family=V, positions="from:30"),
         make_arms("expert_anti_expert", [0.5, 1.5], family=V, vector_alpha=0.7, **OWN),
         make_arms("anti_expert", [0.5], family=W, vector_alpha=-1, positions="prompt", **OWN),
         make_arms("anti_expert", [1.0], profile="population", category="threat", contexts=CONTEXTS),

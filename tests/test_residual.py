@@ -9,7 +9,7 @@ from steerlib.residual import (
     add_to_residual,
     in_unit,
     record_residual,
-    steered_positions,
+    steered_range,
     typical_norms,
 )
 
@@ -64,7 +64,7 @@ def test_nothing_is_left_behind_after_an_exception(tiny):
     assert n_hooks(tiny) == hooks
 
 
-@pytest.mark.parametrize("positions", ["all", "prompt", "generation", "first_k:2", "from:3"])
+@pytest.mark.parametrize("positions", ["all", "prompt", "generation", "first_k:2"])
 def test_positions_are_counted_alike_with_the_cache_without_it_and_under_left_padding(tiny, positions):
     prompt, answer = IDS, torch.tensor([[40, 41, 42]])
     full = torch.cat([prompt, answer], 1)
@@ -90,23 +90,14 @@ def test_positions_are_counted_alike_with_the_cache_without_it_and_under_left_pa
         assert_close(other, plain)
 
 
-def test_what_the_words_for_positions_mean():
-    position, length = torch.arange(7)[None], torch.tensor([[4]])
-    expected = {
-        "all": [0, 1, 2, 3, 4, 5, 6],
-        "prompt": [0, 1, 2],
-        "generation": [3, 4, 5, 6],
-        "first_k:2": [3, 4],
-        "from:5": [5, 6],
-    }
-    for spec, positions in expected.items():
-        assert steered_positions(spec, position, length)[0].nonzero()[:, 0].tolist() == positions, spec
-
-
-@pytest.mark.parametrize("spec", ["answers", "first_k", "first_k:x", "from:x", "all:1"])
-def test_positions_that_are_not_understood_are_refused(spec):
-    with pytest.raises(ValueError, match=f"positions '{spec}'"):
-        steered_positions(spec, torch.zeros(1, 1), torch.ones(1, 1))
+def test_what_the_words_for_positions_mean_and_that_others_are_refused():
+    expected = {"all": range(7), "prompt": range(3), "generation": range(3, 7), "first_k:2": range(3, 5)}
+    for positions, steered in expected.items():
+        start, stop = steered_range(positions, 4)
+        assert range(start, min(stop, 7)) == steered, positions
+    for wrong in ("answers", "first_k", "first_k:x", "all:1"):
+        with pytest.raises(ValueError, match=f"positions '{wrong}'"):
+            steered_range(wrong, 4)
 
 
 def test_a_layer_a_width_or_an_alpha_that_does_not_fit_is_refused_by_name(tiny):

@@ -108,18 +108,6 @@ def test_the_temperature_is_t0_where_the_branches_agree_and_half_at_sigma():
     assert torch.cat([same, half, floored]).tolist() == pytest.approx([0.6, 0.3, 0.2])
 
 
-def test_what_no_rule_can_take_is_refused_naming_it():
-    with pytest.raises(ValueError, match=r"expert \(1, 2\)"):
-        expert_anti_expert(Z_BASE, Z_EXPERT[:, :2], Z_ANTI, 1.0)
-    for alpha in (float("nan"), float("inf")):
-        with pytest.raises(ValueError, match="alpha"):
-            anti_expert(Z_BASE, Z_ANTI, alpha)
-    with pytest.raises(ValueError, match="sigma"):
-        js_temperature(PLAIN, PLAIN, t0=0.6, sigma=0.0)
-    with pytest.raises(ValueError, match=r"t_min 0\.7"):
-        js_temperature(PLAIN, PLAIN, t0=0.6, sigma=1.0, t_min=0.7)
-
-
 def test_every_rule_is_its_line_at_any_alpha_and_its_zero_at_nought():
     names = ("base", "expert", "anti", "instructed", "steered")
     z = dict(
