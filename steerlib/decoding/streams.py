@@ -16,7 +16,7 @@ from steerlib.models import FrozenModel, row_size
 from steerlib.reading import left_padded, position_ids
 from steerlib.residual import ResidualDose, steered_range
 
-CPU_CAPACITY, CPU_BYTES = 384, 3 * 2**29
+CPU_CAPACITY, CPU_BYTES = 384, 3 * 2**28
 """Rows of a forward pass at most, and the memory that they may take; more rows gain no speed."""
 COLUMNS = 16
 """The cache's columns are a multiple of it: attention on a GPU would pad every mask to one."""
