@@ -74,7 +74,6 @@ COLUMNS_AND_KEYS = {
         "arm_id prompt_id seed alpha_low alpha_high complete text token_ids n_tokens stopped nll_base",
         "arm_id prompt_id seed alpha_low",
     ),
-    "fluency": ("arm_id prompt_id seed scorer_model nll n_tokens", "arm_id prompt_id seed scorer_model"),
     "scores": (f"text_sha scorer {SIX}", "text_sha scorer"),
     "judged": ("judge dimension prompt_sha text_sha score", "judge dimension prompt_sha text_sha"),
     "verdicts": (

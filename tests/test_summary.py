@@ -137,7 +137,6 @@ def test_an_unfinished_arm_or_misaligned_scores_are_refused(study):
         ({"scores": scores.iloc[:-1]}, "191 rows"),
         ({"accepted_scores": accepted[:-1]}, "23 rows"),
         ({"generations": generations.assign(arm_id="other")}, "'other'"),
-        ({"fluency": fluency_of(generations).iloc[1:]}, "judge"),
     ):
         with pytest.raises(ValueError, match=named):
             summary(study, **changed)
@@ -153,21 +152,3 @@ def test_subgroups_by_age_gender_and_religion(study):
     assert not {"gender=", "age=", "gender=None", "gender=nan"} & groups
     row = one(found, arm_id="own1", comparator="base", subgroup="age=65+", metric="reduction_percent")
     assert (row["n"], row["n_clusters"]) == (8, 2)  # of three test users one is not in the users table
-
-
-def fluency_of(generations, model="judge", nats=1.5):
-    keys = generations[["arm_id", "prompt_id", "seed"]]
-    n_tokens = 2 + generations["n_tokens"]
-    nll = (nats + (keys["arm_id"] == "own2") * 0.5) * n_tokens
-    return keys.assign(scorer_model=model, nll=nll, n_tokens=n_tokens)
-
-
-def test_another_models_perplexity_stands_under_its_own_name(study):
-    fluency = pd.concat([fluency_of(study[0]), fluency_of(study[0], "second", 2.0)])
-    found = summary(study, fluency=check_table("fluency", fluency).sample(frac=1, random_state=0))
-    check_table("metrics", found)
-    for model, value in (("judge", 2.0), ("second", 2.5)):
-        row = one(found, arm_id="own2", comparator="", metric="perplexity_of_text", scorer=model)
-        assert row["value"] == pytest.approx(np.exp(value))
-    row = one(found, arm_id="own2", comparator="base", metric="perplexity_of_text_ratio", scorer="judge")
-    assert row["value"] == pytest.approx(np.exp(0.5))

@@ -20,15 +20,13 @@ from steerlib.decoding.requests import Inputs, Request, Stream, VectorKey, make_
 from steerlib.models import FrozenModel
 from steerlib.reading import (
     TokenIds,
-    after_thinking,
     answer_ids,
     batches_by_length,
     check_length,
-    prompt_ids,
 )
 from steerlib.residual import VectorFamily, Vectors, steered_positions, steering_hooks, vectors_by_key
 from steerlib.rules import RULES, js_divergence
-from steerlib.tables import SCHEMA, check_table, progress_bar
+from steerlib.tables import check_table, progress_bar
 
 Forced = tuple[Stream, TokenIds]
 """A branch's context, and the answer that is read after it."""
@@ -148,43 +146,6 @@ def _repeated(output: Tensor | tuple, rows: int) -> Tensor | tuple:
 def log_probability(z: Tensor, answer: TokenIds) -> list[float]:
     """Log-probability of each token of an answer in nats, of the logits that predict it."""
     return z.log_softmax(-1).gather(-1, torch.tensor(answer, device=z.device)[:, None])[:, 0].tolist()
-
-
-def answer_likelihood(
-    frozen: FrozenModel, prompts: pd.DataFrame, generations: pd.DataFrame, *, style: str
-) -> pd.DataFrame:
-    """The fluency table: negative log-likelihood of each answer, given its prompt, under any model.
-
-        nll = -sum_t ln p(y_t | prompt, y_<t)     over the answer's tokens, in nats
-
-    Answers are read as text, so a model with another tokenizer can judge them (perplexities of two tokenizers are not
-    comparable); neither a stop token nor thoughts are part of an answer, and an empty one has nll and n_tokens 0.
-    `style` is that of the generations: "chat" (the judging model's own template) or "continuation". A ValueError for
-    a prompt that is not in its table or is empty, or a text longer than the model's context.
-
-    Source: Liu et al., DExperts, ACL 2021: a larger, independent model judges; they average perplexities of texts.
-    """
-    known = {row["prompt_id"]: row for row in prompts.to_dict("records")}
-    read: dict[str, Stream] = {}
-    texts: list[Forced] = []
-    for prompt, text in zip(generations["prompt_id"], generations["text"], strict=True):
-        if prompt not in known:
-            raise ValueError(f"prompt {prompt!r} of the generations is not in the prompts")
-        if prompt not in read:
-            history = known[prompt].get("history") or ""
-            read[prompt] = Stream(prompt_ids(frozen, known[prompt]["prompt"], style=style, history=history))
-        answer = tuple(frozen.tokenizer(after_thinking(text), add_special_tokens=False).input_ids)
-        check_length(frozen, read[prompt].ids, len(answer), what=f"answer to prompt {prompt}")
-        texts.append((read[prompt], answer))
-    nll = {text: 0.0 for text in texts}
-    asked = [text for text in nll if text[1]]
-    with progress_bar(len(asked), unit="answer", what=f"likelihood, {frozen.name}") as bar:
-        for text, z in forced_logits({"": frozen}, asked):
-            nll[text] = -sum(log_probability(z, text[1]))
-            bar.update()
-    found = generations[["arm_id", "prompt_id", "seed"]].reset_index(drop=True)
-    found = found.assign(scorer_model=frozen.name, nll=[nll[text] for text in texts])
-    return found.assign(n_tokens=[len(answer) for _, answer in texts])[list(SCHEMA["fluency"].columns)]
 
 
 def likelihood_margins(

@@ -114,14 +114,14 @@ def selectivity(values: pd.DataFrame, prompts: pd.DataFrame, *, base_arm: str) -
 
     One row an arm and category: arm_id, prompt_category, base, steered (means), change_percent with low and high (see
     `paired_interval`), n prompts, n_clusters users, contrast with contrast_low and contrast_high (cluster-t). What a
-    mean of 0 under the base or a run without benign prompts leaves undefined is missing. A ValueError for no base, an
-    arm without some of the base's prompts, or no prompt with a category.
+    mean of 0 under the base or a run without benign prompts leaves undefined is missing. A ValueError for no base, or
+    an arm without some of the base's prompts.
 
     Source: the table "selectivity by prompt category" of the CAA-on-PRISM study, of the distance and without intervals.
     """
     asked = prompts[(prompts["split"] == "test") & (prompts["prompt_category"].fillna("") != "")]
     wide = values.pivot(index="prompt_id", columns="arm_id", values="toxicity").reindex(asked["prompt_id"])
-    if base_arm not in wide or asked.empty:
+    if base_arm not in wide:
         raise ValueError(f"no values of the base arm {base_arm!r} on test prompts with a category")
     users, categories = asked["user_id"].to_numpy(), asked["prompt_category"].to_numpy()
     base, there, rows = wide[base_arm].to_numpy(), categories == REFERENCE, []
