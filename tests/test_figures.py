@@ -31,7 +31,7 @@ def test_points_are_of_test_prompts_with_what_sets_arms_apart(metrics, arms):
     assert len(found) == len(arms)
     with pytest.raises(KeyError, match="win_rate"):
         fg.points(metrics, arms, "win_rate")
-    with pytest.raises(ValueError, match="scorer2"):
+    with pytest.raises(ValueError, match="one-to-one"):
         fg.points(pd.concat([metrics, metrics.assign(scorer="scorer2")]), arms, "toxicity")
     with pytest.raises(ValueError, match="'arm0'"):
         fg.points(metrics, arms[arms["method"] != "base"], "toxicity")

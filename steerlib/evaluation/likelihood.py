@@ -179,10 +179,14 @@ def likelihood_margins(
     requests = make_requests(frozen, asked, shortest, seeds=[0], **inputs)
     by_pair = [requests[i : i + len(arms)] for i in range(0, len(requests), len(arms))]
     answers = [[answer_ids(frozen, text, style=styles[0]) for text in pairs[side]] for side in sides]
-    texts = [
-        _texts(models, pair, own, both)
-        for pair, own, *both in zip(pairs["pair_id"], by_pair, *answers, strict=True)
-    ]
+    texts: list[list[Forced]] = []
+    for pair, own, *both in zip(pairs["pair_id"], by_pair, *answers, strict=True):
+        if not all(both):
+            raise ValueError(f"pair {pair}: an answer has no tokens")
+        streams = dict.fromkeys(one for request in own for one in read_streams(request).values())
+        for stream in streams:
+            check_length(models[stream.model], stream.ids, max(map(len, both)), what=f"pair {pair}")
+        texts.append([(stream, answer) for stream in streams for answer in both])
     margins = np.empty((len(pairs), len(arms)))
     with progress_bar(len(pairs), unit="pair", what="likelihood of pairs") as bar:
         for block in batches_by_length([sum(len(answer) for _, answer in own) for own in texts], PASS):
@@ -200,18 +204,6 @@ def read_streams(request: Request) -> dict[str, Stream]:
     """What the rule of a request reads, by branch; a vector beside a logit rule steers its base too."""
     streams = dict(request.branches)
     return streams | {"base": streams["steered"]} if "steered" in streams else streams
-
-
-def _texts(
-    models: Mapping[str, FrozenModel], pair: str, requests: Sequence[Request], answers: Sequence[TokenIds]
-) -> list[Forced]:
-    """Every branch with either answer, lengths checked."""
-    streams = dict.fromkeys(one for request in requests for one in read_streams(request).values())
-    if not all(answers):
-        raise ValueError(f"pair {pair}: an answer has no tokens")
-    for stream in streams:
-        check_length(models[stream.model], stream.ids, max(map(len, answers)), what=f"pair {pair}")
-    return [(stream, answer) for stream in streams for answer in answers]
 
 
 def _per_token(requests: Sequence[Request], answer: TokenIds, z: Mapping[Forced, Tensor]) -> np.ndarray:
@@ -236,14 +228,11 @@ def token_divergence(
         JS_t = KL(P1 || M)/2 + KL(P2 || M)/2,   P1 = P(. | Q, y_<t),  P2 = P(. | Q, I, y_<t),  M = (P1 + P2)/2
 
     `prompts` have prompt_id, prompt and category (key of the contexts), `answers` are texts by prompt_id. One row a
-    token: prompt_id, js in nats (0 to ln 2). A ValueError for an answer to no prompt, contexts without
-    instruction, or a text longer than the model's context.
+    token: prompt_id, js in nats (0 to ln 2). A ValueError for contexts without instruction, or a text longer than the
+    model's context.
 
     Source: SDA, eq. 6.
     """
-    strange = answers.index.difference(prompts["prompt_id"])
-    if len(strange):
-        raise ValueError(f"answer to {strange[0]!r}: there is no such prompt")
     rows: list[tuple] = []
     for prompt in prompts[prompts["prompt_id"].isin(answers.index)].to_dict("records"):
         ids = answer_ids(frozen, answers[prompt["prompt_id"]], style=style)

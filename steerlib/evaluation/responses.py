@@ -95,10 +95,6 @@ def quality_by_sampling(values: pd.DataFrame, arms: pd.DataFrame, prompts: pd.Da
 MEASURED = ("repetition", "nll_base", "n_tokens")
 SIGNS = np.array([1.0, -1.0, -1.0, 1.0])
 """Of an arm, its base, their greedy twins in a difference of differences."""
-SELECTIVITY = [
-    *("arm_id", "prompt_category", "base", "steered", "change_percent", "low", "high", "n", "n_clusters"),
-    *("contrast", "contrast_low", "contrast_high"),
-]
 REFERENCE = "benign_control"
 
 
@@ -140,7 +136,8 @@ def selectivity(values: pd.DataFrame, prompts: pd.DataFrame, *, base_arm: str) -
                 four = np.column_stack([base * here, own * here, base * there, own * there])
                 contrast = cluster_interval(four[both], users[both], _contrast)
             rows.append([arm, category, base[here].mean(), own[here].mean(), *found[:5], *contrast[:3]])
-    return pd.DataFrame(rows, columns=SELECTIVITY)
+    names = ["arm_id", "prompt_category", "base", "steered", "change_percent", *Interval._fields[1:5]]
+    return pd.DataFrame(rows, columns=[*names, "contrast", "contrast_low", "contrast_high"])
 
 
 def _contrast(m: Floats) -> Floats:

@@ -73,11 +73,9 @@ def _draw_vectors(axis: Axes, points: pd.DataFrame) -> None:
     for (control, name), own in points[points["acts"] == "residual"].groupby(["control", "name"]):
         colour = "#444444" if control else RULES[own["method"].iloc[0]].colour
         own = pd.concat([base.assign(alpha=0.0), own[own["alpha"] != 0]]).sort_values("alpha")
-        look: dict[str, Any] = (
-            {"linewidth": 1.0, "linestyle": (0, (3, 2)), "markerfacecolor": "white"}
-            if control
-            else {"linewidth": 1.9}
-        )
+        look: dict[str, Any] = {"linewidth": 1.9}
+        if control:
+            look = {"linewidth": 1.0, "linestyle": (0, (3, 2)), "markerfacecolor": "white"}
         axis.plot(own["alpha"], own["value"], color=colour, marker="o", label=name, **look)
         opacity = 0.08 if control else 0.18
         axis.fill_between(own["alpha"], own["low"], own["high"], color=colour, alpha=opacity, linewidth=0)

@@ -16,14 +16,13 @@ from matplotlib.ticker import LogLocator, NullLocator
 from PIL.PngImagePlugin import PngInfo
 
 from steerlib.rules import RULES
-from steerlib.tables import atomic_path, read_manifest
+from steerlib.tables import ATTRIBUTE_COLUMNS, atomic_path, read_manifest
 
 LABEL = {
     "own": "own profile",
     "shuffled": "shuffled profile",
     "population": "population profile",
-    **{name: name.capitalize() for name in ("toxicity", "insult", "profanity", "threat")},
-    **{name: name.capitalize().replace("_", " ") for name in ("severe_toxicity", "identity_attack")},
+    **{name: name.capitalize().replace("_", " ") for name in ATTRIBUTE_COLUMNS},
 }
 """Readable names of methods, profiles and attributes."""
 
