@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -23,10 +22,10 @@ from steerlib.decoding import (
 )
 from steerlib.decoding import sweep as corrected_module
 from steerlib.decoding.sweep import EDIT
-from steerlib.evaluation import sda_comparators, summarise, with_controls
+from steerlib.evaluation import sda_comparators, with_controls
 from steerlib.models import FrozenModel
 from steerlib.reading import prompt_ids
-from steerlib.tables import ATTRIBUTE_COLUMNS, check_table
+from steerlib.tables import check_table
 
 BASE = make_arms("base", style="chat", sampling=SAMPLED)
 
@@ -159,19 +158,9 @@ def test_every_base_has_an_arm_whose_id_depends_on_the_aligner_and_on_what_it_re
     assert with_variants(pd.concat([arms, own], ignore_index=True)).variant.tolist()[-2:] == ["", "greedy"]
 
 
-def test_sda_is_held_against_the_aligner_which_has_a_perplexity_and_an_effect_but_no_kl():
+def test_sda_is_held_against_the_aligner():
     sda = make_arms("sda", [2.0], profile="own", style="chat", sampling=SAMPLED)
     arms = pd.concat([BASE, sda, aligner_arms(BASE, chat_corrector())], ignore_index=True).assign(variant="")
     base, sda, aligner = arms.arm_id
     assert sda_comparators(arms) == {"base": base, "aligner": aligner}
     assert with_controls(pd.DataFrame({"arm_id": [sda]}), arms).arm_id.tolist() == [sda, aligner]
-    answered = base_answers(arms).assign(n_tokens=4, stopped=True, nll_base=8.0, kl_to_base=0.5)
-    answered.loc[answered.arm_id == aligner, "kl_to_base"] = np.nan
-    scores = np.random.default_rng(0).uniform(size=(len(answered), 6))
-    scores = pd.DataFrame(scores, columns=list(ATTRIBUTE_COLUMNS))
-    prompts, of = PROMPTS.assign(split="test"), {"base_arm": base, "scorer": "made up"}
-    metrics = summarise(answered, arms, prompts, scores, None, **of)
-    of_aligner = metrics[(metrics.arm_id == aligner) & (metrics.subgroup == "all")].set_index("metric")
-    assert of_aligner.value["perplexity"] == pytest.approx(np.exp(2.0))
-    assert np.isfinite(of_aligner.value["toxicity_reduction_percent"])
-    assert set(metrics[metrics.metric == "kl_per_token"].arm_id) == {base, sda}

@@ -163,7 +163,7 @@ def compare_preferences(preference: pd.DataFrame, *, reference: str) -> pd.DataF
     wide = preference.pivot(index="pair_id", columns="model", values="margin")
     if reference not in wide:
         raise ValueError(f"no margins of model {reference!r}; there are {', '.join(wide)}")
-    missing = ~np.isfinite(wide)
+    missing = ~(wide.abs() < np.inf)
     if missing.any(axis=None):
         pair, model = missing.stack().idxmax()
         raise ValueError(f"model {model!r}, pair {pair}: there is no margin, or it is not finite")

@@ -12,13 +12,11 @@ def dose_responses(values: pd.DataFrame, arms: pd.DataFrame, column: str) -> dic
     Keys end in ", shuffled" for another user's vectors. `values` has the column by arm and prompt, see `per_prompt`;
     arms without a vector are left out. A ValueError for not exactly one base arm, or a prompt that lacks an arm.
     """
-    base = arms.loc[arms["control"] == "base", "arm_id"]
-    if len(base) != 1:
-        raise ValueError(f"need exactly one base arm, not {len(base)}")
+    base = arms.loc[arms["control"] == "base", "arm_id"].item()
     wide = values.pivot(index="prompt_id", columns="arm_id", values=column)
     found = {}
     for (family, user), rows in arms[arms["family"] != ""].groupby(["family", "vector_user"], sort=False):
-        named = {base.iloc[0]: 0.0} | dict(zip(rows["arm_id"], rows["alpha"], strict=True))
+        named = {base: 0.0} | dict(zip(rows["arm_id"], rows["alpha"], strict=True))
         responses = wide[list(named)].rename(columns=named).sort_index(axis=1).astype(float)
         if responses.isna().any(axis=None):
             prompt = responses.index[responses.isna().any(axis=1)][0]
