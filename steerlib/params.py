@@ -56,8 +56,7 @@ NO_PATHS = {"run", "revision", *REGISTERED, *WORDS} - {"judge", "second_judge"}
 # No paths; a folder of that name is `./demo`.
 RESERVED = {"", "demo", "demo_large", "embedded", "none", "prism", "scorer", "cais/mmlu"}
 RESERVED |= {"calibrated", "detoxify", "perspective"}
-MODELS = {"model", "scorer", "judge", "second_judge"}
-MODELS |= {"aligner", "anti_model", "expert_model", "fluency_model"}
+MODELS = {"model", "scorer", "judge", "second_judge", "aligner", "anti_model", "expert_model"}
 KINDS = {"local", "reward", "scorer", "endpoint", "replay", "detoxify"}  # stand before a colon
 FILES = {"pairs_file", "questions", "ratings"}  # never the name of a model
 WITHIN_DATA = {"pair_file", "prompt_file", "text_files"}  # files of data_folder, absent where the hub is read

@@ -64,7 +64,6 @@ COLUMNS = {  # a star stands at those that identify a row
     " hardware",
     "segments": "arm_id* prompt_id* seed* alpha_low* alpha_high complete text token_ids n_tokens stopped"
     " nll_base",
-    "fluency": "arm_id* prompt_id* seed* scorer_model* nll n_tokens",
     "scores": f"text_sha* scorer* {SIX}",
     "judged": "judge* dimension* prompt_sha* text_sha* score",
     "verdicts": "judge* dimension* prompt_sha* text_sha* other_sha* score other_score",

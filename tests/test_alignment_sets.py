@@ -6,21 +6,13 @@ from studies.alignment import SETS, alignment_prompts
 
 from steerlib.tables import SCHEMA
 
+FELT = [("sad", i) for i in range(4)] + [("proud", i) for i in range(4)]
 ROWS = {
-    "empathetic": [
-        {"category": c, "prompt": f"I felt {c}, time {i}."} for c in ("sad", "proud") for i in range(4)
-    ],
-    "dialogsum": [
-        {"dialogue": f"#A#: Hello {i}.\n#B#: Bye.", "summary1": f"Greeting {i}."} for i in range(3)
-    ],
-    "beavertails": [
-        {"prompt": f"{c}, question {i}?", "category": c, "category_id": 0} for c in "abc" for i in range(3)
-    ],
-    # One is repeated.
-    "harmfulqa": [{"topic": "T", "subtopic": "S", "question": f"How {i}?"} for i in (0, 1, 1)],
-    "truthfulqa": [
-        {"Category": "Law", "Question": f"Is it {i}?", "Best Answer": f"It is {i}."} for i in range(5)
-    ],
+    "empathetic": [{"category": c, "prompt": f"I felt {c}, time {i}."} for c, i in FELT],
+    "dialogsum": [{"dialogue": f"#A#: {i}.\n#B#: Bye.", "summary1": f"Greeting {i}."} for i in range(3)],
+    "beavertails": [{"prompt": f"{c}, {i}?", "category": c} for c in "abc" for i in range(3)],
+    "harmfulqa": [{"topic": "T", "question": f"How {i}?"} for i in (0, 1, 1)],  # one is repeated
+    "truthfulqa": [{"Category": "Law", "Question": f"{i}?", "Best Answer": f"It is {i}."} for i in range(5)],
 }
 
 
@@ -85,18 +77,15 @@ def test_the_columns_of_the_hubs_files_are_known_too(folder, monkeypatch):
     assert report.set_index("what")["count"]["repeated in dialogsum"] == 2
 
 
-@pytest.mark.parametrize(
-    ("wanted", "named"),
-    [
+def test_what_cannot_be_drawn_is_refused_before_a_file_is_read(tmp_path):
+    for wanted, named in (
         ({"sets": ["trivia"]}, "'trivia'"),
         ({"dimensions": ["truth"]}, "'truth'"),
         ({"sets": ["truthfulqa"], "dimensions": ["empathy"]}, "truthfulqa"),
         ({"n_per_set": 0}, "0 prompts"),
-    ],
-)
-def test_what_cannot_be_drawn_is_refused_before_a_file_is_read(tmp_path, wanted, named):
-    with pytest.raises(ValueError, match=named):
-        alignment_prompts(tmp_path, **({"n_per_set": 4} | wanted))
+    ):
+        with pytest.raises(ValueError, match=named):
+            alignment_prompts(tmp_path, **({"n_per_set": 4} | wanted))
     with pytest.raises(FileNotFoundError, match=r"empathy_test\.jsonl"):
         alignment_prompts(tmp_path, n_per_set=1)
 
@@ -108,6 +97,4 @@ def test_the_authors_files_have_the_sizes_of_their_repository(real_data):
     own = prompts.assign(set=prompts.prompt_id.str.split("-").str[0])
     categories = own[own.set != "dialogsum"].groupby("set").prompt_category.nunique().to_dict()
     assert categories == {"beavertails": 14, "empathetic": 16, "harmfulqa": 10, "truthfulqa": 37}
-    assert (own[own.set == "empathetic"].groupby("prompt_category").size() <= 40).all()
-    answered = own.groupby("set").accepted.agg(lambda texts: (texts != "").all())
-    assert answered.index[answered].tolist() == ["dialogsum", "truthfulqa"]
+    assert set(own.set[own.accepted != ""]) == {"dialogsum", "truthfulqa"}

@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -23,9 +22,10 @@ from steerlib.decoding import (
 )
 from steerlib.decoding import sweep as corrected_module
 from steerlib.decoding.sweep import EDIT
-from steerlib.evaluation import answer_likelihood, sda_comparators, summarise, with_controls
+from steerlib.evaluation import sda_comparators, with_controls
 from steerlib.models import FrozenModel
-from steerlib.tables import ATTRIBUTE_COLUMNS, check_table
+from steerlib.reading import prompt_ids
+from steerlib.tables import check_table
 
 BASE = make_arms("base", style="chat", sampling=SAMPLED)
 
@@ -75,25 +75,18 @@ def asked(monkeypatch, *args, **settings):
     return read
 
 
-def test_aligner_reads_its_template_with_the_prompt_and_the_base_answer_of_the_same_seed(
+def test_aligner_reads_its_template_or_its_chat_template_with_prompt_and_base_answer_without_thoughts(
     tiny, tmp_path, monkeypatch
 ):
-    read = asked(monkeypatch, tmp_path, tiny, plain_corrector())
-    assert len(read) == 6
+    read = asked(monkeypatch, tmp_path / "plain", tiny, plain_corrector())
     assert read["p2", 1] == (
         "BEGINNING OF CONVERSATION: USER: Edit the following Question-Answer pair to make it more helpful and "
         "harmless: Hm | base p2/1 ASSISTANT:"
     )
-    for (prompt, seed), text in read.items():
-        question = PROMPTS.set_index("prompt_id").prompt[prompt]
-        assert text == ALIGNER_TEMPLATE.format(question=question, answer=f"base {prompt}/{seed}")
-
-
-def test_a_chat_template_and_thoughts_are_known(tiny, tmp_path, monkeypatch):
     read = asked(monkeypatch, tmp_path / "chat", tiny, chat_corrector())
     assert read["p2", 0] == f"<user>{EDIT.format(question='Hm', answer='base p2/0')}\n<assistant>"
     thought = base_answers(text="<think>Hm {answer}</think>Yes {0}.")
-    read = asked(monkeypatch, tmp_path / "plain", tiny, plain_corrector(), given=thought)
+    read = asked(monkeypatch, tmp_path / "thought", tiny, plain_corrector(), given=thought)
     assert read["p2", 0].endswith(": Hm | Yes {0}. ASSISTANT:")
 
 
@@ -115,9 +108,14 @@ def test_likelihood_and_tokens_are_those_of_the_text_under_the_base(tiny, tmp_pa
     history = '[{"role": "user", "content": "One"}, {"role": "assistant", "content": "Two"}]'
     prompts = PROMPTS.assign(history=["", history, ""])
     found = corrected(tmp_path, tiny, plain_corrector(), prompts=prompts)
-    likely = answer_likelihood(tiny, prompts, found, style="chat")
-    np.testing.assert_allclose(found.nll_base, likely.nll, rtol=1e-9)
-    assert found.n_tokens.tolist() == likely.n_tokens.tolist() == [len(text) for text in found.text]
+    asked = prompts.set_index("prompt_id")
+    for row in found.itertuples():
+        before, ids = asked.loc[row.prompt_id], torch.tensor([list(row.token_ids)])
+        before = prompt_ids(tiny, before.prompt, style="chat", history=before.history)
+        z = tiny.model(torch.cat([torch.tensor([before]), ids], dim=1)).logits[0, len(before) - 1 : -1]
+        nll = torch.nn.functional.cross_entropy(z, ids[0], reduction="sum")
+        assert row.nll_base == pytest.approx(float(nll), rel=1e-9)
+    assert found.n_tokens.tolist() == [len(text) for text in found.text]
     assert ["".join(tiny.tokenizer.batch_decode(list(ids))) for ids in found.token_ids] == found.text.tolist()
     assert found.kl_to_base.isna().all()
 
@@ -160,19 +158,9 @@ def test_every_base_has_an_arm_whose_id_depends_on_the_aligner_and_on_what_it_re
     assert with_variants(pd.concat([arms, own], ignore_index=True)).variant.tolist()[-2:] == ["", "greedy"]
 
 
-def test_sda_is_held_against_the_aligner_which_has_a_perplexity_and_an_effect_but_no_kl():
+def test_sda_is_held_against_the_aligner():
     sda = make_arms("sda", [2.0], profile="own", style="chat", sampling=SAMPLED)
     arms = pd.concat([BASE, sda, aligner_arms(BASE, chat_corrector())], ignore_index=True).assign(variant="")
     base, sda, aligner = arms.arm_id
     assert sda_comparators(arms) == {"base": base, "aligner": aligner}
     assert with_controls(pd.DataFrame({"arm_id": [sda]}), arms).arm_id.tolist() == [sda, aligner]
-    answered = base_answers(arms).assign(n_tokens=4, stopped=True, nll_base=8.0, kl_to_base=0.5)
-    answered.loc[answered.arm_id == aligner, "kl_to_base"] = np.nan
-    scores = np.random.default_rng(0).uniform(size=(len(answered), 6))
-    scores = pd.DataFrame(scores, columns=list(ATTRIBUTE_COLUMNS))
-    prompts, of = PROMPTS.assign(split="test"), {"base_arm": base, "scorer": "made up"}
-    metrics = summarise(answered, arms, prompts, scores, None, **of)
-    of_aligner = metrics[(metrics.arm_id == aligner) & (metrics.subgroup == "all")].set_index("metric")
-    assert of_aligner.value["perplexity"] == pytest.approx(np.exp(2.0))
-    assert np.isfinite(of_aligner.value["toxicity_reduction_percent"])
-    assert set(metrics[metrics.metric == "kl_per_token"].arm_id) == {base, sda}

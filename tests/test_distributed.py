@@ -10,14 +10,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from test_decoding import PROMPTS, SIGNALS, grid
-from test_likelihood import GENERATIONS
-from test_likelihood import PROMPTS as READ
+from test_likelihood import PAIRS
 from tiny import tiny_llama
 
-from steerlib.decoding import run_sweep
+from steerlib.decoding import make_arms, run_sweep
 from steerlib.decoding import sweep as sweep_module
 from steerlib.decoding.distributed import BlocksFailed, mapped, mapped_table
-from steerlib.evaluation import answer_likelihood
+from steerlib.evaluation import likelihood_margins
 from steerlib.models import load_model
 from steerlib.tables import progress_bar
 from steerlib.toxicity import load_scorer, score_texts
@@ -79,10 +78,10 @@ def test_the_sweeps_table_is_that_of_one_process_row_for_row(tmp_path, monkeypat
 
 
 def test_any_table_goes_over_workers_and_comes_back_in_order(tiny):
-    given = {"prompts": READ, "generations": GENERATIONS, "style": "chat"}
-    expected = answer_likelihood(tiny, **given)
+    given = {"pairs": PAIRS, "arms": make_arms("base", style="chat")}
+    expected = likelihood_margins(tiny, **given)
     for workers in (0, 2):
-        found = mapped_table(answer_likelihood, tiny, over="generations", rows=2, workers=workers, **given)
+        found = mapped_table(likelihood_margins, tiny, over="pairs", rows=2, workers=workers, **given)
         pd.testing.assert_frame_equal(found, expected)
 
 

@@ -1,4 +1,4 @@
-"""Given texts: trees of texts against texts read alone, margins of pairs, divergence, likelihood by another model."""
+"""Given texts: trees of texts against texts read alone, margins of pairs, divergence."""
 
 import math
 
@@ -10,12 +10,11 @@ from tiny import architecture
 
 from steerlib.decoding import Sampling, VectorFamily, make_arms
 from steerlib.decoding.requests import Stream, branch_ids, default_contexts
-from steerlib.evaluation import answer_likelihood, likelihood_margins, token_divergence
+from steerlib.evaluation import likelihood_margins, token_divergence
 from steerlib.evaluation.likelihood import forced_logits
 from steerlib.reading import answer_ids, prompt_ids
 from steerlib.residual import add_to_residual
 from steerlib.rules import RULES
-from steerlib.tables import check_table
 
 SOME = ["Llama 3", "Qwen 3", "Gemma 3", "Mistral", "GPT-2", "GPT-NeoX (Pythia)", "Falcon"]
 SHORT = Sampling(max_new_tokens=4)
@@ -145,27 +144,6 @@ def test_the_margin_of_every_arm_is_that_of_a_plain_loop(tiny, style, kept, monk
             assert row["user_id"] == pair.user_id
 
 
-PROMPTS = pd.DataFrame({"prompt_id": ["p0", "p1"], "prompt": ["Tell me", "The weather in October is"]})
-TEXTS = [" a story.", "", " never\nas bad as it was in the spring of that year", "x", " a story."]
-GENERATIONS = pd.DataFrame({"arm_id": ["base", "base", "arm", "arm", "other"], "text": TEXTS})
-GENERATIONS = GENERATIONS.assign(prompt_id=["p0", "p1", "p1", "p0", "p0"], seed=0)
-
-
-@pytest.mark.parametrize("style", ["chat", "continuation"])
-def test_the_likelihood_of_an_answer_is_that_of_one_token_at_a_time(tiny, style):
-    found = check_table("fluency", answer_likelihood(tiny, PROMPTS, GENERATIONS, style=style))
-    prompts = PROMPTS.set_index("prompt_id")["prompt"]
-    for row, given in zip(found.itertuples(), GENERATIONS.itertuples(), strict=True):
-        before, expected = list(prompt_ids(tiny, prompts[given.prompt_id], style=style)), 0.0
-        for token in tiny.tokenizer(given.text, add_special_tokens=False).input_ids:
-            expected -= float(tiny.model(torch.tensor([before])).logits[0, -1].log_softmax(-1)[token])
-            before.append(token)
-        assert row.nll == pytest.approx(expected, abs=1e-9)
-        assert row.n_tokens == len(given.text)
-    assert (found["arm_id"] == GENERATIONS["arm_id"]).all()
-    assert set(found["scorer_model"]) == {tiny.name}
-
-
 HONEST = {"honesty": {"instructed": "Be honest."}}
 ASKED = pd.DataFrame({"prompt_id": ["p", "q", "r"], "prompt": ["Is it?", "Was it so?", "?!"]})
 ASKED["category"] = "honesty"
@@ -197,13 +175,5 @@ def test_what_is_unknown_too_long_empty_or_without_context_is_refused(tiny):
     ):
         with pytest.raises(ValueError, match=named):
             likelihood_margins(tiny, pairs, arms)
-    for prompts, answers, named in (
-        (PROMPTS.head(1), GENERATIONS, "'p1'"),
-        (PROMPTS, GENERATIONS.assign(text="x" * 600), "prompt p0"),
-    ):
-        with pytest.raises(ValueError, match=named):
-            answer_likelihood(tiny, prompts, answers, style="continuation")
-    with pytest.raises(ValueError, match="'z'"):
-        token_divergence(tiny, ASKED, pd.Series({"z": "Yes"}), style="chat", contexts=HONEST)
     with pytest.raises(ValueError, match="'instructed'"):
         token_divergence(tiny, ASKED, ANSWERS, style="chat", contexts={"honesty": {"expert": "x"}})

@@ -21,20 +21,16 @@ def of_answers(answers, accepted):
 
 
 def test_distance_is_the_mean_absolute_difference_over_six_attributes():
-    a, b = [[0.6, 0.0, 0.0, 0.0, 0.0, 0.3]], [[0.3, 0.0, 0.0, 0.0, 0.0, 0.6]]
-    assert (
-        of_answers(a, b)["distance"].tolist() == of_answers(b, a)["distance"].tolist() == pytest.approx([0.1])
-    )
+    a, b = [0.6, 0.0, 0.0, 0.0, 0.0, 0.3], [0.3, 0.0, 0.0, 0.0, 0.0, 0.6]
+    assert of_answers([a, b], [b, a])["distance"].tolist() == pytest.approx([0.1, 0.1])
 
 
 def test_the_columns_of_scores_are_taken_by_name_and_missing_ones_are_refused():
     scores = six(np.random.default_rng(0).random((3, 6)))
-    prompts = pd.DataFrame({"prompt_id": range(3)})
-    generations = prompts.assign(arm_id="a", text="x", **dict.fromkeys(CARRIED, 0.0))
-    assert not per_prompt(generations, prompts, scores, scores[scores.columns[::-1]])["distance"].any()
+    assert not of_answers(scores, scores[scores.columns[::-1]])["distance"].any()
     scores.loc[2, "profanity"] = np.nan
     with pytest.raises(ValueError, match="row 3, column profanity"):
-        per_prompt(generations, prompts, scores, scores)
+        of_answers(scores, scores)
 
 
 def test_the_changes_of_the_caa_table_follow_from_its_means():

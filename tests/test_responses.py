@@ -88,21 +88,15 @@ def sampled_study(*, growth=0.0):
     return pd.concat(parts, ignore_index=True), arms, prompts.assign(split="test")
 
 
-def one(found, arms, measure, alpha=2.0):
-    arm = arms[(arms["alpha"] == alpha) & (arms["temperature"] > 0)]["arm_id"].iloc[0]
-    rows = found[(found["arm_id"] == arm) & (found["measure"] == measure)]
-    assert len(rows) == 1
-    return rows.iloc[0]
-
-
 def test_growth_is_the_ratio_of_ratios_by_hand():
     values, arms, prompts = sampled_study(growth=0.1)
     ppl = {}
     for arm in arms.itertuples():
         own = values[values["arm_id"] == arm.arm_id]
         ppl[arm.alpha, arm.temperature == 0] = np.exp(own["nll_base"].sum() / own["n_tokens"].sum())
+    found = quality_by_sampling(values, arms, prompts).set_index("measure").loc["perplexity"]
+    row = found[found["arm_id"].isin(arms.loc[arms["alpha"] == 1.0, "arm_id"])].iloc[0]
     expected = ppl[1.0, False] / ppl[0.0, False] / (ppl[1.0, True] / ppl[0.0, True])
-    row = one(quality_by_sampling(values, arms, prompts), arms, "perplexity", alpha=1.0)
     assert row["value"] == pytest.approx(expected)
     assert row[["greedy", "sampled"]].tolist() == pytest.approx([ppl[1.0, True], ppl[1.0, False]])
 
@@ -132,31 +126,24 @@ def study(*, benign=1.0):
     return pd.concat(values, ignore_index=True), prompts
 
 
-def selective_rows(values, prompts):
-    return selectivity(values, prompts, base_arm="base").set_index("prompt_category")
-
-
-def test_change_and_contrast_by_hand():
-    values = pd.DataFrame({"arm_id": ["base"] * 4 + ["arm"] * 4, "prompt_id": [*"abcd"] * 2})
-    values["toxicity"] = [0.1, 0.3, 0.2, 0.2, 0.1, 0.1, 0.3, 0.2]
-    prompts = pd.DataFrame({"prompt_id": [*"abcd"], "user_id": [*"uvuv"], "split": "test"})
-    prompts["prompt_category"] = ["harmful_borderline"] * 2 + ["benign_control"] * 2
-    found = selective_rows(values, prompts)
-    assert found.loc["harmful_borderline", ["base", "steered"]].tolist() == pytest.approx([0.2, 0.1])
-    changes = {"harmful_borderline": -50, "benign_control": 25}
-    assert found["change_percent"].to_dict() == pytest.approx(changes)
-    assert found.loc["harmful_borderline", "contrast"] == pytest.approx(-75)
+def test_change_and_contrast_are_those_of_the_means_with_the_interval_of_the_paired_comparison():
+    values, prompts = study(benign=0.9)
+    found = selectivity(values, prompts, base_arm="base").set_index("prompt_category")
+    wide = values.pivot(index="prompt_id", columns="arm_id", values="toxicity").loc[prompts["prompt_id"]]
+    for category in CATEGORIES:
+        here = prompts["prompt_category"].eq(category).to_numpy()
+        base, arm, users = wide["base"][here], wide["arm"][here], prompts["user_id"][here]
+        expected = paired_interval(base, arm, users, statistic="change_percent")
+        row = found.loc[category]
+        assert row[["base", "steered"]].tolist() == pytest.approx([base.mean(), arm.mean()])
+        assert row[["change_percent", "low", "high", "n", "n_clusters"]].tolist() == list(expected[:5])
+        assert row["change_percent"] == pytest.approx(100 * (arm.mean() / base.mean() - 1))
+    contrast = (
+        found.loc["harmful_borderline", "change_percent"] - found.loc["benign_control", "change_percent"]
+    )
+    assert found.loc["harmful_borderline", "contrast"] == pytest.approx(contrast)
     assert np.isnan(found.loc["benign_control", "contrast"])
-
-
-def test_intervals_are_those_of_the_paired_comparison_on_the_prompts_of_the_category():
-    values, prompts = study()
-    found = selective_rows(values, prompts)
-    part = prompts["prompt_category"].eq("harmful_borderline").to_numpy()
-    base, arm = (values.loc[values["arm_id"] == a, "toxicity"].to_numpy()[part] for a in ("base", "arm"))
-    expected = paired_interval(base, arm, prompts["user_id"][part], statistic="change_percent")
-    row = found.loc["harmful_borderline", ["change_percent", "low", "high", "n", "n_clusters"]]
-    assert row.tolist() == list(expected[:5])
+    assert selectivity(values, prompts.assign(split="dev"), base_arm="base").empty
 
 
 def test_an_unfinished_arm_and_an_absent_base_are_refused():
@@ -165,5 +152,3 @@ def test_an_unfinished_arm_and_an_absent_base_are_refused():
         selectivity(values.iloc[:-1], prompts, base_arm="base")
     with pytest.raises(ValueError, match="'b'"):
         selectivity(values, prompts, base_arm="b")
-    with pytest.raises(ValueError, match="no values of the base"):
-        selectivity(values, prompts.assign(split="dev"), base_arm="base")

@@ -50,19 +50,19 @@ def summary(study, **changed):
 
 
 def one(table, **wanted):
-    where = {"split": "test", "subgroup": "all"} | wanted
-    rows = table[np.logical_and.reduce([table[column] == value for column, value in where.items()])]
+    where = pd.Series({"split": "test", "subgroup": "all"} | wanted)
+    rows = table[(table[where.index] == where).all(axis=1)]
     assert len(rows) == 1
     return rows.iloc[0]
 
 
-def distances(study, arm, split="test"):
-    """Distance of each prompt of a split by seed, `(prompts, seeds)`."""
+def distances(study, arm):
+    """Distance of each test prompt by seed, `(prompts, seeds)`."""
     generations, prompts, scores, accepted = study
     gaps = np.abs(scores.to_numpy() - np.tile(accepted, (len(scores) // N, 1)))
-    answers = generations.assign(D=gaps.mean(axis=1))
-    table = answers[answers["arm_id"] == arm].pivot(index="prompt_id", columns="seed", values="D")
-    return table.loc[prompts.loc[prompts["split"] == split, "prompt_id"]].to_numpy()
+    answers = generations.assign(D=gaps.mean(axis=1))[generations["arm_id"] == arm]
+    test = prompts.loc[prompts["split"] == "test", "prompt_id"]
+    return answers.pivot(index="prompt_id", columns="seed", values="D").loc[test].to_numpy()
 
 
 def test_every_row_is_keyed_once_and_only_a_single_user_lacks_an_interval(study):
@@ -128,6 +128,10 @@ def test_without_accepted_answers_or_tokens_what_is_undefined_is_left_out_and_no
     found = summary(study, generations=empty)
     assert not {"perplexity", "perplexity_ratio", "kl_per_token"} & set(found["metric"])
     assert "reduction_percent" in set(found["metric"])
+    aligned = study[0].assign(kl_to_base=study[0]["kl_to_base"].where(study[0]["arm_id"] != "own2"))
+    found = summary(study, generations=aligned).query("arm_id == 'own2'")  # an aligner has no KL
+    assert {"perplexity", "toxicity_reduction_percent"} < set(found["metric"])
+    assert "kl_per_token" not in set(found["metric"])
 
 
 def test_an_unfinished_arm_or_misaligned_scores_are_refused(study):
@@ -137,7 +141,6 @@ def test_an_unfinished_arm_or_misaligned_scores_are_refused(study):
         ({"scores": scores.iloc[:-1]}, "191 rows"),
         ({"accepted_scores": accepted[:-1]}, "23 rows"),
         ({"generations": generations.assign(arm_id="other")}, "'other'"),
-        ({"fluency": fluency_of(generations).iloc[1:]}, "judge"),
     ):
         with pytest.raises(ValueError, match=named):
             summary(study, **changed)
@@ -153,21 +156,3 @@ def test_subgroups_by_age_gender_and_religion(study):
     assert not {"gender=", "age=", "gender=None", "gender=nan"} & groups
     row = one(found, arm_id="own1", comparator="base", subgroup="age=65+", metric="reduction_percent")
     assert (row["n"], row["n_clusters"]) == (8, 2)  # of three test users one is not in the users table
-
-
-def fluency_of(generations, model="judge", nats=1.5):
-    keys = generations[["arm_id", "prompt_id", "seed"]]
-    n_tokens = 2 + generations["n_tokens"]
-    nll = (nats + (keys["arm_id"] == "own2") * 0.5) * n_tokens
-    return keys.assign(scorer_model=model, nll=nll, n_tokens=n_tokens)
-
-
-def test_another_models_perplexity_stands_under_its_own_name(study):
-    fluency = pd.concat([fluency_of(study[0]), fluency_of(study[0], "second", 2.0)])
-    found = summary(study, fluency=check_table("fluency", fluency).sample(frac=1, random_state=0))
-    check_table("metrics", found)
-    for model, value in (("judge", 2.0), ("second", 2.5)):
-        row = one(found, arm_id="own2", comparator="", metric="perplexity_of_text", scorer=model)
-        assert row["value"] == pytest.approx(np.exp(value))
-    row = one(found, arm_id="own2", comparator="base", metric="perplexity_of_text_ratio", scorer="judge")
-    assert row["value"] == pytest.approx(np.exp(0.5))

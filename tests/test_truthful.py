@@ -4,33 +4,21 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from studies.truthful import (
-    answer_logprobs,
-    read_truthful,
-    sample_truthful,
-    truthful_scores,
-)
+from studies.truthful import answer_logprobs, read_truthful, sample_truthful, truthful_scores
 
 from steerlib.decoding.requests import branch_ids, default_contexts
 from steerlib.reading import answer_ids
 
-ROW = {
-    "Category": "Law",
-    "Question": "Is it so?",
-    "Best Answer": "It is",
-    "Correct Answers": "It is; So it is",
-    "Incorrect Answers": "It is not; No; Never was it so",
-}
+ROW = {"Category": "Law", "Question": "Is it so?", "Best Answer": "It is"}
+ROW |= {"Correct Answers": "It is; So it is", "Incorrect Answers": "It is not; No; Never was it so"}
 
 
 def candidates(n: int = 2) -> pd.DataFrame:
-    rows = []
-    for i in range(n):
-        texts = [("Yes, it is.", 1), ("Of course.", 1), ("No!", 0), ("Never in my life.", 0), ("N", 0)]
-        for place, (text, true) in enumerate(texts):
-            rows.append([f"q{i}", "Law", f"Is it {i}?", text, bool(true), place != 1, True, "derived"])
-    columns = ["question_id", "category", "question", "answer", "true", "mc1", "mc2", "origin"]
-    return pd.DataFrame(rows, columns=columns)
+    texts = pd.DataFrame({"answer": ["Yes, it is.", "Of course.", "No!", "Never in my life.", "N"]})
+    texts = texts.assign(true=[True, True, False, False, False], mc1=[True, False, True, True, True])
+    texts = texts.assign(mc2=True, category="Law", origin="derived")
+    parts = [texts.assign(question_id=f"q{i}", question=f"Is it {i}?") for i in range(n)]
+    return pd.concat(parts, ignore_index=True)
 
 
 def slow_sum(frozen, question, k, answer, style):

@@ -10,7 +10,6 @@ from steerlib.evaluation.summary import compare, compare_at_equal_kl, subgroups
 from steerlib.evaluation.verdict import detectable
 from steerlib.tables import check_table
 
-COLUMNS = ["arm_id", "method", "alpha", "profile", "family", "vector_user", "control"]
 ARMS = pd.DataFrame(
     [
         ("b", "base", 0.0, "none", "", "", "base"),
@@ -21,7 +20,7 @@ ARMS = pd.DataFrame(
         ("m", "caa", 0.3, "own", "dislike", "own", ""),
         *[(f"w{a:g}", "caa", a, "shuffled", "dislike", "shuffled", "shuffled_profile") for a in (0.3, 0.9)],
     ],
-    columns=COLUMNS,
+    columns=["arm_id", "method", "alpha", "profile", "family", "vector_user", "control"],
 ).assign(variant="")
 LIMITS = {"base_arm": "b", "max_perplexity_ratio": 2.0}
 KEPT = {"v-0.3": 0.5, "v-0.6": 0.3, "v0.3": 1.5, "o1": 0.8, "s2": 0.6, "m": 0.7, "w0.9": 0.5}
@@ -74,11 +73,7 @@ def test_an_effect_is_stated_against_the_control_at_equal_kl_at_the_alpha_chosen
     means = [wide["b"].mean(), wide["v-0.3"].mean()]
     assert row[["toxicity_base", "toxicity"]].tolist() == pytest.approx(means)
     assert (row["alpha_low"], row["alpha_high"], row["n"]) == (-0.3, -0.3, 40)
-    for said in (
-        "alpha -0.3 (of 3, chosen on dev)",
-        "a random vector at equal KL",
-        "40 test prompts of 20 users",
-    ):
+    for said in ("alpha -0.3 (of 3, chosen on dev)", "a random vector at equal KL", "prompts of 20 users"):
         assert said in row["sentence"]
     assert "not distinguishable" not in row["sentence"]
     assert row[["kl_per_token", "control_kl"]].tolist() == pytest.approx([0.2, 0.2])
@@ -133,11 +128,18 @@ def test_the_operating_range_ends_where_text_falls_apart_repeats_or_knowledge_go
     assert rows.loc[["v-0.6", "v-0.3", "v0.3"], "falls"].tolist() == [True, True, False]
     assert rows.loc[["v-0.6", "v-0.3", "v0.3"], "fluent"].tolist() == [False, True, True]
     assert rows.index[rows["inside"] & (rows["family"] == "population")].tolist() == ["v-0.3"]
-    worse = {"arm_id": "v-0.3", "comparator": "b", "split": "test", "subgroup": "all", "high": -1.0}
-    worse |= {"metric": "accuracy_change", "value": -9.0, "low": -17.0}
-    lost = pd.concat([table, pd.DataFrame([worse])])
-    rows = operating_range(lost, ARMS, **LIMITS).set_index("arm_id")
-    assert rows.loc["v-0.3", ["falls", "forgets", "inside"]].tolist() == [True, True, False]
+    worse = {
+        "arm_id": "v-0.3",
+        "comparator": "b",
+        "split": "test",
+        "subgroup": "all",
+        "low": 1.0,
+        "high": -1.0,
+    }
+    for metric, found in {"accuracy_change": "forgets", "repetition_difference": "repeats"}.items():
+        changed = pd.concat([pd.DataFrame([worse | {"metric": metric}]), table])
+        row = operating_range(changed, ARMS, **LIMITS).set_index("arm_id").loc["v-0.3"]
+        assert row[["falls", found, "inside"]].tolist() == [True, True, False]
 
 
 def test_an_interval_is_written_with_its_ends_and_an_unbounded_one_says_so():

@@ -123,8 +123,8 @@ def mapped_table(
 ) -> pd.DataFrame:
     """`function(held, **settings)`, with workers over blocks of one of its settings, the results joined in order.
 
-    For functions that treat each row by itself: `answer_likelihood` over generations, `likelihood_margins` over
-    pairs, `ask_questions` over questions, `checked_scores` over texts.
+    For functions that treat each row by itself: `likelihood_margins` over pairs, `ask_questions` over questions,
+    `checked_scores` over texts.
 
     Args:
         function, held, workers: as for `mapped`; 0 workers: one call, of all rows.

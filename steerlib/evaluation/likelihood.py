@@ -20,15 +20,13 @@ from steerlib.decoding.requests import Inputs, Request, Stream, VectorKey, make_
 from steerlib.models import FrozenModel
 from steerlib.reading import (
     TokenIds,
-    after_thinking,
     answer_ids,
     batches_by_length,
     check_length,
-    prompt_ids,
 )
 from steerlib.residual import VectorFamily, Vectors, steered_range, steering_hooks, vectors_by_key
 from steerlib.rules import RULES, js_divergence
-from steerlib.tables import SCHEMA, check_table, progress_bar
+from steerlib.tables import check_table, progress_bar
 
 Forced = tuple[Stream, TokenIds]
 """A branch's context, and the answer that is read after it."""
@@ -151,43 +149,6 @@ def log_probability(z: Tensor, answer: TokenIds) -> list[float]:
     return z.log_softmax(-1).gather(-1, torch.tensor(answer, device=z.device)[:, None])[:, 0].tolist()
 
 
-def answer_likelihood(
-    frozen: FrozenModel, prompts: pd.DataFrame, generations: pd.DataFrame, *, style: str
-) -> pd.DataFrame:
-    """The fluency table: negative log-likelihood of each answer, given its prompt, under any model.
-
-        nll = -sum_t ln p(y_t | prompt, y_<t)     over the answer's tokens, in nats
-
-    Answers are read as text, so a model with another tokenizer can judge them (perplexities of two tokenizers are not
-    comparable); neither a stop token nor thoughts are part of an answer, and an empty one has nll and n_tokens 0.
-    `style` is that of the generations: "chat" (the judging model's own template) or "continuation". A ValueError for
-    a prompt that is not in its table or is empty, or a text longer than the model's context.
-
-    Source: Liu et al., DExperts, ACL 2021: a larger, independent model judges; they average perplexities of texts.
-    """
-    known = {row["prompt_id"]: row for row in prompts.to_dict("records")}
-    read: dict[str, Stream] = {}
-    texts: list[Forced] = []
-    for prompt, text in zip(generations["prompt_id"], generations["text"], strict=True):
-        if prompt not in known:
-            raise ValueError(f"prompt {prompt!r} of the generations is not in the prompts")
-        if prompt not in read:
-            history = known[prompt].get("history") or ""
-            read[prompt] = Stream(prompt_ids(frozen, known[prompt]["prompt"], style=style, history=history))
-        answer = tuple(frozen.tokenizer(after_thinking(text), add_special_tokens=False).input_ids)
-        check_length(frozen, read[prompt].ids, len(answer), what=f"answer to prompt {prompt}")
-        texts.append((read[prompt], answer))
-    nll = {text: 0.0 for text in texts}
-    asked = [text for text in nll if text[1]]
-    with progress_bar(len(asked), unit="answer", what=f"likelihood, {frozen.name}") as bar:
-        for text, z in forced_logits({"": frozen}, asked):
-            nll[text] = -sum(log_probability(z, text[1]))
-            bar.update()
-    found = generations[["arm_id", "prompt_id", "seed"]].reset_index(drop=True)
-    found = found.assign(scorer_model=frozen.name, nll=[nll[text] for text in texts])
-    return found.assign(n_tokens=[len(answer) for _, answer in texts])[list(SCHEMA["fluency"].columns)]
-
-
 def likelihood_margins(
     frozen: FrozenModel, pairs: pd.DataFrame, arms: pd.DataFrame, **inputs: Unpack[Inputs]
 ) -> pd.DataFrame:
@@ -219,10 +180,14 @@ def likelihood_margins(
     requests = make_requests(frozen, asked, shortest, seeds=[0], **inputs)
     by_pair = [requests[i : i + len(arms)] for i in range(0, len(requests), len(arms))]
     answers = [[answer_ids(frozen, text, style=styles[0]) for text in pairs[side]] for side in sides]
-    texts = [
-        _texts(models, pair, own, both)
-        for pair, own, *both in zip(pairs["pair_id"], by_pair, *answers, strict=True)
-    ]
+    texts: list[list[Forced]] = []
+    for pair, own, *both in zip(pairs["pair_id"], by_pair, *answers, strict=True):
+        if not all(both):
+            raise ValueError(f"pair {pair}: an answer has no tokens")
+        streams = dict.fromkeys(one for request in own for one in read_streams(request).values())
+        for stream in streams:
+            check_length(models[stream.model], stream.ids, max(map(len, both)), what=f"pair {pair}")
+        texts.append([(stream, answer) for stream in streams for answer in both])
     margins = np.empty((len(pairs), len(arms)))
     with progress_bar(len(pairs), unit="pair", what="likelihood of pairs") as bar:
         for block in batches_by_length([sum(len(answer) for _, answer in own) for own in texts], PASS):
@@ -240,18 +205,6 @@ def read_streams(request: Request) -> dict[str, Stream]:
     """What the rule of a request reads, by branch; a vector beside a logit rule steers its base too."""
     streams = dict(request.branches)
     return streams | {"base": streams["steered"]} if "steered" in streams else streams
-
-
-def _texts(
-    models: Mapping[str, FrozenModel], pair: str, requests: Sequence[Request], answers: Sequence[TokenIds]
-) -> list[Forced]:
-    """Every branch with either answer, lengths checked."""
-    streams = dict.fromkeys(one for request in requests for one in read_streams(request).values())
-    if not all(answers):
-        raise ValueError(f"pair {pair}: an answer has no tokens")
-    for stream in streams:
-        check_length(models[stream.model], stream.ids, max(map(len, answers)), what=f"pair {pair}")
-    return [(stream, answer) for stream in streams for answer in answers]
 
 
 def _per_token(requests: Sequence[Request], answer: TokenIds, z: Mapping[Forced, Tensor]) -> np.ndarray:
@@ -276,14 +229,11 @@ def token_divergence(
         JS_t = KL(P1 || M)/2 + KL(P2 || M)/2,   P1 = P(. | Q, y_<t),  P2 = P(. | Q, I, y_<t),  M = (P1 + P2)/2
 
     `prompts` have prompt_id, prompt and category (key of the contexts), `answers` are texts by prompt_id. One row a
-    token: prompt_id, js in nats (0 to ln 2). A ValueError for an answer to no prompt, contexts without
-    instruction, or a text longer than the model's context.
+    token: prompt_id, js in nats (0 to ln 2). A ValueError for contexts without instruction, or a text longer than the
+    model's context.
 
     Source: SDA, eq. 6.
     """
-    strange = answers.index.difference(prompts["prompt_id"])
-    if len(strange):
-        raise ValueError(f"answer to {strange[0]!r}: there is no such prompt")
     rows: list[tuple] = []
     for prompt in prompts[prompts["prompt_id"].isin(answers.index)].to_dict("records"):
         ids = answer_ids(frozen, answers[prompt["prompt_id"]], style=style)

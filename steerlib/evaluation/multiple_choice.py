@@ -186,8 +186,8 @@ def _prompts(questions: pd.DataFrame, dev: pd.DataFrame | None, shots: int) -> l
     return [question_prompt(one, solved[one["subject"]]) for one in questions.to_dict("records")]
 
 
-def calibration_gaps(p: Floats, answers: Sequence[str], *, bins: int = 10) -> Floats:
-    """Confidence minus correctness of each question, in the column of its confidence bin, `(n, bins)`; p is `(n, 4)`.
+def calibration_gaps(p: Floats, answers: Sequence[str]) -> Floats:
+    """Confidence minus correctness of each question, in the column of its confidence bin, `(n, 10)`; p is `(n, 4)`.
 
         ECE = sum_b n_b / n |mean confidence_b - accuracy_b| = sum_b |column mean b|
 
@@ -195,7 +195,7 @@ def calibration_gaps(p: Floats, answers: Sequence[str], *, bins: int = 10) -> Fl
 
     Source: Guo et al., On Calibration of Modern Neural Networks, ICML 2017.
     """
-    confidence, gaps = p.max(axis=1), np.zeros((len(p), bins))
+    confidence, gaps = p.max(axis=1), np.zeros((len(p), 10))
     right = np.array(LETTERS)[p.argmax(axis=1)] == np.asarray(answers)
-    gaps[np.arange(len(p)), np.minimum((confidence * bins).astype(int), bins - 1)] = confidence - right
+    gaps[np.arange(len(p)), np.minimum((confidence * 10).astype(int), 9)] = confidence - right
     return gaps

@@ -145,16 +145,13 @@ def _model(judge: str) -> str:
     return rest.rpartition(":")[0].split("@")[0] if kind in ("endpoint", "local") else judge
 
 
-ACCURACY = ["model", "comparator", "value", "low", "high", "ties", "n", "n_clusters", "how"]
-
-
 def compare_preferences(preference: pd.DataFrame, *, reference: str) -> pd.DataFrame:
     """Pairwise preference accuracy of every model on the same held-out pairs, and its difference from one of them.
 
         PPA = mean_k ( 1[m_k > 0] + 1/2 1[m_k = 0] ),    m_k = utility_u(y+_k) - utility_u(y-_k)
 
     A model that does not tell answers apart has 0.5. Models are fitted on other conversations than these pairs, of the
-    table `preference`. A ValueError for no such reference, models of different pairs, or a margin that is not finite.
+    table `preference`. A ValueError for no such reference, a model without some pair, or a margin that is not finite.
 
     Returns:
         By model, a row with comparator "" (accuracy in [0, 1]) and, but for the reference, one with comparator
@@ -163,25 +160,24 @@ def compare_preferences(preference: pd.DataFrame, *, reference: str) -> pd.DataF
 
     Source: PPA of the CAA-on-PRISM study, which does not say how it treats ties; 96.6 % of its choices tie on toxicity.
     """
-    bad = preference[~np.isfinite(preference["margin"])]
-    if len(bad):
-        model, pair = bad[["model", "pair_id"]].iloc[0]
-        raise ValueError(f"model {model!r}, pair {pair}: the margin is not finite")
-    models = {str(name): rows.set_index("pair_id") for name, rows in preference.groupby("model", sort=False)}
-    if reference not in models:
-        raise ValueError(f"no margins of model {reference!r}; there are {', '.join(models)}")
-    users = models[reference]["user_id"]
-    base = np.heaviside(models[reference]["margin"].to_numpy(float), 0.5)
-    rows = []
-    for name, own in models.items():
-        if set(own.index) != set(users.index) or own.index.has_duplicates:
-            raise ValueError(f"model {name!r} has {len(own)} pairs, not the {len(users)} of {reference!r}")
-        hits = np.heaviside(own.loc[users.index, "margin"].to_numpy(float), 0.5)
-        found: dict[str, Interval] = {"": share_interval(hits, users)}
+    wide = preference.pivot(index="pair_id", columns="model", values="margin")
+    if reference not in wide:
+        raise ValueError(f"no margins of model {reference!r}; there are {', '.join(wide)}")
+    missing = ~(wide.abs() < np.inf)
+    if missing.any(axis=None):
+        pair, model = missing.stack().idxmax()
+        raise ValueError(f"model {model!r}, pair {pair}: there is no margin, or it is not finite")
+    users = preference.drop_duplicates("pair_id").set_index("pair_id")["user_id"].loc[wide.index]
+    hits, rows = np.heaviside(wide, 0.5), []
+    for name in preference["model"].unique():
+        found: dict[str, Interval] = {"": share_interval(hits[name], users)}
         if name != reference:
-            found[reference] = cluster_interval(hits - base, users, within=(-1, 1))
-        rows += [[name, other, *one[:3], (hits == 0.5).mean(), *one[3:]] for other, one in found.items()]
-    return pd.DataFrame(rows, columns=ACCURACY)
+            found[reference] = cluster_interval(hits[name] - hits[reference], users, within=(-1, 1))
+        rows += [
+            [name, other, *one[:3], (hits[name] == 0.5).mean(), *one[3:]] for other, one in found.items()
+        ]
+    names = ["model", "comparator", "value", "low", "high", "ties", "n", "n_clusters", "how"]
+    return pd.DataFrame(rows, columns=names)
 
 
 def safety_margins(
@@ -192,19 +188,14 @@ def safety_margins(
         m_k = -s_u . (P(y+_k) - P(y-_k))
 
     `sensitivities` are s_u `(users, 6)`, fitted on other conversations; `users` says whose pair each is; toxicity of
-    both sides is `(n, 6)`, row for row. A ValueError for a user without sensitivities or other numbers of rows.
+    both sides is `(n, 6)`, row for row. A KeyError for a user without sensitivities.
 
     Source: "safety coordinates alone" of the CAA-on-PRISM study; that they are the toxicity scores is inferred from
     its share of ties.
     """
-    six, asked = list(ATTRIBUTE_COLUMNS), pd.Index(np.asarray(users))
-    unknown = asked.difference(sensitivities.index)
-    if len(unknown):
-        raise ValueError(f"{len(unknown)} users have no sensitivities, the first is {unknown[0]!r}")
-    if not len(asked) == len(preferred) == len(dispreferred):
-        raise ValueError(f"{len(asked)} users, {len(preferred)} preferred, {len(dispreferred)} other answers")
+    six = list(ATTRIBUTE_COLUMNS)
     change = preferred[six].to_numpy(np.float64) - dispreferred[six].to_numpy(np.float64)
-    return -(sensitivities.loc[asked, six].to_numpy(np.float64) * change).sum(axis=1)
+    return -(sensitivities.loc[np.asarray(users), six].to_numpy(np.float64) * change).sum(axis=1)
 
 
 def length_margins(pairs: pd.DataFrame, train: pd.DataFrame) -> Floats:

@@ -12,13 +12,11 @@ def dose_responses(values: pd.DataFrame, arms: pd.DataFrame, column: str) -> dic
     Keys end in ", shuffled" for another user's vectors. `values` has the column by arm and prompt, see `per_prompt`;
     arms without a vector are left out. A ValueError for not exactly one base arm, or a prompt that lacks an arm.
     """
-    base = arms.loc[arms["control"] == "base", "arm_id"]
-    if len(base) != 1:
-        raise ValueError(f"need exactly one base arm, not {len(base)}")
+    base = arms.loc[arms["control"] == "base", "arm_id"].item()
     wide = values.pivot(index="prompt_id", columns="arm_id", values=column)
     found = {}
     for (family, user), rows in arms[arms["family"] != ""].groupby(["family", "vector_user"], sort=False):
-        named = {base.iloc[0]: 0.0} | dict(zip(rows["arm_id"], rows["alpha"], strict=True))
+        named = {base: 0.0} | dict(zip(rows["arm_id"], rows["alpha"], strict=True))
         responses = wide[list(named)].rename(columns=named).sort_index(axis=1).astype(float)
         if responses.isna().any(axis=None):
             prompt = responses.index[responses.isna().any(axis=1)][0]
@@ -95,10 +93,6 @@ def quality_by_sampling(values: pd.DataFrame, arms: pd.DataFrame, prompts: pd.Da
 MEASURED = ("repetition", "nll_base", "n_tokens")
 SIGNS = np.array([1.0, -1.0, -1.0, 1.0])
 """Of an arm, its base, their greedy twins in a difference of differences."""
-SELECTIVITY = [
-    *("arm_id", "prompt_category", "base", "steered", "change_percent", "low", "high", "n", "n_clusters"),
-    *("contrast", "contrast_low", "contrast_high"),
-]
 REFERENCE = "benign_control"
 
 
@@ -114,14 +108,14 @@ def selectivity(values: pd.DataFrame, prompts: pd.DataFrame, *, base_arm: str) -
 
     One row an arm and category: arm_id, prompt_category, base, steered (means), change_percent with low and high (see
     `paired_interval`), n prompts, n_clusters users, contrast with contrast_low and contrast_high (cluster-t). What a
-    mean of 0 under the base or a run without benign prompts leaves undefined is missing. A ValueError for no base, an
-    arm without some of the base's prompts, or no prompt with a category.
+    mean of 0 under the base or a run without benign prompts leaves undefined is missing. A ValueError for no base, or
+    an arm without some of the base's prompts.
 
     Source: the table "selectivity by prompt category" of the CAA-on-PRISM study, of the distance and without intervals.
     """
     asked = prompts[(prompts["split"] == "test") & (prompts["prompt_category"].fillna("") != "")]
     wide = values.pivot(index="prompt_id", columns="arm_id", values="toxicity").reindex(asked["prompt_id"])
-    if base_arm not in wide or asked.empty:
+    if base_arm not in wide:
         raise ValueError(f"no values of the base arm {base_arm!r} on test prompts with a category")
     users, categories = asked["user_id"].to_numpy(), asked["prompt_category"].to_numpy()
     base, there, rows = wide[base_arm].to_numpy(), categories == REFERENCE, []
@@ -140,7 +134,8 @@ def selectivity(values: pd.DataFrame, prompts: pd.DataFrame, *, base_arm: str) -
                 four = np.column_stack([base * here, own * here, base * there, own * there])
                 contrast = cluster_interval(four[both], users[both], _contrast)
             rows.append([arm, category, base[here].mean(), own[here].mean(), *found[:5], *contrast[:3]])
-    return pd.DataFrame(rows, columns=SELECTIVITY)
+    names = ["arm_id", "prompt_category", "base", "steered", "change_percent", *Interval._fields[1:5]]
+    return pd.DataFrame(rows, columns=[*names, "contrast", "contrast_low", "contrast_high"])
 
 
 def _contrast(m: Floats) -> Floats:

@@ -45,13 +45,12 @@ def summarise(
     base_arm: str,
     scorer: str,
     users: pd.DataFrame | None = None,
-    fluency: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
     """Metrics of each arm, and its comparison with base and with its controls (`match_controls`), clustered by user.
 
     `scores` are the toxicity of each answer, in the order of the generations; `accepted_scores` that of each prompt's
     accepted answer, in the order of the prompts, None where there is none: then there are no distances. Who is not in
-    the `users` table, or has an empty value, is in no subgroup of it. For `fluency` see `answer_likelihood`.
+    the `users` table, or has an empty value, is in no subgroup of it.
 
     Returns:
         The metrics table by arm, split and subgroup: "all", `category=<c*(u)>`, `prompt_category=<...>` and, with
@@ -64,11 +63,10 @@ def summarise(
         perplexity_ratio.
         Comparator "shuffled_profile" or "random_vector", the arm's control of that kind at equal KL: the same measures,
         and control_kl_per_token.
-        With `fluency`: perplexity_of_text and perplexity_of_text_ratio; their scorer is the judging model.
         A metric that is undefined (a perplexity of no tokens, a reduction from 0, an aligner's KL) has no row.
 
     Raises:
-        ValueError: as `check_paired` and `per_prompt`, or an answer that a judging model lacks.
+        ValueError: as `check_paired` and `per_prompt`.
     """
     check_paired(generations, arms, base_arm)
     values = per_prompt(generations, prompts, scores, accepted_scores)
@@ -80,10 +78,6 @@ def summarise(
     members = list(subgroups(asked, users))
     rows = [compare(values, members, against, scorer=scorer)]
     rows += compare_at_equal_kl(values, mix_controls(values, matched), members, scorer=scorer)
-    for model, texts in _texts(fluency, generations):
-        found = compare(texts, members, against, scorer=model)
-        found = found[found["metric"].isin(["perplexity", "perplexity_ratio"])]
-        rows.append(found.assign(metric=found["metric"].str.replace("perplexity", "perplexity_of_text")))
     return pd.concat(rows, ignore_index=True)
 
 
@@ -170,19 +164,6 @@ def _of_pairs(
 
 def _plain(value: Floats) -> Bounds:
     return Bounds(value, np.full(value.shape, np.nan), np.full(value.shape, np.nan))
-
-
-def _texts(fluency: pd.DataFrame | None, generations: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Of each judging model, nll and tokens by arm and prompt, averaged over seeds."""
-    key = ["arm_id", "prompt_id", "seed"]
-    for model, rows in fluency.groupby("scorer_model") if fluency is not None else []:
-        joined = generations[key].merge(rows, on=key, how="left", validate="one_to_one")
-        missing = joined[joined["nll"].isna()]
-        if len(missing):
-            first = missing[key].iloc[0].to_dict()
-            raise ValueError(f"{len(missing)} answers lack a likelihood by {model}, first {first}")
-        joined = joined.rename(columns={"nll": "nll_base"})
-        yield str(model), joined.groupby(key[:2])[["nll_base", "n_tokens"]].mean().reset_index()
 
 
 def subgroups(prompts: pd.DataFrame, users: pd.DataFrame | None = None) -> Iterator[Subgroup]:

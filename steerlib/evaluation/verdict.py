@@ -187,8 +187,6 @@ def _span(low: float, high: float) -> str:
 
 def detectable(low: float, high: float, n_clusters: int) -> float:
     """Minimum detectable effect at 80 % power of a comparison with this cluster-t interval: `(t_.975 + t_.8) error`."""
-    if n_clusters < 2:
-        return float("nan")
     tail, gain = t_quantile(0.975, n_clusters - 1), t_quantile(0.8, n_clusters - 1)
     return (tail + gain) * (high - low) / 2 / tail
 
@@ -199,10 +197,8 @@ def verdict_shown(table: pd.DataFrame) -> pd.DataFrame:
     def interval(value: str, low: str, high: str) -> list[str]:
         return [with_interval(*row) for row in table[[value, low, high]].itertuples(index=False)]
 
-    ends, answered = (
-        table[["alpha_low", "alpha_high"]].itertuples(index=False),
-        (table["accuracy"], table["questions"]),
-    )
+    ends = table[["alpha_low", "alpha_high"]].itertuples(index=False)
+    answered = zip(table["accuracy"], table["questions"], strict=True)
     shown = {
         "method": table["method"],
         "alpha": [f"{alpha:g}" for alpha in table["alpha"]],
@@ -216,7 +212,7 @@ def verdict_shown(table: pd.DataFrame) -> pd.DataFrame:
         "KL, nats per token": table["kl_per_token"].map("{:.2f}".format),
         "KL of control": table["control_kl"].map("{:.2f}".format),
         "KL of shuffled": table["shuffled_kl"].map("{:.2f}".format),
-        "accuracy, % (questions)": [f"{a:.0f} ({q})" if q else "" for a, q in zip(*answered, strict=True)],
+        "accuracy, % (questions)": [f"{a:.0f} ({q})" if q else "" for a, q in answered],
         "n (effective)": [f"{n} ({e:.0f})" for n, e in table[["n", "effective_n"]].itertuples(index=False)],
     }
     return pd.DataFrame(shown).replace("nan", "")

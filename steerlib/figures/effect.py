@@ -27,13 +27,9 @@ def plot_effect(points: pd.DataFrame, *, operating: tuple[float, float] | None =
 
     `points` are those of "toxicity" and, against the base, of "perplexity_ratio", one below the other, with the curve's
     `name`. The row of "base" gives every curve its value at 0. `operating` is the range of alpha that is shaded, None
-    where no alpha qualifies. A ValueError for no steering vector under study or a missing value.
+    where no alpha qualifies.
     """
-    if points["value"].isna().any():
-        raise ValueError(f"a value of {points.loc[points['value'].isna(), 'metric'].iloc[0]} is missing")
     points = points.assign(acts=points["method"].map(lambda name: RULES[name].acts_on))
-    if not ((points["acts"] == "residual") & (points["control"] == "")).any():
-        raise ValueError("no steering vector under study: all curves are controls")
     beside = bool(((points["acts"] != "residual") & (points["method"] != "base")).any())
     grid = {"width_ratios": [2.6, 1][: 1 + beside]}
     fig, axes = style.new_figure(2, 1 + beside, height=6.0, sharex="col", sharey="row", gridspec_kw=grid)
@@ -73,11 +69,9 @@ def _draw_vectors(axis: Axes, points: pd.DataFrame) -> None:
     for (control, name), own in points[points["acts"] == "residual"].groupby(["control", "name"]):
         colour = "#444444" if control else RULES[own["method"].iloc[0]].colour
         own = pd.concat([base.assign(alpha=0.0), own[own["alpha"] != 0]]).sort_values("alpha")
-        look: dict[str, Any] = (
-            {"linewidth": 1.0, "linestyle": (0, (3, 2)), "markerfacecolor": "white"}
-            if control
-            else {"linewidth": 1.9}
-        )
+        look: dict[str, Any] = {"linewidth": 1.9}
+        if control:
+            look = {"linewidth": 1.0, "linestyle": (0, (3, 2)), "markerfacecolor": "white"}
         axis.plot(own["alpha"], own["value"], color=colour, marker="o", label=name, **look)
         opacity = 0.08 if control else 0.18
         axis.fill_between(own["alpha"], own["low"], own["high"], color=colour, alpha=opacity, linewidth=0)

@@ -29,15 +29,8 @@ def plot_profiles(profiles: pd.DataFrame, agreement: pd.DataFrame) -> Figure:
     counts = primary.value_counts().reindex(SIX, fill_value=0)
     names = [f"{style.label(name)} ({counts[name]})".replace(" ", "\n") for name in SIX]
     bar = {"label": "percentile among users (dot: primary)"}
-    look = {
-        "vmin": 0,
-        "vmax": 1,
-        "cmap": "cividis",
-        "xticklabels": names,
-        "yticklabels": False,
-        "cbar_kws": bar,
-    }
-    sns.heatmap(wide.to_numpy()[order], ax=axis, **look)
+    look = {"vmin": 0, "vmax": 1, "cmap": "cividis", "xticklabels": names, "yticklabels": False}
+    sns.heatmap(wide.to_numpy()[order], ax=axis, cbar_kws=bar, **look)
     axis.plot(rank[order] + 0.5, np.arange(len(wide)) + 0.5, "o", color="black", markersize=2.5)
     axis.set(ylabel=f"{len(wide)} users by primary category")
     axis.tick_params(axis="x", rotation=0)

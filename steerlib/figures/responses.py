@@ -46,12 +46,9 @@ def points(metrics: pd.DataFrame, arms: pd.DataFrame, metric: str, *, comparator
     unknown = sorted(set(rows["arm_id"]) - set(arms["arm_id"]))
     if unknown:
         raise ValueError(f"{len(unknown)} arms are not in the arms table, the first is {unknown[0]!r}")
-    if rows["arm_id"].duplicated().any():
-        raise ValueError(f"{metric}: an arm has several values, by {', '.join(rows['scorer'].unique())}")
     joined = rows.merge(arms[ARM], on="arm_id", validate="one_to_one")
-    joined["_order"] = joined["method"].map(list(RULES).index)
-    joined = joined.sort_values(["_order", *CURVE, "alpha"], ignore_index=True)
-    return joined.drop(columns="_order")
+    joined = joined.assign(order=joined["method"].map(list(RULES).index))
+    return joined.sort_values(["order", *CURVE, "alpha"], ignore_index=True).drop(columns="order")
 
 
 def clipped(rows: pd.DataFrame) -> pd.DataFrame:

@@ -16,14 +16,13 @@ from matplotlib.ticker import LogLocator, NullLocator
 from PIL.PngImagePlugin import PngInfo
 
 from steerlib.rules import RULES
-from steerlib.tables import atomic_path, read_manifest
+from steerlib.tables import ATTRIBUTE_COLUMNS, atomic_path, read_manifest
 
 LABEL = {
     "own": "own profile",
     "shuffled": "shuffled profile",
     "population": "population profile",
-    **{name: name.capitalize() for name in ("toxicity", "insult", "profanity", "threat")},
-    **{name: name.capitalize().replace("_", " ") for name in ("severe_toxicity", "identity_attack")},
+    **{name: name.capitalize().replace("_", " ") for name in ATTRIBUTE_COLUMNS},
 }
 """Readable names of methods, profiles and attributes."""
 
@@ -108,10 +107,8 @@ def save(fig: Figure, name: str, folder: Path, *, data: pd.DataFrame, model: str
 
     The files lie in the `figures/` of the run's folder, their stem is the name; `data` has a row a mark. The title's
     second line names model (by default what the run's manifest says, "" for none), n and run. The caption is in the
-    PNG's own text, for the report. A ValueError where the name is not a plain file name, or there are no data.
+    PNG's own text, for the report. A ValueError where there are no data.
     """
-    if not name or Path(name).name != name or name.startswith("."):
-        raise ValueError(f"a figure's name must be a plain file name, not {name!r}")
     if data.empty:
         raise ValueError(f"figure {name!r} has no data to write beside it")
     if model is None:
