@@ -1,11 +1,10 @@
-"""Category directions, dislike-weighted and other personal vectors, the shuffled user, features of an autoencoder."""
+"""Category directions, dislike-weighted and other personal vectors and the shuffled user."""
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from numpy.testing import assert_allclose
-from safetensors.torch import save_file
 from torch.testing import assert_close
 
 from steerlib.tables import ATTRIBUTE_COLUMNS
@@ -15,7 +14,6 @@ from steerlib.vectors import (
     dislike_weighted,
     personal_vectors,
     rescaled,
-    sae_direction,
     shuffled_users,
 )
 from steerlib.vectors.coordinates import Basis, UserCoordinates
@@ -119,36 +117,3 @@ def test_the_shuffled_user_has_another_primary_category():
     assert not shuffled_users(primaries, seed=0).equals(shuffled_users(primaries, seed=1))
     with pytest.raises(ValueError, match="insult"):
         shuffled_users(pd.Series({"a": "insult", "b": "insult"}))
-
-
-DECODER = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
-
-
-def saved(folder, tensors):
-    path = folder / "sae.safetensors"
-    save_file({name: value.contiguous() for name, value in tensors.items()}, path)
-    return path
-
-
-def test_a_feature_is_read_whichever_way_the_decoder_lies(tmp_path):
-    for name, matrix in (("W_dec", DECODER), ("decoder.weight", DECODER.T), ("anything", DECODER.half())):
-        path = saved(tmp_path, {name: matrix, "b_dec": torch.zeros(4)})
-        direction = sae_direction(path, 7, layer=3, d_model=4)
-        assert list(direction) == [3] and direction[3].dtype == torch.float32
-        assert_close(direction[3], DECODER[7], atol=1e-2, rtol=0)
-    path = saved(tmp_path, {"W_enc": DECODER.T + 1, "W_dec": DECODER})  # the encoder is passed over
-    assert torch.equal(sae_direction(path, 0, layer=1, d_model=4)[1], DECODER[0])
-
-
-@pytest.mark.parametrize(
-    ("tensors", "feature", "d_model", "error", "named"),
-    [
-        ({"W_dec": DECODER[:4]}, 0, 4, ValueError, "d_model 4"),
-        ({"W_dec": DECODER}, -1, 4, IndexError, "feature -1"),
-        ({"W_dec": DECODER}, 12, 4, IndexError, "feature 12"),
-        ({"up": DECODER, "down": DECODER.T}, 0, 4, KeyError, "up .* down|down .* up"),
-    ],
-)
-def test_a_decoder_or_feature_that_is_not_there_is_refused(tmp_path, tensors, feature, d_model, error, named):
-    with pytest.raises(error, match=named):
-        sae_direction(saved(tmp_path, tensors), feature, layer=1, d_model=d_model)

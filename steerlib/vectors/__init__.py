@@ -21,6 +21,5 @@ from steerlib.vectors.steering_vector import (
     describe_vectors,
     load_families,
     random_vectors,
-    sae_direction,
     save_family,
 )

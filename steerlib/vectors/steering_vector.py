@@ -241,42 +241,6 @@ def random_vectors(like: Mapping[int, Tensor], *, seed: int) -> SteeringVector:
     return SteeringVector({layer: draw * (like[layer].norm() / draw.norm()) for layer, draw in drawn.items()})
 
 
-def sae_direction(path: str | Path, feature: int, *, layer: int, d_model: int) -> SteeringVector:
-    """Direction that one feature of a sparse autoencoder writes into the residual stream.
-
-        v_l = W_dec[feature]
-
-    The decoder, `(n_features, d_model)` or its transpose, is called "W_dec" or "decoder.weight" or is the only matrix
-    of the `.safetensors` file, of which only the feature's numbers are read. It must have been trained on the OUTPUT of
-    block `layer` ("resid_post"). Many decoders have rows of length 1: alpha is then in activation units, tens of times
-    larger than with mean differences. Features and blocks are counted from 0.
-
-    A KeyError lists the file's tensors where none or several may be the decoder, a ValueError says that not one side of
-    it is d_model, an IndexError that it has no such feature.
-
-    Source: Templeton et al., Scaling Monosemanticity, 2024 (steering along decoder directions); names as in SAELens and
-    in EleutherAI's sparsify.
-    """
-    path = Path(path)
-    with safe_open(path, framework="pt") as file:
-        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        matrices = [name for name, shape in shapes.items() if len(shape) == 2]
-        named = [name for name in ("W_dec", "decoder.weight") if name in matrices] or matrices
-        if len(named) != 1:
-            listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
-            raise KeyError(f"{path.name}: no decoder W_dec or decoder.weight among {listed}")
-        shape = shapes[named[0]]
-        if shape.count(d_model) != 1:
-            raise ValueError(f"{path.name}, {named[0]}: d_model {d_model} is not one side of {shape}")
-        in_rows = shape[1] == d_model
-        n_features = shape[0] if in_rows else shape[1]
-        if not 0 <= feature < n_features:
-            raise IndexError(f"feature {feature} is not in 0..{n_features - 1}")
-        matrix = file.get_slice(named[0])
-        row = matrix[feature] if in_rows else matrix[:, feature]
-    return SteeringVector({layer: torch.as_tensor(row).reshape(d_model).float()})
-
-
 def save_family(path: Path, family: VectorFamily, settings: Mapping[str, object]) -> Path:
     """Write a family and its `settings`, whole or not at all; ValueError for a user with layers of their own."""
     first, layers = next((user, set(vectors)) for user, vectors in family.vectors.items())
