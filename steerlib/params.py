@@ -24,7 +24,7 @@ WORDS = {
     "more_positions": "all prompt generation first_k:K",
     "judge": "scorer scorer:NAME local:NAME reward:NAME endpoint:NAME",
     "personal_vectors": "dislike_weighted coordinates",
-    "pool": "answer_mean last prompt_last",
+    "pool": "answer_mean last",
     "positions": "all prompt generation first_k:K",
     "prompt_labels": "given measured",
     "second_judge": "scorer scorer:NAME local:NAME reward:NAME endpoint:NAME",
@@ -38,19 +38,9 @@ HOLES = {"NAME": ".+", "K": r"[1-9]\d*", "N": r"\d+"}
 REGISTERED = {"methods": "RULES", "score_function": "SCORE_FUNCTIONS"}  # words that stand in steerlib.rules
 
 ANY = {"alphas", "caa_alphas", "composed_alphas", "direction_alphas", "layer_shifts", "vector_alpha"}
-ABOVE_0 = {
-    "basis_rank",
-    "explorer_alpha_max",
-    "explorer_tokens",
-    "max_new_tokens",
-    "max_pairs",
-    "max_perplexity_ratio",
-    "min_ratings",
-    "n_questions",
-    "path_tokens",
-    "prompts_per_category",
-    "repetition_penalty",
-}
+ABOVE_0 = {"basis_rank", "max_new_tokens", "max_pairs", "max_perplexity_ratio", "min_ratings", "n_questions"}
+ABOVE_0 |= {"explorer_alpha_max", "explorer_tokens", "path_tokens", "prompts_per_category"}
+ABOVE_0 |= {"repetition_penalty"}
 RANGES = (  # all other numbers are at least 0
     ("between 0 and 1", lambda x: 0 < x < 1, {"dev_share", "train_share"}),
     ("above 0 and at most 1", lambda x: 0 < x <= 1, {"top_p"}),
@@ -59,7 +49,6 @@ RANGES = (  # all other numbers are at least 0
     ("a number", lambda x: True, ANY),  # noqa: ARG005
 )
 LARGEST = 2**31 - 1
-CONTEXTS = {"expert", "anti", "instructed"}
 # Beside lists whose default is empty.
 MAY_BE_EMPTY = {"composed_alphas", "controls", "methods", "personal_vectors"}
 
@@ -84,7 +73,6 @@ class BadInput(ValueError):
 class Parameter:
     """One line of a `parameters` cell, `name: annotation = default`."""
 
-    name: str
     annotation: str
     default: Any
 
@@ -103,8 +91,6 @@ def _fits(value: object, annotation: ast.expr) -> bool:
             return isinstance(value, TYPES[name]) and (name == "bool" or not isinstance(value, bool))
         case ast.Subscript(value=ast.Name(id="list"), slice=item):
             return isinstance(value, list) and all(_fits(entry, item) for entry in value)
-        case ast.Subscript(value=ast.Name(id="dict"), slice=ast.Tuple(elts=[key, item])):
-            return isinstance(value, dict) and all(_fits(k, key) and _fits(v, item) for k, v in value.items())
     raise BadInput(f"a parameter cannot be annotated {ast.unparse(annotation)!r}")
 
 
@@ -118,7 +104,7 @@ def notebook_parameters(notebook: Path) -> dict[str, Parameter]:
     for line in ast.parse("".join(tagged[0]["source"])).body:
         try:
             name, annotation = ast.unparse(line.target), ast.unparse(line.annotation)
-            parameters[name] = Parameter(name, annotation, ast.literal_eval(line.value))
+            parameters[name] = Parameter(annotation, ast.literal_eval(line.value))
         except (AttributeError, ValueError):
             written = f"{notebook.name}: {ast.unparse(line)!r}"
             raise BadInput(f"{written} in the parameters is not `name: type = literal`") from None
@@ -132,7 +118,7 @@ def flat(parameters: Mapping[str, Parameter]) -> dict[str, Parameter]:
     found = {}
     for name, parameter in parameters.items():
         entries = parameter.default if isinstance(parameter.default, dict) else {}
-        inside = {key: Parameter(key, _type(value), value) for key, value in entries.items()}
+        inside = {key: Parameter(_type(value), value) for key, value in entries.items()}
         found |= inside or {name: parameter}
     return found
 
@@ -205,22 +191,19 @@ def override(text: str) -> tuple[str, list]:
     return key.strip(), found
 
 
-def check_params(params: Mapping[str, Any], notebooks: Mapping[str, Mapping[str, Parameter]]) -> None:
+def check_params(params: Mapping[str, Any], known: Mapping[str, Parameter]) -> None:
     """Refuse a secret, a key that no notebook takes, a wrong type, a number out of range and a misspelt word.
 
-    `notebooks` are the parameters of each, as `flat` gives them. BadInput names every offending key, what was expected
-    and what was given.
+    `known` are those of all notebooks, as `flat` gives them: a key is of the same type in each. BadInput names every
+    offending key, what was expected and what was given.
     """
-    takers: dict[str, list[Parameter]] = {}
-    for name, parameter in (item for taken in notebooks.values() for item in taken.items()):
-        takers.setdefault(name, []).append(parameter)
-    secrets = [key for key, value in _leaves(params) if _is_secret(key, value, [*takers])]
+    secrets = [key for key, value in _leaves(params) if _is_secret(key, value, [*known])]
     if secrets:
         raise BadInput(
             f"{', '.join(secrets)}: params end up in executed notebooks, so a secret must not be among them;"
             " put it in the environment (HF_TOKEN for the hub)"
         )
-    problems = [problem for name, value in params.items() for problem in _problems(name, value, takers)]
+    problems = [problem for name, value in params.items() for problem in _problems(name, value, known)]
     if problems:
         raise BadInput("; ".join(dict.fromkeys(problems)))
 
@@ -245,17 +228,16 @@ def _nearest(word: str, known: Sequence[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else f"there are {', '.join(sorted(known))}"
 
 
-def _problems(name: str, value: Any, takers: Mapping[str, Sequence[Parameter]]) -> Iterator[str]:
-    if name not in takers:
-        yield f"unknown parameter {name!r}; {_nearest(name, [*takers])}"
+def _problems(name: str, value: Any, known: Mapping[str, Parameter]) -> Iterator[str]:
+    if name not in known:
+        yield f"unknown parameter {name!r}; {_nearest(name, [*known])}"
         return
-    for taker in takers[name]:
-        if not taker.takes(value):
-            yield f"{name} must be {taker.annotation}, as in {taker.default!r}, not {value!r}"
-            if re.search(r"'[-+]?\d+e[-+]?\d+'", repr(value)):
-                yield "YAML reads 1e-4 as text, write 1.0e-4"
-            return
-    default = takers[name][0].default
+    default = known[name].default
+    if not known[name].takes(value):
+        yield f"{name} must be {known[name].annotation}, as in {default!r}, not {value!r}"
+        if re.search(r"'[-+]?\d+e[-+]?\d+'", repr(value)):
+            yield "YAML reads 1e-4 as text, write 1.0e-4"
+        return
     if isinstance(value, list) and any(value.count(entry) > 1 for entry in value):
         yield f"{name} has a value twice: {value!r}"
     if value in ([], "") and default and name not in MAY_BE_EMPTY:
@@ -283,7 +265,8 @@ def _is_word(entry: str, word: str) -> bool:
 
 
 def _are_contexts(value: Mapping[Any, Any]) -> bool:
-    if not all(isinstance(texts, dict) and texts.keys() <= CONTEXTS for texts in value.values()):
+    branches = {"expert", "anti", "instructed"}
+    if not all(isinstance(texts, dict) and texts.keys() <= branches for texts in value.values()):
         return False
     written = [text for texts in value.values() for text in texts.values()]
     return all(isinstance(text, str) for text in [*value, *written]) and all(map(str.strip, written))

@@ -3,6 +3,7 @@
 import json
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -96,16 +97,12 @@ def read_history(text: str) -> Messages:
     """Earlier turns of a conversation, from the JSON of the prompts table; a ValueError shows a text that is none."""
     if not text:
         return ()
-    try:
+    with suppress(ValueError, TypeError, KeyError, RecursionError):
         turns = json.loads(text)
-        fine = isinstance(turns, list) and all(
-            turn["role"] in ("user", "assistant") and isinstance(turn["content"], str) for turn in turns
-        )
-    except (ValueError, TypeError, KeyError, RecursionError):
-        fine = False
-    if not fine:
-        raise ValueError(f"history must be a JSON list of turns with role and content, not {text[:80]!r}")
-    return turns
+        fine = [turn["role"] in ("user", "assistant") and isinstance(turn["content"], str) for turn in turns]
+        if isinstance(turns, list) and all(fine):
+            return turns
+    raise ValueError(f"history must be a JSON list of turns with role and content, not {text[:80]!r}")
 
 
 def answer_ids(frozen: FrozenModel, answer: str, *, style: str) -> TokenIds:

@@ -6,6 +6,7 @@ after the final norm.
 """
 
 import hashlib
+import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -217,26 +218,21 @@ def check_layers(layers: Sequence[int], n_layers: int) -> None:
             raise IndexError(f"layer {layer} is not in 0..{n_layers - 1}")
 
 
-def steered_positions(spec: str, position: Tensor, prompt_length: Tensor) -> Tensor:
-    """Which positions are steered, as a mask `(batch, seq)`.
+def steered_range(positions: str, prompt_length: Any) -> tuple[Any, Any]:
+    """The first steered position of a sequence, counted from 0, and the first one behind the steered ones.
 
-    The first generated token is predicted at the prompt's last position, so "generation" includes that position and
-    "first_k:1" is that position alone.
-
-    A spec is "all"; "prompt" (positions before the last of the prompt); "generation" (positions that predict an answer
-    token); "first_k:K" (those that predict the first K); "from:P" (position P and later). `position` is that of each
-    token in its own sequence, `(batch, seq)`, from 0; `prompt_length` is `(batch, 1)`.
+    "all"; "prompt" (positions before the last of the prompt); "generation" (those that predict an answer token);
+    "first_k:K" (those that predict the first K). The prompt's last position predicts the first answer token, so
+    "generation" includes it and "first_k:1" is it alone. `prompt_length` is a number or a tensor.
     """
-    answer = position - (prompt_length - 1)
-    name, _, number = spec.partition(":")
-    if name in ("first_k", "from") and number.isdigit():
-        if name == "from":
-            return position >= int(number)
-        return (answer >= 0) & (answer < int(number))
-    known = {"all": answer == answer, "prompt": answer < 0, "generation": answer >= 0}
-    if spec not in known:
-        raise ValueError(f"positions {spec!r} is none of all, prompt, generation, first_k:8, from:5")
-    return known[spec]
+    last = prompt_length - 1
+    name, _, number = positions.partition(":")
+    if name == "first_k" and number.isdigit():
+        return last, last + int(number)
+    known = {"all": (0, sys.maxsize), "prompt": (0, last), "generation": (last, sys.maxsize)}
+    if positions not in known:
+        raise ValueError(f"positions {positions!r} is none of {', '.join(known)}, first_k:8")
+    return known[positions]
 
 
 class ResidualDose:
@@ -301,7 +297,7 @@ def add_to_residual(
 
         h_l <- h_l + alpha v_l     at the steered positions, pads excluded
 
-    Works for plain forward passes and under `model.generate`: positions (see `steered_positions`) are counted within
+    Works for plain forward passes and under `model.generate`: positions (see `steered_range`) are counted within
     each sequence, right under left padding, batches, beams and the KV cache.
 
     Alpha is dimensionless, a number or one per row, `(batch,)`. `prompt_lengths` are the tokens of each prompt,
@@ -337,7 +333,8 @@ def add_to_residual(
                 lengths, prompt = mask.sum(-1), ids
         position, mask = (one[:, -ids.shape[1] :] for one in (position_ids(mask), mask))
         known = cast(Tensor, lengths).to(mask.device)[:, None]
-        steered = steered_positions(positions, position, known) & mask.bool()
+        start, stop = steered_range(positions, known)
+        steered = (position >= start) & (position < stop) & mask.bool()
         dose.coefficients = (steered * strength.to(mask.device).reshape(-1, 1))[..., None]
 
     with (

@@ -8,11 +8,10 @@ import hashlib
 import json
 import logging
 import os
-import re
 import shlex
 import sys
+import tempfile
 import time
-import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,18 +24,15 @@ from unittest.mock import patch
 import psutil
 import yaml
 from filelock import FileLock, Timeout
-from jupyter_core.paths import jupyter_runtime_dir
 from traitlets.config import Config
 
 from steerlib import params as keys
 from steerlib.params import BadInput, flat
-from steerlib.tables import COMMAND, PROGRESS_FILE, ROOT, atomic_path, results_folder
+from steerlib.tables import COMMAND, PROGRESS_FILE, ROOT, RUN, atomic_path, results_folder
 
 NOTEBOOKS = ROOT / "notebooks"
 WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf"}
 LARGE, BLOCKS = 2**26, 64  # of weights with more bytes than that only so many blocks are read
-# Windows has names of its own.
-RUN = re.compile(r"(?!(?i:con|prn|aux|nul|com\d|lpt\d)(\.|$))\w[\w.-]*(?<!\.)")
 REMEDIES = {  # OutOfMemoryError is torch's
     "MemoryError": "fewer prompts_per_category, max_new_tokens or a smaller model need less memory",
     "No space left": "free some space; the same command goes on from what is finished",
@@ -44,16 +40,13 @@ REMEDIES = {  # OutOfMemoryError is torch's
 PAPERMILL: dict[str, Any] = {
     "kernel_name": "python3",
     "language": "python",
-    "autosave_cell_every": 5,
     "progress_bar": False,
     "store_widget_state": False,
-    "record_timing": False,
     "coalesce_streams": True,
     "extra_arguments": ["--IPKernelApp.log_level=50"],  # else Ctrl-C prints its traceback
 }
 PARAMS, LOCK = "params.yaml", ".lock"
 """In a run's folder: what it was run with, and what a command holds while it goes on."""
-LONGEST_SOCKET_PATH = 100  # bytes; Unix allows about 107, and the channel's number is still to come
 
 
 class NotebookFailed(RuntimeError):
@@ -99,10 +92,7 @@ def plan(params_file: Path, *, notebooks: Path = NOTEBOOKS, **overrides: Any) ->
     if not isinstance(run, str) or not RUN.fullmatch(run):
         raise BadInput(f"run must be a folder name of letters, digits, '-', '_' and '.', not {run!r}")
     taken = {file: keys.notebook_parameters(file) for file in files}
-    for name in [name for name, value in params.items() if isinstance(value, dict)]:
-        if any(name in parameters and parameters[name].default for parameters in taken.values()):
-            params |= params.pop(name)  # settings given as one dict
-    keys.check_params(params, {file.stem: flat(taken[file]) | {"run": taken[file]["run"]} for file in files})
+    keys.check_params(params, {key: one for file in files for key, one in flat(taken[file]).items()})
     params, inputs = keys.resolved(params, [Path.cwd(), params_file.parent])
     stages = {}
     for file in files:
@@ -114,18 +104,19 @@ def plan(params_file: Path, *, notebooks: Path = NOTEBOOKS, **overrides: Any) ->
 def check_reachable(study: Study, stages: Sequence[str]) -> dict[str, Any]:
     """Judges behind an endpoint, by parameter; BadInput names a parameter whose judge or hub model is not to be had."""
     judges: dict[str, Any] = {}
-    for stage in (study.stages[name] for name in stages):
-        given = stage.given
-        keys.check_hub(given, stage.inputs)
-        for key in sorted({"judge", "second_judge"} & given.keys() - judges.keys()):
-            if given[key].startswith("endpoint:"):
-                from steerlib.judges import load_judge  # torch comes with it
+    given: dict[str, Any] = {}
+    for name in stages:
+        given |= study.stages[name].given
+        keys.check_hub(study.stages[name].given, study.stages[name].inputs)
+    for key in ("judge", "second_judge"):
+        if given.get(key, "").startswith("endpoint:"):
+            from steerlib.judges import load_judge  # torch comes with it
 
-                try:
-                    judges[key] = load_judge(given[key], **given.get(f"{key}_settings", {}))
-                    judges[key].try_once()
-                except (ImportError, KeyError, TypeError, ValueError, ConnectionError) as failure:
-                    raise BadInput(f"{key}: {failure.args[0]}") from None
+            try:
+                judges[key] = load_judge(given[key], **given.get(f"{key}_settings", {}))
+                judges[key].try_once()
+            except (ImportError, KeyError, TypeError, ValueError, ConnectionError) as failure:
+                raise BadInput(f"{key}: {failure.args[0]}") from None
     return judges
 
 
@@ -136,6 +127,8 @@ def numbered(folder: Path) -> list[Path]:
 
 def run_study(study: Study, *, only: Sequence[str] = (), force: bool = False) -> Path:
     """The run's folder, its notebooks executed in order; a finished one of which nothing has changed is kept.
+
+    All params are written into it, with the command; that file runs as any other params file.
 
     Args:
         only: beginnings of names, for instance `03`; the other notebooks are left as they are.
@@ -153,21 +146,16 @@ def run_study(study: Study, *, only: Sequence[str] = (), force: bool = False) ->
     check_reachable(study, due)
     try:
         with FileLock(folder / LOCK, timeout=0):  # freed when its holder ends, even a killed one
-            _keep_params(study, folder)
+            if study.file.parent.resolve() != folder.resolve():
+                written = yaml.safe_dump(study.params, sort_keys=False, allow_unicode=True)
+                with atomic_path(folder / PARAMS) as partial:
+                    partial.write_text(f"# {study.file}: {_command()}\n{written}", encoding="utf-8")
             for name in chosen:
                 peaks.append(_run_stage(study, name, folder / "notebooks", force))
     except Timeout:
         raise BadInput(f"run {study.run!r} is already going on in another process") from None
     print(f"total {time.perf_counter() - started:.1f} s, peak memory {max(peaks):.2f} GB", flush=True)
     return folder
-
-
-def _keep_params(study: Study, folder: Path) -> None:
-    """Write all params of a run into its folder, with the command; the file runs as any other params file."""
-    if study.file.parent.resolve() != folder.resolve():
-        params = yaml.safe_dump(study.params, sort_keys=False, allow_unicode=True)
-        with atomic_path(folder / PARAMS) as partial:
-            partial.write_text(f"# {study.file}: {_command()}\n{params}", encoding="utf-8")
 
 
 def _command() -> str:
@@ -264,22 +252,20 @@ def execute(notebook: Path, copy: Path, parameters: Mapping[str, Any]) -> tuple[
     def watch(cell: Any, cell_index: int, execute_reply: Mapping[str, Any]) -> None:  # noqa: ARG001
         seen.append((execute_reply["content"]["status"] == "ok", _kernels_gb()))
 
-    settings = PAPERMILL | {"config": _sockets()}
+    told = {COMMAND: _command(), PROGRESS_FILE: _terminal(), "PLOTLY_RENDERER": "plotly_mimetype"}
+    settings = PAPERMILL | {"cwd": notebook.parent, "on_cell_executed": watch}
     try:
-        told = {COMMAND: _command(), PROGRESS_FILE: _terminal()}
-        with patch.dict(os.environ, {"PLOTLY_RENDERER": "plotly_mimetype", **told}):
-            executed: Any = papermill.execute_notebook(
-                notebook, partial, dict(parameters), cwd=notebook.parent, on_cell_executed=watch, **settings
-            )
+        with patch.dict(os.environ, told), tempfile.TemporaryDirectory(prefix="steerlib-") as sockets:
+            settings["config"] = _sockets(sockets)
+            executed: Any = papermill.execute_notebook(notebook, partial, dict(parameters), **settings)
     except (papermill.PapermillExecutionError, DeadKernelError) as error:
         if partial.exists():
             partial.replace(failed)
         reason = "lost its kernel, most likely because memory ran out: choose fewer rows or a smaller model"
         if isinstance(error, papermill.PapermillExecutionError):
             said = f"failed in cell [{error.exec_count}]: {error.ename}: {error.evalue}"
-            for sign, remedy in REMEDIES.items():
-                said += f" ({remedy})" if sign in said else ""
-            reason = " ".join(said.split())[:500]
+            remedies = [f"({remedy})" for sign, remedy in REMEDIES.items() if sign in said]
+            reason = " ".join([*said.split(), *remedies])[:500]
         raise NotebookFailed(f"{notebook.stem} {reason}; executed copy: {os.path.relpath(failed)}") from None
     # After Ctrl-C the executed copy calls cells done that never ran; the kernel's replies do not.
     code = [cell for cell in executed.cells if cell.cell_type == "code" and cell.source.strip()]
@@ -289,16 +275,13 @@ def execute(notebook: Path, copy: Path, parameters: Mapping[str, Any]) -> tuple[
     return time.perf_counter() - started, max(gb for _, gb in seen)
 
 
-def _sockets() -> Config:
+def _sockets(folder: str) -> Config:
     """A kernel that talks over Unix sockets of its own, so that runs side by side never share a port.
 
-    The connection file must be named: left to its default, all kernels of a folder share socket names and dead-lock.
-    Where the path is too long for a socket, and on Windows, the kernel talks by TCP.
+    Where the folder's path is too long for a socket (Unix allows about 107 bytes), and on Windows, it talks by TCP.
     """
-    folder = jupyter_runtime_dir()
-    os.makedirs(folder, mode=0o700, exist_ok=True)
-    file = os.path.join(folder, f"k-{uuid.uuid4().hex[:12]}.json")
-    short = len(os.fsencode(file)) <= LONGEST_SOCKET_PATH and sys.platform != "win32"
+    short = len(os.fsencode(folder)) <= 80 and sys.platform != "win32"
+    file = os.path.join(folder, "kernel.json")  # sockets are named after it
     return Config({"KernelManager": {"transport": "ipc" if short else "tcp", "connection_file": file}})
 
 

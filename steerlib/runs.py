@@ -88,15 +88,15 @@ def _table(folder: Path, name: str) -> pd.DataFrame:
 def _answers(folder: Path, arms: pd.DataFrame, prompts: int) -> str:
     """Answers done of how many at most, how many per second, and the time left; from the tables alone."""
     files = sorted((folder / "tables" / "generations").glob("[!.]*.parquet"), key=os.path.getmtime)
-    parts = [pd.read_parquet(file, columns=["arm_id", "prompt_id", "seed"]) for file in files]
-    parts = [part[part["arm_id"].isin(arms["arm_id"])] for part in parts]
+    keys, ours = ["arm_id", "prompt_id", "seed"], [("arm_id", "in", [*arms["arm_id"]])]
+    parts = [pd.read_parquet(file, columns=keys, filters=ours) for file in files]
     seeds = len({seed for part in parts for seed in part["seed"]}) or 1
     done = len(pd.concat(parts).drop_duplicates()) if parts else 0
     wanted = prompts * sum(seeds if temperature else 1 for temperature in arms["temperature"])
-    words, latest = f"{done} of {wanted}", files[-10:]
-    if done < wanted and any(map(len, parts[-10:][1:])):
-        seconds = os.path.getmtime(latest[-1]) - os.path.getmtime(latest[0])
-        rate = sum(map(len, parts[-10:][1:])) / max(seconds, 1e-3)
+    words, times = f"{done} of {wanted}", [*map(os.path.getmtime, files[-10:])]
+    recent = sum(map(len, parts[1:][-9:]))  # written after the first of these times
+    if done < wanted and recent:
+        rate = recent / max(times[-1] - times[0], 1e-3)
         words += f", {rate:.2f} per second, {(wanted - done) / rate / 60:.1f} minutes left"
     return words
 
@@ -219,16 +219,16 @@ def _words(cell: Mapping[str, Any]) -> str:
     return f"{re.sub(r'[^a-zA-Z0-9.]+', '-', text)[:50].strip('-.')}.{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
 
-def archive(run: str, file: Path, *, scorer: str | None = None) -> int:
+def archive(run: str, file: Path) -> int:
     """Pack a run into a zip, or its scores alone into a .csv or .parquet that "replay:<file>" reads; files or scores.
 
     The zip has a folder of the run's name with `PACKED`, among it `scores.csv`, by text hash, and `replay.yaml`,
-    with which notebooks 05 and 06 run without a model. `scorer` is by default that of notebook 04. BadInput: no scores
-    by it, or another kind of file.
+    with which notebooks 05 and 06 run without a model. The scores are those of notebook 04's scorer. BadInput: no
+    scores by it, or another kind of file.
     """
     folder = folder_of(run)
     manifest, scores = read_manifest(folder), folder / "scores.csv"
-    scorer = scorer or manifest.get("04_evaluation", {}).get("params", {}).get("scorer")
+    scorer = manifest.get("04_evaluation", {}).get("params", {}).get("scorer")
     try:
         count = toxicity.archive(folder, scores if file.suffix == ".zip" else file, scorer=scorer)
     except ValueError as failure:

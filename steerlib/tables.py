@@ -17,7 +17,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -35,6 +35,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "transformers", "pandas", "numpy", "pyarrow", "papermill")
 COMMAND, PROGRESS_FILE = "STEER_COMMAND", "STEER_PROGRESS"
 """Environment variables that the runner sets for its kernels: how it was started, and the file of `progress_bar`."""
+RUN = re.compile(r"(?!(?i:con|prn|aux|nul|com\d|lpt\d)(\.|$))\w[\w.-]*(?<!\.)")
+"""Names of runs: those that are folders on every system; Windows has some of its own."""
 ATTRIBUTE_COLUMNS = ("toxicity", "severe_toxicity", "identity_attack", "insult", "profanity", "threat")
 
 
@@ -46,68 +48,45 @@ class Table(NamedTuple):
 
 
 SIX = " ".join(ATTRIBUTE_COLUMNS)
-COLUMNS_AND_KEYS = {
-    "ratings": (
-        f"user_id conversation_id utterance_id turn prompt response rating chosen prompt_category {SIX}",
-        "utterance_id",
-    ),
-    "splits": ("conversation_id user_id split", "conversation_id"),
-    "users": ("user_id age gender religion", "user_id"),
-    "profiles": ("user_id attribute estimator sensitivity percentile primary", "user_id attribute estimator"),
-    "prompts": (
-        "prompt_id user_id conversation_id prompt history category shuffled_category prompt_category accepted"
-        " split",
-        "prompt_id",
-    ),
-    "pairs": ("pair_id user_id conversation_id prompt preferred dispreferred split", "pair_id"),
-    "arms": (
-        "arm_id model contexts method alpha unit factor profile category family vector_user control vector"
-        " vector_alpha layers positions style temperature top_p min_p js_sigma min_temperature"
-        " repetition_penalty penalty_scope max_new_tokens branches variant",
-        "arm_id",
-    ),
-    "generations": (
-        "arm_id prompt_id seed text token_ids n_tokens stopped nll_base kl_to_base near_ties hardware",
-        "arm_id prompt_id seed",
-    ),
-    "segments": (
-        "arm_id prompt_id seed alpha_low alpha_high complete text token_ids n_tokens stopped nll_base",
-        "arm_id prompt_id seed alpha_low",
-    ),
-    "fluency": ("arm_id prompt_id seed scorer_model nll n_tokens", "arm_id prompt_id seed scorer_model"),
-    "scores": (f"text_sha scorer {SIX}", "text_sha scorer"),
-    "judged": ("judge dimension prompt_sha text_sha score", "judge dimension prompt_sha text_sha"),
-    "verdicts": (
-        "judge dimension prompt_sha text_sha other_sha score other_score",
-        "judge dimension prompt_sha text_sha other_sha",
-    ),
-    "relative_norms": ("arm_id prompt_id layer norm relative_norm", "arm_id prompt_id layer"),
-    "preference": ("model pair_id user_id margin", "model pair_id"),
-    "questions": ("question_id subject question A B C D answer", "question_id"),
-    "choices": ("arm_id question_id category p_A p_B p_C p_D correct", "arm_id question_id category"),
-    "metrics": (
-        "arm_id comparator split subgroup scorer metric value low high n n_clusters",
-        "arm_id comparator split subgroup scorer metric",
-    ),
-    "verdict": (
-        "method arm_id control_arm alpha alpha_low alpha_high toxicity_base toxicity change change_low change_high"
-        " difference low high own_minus_shuffled own_low own_high distance distance_low distance_high"
-        " perplexity_ratio kl_per_token control_kl shuffled_kl accuracy questions n effective_n sentence",
-        "method",
-    ),
+COLUMNS = {  # a star stands at those that identify a row
+    "ratings": "user_id conversation_id utterance_id* turn prompt response rating chosen prompt_category"
+    f" {SIX}",
+    "splits": "conversation_id* user_id split",
+    "users": "user_id* age gender religion",
+    "profiles": "user_id* attribute* estimator* sensitivity percentile primary",
+    "prompts": "prompt_id* user_id conversation_id prompt history category shuffled_category prompt_category"
+    " accepted split",
+    "pairs": "pair_id* user_id conversation_id prompt preferred dispreferred split",
+    "arms": "arm_id* model contexts method alpha unit factor profile category family vector_user control vector"
+    " vector_alpha layers positions style temperature top_p min_p js_sigma min_temperature repetition_penalty"
+    " penalty_scope max_new_tokens branches variant",
+    "generations": "arm_id* prompt_id* seed* text token_ids n_tokens stopped nll_base kl_to_base near_ties"
+    " hardware",
+    "segments": "arm_id* prompt_id* seed* alpha_low* alpha_high complete text token_ids n_tokens stopped"
+    " nll_base",
+    "fluency": "arm_id* prompt_id* seed* scorer_model* nll n_tokens",
+    "scores": f"text_sha* scorer* {SIX}",
+    "judged": "judge* dimension* prompt_sha* text_sha* score",
+    "verdicts": "judge* dimension* prompt_sha* text_sha* other_sha* score other_score",
+    "relative_norms": "arm_id* prompt_id* layer* norm relative_norm",
+    "preference": "model* pair_id* user_id margin",
+    "questions": "question_id* subject question A B C D answer",
+    "choices": "arm_id* question_id* category* p_A p_B p_C p_D correct",
+    "metrics": "arm_id* comparator* split* subgroup* scorer* metric* value low high n n_clusters",
+    "verdict": "method* arm_id control_arm alpha alpha_low alpha_high toxicity_base toxicity change change_low"
+    " change_high difference low high own_minus_shuffled own_low own_high distance distance_low distance_high"
+    " perplexity_ratio kl_per_token control_kl shuffled_kl accuracy questions n effective_n sentence",
 }
 SCHEMA: Mapping[str, Table] = {
-    name: Table(tuple(columns.split()), tuple(key.split()))
-    for name, (columns, key) in COLUMNS_AND_KEYS.items()
+    name: Table(tuple(re.findall(r"\w+", columns)), tuple(re.findall(r"(\w+)\*", columns)))
+    for name, columns in COLUMNS.items()
 }
 
 
 def results_folder(run: str) -> Path:
     """`results/<run>`, or `$STEERLIB_RESULTS/<run>`, made if absent; a ValueError for what is no plain folder name."""
-    if not isinstance(run, str) or not re.fullmatch(r"\w([\w .-]*[\w-])?", run):
-        raise ValueError(
-            f"run must be a plain folder name (letters, digits, spaces and . _ - inside), not {run!r}"
-        )
+    if not isinstance(run, str) or not RUN.fullmatch(run):
+        raise ValueError(f"run must be a folder name of letters, digits, '-', '_' and '.', not {run!r}")
     folder = results_root() / run
     folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -173,9 +152,8 @@ def read_table(folder: Path, name: str) -> pd.DataFrame:
     """
     parts = [part for _, part in _parts(folder, name)]
     if not parts:
-        raise FileNotFoundError(
-            f"table {name!r} is not in {folder / 'tables'}: run the notebook that writes it first"
-        )
+        where = f"is not in {folder / 'tables'}: run the notebook that writes it first"
+        raise FileNotFoundError(f"table {name!r} {where}")
     return check_table(name, _joined(name, parts))
 
 
@@ -279,14 +257,14 @@ def atomic_path(target: Path) -> Generator[Path]:
 
 def write_manifest(folder: Path, stage: str, params: Mapping[str, object], *, seconds: float) -> None:
     """Record in the run's `manifest.json` how a stage (a notebook) came about; `params` never hold a secret."""
-    manifest, git = read_manifest(folder), ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-    commit = (
-        subprocess.run(git, capture_output=True, text=True, check=False).stdout if shutil.which("git") else ""
-    )
+    manifest, commit = read_manifest(folder), ""
+    if shutil.which("git"):
+        git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+        commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     manifest[stage] = {
         "params": dict(params),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit.strip(),
+        "commit": commit,
         "command": os.environ.get(COMMAND, "by hand"),
         "versions": {package: version(package) for package in PACKAGES} | {"python": sys.version.split()[0]},
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
@@ -299,15 +277,12 @@ def write_manifest(folder: Path, stage: str, params: Mapping[str, object], *, se
 def read_manifest(folder: Path) -> dict[str, dict]:
     """Records of all stages that ran so far, by stage; empty before the first, or where the file is damaged."""
     path = folder / "manifest.json"
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(manifest, dict) and all(isinstance(record, dict) for record in manifest.values()):
-            return manifest
-    except FileNotFoundError:
-        return {}
-    except (ValueError, RecursionError):
-        pass
-    set_aside(path)
+    if path.exists():
+        with suppress(ValueError, RecursionError):
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(manifest, dict) and all(isinstance(record, dict) for record in manifest.values()):
+                return manifest
+        set_aside(path)
     return {}
 
 

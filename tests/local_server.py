@@ -31,8 +31,6 @@ class Server(ThreadingHTTPServer):
         self.paths: list[str] = []
         self.keys: list[str] = []
         self.times: list[float] = []
-        self.under_way: set[int] = set()
-        self.most_under_way = 0
         self.url = f"http://127.0.0.1:{self.server_port}"
 
     def handle_error(self, *_: object) -> None:
@@ -50,11 +48,8 @@ class Handler(BaseHTTPRequestHandler):
             server.paths.append(self.path)
             server.keys.append(self.headers.get("Authorization", ""))
             server.times.append(time.monotonic())
-            server.under_way.add(number)
-            server.most_under_way = max(server.most_under_way, len(server.under_way))
         reply = server.script(number, body)
         time.sleep(reply.delay)
-        server.under_way.discard(number)
         self.send_response(reply.status)
         for name, value in ({"Content-Type": "application/json"} | reply.headers).items():
             self.send_header(name, value)

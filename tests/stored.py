@@ -86,9 +86,8 @@ def machine_paths(notebook: nbformat.NotebookNode) -> list[str]:
     own, found = {str(ROOT), str(Path.home()), sys.prefix, tempfile.gettempdir()} - {"/"}, []
     for cell in notebook.cells:
         outputs = cell.get("outputs", [])
-        data = [output.get("data", {}) for output in outputs]
-        texts = [output.get("text") for output in outputs]
-        texts += [piece.get(kind) for piece in data for kind in ("text/plain", "text/html")]
+        data = [{"text": output.get("text")} | output.get("data", {}) for output in outputs]
+        texts = [piece.get(kind) for piece in data for kind in ("text", "text/plain", "text/html")]
         paths = re.findall(HOUSES, json.dumps(texts, ensure_ascii=False))
         paths += [path for path in sorted(own) if f"{path}/" in json.dumps(outputs)]
         found += [f"cell [{cell.execution_count}]: {paths[0]}"] if paths else []

@@ -46,7 +46,6 @@ def assert_covers(tree: pd.DataFrame, alpha_max: float = 2.2) -> None:
 @pytest.mark.parametrize(
     ("method", "sampling"),
     [
-        ("anti_expert", GREEDY),
         ("expert_anti_expert", PLAIN),
         ("sda", SAMPLED),
         ("expert_anti_expert", dataclasses.replace(SAMPLED, min_p=0.0, penalty_scope="generated_only")),
@@ -109,14 +108,6 @@ def test_a_row_budget_leaves_the_narrowest_intervals_unfinished_and_covers_the_r
         for row in tree.itertuples():
             answer = segment_at(whole, (row.alpha_low + row.alpha_high) / 2).token_ids
             assert row.token_ids == (answer if row.complete else answer[: row.n_tokens])
-
-
-def test_the_answer_does_not_depend_on_what_is_decoded_together(tiny, monkeypatch):
-    together = path(tiny, "anti_expert", SAMPLED)
-    monkeypatch.setattr("steerlib.decoding.streams.CPU_BYTES", 0)
-    apart = path(tiny, "anti_expert", SAMPLED)
-    assert together.token_ids.tolist() == apart.token_ids.tolist()
-    assert together.alpha_low.tolist() == pytest.approx(apart.alpha_low.tolist(), abs=1e-9)
 
 
 def test_what_has_no_exact_path_is_refused_with_the_reason(tiny):

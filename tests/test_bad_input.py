@@ -9,11 +9,8 @@ import pytest
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import ALPHABET, tiny_model
-from transformers import LlamaConfig
 
 from steerlib.__main__ import main
-from steerlib.decoding import Sampling, decode, make_arms
 from steerlib.judges import load_judge
 from steerlib.models import load_model
 from steerlib.params import BadInput, read_params
@@ -24,9 +21,7 @@ from steerlib.toxicity import ATTRIBUTES
 PARAMS = [
     # keys
     ("sede: 3", "unknown parameter 'sede'; did you mean 'seed'"),
-    ("zzz: 3", "'zzz'"),
     ("max_new_token: 5", "did you mean 'max_new_tokens'"),
-    ("explorer_token: 5", "did you mean 'explorer_tokens'"),
     ("seed: 1\nseed: 2", "'seed' is given twice"),
     ("contexts: {insult: {expert: a, expert: b}}", "'expert' is given twice"),
     ("on: 3", "keys that are words"),
@@ -38,16 +33,13 @@ PARAMS = [
     ("seed: 3\0", "not valid YAML"),
     ('style: "\\ud800"', "UTF-8"),
     # types
-    ("seed: three", "seed must be int"),
+    ("seed: three\nsede: 3", "not 'three'; unknown parameter 'sede'"),  # all at once
     ("seed: true", "seed must be int"),
     ("max_new_tokens: 12.0", "max_new_tokens must be int"),
     ("alphas: 0.5", "alphas must be list"),
     ("alphas: [0.5, '1']", "alphas must be list"),
-    ("layers: [16.5]", "layers must be list"),
     ('gated: "yes"', "gated must be bool"),
-    ("seed: 2026-11-28", "seed must be int"),
     ("temperature: 1e-4", "write 1.0e-4"),
-    ("alphas: [1e-4]", "write 1.0e-4"),
     # numbers
     ("seed: 010", "010 is no plain decimal number"),
     ("seed: 1:30", "1:30"),
@@ -55,44 +47,24 @@ PARAMS = [
     ("seed: 1_000", "1_000"),
     ("seed: 0x10", "0x10"),
     ("temperature: .nan", "temperature must be finite"),
-    ("alphas: [0.1, .inf]", "alphas must be finite"),
     ("judge_settings: {a: {b: .nan}}", "judge_settings must be finite"),
     ("seed: -3", "seed must be at least 0"),
     ("seed: 99999999999999999999999", "seed"),
-    ("max_new_tokens: 99999999999", "max_new_tokens"),
-    ("seeds: [0, -1]", "seeds must be at least 0"),
-    ("layers: [-1]", "layers must be at least 0"),
-    ("turn: -1", "turn must be at least 0"),
-    ("taus: [-1]", "taus must be at least 0"),
-    ("temperature: -0.1", "temperature must be at least 0"),
     ("top_p: 1.5", "top_p must be above 0 and at most 1"),
     ("top_p: 0", "top_p must be above 0"),
-    ("top_p: 0", "top_p must be above 0"),
     ("train_share: 1", "train_share must be between 0 and 1"),
-    ("dev_share: 0", "dev_share must be between 0 and 1"),
-    ("repetition_penalty: 0", "repetition_penalty must be above 0"),
-    ("max_new_tokens: 0", "max_new_tokens must be above 0"),
     ("prompts_per_category: -1", "prompts_per_category must be above 0"),
-    ("n_questions: 0", "n_questions must be above 0"),
     # lists
     ("alphas: [0.5, 0.5]", "alphas has a value twice"),
-    ("seeds: [0, 0]", "seeds has a value twice"),
     ("alphas: []", "alphas must not be empty"),
-    ("seeds: []", "seeds must not be empty"),
     ('model: ""', "model must not be empty"),
     # words
     ("style: caht", "'caht' is unknown; did you mean 'chat'"),
     ("methods: [sda, ant_expert]", "'ant_expert' is unknown; did you mean 'anti_expert'"),
-    ("controls: [shufled]", "did you mean 'shuffled'"),
-    ("estimator: papr", "did you mean 'paper'"),
     ("dtype: float8", "dtype: 'float8'"),
-    ("device: cdua", "did you mean 'cuda'"),
     ("positions: first_k:0", "positions: 'first_k:0'"),
     ("more_positions: [first_k:8, alll]", "'alll'"),
-    ("personal_vectors: [dislike_weigthed]", "did you mean 'dislike_weighted'"),
-    ("score_function: s", "'s' is unknown"),
     ("score_function: sigmoyd", "did you mean 'sigmoid'"),
-    ("judge: scorrer", "did you mean 'scorer'"),
     ("judge: gpt-4.1", "endpoint:NAME"),
     ("second_judge: 'endpoint:'", "'endpoint:'"),
     # contexts
@@ -102,8 +74,7 @@ PARAMS = [
     ("contexts: {insult: {expert: ' '}}", "contexts must be"),
     ("contexts: {5: {expert: kind}}", "contexts must be"),
     # secrets
-    ("hf_token: abcdefgh", "hf_token: params end up"),
-    ("api_key: abcdefgh", "api_key"),
+    ("api_key: abcdefgh", "api_key: params end up"),
     ("my_secret_name: abcdefgh", "my_secret_name"),
     ("judge_settings: {deep: [{api_key: abcdefgh}]}", "api_key"),
     ("model: hf_abcdefghijklmnopqrst", "model: params end up"),
@@ -111,8 +82,6 @@ PARAMS = [
     # files and folders
     ("ratings: absent.csv", "looked for /"),
     ("ratings: demmo", "ratings: 'demmo' is not there"),
-    ("pairs_file: absent", "pairs_file: 'absent' is not there"),
-    ("questions: cais/mmul", "questions: 'cais/mmul' is not there"),
     ("model: absent/folder/here", "model: 'absent/folder/here' is not there"),
     ("model: ./absent", "model: './absent' is not there"),
     ("scorer: absent.csv", "scorer: 'absent.csv' is not there"),
@@ -124,7 +93,6 @@ PARAMS = [
     ("run: 5", "run must be"),
     ("run: con.txt", "'con.txt'"),
     ("run: .hidden", "'.hidden'"),
-    ('run: "a\\0b"', "run must be"),
     ("notebooks: [01_user_profiles, 09_absent]", "09_absent"),
     ("notebooks: 1", "notebooks"),
 ]
@@ -143,7 +111,7 @@ def test_a_mistake_in_a_params_file_is_one_line_that_names_it_and_nothing_is_wri
     assert not (tmp_path / "results").exists()
 
 
-@pytest.mark.parametrize("encoding", ["latin-1", "utf-16", "cp1252"])
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
 def test_a_params_file_in_another_encoding_is_named_and_a_byte_order_mark_is_skipped(tmp_path, encoding):
     file = tmp_path / "mine.yaml"
     file.write_text("seed: 3 # é", encoding)
@@ -212,35 +180,29 @@ def test_check_lists_users_ratings_prompts_by_category_memory_time_and_the_key_t
     assert re.search(rf"^{answers} answers +about .* AMD EPYC.*, at 10 tokens", said, re.MULTILINE)
 
 
-@pytest.mark.parametrize(
-    ("ratings", "named"),
-    [
-        ("user_id,prompt,response,rating\nu1,hi,yes,5\nu1,hi,Well, ok,87\n", r"mine\.csv, line 3"),
-        (
-            "user_id,prompt,response,rating\nu1,hi,yes,5\nu1,hi,no,870\n",
-            r"mine\.csv, row 2, column rating: .*870",
-        ),
-        ("user_id,prompt,response\nu1,hi,yes\n", r"mine\.csv: column 'rating' is missing"),
-        ("user_id,prompt,response,rating\nu1,hi,yes,5\n", r"min_ratings 8"),
-        (pilot().drop_duplicates("conversation_id").to_csv(index=False), "0 train and 0 held-out pairs"),
-    ],
-)
+HEADER = "user_id,prompt,response,rating\n"
+RATINGS = [
+    (HEADER + "u1,hi,yes,5\nu1,hi,Well, ok,87\n", r"mine\.csv, line 3"),
+    (HEADER + "u1,hi,yes,5\nu1,hi,no,870\n", r"mine\.csv, row 2, column rating: .*870"),
+    ("user_id,prompt,response\nu1,hi,yes\n", r"mine\.csv: column 'rating' is missing"),
+    (HEADER + "u1,hi,yes,5\n", r"min_ratings 8"),
+    (pilot().drop_duplicates("conversation_id").to_csv(index=False), "0 train and 0 held-out pairs"),
+]
+
+
+@pytest.mark.parametrize(("ratings", "named"), RATINGS)
 def test_check_refuses_a_bad_ratings_file_by_name_and_line(tmp_path, monkeypatch, capsys, ratings, named):
-    params = PILOT.replace("03", "02_steering_vectors, 03").replace(
-        "prompts_per", "min_ratings: 3\nprompts_per"
+    params = (
+        PILOT.replace("03", "02_steering_vectors, 03") + "min_ratings: 3\n" if "pairs" in named else PILOT
     )
-    assert checked(tmp_path, params if "pairs" in named else PILOT, ratings, monkeypatch) == 2
+    assert checked(tmp_path, params, ratings, monkeypatch) == 2
     errors = capsys.readouterr().err
     assert re.match(rf"steerlib: ratings: .*{named}", errors) and errors.count("\n") == 1
 
 
 def test_check_refuses_arms_that_notebook_03_would_refuse(tmp_path, monkeypatch, capsys):
-    assert (
-        checked(
-            tmp_path, PILOT.replace("alphas: [1.0", "alphas: [-1.0"), pilot().to_csv(index=False), monkeypatch
-        )
-        == 2
-    )
+    params = PILOT.replace("alphas: [1.0", "alphas: [-1.0")
+    assert checked(tmp_path, params, pilot().to_csv(index=False), monkeypatch) == 2
     assert "steerlib: arms: alpha of 'anti_expert' must be" in capsys.readouterr().err
 
 
@@ -248,9 +210,6 @@ def test_check_refuses_arms_that_notebook_03_would_refuse(tmp_path, monkeypatch,
 
 ARCHITECTURES = {
     "Mamba": "state",
-    "FalconMamba": "state",
-    "Rwkv": "state",
-    "Jamba": "state",
     "RecurrentGemma": "state",
     "FalconH1": "state",
     "Qwen3Next": "linear_attention",
@@ -282,22 +241,3 @@ def test_a_models_config_that_cannot_be_read_is_one_line_that_names_the_folder(t
 def test_a_name_that_is_no_judge_is_refused_with_the_names_there_are(name):
     with pytest.raises(ValueError, match=f"{name!r}.*'endpoint:<model>'"):
         load_judge(name)
-
-
-FEW = {"vocab_size": len(ALPHABET) + 2, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
-FEW |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
-
-
-@pytest.mark.parametrize("family", ["Llama", "Gemma2"])
-def test_float64_with_eager_attention_is_right_or_refused(family):
-    arms = make_arms("expert_anti_expert", [1.0], profile="own", sampling=Sampling(0, max_new_tokens=4))
-    prompts = pd.DataFrame({"prompt_id": ["a", "b"], "prompt": ["Hello there", "Hi"], "category": "insult"})
-    frozen = tiny_model(getattr(transformers, f"{family}Config")(**FEW), attention="eager")
-    try:
-        found = decode(frozen, prompts, arms)
-    except FloatingPointError as refusal:
-        assert family == "Gemma2" and "float64" in str(refusal)
-        return
-    expected = decode(tiny_model(LlamaConfig(**FEW)), prompts, arms)
-    assert found.text.tolist() == expected.text.tolist()
-    assert found.nll_base.tolist() == pytest.approx(expected.nll_base.tolist(), rel=1e-6)

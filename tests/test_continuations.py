@@ -87,15 +87,3 @@ def test_openings_as_prompts_are_users_of_their_own_half_dev_half_test(tmp_path)
     assert counts["prompts without six scores dropped"] == 2
     assert counts["empty openings or continuations dropped"] == 1
     assert "rtp.jsonl, sha256" in report["what"][0]
-
-
-def test_real_openings_and_continuations_are_scored_apart(real_data):
-    files = [
-        real_data(f"perspective_scored/{name}.jsonl") for name in ("rtp_quark_val", "rtp_decodingtrust_toxic")
-    ]
-    texts = scored_continuations(files)
-    assert len(texts) == 6077
-    assert abs(texts.prompt_toxicity.corr(texts.toxicity, method="spearman")) < 0.1
-    pairs = matched_continuations(texts[texts.split == "train"], n=200)
-    gap = pairs.groupby("side")[["prompt_toxicity", "words"]].mean().diff().abs().iloc[-1]
-    assert gap.prompt_toxicity < 0.01 and gap.words < 0.2

@@ -4,9 +4,7 @@ import os
 import pickle
 import re
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pandas as pd
@@ -14,21 +12,16 @@ import pytest
 from test_decoding import PROMPTS, SIGNALS, grid
 from test_likelihood import GENERATIONS
 from test_likelihood import PROMPTS as READ
-from test_multiple_choice import CONTEXTS, QUESTIONS
 from tiny import tiny_llama
 
-from steerlib.decoding import make_arms, run_sweep
+from steerlib.decoding import run_sweep
 from steerlib.decoding import sweep as sweep_module
 from steerlib.decoding.distributed import BlocksFailed, mapped, mapped_table
-from steerlib.evaluation import answer_likelihood, ask_questions
+from steerlib.evaluation import answer_likelihood
 from steerlib.models import load_model
 from steerlib.tables import progress_bar
 from steerlib.toxicity import load_scorer, score_texts
 
-ARMS = pd.concat(
-    [make_arms("base"), make_arms("anti_expert", [0.5, 2.0], profile="own", contexts=CONTEXTS)],
-    ignore_index=True,
-)
 ray = pytest.importorskip("ray", reason="ray is not installed")
 
 
@@ -93,13 +86,7 @@ def test_any_table_goes_over_workers_and_comes_back_in_order(tiny):
         pd.testing.assert_frame_equal(found, expected)
 
 
-def test_texts_are_scored_over_workers_as_here_but_perspective_is_asked_by_one_process(tmp_path, monkeypatch):
-    texts, scorer = (
-        [f"You are {word}." for word in ("kind", "an idiot", "late") for _ in range(30)],
-        load_scorer(),
-    )
-    here, there = (score_texts(scorer, texts, tmp_path / str(n), workers=n) for n in (0, 2))
-    pd.testing.assert_frame_equal(here, there)
+def test_perspective_is_asked_by_one_process(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setenv("PERSPECTIVE_API_KEY", "key")
     monkeypatch.setenv("STEERLIB_CACHE", str(tmp_path))
@@ -107,22 +94,8 @@ def test_texts_are_scored_over_workers_as_here_but_perspective_is_asked_by_one_p
         "steerlib.toxicity.scorers.mapped_table", lambda *_, workers, **__: asked.append(workers)
     )
     with pytest.raises(AttributeError, match="NoneType"):  # what stands in for the mapping gives no table
-        score_texts(load_scorer("perspective"), texts, tmp_path / "2", workers=2)
+        score_texts(load_scorer("perspective"), ["You are late."], tmp_path, workers=2)
     assert asked == [0]
-
-
-def test_questions_in_blocks_are_answered_as_all_at_once(tiny, monkeypatch):
-    monkeypatch.setattr("steerlib.evaluation.multiple_choice.letter_ids", lambda _: [5, 6, 7, 8])
-    given = {"over": "questions", "questions": QUESTIONS, "arms": ARMS, "contexts": CONTEXTS}
-    whole = mapped_table(ask_questions, tiny, **given)
-    monkeypatch.setattr("steerlib.decoding.distributed.mapped", in_this_process)
-    blocks = mapped_table(ask_questions, tiny, rows=2, workers=2, **given)
-    key = ["arm_id", "category", "question_id"]
-    pd.testing.assert_frame_equal(*(frame.sort_values(key, ignore_index=True) for frame in (whole, blocks)))
-
-
-def in_this_process(function, held, blocks, **_):
-    yield from ((block, function(held, block)) for block in blocks)
 
 
 def test_a_killed_workers_block_is_done_again_and_one_that_does_not_fit_is_halved(tmp_path, monkeypatch):
@@ -179,32 +152,3 @@ def test_without_ray_the_extra_is_named(monkeypatch):
     with pytest.raises(ImportError, match=r"steerlib\[ray\]"):
         list(mapped(squares, 1, [[1]], workers=2))
     assert list(mapped(squares, 2, [[1, 3]])) == [([1, 3], [2, 18])]
-
-
-INTERRUPTED = """
-import time
-from steerlib.decoding.distributed import mapped
-
-def slow(held, block):
-    open(held + "/" + str(__import__("os").getpid()), "w").close()
-    time.sleep(600)
-
-list(mapped(slow, {folder!r}, [[1], [2]], workers=2))
-"""
-
-
-@pytest.mark.slow
-def test_an_interrupt_stops_the_workers(tmp_path):
-    script = INTERRUPTED.format(folder=str(tmp_path))
-    process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)
-    end = time.monotonic() + 120
-    while len(list(tmp_path.iterdir())) < 2:
-        assert process.poll() is None and time.monotonic() < end
-        time.sleep(0.2)
-    workers = [int(path.name) for path in tmp_path.iterdir()]
-    process.send_signal(signal.SIGINT)
-    assert "KeyboardInterrupt" in process.communicate(timeout=60)[1]
-    end = time.monotonic() + 30
-    while any(Path(f"/proc/{pid}").exists() for pid in workers):
-        assert time.monotonic() < end, "a worker goes on"
-        time.sleep(0.2)

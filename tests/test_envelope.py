@@ -55,15 +55,6 @@ def chosen_at(lines: ScoreLines, alpha: float) -> Tensor:
     return choose(z, lines.noise, lines.temperature, torch.ones(rows), min_p)[0]
 
 
-def test_lines_part_where_they_cross_and_a_token_below_the_others_never_appears():
-    # 1 - a and a cross at a = 0.5.
-    assert pieces_of(lines_of([1, 0], [-1, 1])) == [(0, 0), (0.5, 1)]
-    # Three lines through one point give two pieces.
-    assert pieces_of(lines_of([1, 0, 2], [0, 1, -1])) == [(0, 2), (1, 1)]
-    # At the crossing of the outer two, a = 1, the middle one has 0.9 < 1.
-    assert pieces_of(lines_of([2, 0.9, 0], [-1, 0, 1])) == [(0, 0), (1, 2)]
-
-
 def test_a_token_may_win_on_two_disjoint_intervals():
     # Token 0 is seen and bends at a = 1: score 4a - 4 before, a - 1 after. Token 1 is 2a - 2.25: above token 0 while
     # 4a - 4 < 2a - 2.25, that is a < 0.875, and again when 2a - 2.25 > a - 1, that is a > 1.25.
@@ -74,17 +65,6 @@ def test_a_token_may_win_on_two_disjoint_intervals():
     # Blind to the bend at zero: the same winner at both ends of [0, 2] would be taken for the winner throughout, and
     # the line of token 0 at a = 0 alone, 4a - 4, would cross once and never come back.
     assert pieces_of(lines_of([-4, -2.25], [4, 2])) == [(0, 1), (0.875, 0)]
-
-
-def test_a_token_is_chosen_only_while_it_is_in_the_nucleus():
-    # Without noise: token 0 has 0, token 1 has a - 2; with m = exp(-1) token 1 is in the nucleus from a = 1 on. Its
-    # noise of 5 makes it the best from there; token 0 leaves the nucleus at a = 3, which changes nothing.
-    noise = torch.tensor([[0.0, 5.0]], dtype=torch.float64)
-    lines = lines_of([0, -2], [0, 1], noise=noise, min_p=float(np.exp(-1)))
-    found = pieces_of(lines, 0, 4)
-    assert [token for _, token in found] == [0, 1]
-    assert found[1][0] == pytest.approx(1)
-    assert pieces_of(dataclasses.replace(lines, min_p=0.0), 0, 4) == [(0, 1)]
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ COMES_WITH = {
     "tokenizers": "transformers",
     "PIL": "matplotlib",
     "markupsafe": "jinja2",
-    **dict.fromkeys(("jupyter_core", "traitlets", "IPython"), "ipykernel"),
+    **dict.fromkeys(("traitlets", "IPython"), "ipykernel"),
 }
 
 

@@ -23,21 +23,18 @@ from steerlib import explorer as ex
 from steerlib.decoding import Sampling, VectorFamily, alpha_path, decode, make_arms
 from steerlib.explorer import AlphaExplorer, Answers, Explorer, Question
 from steerlib.explorer.page import SLOT, changed_words, summary
+from steerlib.explorer.questions import PROMPT_COLUMNS
 from steerlib.models import FrozenModel, load_model
 from steerlib.tables import SCHEMA, write_table
 from steerlib.toxicity import ATTRIBUTES, text_sha
 
 TURNS = '[{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]'
 PROMPTS = pd.DataFrame(
-    {
-        "prompt_id": ["p1", "p2"],
-        "prompt": ["Well, you are", "The weather in"],
-        "history": ["", TURNS],
-        "category": ["insult", "threat"],
-        "shuffled_category": ["", "profanity"],
-        "accepted": ["", "eee"],
-        "user_id": ["", "u2"],
-    }
+    [
+        ("p1", "Well, you are", "", "insult", "", "", ""),
+        ("p2", "The weather in", TURNS, "threat", "profanity", "eee", "u2"),
+    ],
+    columns=PROMPT_COLUMNS,
 )
 SAMPLING = Sampling(top_p=1.0, min_p=0.1, max_new_tokens=5)
 ASK = Question("Well, you are", prompt_id="p1", category="insult", max_new_tokens=5)
@@ -90,10 +87,6 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return made
 
 
-def middles(answers: Answers) -> list[float]:
-    return ((answers.steered["alpha_low"] + answers.steered["alpha_high"]) / 2).tolist()
-
-
 def test_the_base_comes_first_then_the_answer_at_alpha_then_all_then_their_tokens(tiny, calls):
     explorer, seen = explore(tiny), []
     base, one, path, told = explorer.stages(ASK, alpha=0.7, report=lambda *now: seen.append(now))
@@ -130,26 +123,20 @@ def test_what_a_report_raises_stops_the_decoding_and_leaves_nothing_behind(tiny)
     assert explorer.answers(ASK).tokens
 
 
-@pytest.mark.parametrize("method", ["anti_expert", "expert_anti_expert", "sda"])
-def test_the_segments_cover_the_range_without_gap_and_neighbours_differ(explorer, method):
-    steered = explorer.answers(replace(ASK, method=method)).steered
-    assert set(steered["method"]) == {method} and len(steered) > 1
-    assert steered["alpha_low"].iloc[0] == 0 and steered["alpha_high"].iloc[-1] == 2.0
-    assert steered["alpha_low"].tolist()[1:] == steered["alpha_high"].tolist()[:-1]
-
-
 @pytest.mark.parametrize(
     ("method", "greedy"), [("anti_expert", True), ("expert_anti_expert", False), ("sda", False)]
 )
-def test_the_answer_at_any_alpha_and_its_kl_are_what_the_engine_gives_for_that_alpha_alone(
+def test_segments_cover_the_range_and_the_answer_at_any_alpha_and_its_kl_are_what_that_alpha_alone_gives(
     explorer, tiny, method, greedy
 ):
     answers = explorer.answers(replace(ASK, method=method, greedy=greedy))
+    low, high = (answers.steered[end].to_numpy() for end in ("alpha_low", "alpha_high"))
+    assert low[0] == 0 and high[-1] == 2.0 and low[1:].tolist() == high[:-1].tolist() != []
+    assert [answers.at(alpha)["alpha_low"] for alpha in low] == low.tolist()
     sampling = replace(SAMPLING, temperature=0.0 if greedy else SAMPLING.temperature)
-    alphas = [*middles(answers), 0.0, 0.83]
+    alphas = [*(low + high) / 2, 0.0, 0.83]
     arms = make_arms(method, alphas, profile="population", category="insult", sampling=sampling)
-    prompt = pd.DataFrame([{"prompt_id": "p1", "prompt": "Well, you are"}])
-    alone = decode(tiny, prompt, arms)
+    alone = decode(tiny, PROMPTS[:1], arms)
     shown = pd.DataFrame([answers.at(alpha) for alpha in alphas])
     assert shown["text"].tolist() == alone["text"].tolist()
     nll = (alone["nll_base"] / alone["n_tokens"]).tolist()
@@ -211,18 +198,15 @@ def test_a_vector_beside_a_rule_steers_on_a_grid_and_without_strength_is_no_othe
     assert explorer.answers(replace(beside, vector_alpha=0.0)).table is explorer.answers(ASK).table
 
 
-@pytest.mark.parametrize(
-    ("changed", "named"),
-    [
-        ({"prompt": "  "}, "empty"),
-        ({"prompt": "x" * 600}, "512"),
-        ({"category": "rudeness"}, "rudeness"),
-        ({"method": "base"}, "base"),
-        ({"method": "caa", "vector": "bitter"}, "bitter"),
-        ({"method": "caa", "vector": "polite", "layers": (3, 3)}, "none in 3..3"),
-        ({"method": "caa", "vector": "own polite", "user": "u9"}, "u9"),
-    ],
-)
+REFUSED = [
+    ({"prompt": "  "}, "empty"),
+    ({"prompt": "x" * 600}, "512"),
+    ({"method": "caa", "vector": "polite", "layers": (3, 3)}, "none in 3..3"),
+    ({"method": "caa", "vector": "own polite", "user": "u9"}, "u9"),
+]
+
+
+@pytest.mark.parametrize(("changed", "named"), REFUSED)
 def test_a_question_that_cannot_be_answered_is_refused(explorer, changed, named):
     with pytest.raises(ValueError, match=named):
         explorer.answers(replace(ASK, **changed))
@@ -252,19 +236,12 @@ def test_the_memory_estimate_of_a_prompt_of_3000_tokens_is_within_half_of_what_i
     assert needed > 2e9 and needed / 1.5 < peak < 1.5 * needed
 
 
-@pytest.mark.parametrize(
-    ("changed", "named"),
-    [
-        ({"residual_alphas": (1.0, 2.0)}, "residual_alphas"),
-        ({"residual_alphas": (0.0,)}, "residual_alphas"),
-        ({"residual_alphas": (0.0, 2.0, 1.0)}, "residual_alphas"),
-        ({"sampling": Sampling(top_p=0.9)}, "top_p 0.9"),
-        ({"vectors": [VectorFamily("alien", {"": {1: torch.ones(7)}})]}, "7 wide at layer 1"),
-    ],
-)
-def test_what_cannot_be_explored_is_refused_at_once(tiny, changed, named):
-    with pytest.raises(ValueError, match=named):
-        explore(tiny, **changed)
+def test_alphas_that_do_not_increase_and_vectors_of_another_model_are_refused_at_once(tiny):
+    for alphas in ((1.0, 2.0), (0.0,), (0.0, 2.0, 1.0)):
+        with pytest.raises(ValueError, match="residual_alphas"):
+            explore(tiny, residual_alphas=alphas)
+    with pytest.raises(ValueError, match="7 wide at layer 1"):
+        explore(tiny, vectors=[VectorFamily("alien", {"": {1: torch.ones(7)}})])
 
 
 def test_the_view_gets_all_answers_and_the_marks_of_the_run(widget):
@@ -279,11 +256,8 @@ def test_the_view_gets_all_answers_and_the_marks_of_the_run(widget):
 def test_choosing_a_prompt_takes_its_words_its_category_its_turns_and_its_accepted_answer(widget):
     widget.prompt.value = "p2"
     widget.wait()
-    assert (widget.text.value, widget.category.value, widget.question().history) == (
-        "The weather in",
-        "threat",
-        TURNS,
-    )
+    asked = widget.question()
+    assert (asked.prompt, asked.category, asked.history) == ("The weather in", "threat", TURNS)
     assert widget.view.data["accepted"][0] == 0.3
     widget.profile.value = "shuffled"
     widget.wait()
@@ -295,17 +269,15 @@ def test_words_of_ones_own_dim_what_is_shown_and_wait_for_the_button(widget, cal
     assert (widget.prompt.value, widget.view.stale, calls) == ("typed", True, [])
     widget.button.click()
     widget.wait()
-    assert (
-        calls[-1] == "alpha_path" and widget.view.data["prompt"] == "My own words" and not widget.view.stale
-    )
+    assert (calls[-1], widget.view.data["prompt"]) == ("alpha_path", "My own words")
+    assert not widget.view.stale
 
 
-@pytest.mark.parametrize(("words", "named"), [("   ", "empty"), ("x" * 600, "512")])
-def test_a_failure_is_one_line_of_state_and_what_was_shown_stays_dimmed(widget, words, named):
-    widget.text.value = words
+def test_a_failure_is_one_line_of_state_and_what_was_shown_stays_dimmed(widget):
+    widget.text.value = "  "
     widget.button.click()
     widget.wait()
-    assert widget.state.value.startswith("failed: ") and named in widget.state.value and widget.view.stale
+    assert widget.state.value == "failed: the prompt is empty" and widget.view.stale
 
 
 def test_a_newer_question_replaces_an_older_one_and_cancel_stops_within_a_step(widget, calls, monkeypatch):
@@ -379,16 +351,9 @@ def test_words_that_differ_from_the_base_are_marked():
 
 
 def test_the_summary_counts_answers_and_breakpoints_and_unfinished_stretches():
-    assert summary(found("a", "a", "b", "a"), 1.25) == (
-        "2 different answers, 2 breakpoints between alpha 0 and 1.5, in 1.2 s"
-    )
-    assert "3 alphas in 1.2 s, 2 different answers" in summary(found("a", "a", "b", "a", exact=False), 1.25)
+    assert "2 different answers, 2 breakpoints between alpha 0 and 1.5" in summary(found(*"aaba"), 1.25)
+    assert "3 alphas in 1.2 s, 2 different answers" in summary(found(*"aaba", exact=False), 1.25)
     assert "2 stretches are not complete" in summary(found("base", "a", "b", complete=False), 0.1)
-
-
-def test_a_breakpoint_belongs_to_the_answer_that_begins_there():
-    answers = found("base", "a", "b")
-    assert [answers.at(alpha)["text"] for alpha in (0.0, 0.49, 0.5, 1.0)] == ["a", "a", "b", "b"]
 
 
 def rows(columns: str, *lines: str) -> pd.DataFrame:
@@ -414,7 +379,7 @@ def test_openings_come_first_then_the_runs_prompts_most_toxic_base_answer_first(
         scores=rows("text_sha toxicity scorer", *shas).astype({"toxicity": float}),
         verdict=rows("method arm_id alpha alpha_low alpha_high", "CAA s1 .3 .1 .4"),
     )
-    assert ex.run_prompts(tmp_path, openings=0)["prompt_id"].tolist() == ["c", "a", "d"]
+    assert ex.run_prompts(tmp_path)["prompt_id"].tolist()[12:] == ["c", "a", "d"]
     assert ex.run_ranges(tmp_path) == {("caa", "mean"): (".3", ".1", ".4")}
 
 
@@ -457,6 +422,7 @@ def test_two_raters_agreement_is_cohens_kappa(tmp_path, pairs):
     assert (row["win_rate"], row["kappa"], row["n_prompts"]) == (0.5, 0.0, 12)
     ratings = pd.DataFrame(np.random.default_rng(0).integers(0, 3, (30, 2)))
     assert ex.agreement(ratings) == pytest.approx(cohen_kappa_score(ratings[0], ratings[1]))
+    assert math.isnan(ex.agreement(ratings * 0)) and math.isnan(ex.agreement(ratings[:0]))
 
 
 @pytest.mark.parametrize("rater", ["", "../up", "a b", ".hidden"])

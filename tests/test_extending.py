@@ -5,16 +5,13 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from reference import FORMULAS, reference_answer, segment_at
 
 from steerlib import rules
 from steerlib.decoding import Sampling, alpha_path, decode, make_arms, study_arms
 from steerlib.decoding.requests import make_requests
-from steerlib.evaluation import ask_questions, likelihood_margins, read_questions, sample_questions
-from steerlib.evaluation.multiple_choice import question_prompt
+from steerlib.evaluation import likelihood_margins
 from steerlib.figures.style import label
-from steerlib.reading import prompt_ids
 from steerlib.rules import RULES, Rule
 from steerlib.tables import ROOT
 
@@ -73,27 +70,6 @@ def test_the_alpha_path_of_a_made_up_rule_has_the_answer_of_every_alpha(tiny, sa
     for row in answers.itertuples():
         assert segment_at(path, row.alpha, prompt_id=row.prompt_id).token_ids == row.token_ids, row.alpha
     assert len(path) > 4
-
-
-@pytest.mark.usefixtures("rule")
-def test_questions_are_answered_by_a_made_up_rule(tiny, monkeypatch):
-    letters = [tiny.tokenizer.encode(letter)[0] for letter in "ABCD"]
-    monkeypatch.setattr("steerlib.evaluation.multiple_choice.letter_ids", lambda frozen: letters)  # noqa: ARG005
-    questions = sample_questions(read_questions(), 2)
-    found = ask_questions(
-        tiny, questions, arms_of([0.4, 1.3]), contexts=CONTEXTS, categories=["insult", "threat"]
-    )
-    assert len(found) == 2 * 2 * 2
-    alpha_of = dict(zip(arms_of([0.4, 1.3]).arm_id, (0.4, 1.3), strict=True))
-    for row in found.itertuples():
-        question = questions[questions.question_id == row.question_id].iloc[0]
-        texts = {"base": "", **CONTEXTS[row.category]}
-        z = {}
-        for branch, context in texts.items():
-            ids = prompt_ids(tiny, question_prompt(question), style="continuation", context=context)
-            z[branch] = tiny.model(torch.tensor([ids])).logits[:, -1]
-        expected = made_up(z, alpha_of[row.arm_id])[0, letters].softmax(-1).tolist()
-        assert [row.p_A, row.p_B, row.p_C, row.p_D] == pytest.approx(expected, abs=1e-9)
 
 
 @pytest.mark.usefixtures("rule")

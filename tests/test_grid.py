@@ -71,10 +71,6 @@ def test_each_family_of_vectors_is_one_set_of_arms_with_alphas_of_its_own():
     ]
 
 
-def test_without_their_controls_neither_random_nor_shuffled_vectors_steer():
-    assert arms(["caa"], []).family.tolist() == ["", "population", "dislike"]
-
-
 def test_gated_and_time_limited_arms_are_the_populations_alone():
     found = arms(["caa"], [], gate=GATE, more_positions=["first_k:8"])
     assert rows(found, "family", "positions", "factor") == [

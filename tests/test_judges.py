@@ -11,26 +11,19 @@ from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from steerlib.decoding import Factor, amplification_factor, default_contexts
 from steerlib.judges import DIMENSIONS, judged, load_judge, score_first_answers, verdicts
-from steerlib.judges.base import PROMPTS, check_dimension, framed, prompt_hash, reply_scores
-from steerlib.judges.local import LocalJudge, RewardJudge, ScorerJudge
+from steerlib.judges.base import PROMPTS, framed, instructions, prompt_hash, reply_scores
+from steerlib.judges.local import LocalJudge, RewardJudge
 from steerlib.models import FrozenModel
-from steerlib.reading import after_thinking
 from steerlib.tables import read_table
 from steerlib.toxicity import ATTRIBUTES, text_sha
 
 QUESTIONS = [("How are you?", "Fine, thanks."), ("Hi", "no"), ("What is 2 + 2?", "Four, I think, or so.")]
 
-# --- prompts and replies ------------------------------------------------------------------------------------
 
-
-@pytest.mark.parametrize("style", ["chat", "continuation"])
-def test_each_of_the_five_dimensions_has_words_of_its_own_and_an_instruction_to_steer_by(style):
-    assert tuple(PROMPTS["criteria"]) == DIMENSIONS and len(set(PROMPTS["personas"].values())) == 5
-    contexts = default_contexts(style)
-    assert {*contexts} == {*DIMENSIONS, *ATTRIBUTES}
-    assert len({contexts[dimension]["instructed"] for dimension in DIMENSIONS}) == 5
-    with pytest.raises(ValueError, match="'helpfullness'"):
-        check_dimension("helpfullness")
+def test_each_of_the_five_dimensions_has_words_of_its_own():
+    assert len({instructions(dimension) for dimension in DIMENSIONS}) == len(DIMENSIONS) == 5
+    for style in ("chat", "continuation"):
+        assert {*default_contexts(style)} == {*DIMENSIONS, *ATTRIBUTES}
 
 
 def test_an_answer_cannot_close_its_own_frame():
@@ -50,38 +43,24 @@ def test_the_hash_of_the_prompts_changes_with_a_setting_and_with_a_word(monkeypa
     assert prompt_hash(1) != before
 
 
-@pytest.mark.parametrize(
-    ("text", "seen"),
-    [
-        ("<think>hm</think>\n\nYes.", "Yes."),
-        ("hm</think>Yes.", "Yes."),
-        ("a</think>b</think>c", "c"),
-        ("<think>never done", ""),
-        ("  No thoughts. ", "  No thoughts. "),
-    ],
-)
-def test_of_a_reasoning_model_the_answer_is_what_follows_its_thoughts(text, seen):
-    assert after_thinking(text) == seen
-
-
-@pytest.mark.parametrize("reply", ['{"score": 73}', ' {"score":73}\n', '```json\n{"score": 73}\n```'])
-def test_a_whole_number_in_json_is_read(reply):
-    assert reply_scores(reply, ("score",)) == (73.0,)
-    assert reply_scores('{"second": 90, "first": 20}', ("first", "second")) == (20, 90)
-
-
+GOOD_REPLIES = ['{"score": 73}', ' {"score":73}\n', '```json\n{"score": 73}\n```']
 BAD_REPLIES = [f'{{"score": {value}}}' for value in ('"73"', 73.5, "true", 0, 101, "NaN", "[7]", "9" * 5000)]
-BAD_REPLIES += ["73", "", "[" * 100_000, '{"first": 20}']
-BAD_REPLIES += ['Score: {"score": 73}', '{"score": 73, "why": "good"}']
+BAD_REPLIES += [
+    "73",
+    "",
+    "[" * 100_000,
+    '{"first": 20}',
+    'Score: {"score": 73}',
+    '{"score": 73, "why": "good"}',
+]
 
 
-@pytest.mark.parametrize("reply", BAD_REPLIES, ids=range(len(BAD_REPLIES)))
-def test_anything_else_is_no_score(reply):
-    assert reply_scores(reply, ("score",)) is None
-    assert reply_scores(reply, ("first", "second")) is None
+def test_a_whole_number_from_1_to_100_in_json_is_read_and_anything_else_is_no_score():
+    assert {reply_scores(reply, ("score",)) for reply in GOOD_REPLIES} == {(73.0,)}
+    assert reply_scores('{"second": 90, "first": 20}', ("first", "second")) == (20, 90)
+    for keys in (("score",), ("first", "second")):
+        assert [reply for reply in BAD_REPLIES if reply_scores(reply, keys)] == []
 
-
-# --- local judge --------------------------------------------------------------------------------------------
 
 SMALL = {"vocab_size": len(ALPHABET) + 2, "hidden_size": 16, "intermediate_size": 32}
 SMALL |= {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
@@ -113,30 +92,15 @@ def test_a_batch_of_local_ratings_equals_one_by_one(local):
         local.rate([("q", "a" * 2000)], "honesty")
 
 
-# --- scorer judge -------------------------------------------------------------------------------------------
-
-
-class GivenToxicity:
-    id = "given-1"
-
-    def __call__(self, texts) -> pd.DataFrame:
-        toxicity = {"nice": 0.0, "rude": 0.75, "vile": 1.0}
-        return pd.DataFrame({name: [toxicity[text] for text in texts] for name in ATTRIBUTES})
-
-
 def test_harmlessness_by_the_scorer_is_100_minus_toxicity_with_a_floor_of_1():
-    judge = ScorerJudge(GivenToxicity())
+    toxicity = {"nice": 0.0, "rude": 0.75, "vile": 1.0}
+    judge = load_judge("scorer")
+    ((good, bad),) = judge.rate([("q", "Mix flour and water.", "You stupid fool.")], "harmlessness")
+    assert good > 90 > bad
+    judge.scorer = lambda texts: pd.DataFrame({"toxicity": [toxicity[text] for text in texts]})
     assert judge.rate([("q", "nice"), ("q", "rude", "vile")], "harmlessness") == [(100,), (25, 1)]
-    assert judge.id == "scorer:given-1"
     with pytest.raises(ValueError, match="honesty"):
         judge.rate([("q", "nice")], "honesty")
-    ((good, bad),) = load_judge("scorer").rate(
-        [("q", "Mix flour and water.", "You stupid fool.")], "harmlessness"
-    )
-    assert good > 90 > bad
-
-
-# --- reward model -------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -168,8 +132,7 @@ def test_rewards_map_onto_the_scale_by_a_logistic_and_the_order_of_answers_plays
 
 
 def test_what_a_reward_model_cannot_judge_and_what_is_none_are_refused(reward_folder, tmp_path):
-    judge = load_judge(f"reward:{reward_folder}", dimension="harmlessness", centre=2)
-    assert judge.id.endswith(":harmlessness:2:1")
+    judge = load_judge(f"reward:{reward_folder}", dimension="harmlessness")
     with pytest.raises(ValueError, match="empathy"):
         judge.rate(QUESTIONS, "empathy")
     with pytest.raises(ValueError, match=r"256 .* 'aaaa"):
@@ -185,22 +148,18 @@ def test_what_a_reward_model_cannot_judge_and_what_is_none_are_refused(reward_fo
         RewardJudge(reward_folder, scale=-1)
 
 
-# --- the cache ----------------------------------------------------------------------------------------------
-
-
 class CountingJudge:
     """Rates an answer by its length, the first of two by two points more, and remembers what it was asked."""
 
-    def __init__(self, *, name: str = "counting", scores: list | None = None) -> None:
+    def __init__(self, name: str = "counting", scores: list | None = None) -> None:
         self.id, self.scores = name, scores
         self.asked: list[tuple[str, ...]] = []
 
     def rate(self, items, dimension):  # noqa: ARG002
         self.asked += items
-        if self.scores is not None:
-            return self.scores
         lengths = [tuple(float(len(answer)) for answer in answers) for _, *answers in items]
-        return [(n[0] + 2, n[1]) if n[1:] else (n if n[0] else None) for n in lengths]
+        own = [(n[0] + 2, n[1]) if n[1:] else (n if n[0] else None) for n in lengths]
+        return own if self.scores is None else self.scores
 
 
 ITEMS = pd.DataFrame({"prompt": [*"pqpp"], "text": ["aaa", "hm</think>aaa", "bb", "aaa"]}, index=[*"wxyz"])
@@ -216,7 +175,7 @@ def test_each_question_is_put_once_a_judge_and_dimension_without_thoughts_and_ro
     assert len(judge.asked) == 3
     assert judged(judge, ITEMS[:0], "honesty", tmp_path).empty
     judged(judge, ITEMS, "empathy", tmp_path)
-    judged(other := CountingJudge(name="other"), ITEMS, "honesty", tmp_path)
+    judged(other := CountingJudge("other"), ITEMS, "honesty", tmp_path)
     assert (len(judge.asked), len(other.asked), len(read_table(tmp_path, "judged"))) == (6, 3, 9)
 
 
@@ -230,23 +189,16 @@ def test_an_answer_without_a_score_is_missing_warned_of_and_not_asked_about_agai
     assert len(judge.asked) == 2
 
 
-BAD_SCORES = [[(0.0,)], [(100.5,)], [(float("nan"),)], [(-1.0,)], [(5.0, 5.0)], [], [(5.0,), (5.0,)]]
-
-
-@pytest.mark.parametrize("scores", BAD_SCORES, ids=map(str, BAD_SCORES))
+@pytest.mark.parametrize("scores", [[(0.0,)], [(100.5,)], [(float("nan"),)], [(5.0, 5.0)], []])
 def test_scores_that_are_none_are_refused_and_not_cached(tmp_path, scores):
     with pytest.raises(ValueError, match="judge bad"):
-        judged(CountingJudge(name="bad", scores=scores), ITEMS[:1], "honesty", tmp_path)
+        judged(CountingJudge("bad", scores), ITEMS[:1], "honesty", tmp_path)
     assert not (tmp_path / "tables" / "judged").exists()
 
 
 def test_bad_items_are_refused_before_anything_is_asked(tmp_path):
     judge, missing = CountingJudge(), ITEMS.astype(object).assign(text=["a", "b", None, "c"])
-    for items, dimension, named in (
-        (missing, "honesty", "text in row 2"),
-        (ITEMS[["prompt"]], "honesty", "column text"),
-        (ITEMS, "beauty", "'beauty'"),
-    ):
+    for items, dimension, named in ((missing, "honesty", "text in row 2"), (ITEMS, "beauty", "'beauty'")):
         with pytest.raises(ValueError, match=named):
             judged(judge, items, dimension, tmp_path)
     assert judge.asked == []
@@ -269,9 +221,6 @@ def test_a_pair_is_judged_in_both_orders_and_the_favour_of_the_first_position_ca
     assert len(judge.asked) == 3
 
 
-# --- first answers, whose scores amplify SDA ----------------------------------------------------------------
-
-
 def test_each_first_answer_is_judged_on_its_prompts_dimension_and_only_once(tmp_path):
     named = {"prompt_id": ["p0", "p1", "p2"], "category": ["insult", "honesty", "threat"]}
     prompts = pd.DataFrame(named | {"prompt": ["Why?", "How so?", "Who?"]})
@@ -285,10 +234,8 @@ def test_each_first_answer_is_judged_on_its_prompts_dimension_and_only_once(tmp_
     assert found.dimension.tolist() == ["harmlessness", "honesty", "harmlessness"]
     assert found.score.tolist() == pytest.approx([50, 100, np.nan], nan_ok=True)
     assert sorted(judge.asked) == [("How so?", "a" * 100), ("Who?", ""), ("Why?", "a" * 50)]
-    with pytest.raises(ValueError, match="prompt p2"):
+    with pytest.raises(ValueError, match="text in row 1 is nan"):
         score_first_answers(judge, prompts, answers[answers.prompt_id != "p2"], tmp_path)
     factor = amplification_factor(found)
     assert (factor.name, factor.values) == ("sigmoid", {"p0": pytest.approx(0.4621, abs=1e-4), "p1": 0.0})
     assert factor.digest == Factor("other", dict(reversed(factor.values.items()))).digest
-    with pytest.raises(ValueError, match=r"score 120\.0"):
-        amplification_factor(found.assign(score=120.0))

@@ -3,6 +3,8 @@
 import json
 import logging
 from collections.abc import Iterator
+from pathlib import Path
+from threading import Barrier
 from traceback import format_exception
 from typing import Any
 
@@ -49,18 +51,23 @@ def shown(body: dict) -> str:
     return body["messages"][1]["content"]
 
 
-# --- good answers -------------------------------------------------------------------------------------------
+def params_file(folder: Path, **settings: Any) -> str:
+    file = folder / "mine.yaml"
+    file.write_text(json.dumps({"judge": "endpoint:m", "judge_settings": settings}))
+    return str(file)
 
 
 def test_each_answer_gets_its_own_score_in_the_order_of_the_items(server):
+    three = Barrier(3, timeout=10)
+
     # The later the item, the faster its reply, so that order by arrival would be wrong.
     def script(_number: int, body: dict) -> Reply:
+        three.wait()  # an error unless three questions are under way
         (i,) = [i for i, (_, answer) in enumerate(ITEMS) if answer in shown(body)]
         return reply(f'{{"score": {10 + i}}}', delay=0.05 * (6 - i))
 
     server.script = script
     assert judge_at(server, workers=3).rate(ITEMS, "honesty") == [(s,) for s in range(10, 16)]
-    assert server.most_under_way == 3
 
 
 def test_the_server_sees_the_settings_the_persona_and_the_texts_within_markers(server):
@@ -89,9 +96,6 @@ def test_parameters_and_the_key_can_be_left_out_or_replaced(server, monkeypatch)
         judge_at(server, key_variable="MY_KEY")
 
 
-# --- failing servers ----------------------------------------------------------------------------------------
-
-
 def test_a_busy_or_failing_server_is_asked_again_after_as_long_as_it_says(server):
     troubles = [reply("oops", status=500), reply("slow down", status=429, headers={"Retry-After": "1"})]
     server.script = lambda number, _body: troubles[number] if number < 2 else reply()
@@ -100,16 +104,17 @@ def test_a_busy_or_failing_server_is_asked_again_after_as_long_as_it_says(server
     assert server.times[2] - server.times[1] >= 1.0  # the client's own pauses are at most half a second
 
 
+NEVER = [reply("broken", 503), reply("broken", 400), Reply(b"<html>", headers={"Content-Type": "text/html"})]
+NEVER += [Reply(b"[]"), Reply(b'{"choices": []}'), Reply(b"{broken")]
+
+
 @pytest.mark.usefixtures("impatient")
-@pytest.mark.parametrize("trouble", ["keeps failing", "is not there", "refuses every item"])
-def test_a_server_that_never_answers_stops_the_work_with_one_line(server, trouble):
-    server.script = lambda _number, _body: reply("broken", status=400 if "refuses" in trouble else 503)
-    judge = judge_at(server)
-    if trouble == "is not there":
-        server.shutdown()
-        server.server_close()
-    with pytest.raises(ConnectionError, match=r"endpoint:m@127\.0\.0\.1:\d+.*(broken|Connection)") as failure:
-        judge.rate(ITEMS, "honesty")
+@pytest.mark.parametrize("answer", NEVER, ids=range(len(NEVER)))
+def test_a_server_that_never_answers_or_speaks_something_else_stops_the_work_with_one_line(server, answer):
+    server.script = lambda _number, _body: answer
+    named = "no chat completion" if isinstance(answer.content, bytes) else "broken"
+    with pytest.raises(ConnectionError, match=rf"endpoint:m@127\.0\.0\.1:\d+.*{named}") as failure:
+        judge_at(server).rate(ITEMS, "honesty")
     assert "\n" not in str(failure.value)
 
 
@@ -123,50 +128,26 @@ def test_an_item_that_the_server_refuses_or_is_too_slow_over_is_missing_and_the_
     assert judge_at(server).rate(ITEMS[:4], "honesty") == [(73,), None, None, (73,)]
 
 
-@pytest.mark.usefixtures("impatient")
-@pytest.mark.parametrize("raw", [b"<html>hello</html>", b"[]", b"{}", b'{"choices": []}', b"{broken"])
-def test_a_server_that_speaks_something_else_is_named_as_such(server, raw):
-    kind = "text/html" if raw.startswith(b"<") else "application/json"
-    server.script = lambda _number, _body: Reply(raw, headers={"Content-Type": kind})
-    with pytest.raises(ConnectionError, match=r"endpoint:m@.*no chat completion"):
-        judge_at(server).rate(ITEMS[:1], "honesty")
-
-
-# --- replies that cannot be used ----------------------------------------------------------------------------
-
-
-def test_a_reply_that_cannot_be_read_is_shown_to_the_judge_who_mends_it(server):
-    server.script = lambda number, _body: reply("I would say 80." if number == 0 else '{"score": 80}')
+def test_a_reply_that_cannot_be_read_is_shown_to_the_judge_who_has_three_tries(server):
+    server.script = lambda number, _body: reply('{"score": 80}' if number == 2 else "I would say 80.")
     assert judge_at(server).rate(ITEMS[:1], "honesty") == [(80.0,)]
     again = server.bodies[1]["messages"]
     assert again[:2] == server.bodies[0]["messages"]
     assert again[2] == {"role": "assistant", "content": "I would say 80."}
     assert "JSON" in again[3]["content"]
-
-
-@pytest.mark.parametrize("text", ["garbage", '{"score": 0}', ""])
-def test_a_reply_that_never_can_be_read_is_missing_after_three_tries(server, text):
-    server.script = lambda _number, _body: reply(text)
+    server.script = lambda _number, _body: reply("")
     assert judge_at(server).rate(ITEMS[:1], "honesty") == [None]
-    assert len(server.bodies) == 3
-
-
-# --- the key ------------------------------------------------------------------------------------------------
+    assert len(server.bodies) == 3 + 3
 
 
 def test_a_key_that_the_server_repeats_is_not_in_the_error_nor_in_any_log(server, caplog):
     caplog.set_level(logging.DEBUG)
     server.script = lambda _number, _body: reply(f"Incorrect API key provided: {KEY}", status=401)
-    judge = judge_at(server)
     with pytest.raises(ConnectionError, match=r"\[key\]") as caught:
-        judge.rate(ITEMS, "honesty")
-    ours = "".join(format_exception(caught.value)) + repr(judge) + judge.id
-    assert KEY not in ours
+        judge_at(server).rate(ITEMS, "honesty")
+    assert KEY not in "".join(format_exception(caught.value))
     assert [record.getMessage() for record in caplog.records if KEY in record.getMessage()] == []
     assert "word" not in load_judge("endpoint:m", base_url=server.url.replace("//", "//user:word@")).id
-
-
-# --- spend and cache ----------------------------------------------------------------------------------------
 
 
 def test_the_estimate_counts_calls_tokens_and_dollars_and_asks_nothing(server):
@@ -189,45 +170,35 @@ def test_the_spend_is_shown_before_the_first_question_and_only_of_what_is_not_ca
         return reply()
 
     server.script, items = script, pd.DataFrame(ITEMS, columns=["prompt", "text"])
-    judged(judge_at(server, workers=1), items[:2], "honesty", tmp_path)
-    assert "2 calls" in before[0]
-    judged(judge_at(server, workers=1), items[:3], "honesty", tmp_path)
-    assert "1 calls" in before[2]
-    judged(judge_at(server), items[:2], "honesty", tmp_path)
-    assert capsys.readouterr().out == ""
-
-
-# --- checked before a run -----------------------------------------------------------------------------------
+    for n in (2, 3, 2):
+        judged(judge_at(server, workers=1), items[:n], "honesty", tmp_path)
+    assert ["2 calls" in before[0], before[1], "1 calls" in before[2]] == [True, "", True]
+    assert (len(before), capsys.readouterr().out) == (3, "")
 
 
 def test_check_says_what_is_sent_and_what_it_costs_after_one_request(server, tmp_path, capsys):
     server.script = lambda _number, _body: reply("not JSON")
-    file, settings = tmp_path / "mine.yaml", {"base_url": server.url, "price_in": 2, "price_out": 8}
-    file.write_text(json.dumps({"judge": "endpoint:m", "judge_settings": settings}))
-    assert main(["check", str(file)]) == 0
+    assert main(["check", params_file(tmp_path, base_url=server.url, price_in=2, price_out=8)]) == 0
     out = capsys.readouterr().out
     assert len(server.bodies) == 1
     assert all(said in out for said in ("system: You are a safety reviewer", "1,000 calls", "$"))
-    assert KEY not in out
 
 
-@pytest.mark.parametrize("trouble", ["no server", "wrong key", "no key", "unknown setting", "too slow"])
+TROUBLES: list[dict] = [
+    {},
+    {"base_url": "http://127.0.0.1:1"},
+    {"key_variable": "ABSENT_VARIABLE"},
+    {"base_ulr": ""},
+]
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("settings", TROUBLES, ids=["too slow", "no server", "no key", "unknown setting"])
 def test_an_endpoint_that_cannot_judge_is_refused_in_seconds_with_its_parameter(
-    server, tmp_path, monkeypatch, capsys, trouble
+    server, tmp_path, monkeypatch, capsys, settings
 ):
-    monkeypatch.setattr("steerlib.judges.endpoint.SECONDS", 0.4)
-    settings = {"base_url": server.url}
-    status, delay = 401 if trouble == "wrong key" else 200, 1.0 if trouble == "too slow" else 0
-    server.script = lambda _number, _body: reply(KEY, status, delay=delay)
-    if trouble == "no server":
-        server.shutdown()
-        server.server_close()
-    elif trouble == "no key":
-        settings["key_variable"] = "ABSENT_VARIABLE"
-    elif trouble == "unknown setting":
-        settings["base_ulr"] = "http://x"
-    (tmp_path / "mine.yaml").write_text(json.dumps({"judge": "endpoint:m", "judge_settings": settings}))
+    server.script = lambda _number, _body: reply(delay=1.0)
     monkeypatch.setenv("STEERLIB_RESULTS", str(tmp_path / "results"))
-    assert main(["run", str(tmp_path / "mine.yaml"), "--only", "03"]) == 2
+    assert main(["run", params_file(tmp_path, **{"base_url": server.url} | settings), "--only", "03"]) == 2
     errors = capsys.readouterr().err
-    assert errors.startswith("steerlib: judge: ") and errors.count("\n") == 1 and KEY not in errors
+    assert errors.startswith("steerlib: judge: ") and errors.count("\n") == 1

@@ -102,13 +102,6 @@ def test_the_margin_by_hand_and_turned_round():
     assert turned[["value", "low", "high"]].tolist() == pytest.approx([-found.value, -found.high, -found.low])
 
 
-def test_pairs_without_a_score_are_counted_and_left_out():
-    found = net_margin([80, np.nan, 20], [60, 50, np.nan])
-    assert (found.value, found.missing, found.n_clusters) == (1, 2, 1)
-    with pytest.raises(ValueError, match="d, c"):
-        net_margin([np.nan, 1], [1, np.nan])
-
-
 def test_the_interval_is_that_of_shares_within_one_and_exact_where_all_agree():
     scores, other, clusters = [9, 9, 9, 1, 5, 9], [1, 1, 1, 9, 5, 1], ["a", "a", "a", "b", "c", "d"]
     found = net_margin(scores, other, clusters)
@@ -122,30 +115,29 @@ def test_the_interval_is_that_of_shares_within_one_and_exact_where_all_agree():
     assert (even.low, even.high) == pytest.approx((least - 1, 1 - least))
 
 
-def shown() -> pd.DataFrame:
-    """A judge that gives the first place ten points: text 60 against 55, then 40 against 50, both plus place."""
-    true = np.array([[60.0, 55.0], [40.0, 50.0]])
-    scores = {"score": true[:, 0] + 10, "other_score": true[:, 1]}
-    scores |= {"score_second": true[:, 0], "other_score_first": true[:, 1] + 10}
-    return pd.DataFrame(scores).assign(dimension="honesty", comparator="base", cluster=["u", "v"])
+SHOWN = pd.DataFrame({"score": [70.0, 50.0], "other_score": [55.0, 50.0], "score_second": [60.0, 40.0]})
+SHOWN = SHOWN.assign(
+    other_score_first=[65.0, 60.0], dimension="honesty", comparator="base", cluster=["u", "v"]
+)
+"""By a judge that gives the first place ten points: 60 against 55, then 40 against 50, both plus place."""
 
 
 def test_both_orders_averaged_cancel_a_bonus_of_the_first_place():
-    found = margins_by(shown()).iloc[0]
+    found = margins_by(SHOWN).iloc[0]
     assert (found.win, found.lose) == (1, 1)
-    bonus, turned = place_bias(shown())
+    bonus, turned = place_bias(SHOWN)
     assert bonus.value == 10
     # 70:55 then 60:65 turns; 50:50 then 40:60 does not, for the first was even
     assert turned == 0.5
 
 
-def test_a_pair_with_one_order_missing_has_no_average_and_no_bias():
-    table = shown()
-    table.loc[0, "other_score_first"] = np.nan
-    assert margins_by(table)[["lose", "missing"]].iloc[0].tolist() == [1, 1]
+def test_pairs_without_a_score_in_both_orders_are_counted_and_left_out():
+    table = SHOWN.assign(other_score_first=[np.nan, 60.0])
+    assert margins_by(table)[["lose", "missing", "n_clusters"]].iloc[0].tolist() == [1, 1, 1]
     assert place_bias(table)[0].n == 1
-    with pytest.raises(ValueError, match="none of 2"):
-        place_bias(table.assign(score=np.nan))
+    for refusing, named in ((margins_by, "honesty, base"), (place_bias, "none of 2")):
+        with pytest.raises(ValueError, match=named):
+            refusing(table.assign(score=np.nan))
 
 
 def test_a_judge_of_its_own_scores_is_warned_of():

@@ -50,7 +50,7 @@ def test_texts_in_a_tree_have_the_logits_of_each_alone(name, monkeypatch):
         ((population, ""), 0.5, "all"),
         ((population, ""), -1.0, "generation"),
         ((own, "u"), 2.0, "first_k:2"),
-        ((own, "v"), 1.0, "from:4"),
+        ((own, "v"), 1.0, "prompt"),
     ]
     texts = [
         (Stream(context, *one), answer)

@@ -59,8 +59,8 @@ def test_tokens_before_the_first_steered_one_are_read_once_for_all_strengths(tin
     ids = CONTEXT
     answers = [stream(ids, "lowest", a, "generation") for a in (0.5, 1.0)]
     assert tokens_read(tiny, [Stream(ids), *answers]) == [17 + 2] * 4
-    later = [stream(ids, "upper", a, "from:14") for a in (0.5, 1.0)]
-    assert tokens_read(tiny, [Stream(ids), *later]) == [17, 17, 17 + 2 * 3, 17 + 2 * 3]
+    upper = [stream(ids, "upper", a, "generation") for a in (0.5, 1.0)]
+    assert tokens_read(tiny, [Stream(ids), *upper]) == [17, 17, 17 + 2, 17 + 2]
 
 
 def test_a_shared_opening_is_read_once_below_and_once_a_strength_above(tiny):

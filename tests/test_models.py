@@ -2,7 +2,7 @@
 
 import importlib.util
 import json
-import shutil
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -12,14 +12,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from steerlib import embedded
-from steerlib.models import (
-    PackedLinear,
-    can_pack,
-    decoder_blocks,
-    hub_answers,
-    load_model,
-    pack_linears,
-)
+from steerlib.models import PackedLinear, can_pack, decoder_blocks, hub_answers, load_model, pack_linears
 from steerlib.reading import last_logits, prompt_ids
 
 needs_peft = pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="peft is not installed")
@@ -36,17 +29,14 @@ def test_the_embedded_model_is_named_for_what_runs_and_knows_the_capital_of_fran
     assert frozen.tokenizer.tokenize("\n\n1. in 2024") == pieces
 
 
-@pytest.mark.parametrize("harm", ["flipped bit", "absent file", "no checksums"])
-def test_a_damaged_copy_of_the_embedded_model_is_not_taken(tmp_path, harm):
-    shutil.copytree(embedded.embedded_model(), tmp_path / "copy", ignore=lambda *_: ["model.safetensors"])
-    sums, config = tmp_path / "copy" / embedded.SUMS, tmp_path / "copy" / "config.json"
-    sums.write_text(json.dumps({"config.json": json.loads(sums.read_text())["config.json"]}))
-    assert embedded._intact(tmp_path / "copy")
-    if harm == "flipped bit":
-        config.write_bytes(bytes([config.read_bytes()[0] ^ 1]) + config.read_bytes()[1:])
-    else:
-        {"absent file": config, "no checksums": sums}[harm].unlink()
-    assert not embedded._intact(tmp_path / "copy")
+def test_a_damaged_copy_of_the_embedded_model_is_not_taken(tmp_path):
+    file, sums = tmp_path / "config.json", tmp_path / embedded.SUMS
+    file.write_text("{}")
+    sums.write_text(json.dumps({file.name: embedded._sha256(file)}))
+    assert embedded._intact(tmp_path)
+    for damage in (lambda: file.write_text("[}"), file.unlink, sums.unlink):
+        damage()
+        assert not embedded._intact(tmp_path)
 
 
 def test_blocks_that_are_not_found_are_an_error_naming_the_paths():
@@ -63,24 +53,17 @@ def test_without_a_network_the_hub_is_asked_once_and_the_error_is_one_line(monke
             raise OSError("no network")
 
     monkeypatch.setattr("huggingface_hub.get_session", Session)
-    hub_answers.cache_clear()
-    try:
-        for name in ("nobody/no-such-model", "./no-such-folder"):
-            with pytest.raises(FileNotFoundError, match=name) as failure:
-                load_model(name, device="cpu")
-            assert "\n" not in str(failure.value)
-    finally:
-        hub_answers.cache_clear()
+    monkeypatch.setattr("steerlib.models.hub_answers", cache(hub_answers.__wrapped__))
+    for name in ("nobody/no-such-model", "./no-such-folder"):
+        with pytest.raises(FileNotFoundError, match=rf"{name}.*\Z"):  # on one line
+            load_model(name, device="cpu")
     assert len(asked) == 1
 
 
-@pytest.mark.parametrize("dtype", ["float7", "int8", "nn", ""])
+@pytest.mark.parametrize("dtype", ["float7", "int8", "nn"])
 def test_a_precision_that_is_none_is_refused(dtype, saved):
-    if dtype:
-        with pytest.raises(ValueError, match=dtype):
-            load_model(saved, dtype=dtype, device="cpu")
-    else:
-        assert load_model(saved, dtype=dtype, device="cpu").dtype == torch.float32
+    with pytest.raises(ValueError, match=dtype):
+        load_model(saved, dtype=dtype, device="cpu")
 
 
 def test_weights_in_a_pickle_are_not_read(saved):
@@ -97,19 +80,15 @@ def test_an_adapter_folder_is_its_base_with_the_change_merged_in(saved, tiny, tm
     folder = str(tmp_path / "adapter")
     settings = LoraConfig(r=2, lora_alpha=6, target_modules=["q_proj"], layers_to_transform=[0])
     wrapped = get_peft_model(load_model(saved, device="cpu", dtype="float64").model, settings)
-    factors = {name: weight for name, weight in wrapped.named_parameters() if "lora_" in name}
     torch.manual_seed(1)
-    a, b = (next(w for name, w in factors.items() if letter in name) for letter in ("lora_A", "lora_B"))
-    for weight in (a, b):
-        weight.data.normal_()
+    a, b = [weight for name, weight in wrapped.named_parameters() if "lora_" in name]
+    b.data.normal_()  # it is 0 at first
     wrapped.save_pretrained(folder)
     frozen = load_model(folder, device="cpu", dtype="float64")
     # W + (lora_alpha / r) B A
     expected = tiny.blocks[0].self_attn.q_proj.weight + 3 * (b @ a).detach().double()
     assert_close(frozen.blocks[0].self_attn.q_proj.weight, expected, rtol=1e-5, atol=1e-5)
-    assert_close(frozen.blocks[1].self_attn.q_proj.weight, tiny.blocks[1].self_attn.q_proj.weight)
     assert not any("lora" in name or weight.requires_grad for name, weight in frozen.model.named_parameters())
-    assert frozen.tokenizer.get_vocab() == tiny.tokenizer.get_vocab()
 
 
 @needs_peft
@@ -122,7 +101,7 @@ def test_an_adapter_that_cannot_be_merged_is_refused_naming_what_it_lacks(tmp_pa
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(ValueError, match="base_model_name_or_path"):
         load_model(str(tmp_path), device="cpu")
-    monkeypatch.setattr("steerlib.models.find_spec", lambda name: None)  # noqa: ARG005
+    monkeypatch.setattr("steerlib.models.find_spec", {}.get)
     with pytest.raises(ImportError, match="peft"):
         load_model(str(tmp_path), device="cpu")
 
@@ -136,20 +115,19 @@ def packable() -> nn.Module:
 
 
 @pytest.mark.usefixtures("packable")
-@pytest.mark.parametrize("bias", [True, False])
-def test_a_packed_layer_gives_the_layers_product(bias):
-    layer = nn.Linear(48, 80, bias=bias).requires_grad_(False)
-    for shape in [(48,), (1, 48), (200, 48), (3, 5, 48)]:
+def test_a_packed_layer_gives_the_layers_product_with_its_bias():
+    layer = nn.Linear(48, 80).requires_grad_(False)
+    for shape in [(48,), (200, 48), (3, 5, 48)]:
         x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
         assert_close(PackedLinear(layer)(x), layer(x), rtol=1e-4, atol=1e-5)
 
 
 def test_a_packed_model_has_the_same_logits_and_weights(packable):
     ids = torch.tensor([[5, 9, 31, 2]])
-    expected, weights = packable(ids).logits, {name: w.clone() for name, w in packable.state_dict().items()}
+    expected, names = packable(ids).logits, packable.state_dict().keys()
     pack_linears(packable)
     assert not [name for name, layer in packable.named_modules() if type(layer) is nn.Linear]
     assert_close(packable(ids).logits, expected, rtol=1e-3, atol=1e-3)
-    assert all(torch.equal(weight, weights[name]) for name, weight in packable.state_dict().items())
+    assert packable.state_dict().keys() == names
     assert not can_pack(tiny_llama().model)  # float64
     assert not can_pack(packable.bfloat16())

@@ -99,11 +99,6 @@ def test_the_prompt_has_the_reference_layout():
     )
 
 
-def test_a_letter_that_is_not_one_token_is_refused(tiny):
-    with pytest.raises(ValueError, match="' A'"):
-        letter_ids(tiny)  # its tokens are characters, so that the space is a token of its own
-
-
 def test_calibration_by_hand():
     p = np.array([[0.85, 0.05, 0.05, 0.05], [0.85, 0.05, 0.05, 0.05], [0.25, 0.25, 0.25, 0.25]])
     answers = ["A", "B", "A"]
@@ -188,7 +183,6 @@ def test_arms_of_all_kinds_answer_as_each_alone(tiny, letters, monkeypatch):
         make_arms("base"),
         make_arms("caa", [-1.0, 0.0, 2.0], family=V),
         make_arms("caa", [1.0], family=W, positions="generation"),
-        make_arms("caa", [1.0], family=V, positions="from:30"),
         make_arms("expert_anti_expert", [0.5, 1.5], family=V, vector_alpha=0.7, **OWN),
         make_arms("anti_expert", [0.5], family=W, vector_alpha=-1, positions="prompt", **OWN),
         make_arms("anti_expert", [1.0], profile="population", category="threat", contexts=CONTEXTS),

@@ -10,13 +10,8 @@ from torch.testing import assert_close
 
 from steerlib.reading import answer_ids, prompt_ids, text_ids
 from steerlib.residual import record_residual
-from steerlib.tables import read_table, write_table
-from steerlib.vectors import (
-    continuation_residuals,
-    pair_residuals,
-    pairs_from_ratings,
-    read_pairs,
-)
+from steerlib.tables import check_table
+from steerlib.vectors import continuation_residuals, pair_residuals, pairs_from_ratings, read_pairs
 
 SPLITS = pd.DataFrame({"conversation_id": ["c1", "c2", "c3"], "user_id": "u", "split": "train"})
 SPLITS = pd.concat([SPLITS, SPLITS[:1].assign(conversation_id="c4", split="dev")])
@@ -31,15 +26,14 @@ def ratings_with_margins(*margins):
     return table.assign(user_id="u", turn=0, prompt="p")
 
 
-def test_ties_make_no_pair(tmp_path):
+def test_ties_make_no_pair():
     ratings = ratings_with_margins(6, 5, 0, 8)
     assert pairs_from_ratings(ratings, SPLITS).conversation_id.tolist() == ["c1", "c4"]
     pairs = pairs_from_ratings(ratings, SPLITS, tie=0).sort_values("pair_id", ignore_index=True)
     assert pairs.conversation_id.tolist() == ["c1", "c2", "c4"]
     assert pairs.preferred.tolist() == ["answer 56", "answer 55", "answer 58"]
     assert pairs.dispreferred.tolist() == ["answer 50"] * 3
-    write_table(tmp_path, "pairs", pairs)
-    pd.testing.assert_frame_equal(read_table(tmp_path, "pairs"), pairs)
+    check_table("pairs", pairs)
 
 
 def own_pairs(n=8):
@@ -47,18 +41,10 @@ def own_pairs(n=8):
     return pd.DataFrame({"prompt": texts, "preferred": "yes", "dispreferred": "no"})
 
 
-@pytest.mark.parametrize("ending", ["csv", "jsonl", "jsonl.gz", "parquet"])
-def test_a_users_own_file_is_read_whatever_its_kind(tmp_path, ending):
-    path = tmp_path / f"pairs.{ending}"
-    users = [1, 1, 2, 2, 3, 3, 4, 4] if ending == "parquet" else ["1", "1.0", "2 ", "2", "3", "3", " 4", "4"]
-    rows = own_pairs().assign(user_id=users, conversation_id=list("abcdefgh"))
-    if ending == "csv":
-        rows.to_csv(path, index=False)
-    elif ending == "parquet":
-        rows.to_parquet(path)
-    else:
-        rows.to_json(path, orient="records", lines=True)
-    pairs, dropped = read_pairs(path)
+def test_a_file_of_ones_own_keeps_its_users_and_conversations(tmp_path):
+    rows = own_pairs().assign(user_id=["1", "1.0", "2 ", "2", *"3344"], conversation_id=list("abcdefgh"))
+    rows.to_csv(tmp_path / "pairs.csv", index=False)
+    pairs, dropped = read_pairs(tmp_path / "pairs.csv")
     assert pairs.prompt.tolist() == rows.prompt.tolist()
     assert pairs.user_id.tolist() == list("11223344")
     assert pairs.conversation_id.tolist() == list("abcdefgh")
@@ -71,15 +57,14 @@ def test_the_split_is_of_prompts_by_the_seed_whatever_the_order_of_rows(tmp_path
     for ordered, seed in ((rows, 0), (rows.iloc[::-1], 0), (rows, 1)):
         ordered.to_csv(tmp_path / "p.csv", index=False)
         pairs, _ = read_pairs(tmp_path / "p.csv", seed=seed)
-        splits.append(pairs.drop_duplicates(["prompt", "split"]).set_index("prompt").split.sort_index())
-        assert splits[-1].index.is_unique
-    pd.testing.assert_series_equal(*splits[:2])
-    assert not splits[2].equals(splits[0])
+        splits.append({name: set(rows.prompt) for name, rows in pairs.groupby("split")})
+        assert not splits[-1]["train"] & splits[-1]["test"]
+    assert splits[0] == splits[1] != splits[2]
 
 
 @pytest.mark.parametrize(
     ("column", "value"),
-    [("prompt", ""), ("preferred", 7), ("dispreferred", "yes"), ("user_id", " "), ("user_id", ["u"])],
+    [("prompt", ""), ("preferred", 7), ("dispreferred", "yes"), ("user_id", " ")],
 )
 def test_a_bad_row_is_refused_by_row_and_column_or_dropped_and_listed(tmp_path, column, value):
     rows = own_pairs().assign(user_id="u").astype(object)
@@ -99,8 +84,6 @@ def test_a_file_of_neither_kind_or_without_two_conversations_is_refused(tmp_path
     own_pairs(1).to_csv(tmp_path / "p.csv", index=False)
     with pytest.raises(ValueError, match="1 conversations"):
         read_pairs(tmp_path / "p.csv")
-    with pytest.raises(ValueError, match="'skip'"):
-        read_pairs(tmp_path / "p.csv", bad_rows="skip")
 
 
 def transcripts(path, *rows):
@@ -133,7 +116,6 @@ def test_the_shared_history_of_two_transcripts_is_the_prompt(tmp_path):
         (f"{ONE}good", f"{ONE} ", "rejected"),
         (f"{ONE}good\n\nHuman: and?", f"{ONE}bad", "chosen"),
         (f"{ONE}good", f"{OTHER}bad", "rejected"),
-        (f"{ONE}same", f"{ONE}same ", "dispreferred"),
         ("\n\nHuman:\n\nAssistant: a", "\n\nHuman:\n\nAssistant: b", "chosen"),
     ],
 )
@@ -149,16 +131,12 @@ def test_hh_rlhf_is_read_with_its_bad_rows_listed_and_its_conversations_apart(re
     path = real_data("preference_and_prompts/hh_rlhf_harmless_base_test.jsonl.gz")
     pairs, dropped = read_pairs(path, bad_rows="drop")
     assert (len(pairs), len(dropped)) == (2303, 9)
-    sides = {name: set(rows.conversation_id) for name, rows in pairs.groupby("split")}
-    assert not sides["train"] & sides["test"]
-    assert abs(len(sides["train"]) - len(sides["test"])) <= 1
     assert not set(pairs.prompt[pairs.split == "train"]) & set(pairs.prompt[pairs.split == "test"])
 
 
 @pytest.mark.parametrize("style", ["chat", "continuation"])
 def test_residuals_are_read_after_each_texts_own_prompt(tiny, style):
     prompts, continuations = ["ab", "a longer opening"], [" cd efg", " h"]
-    found = continuation_residuals(tiny, prompts, continuations, layers=[1, 2], style=style)
     pairs = pd.DataFrame({"prompt": prompts, "preferred": continuations, "dispreferred": "no"}, index=[4, 9])
     preferred, dispreferred = pair_residuals(tiny, pairs, layers=[1, 2], style=style)
     for row, (prompt, text) in enumerate(zip(prompts, continuations, strict=True)):
@@ -166,9 +144,10 @@ def test_residuals_are_read_after_each_texts_own_prompt(tiny, style):
         ids = [opening + answer_ids(tiny, one, style=style) for one in (text, "no")]
         alone = record_residual(tiny, ids, layers=[1, 2], prompt_lengths=[len(opening)] * 2)
         for layer in (1, 2):
-            assert_close(found[layer][row], alone[layer][0])
             assert_close(preferred[layer][row], alone[layer][0])
             assert_close(dispreferred[layer][row], alone[layer][1])
+    with pytest.raises(ValueError, match=r"pool 'prompt_last' .* name answer_mean or last"):
+        pair_residuals(tiny, pairs, layers=[1], style=style, pool="prompt_last")
 
 
 def test_a_text_without_a_prompt_is_read_from_its_second_token_on(tiny):

@@ -1,14 +1,11 @@
+"""The study of the preference direction: scores, what length explains of them, their AUC, residuals that are kept."""
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from studies import preference_direction as study
-from studies.preference_direction import (
-    compare_auc,
-    kept_pair_residuals,
-    scores_along,
-    without_length,
-)
+from studies.preference_direction import compare_auc, kept_pair_residuals, scores_along, without_length
 
 from steerlib.vectors import pair_residuals
 
@@ -19,8 +16,6 @@ def test_scores_are_lengths_along_the_unit_vector():
     above, below = {3: torch.tensor([[1.0, 2.0], [0.0, 1.0]])}, {3: torch.tensor([[3.0, 0.0], [1.0, 1.0]])}
     scores = scores_along({3: torch.tensor([0.0, 5.0])}, above, below)
     assert [side.tolist() for side in scores[3]] == [[2.0, 1.0], [0.0, 1.0]]
-    with pytest.raises(ValueError, match="the vector of layer 3 is zero"):
-        scores_along({3: torch.zeros(2)}, above, below)
 
 
 def test_a_score_that_is_length_alone_is_nothing_without_it():
@@ -28,8 +23,6 @@ def test_a_score_that_is_length_alone_is_nothing_without_it():
     scores = 3 * lengths
     left = without_length(scores, lengths, train=scores, train_lengths=lengths)
     np.testing.assert_allclose(left, np.zeros((2, 50)), atol=1e-12)
-    with pytest.raises(ValueError, match="no slope can be fitted"):
-        without_length(scores, np.ones((2, 50)), train=scores, train_lengths=np.ones((2, 50)))
 
 
 def test_the_clustered_auc_agrees_with_delongs_where_nothing_is_clustered():

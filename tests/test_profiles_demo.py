@@ -3,35 +3,25 @@
 import json
 from pathlib import Path
 
-import pandas as pd
-
-from steerlib.profiles import demo_openings, read_ratings
+from steerlib.profiles import demo_openings
 from steerlib.profiles.demo.make_demo import make_demo
 from steerlib.profiles.ratings import PRISM_COLUMNS
-from steerlib.profiles.sources import DEMO, PROMPT_CATEGORIES
+from steerlib.profiles.sources import DEMO, PROMPT_CATEGORIES, read_rows
 from steerlib.tables import ATTRIBUTE_COLUMNS
 from steerlib.toxicity import load_scorer
 
 FILES = ("utterances.jsonl", "survey.jsonl")
 
 
-def rows(name: str) -> pd.DataFrame:
-    return pd.DataFrame([json.loads(line) for line in (DEMO / name).read_text("utf-8").splitlines()])
-
-
 def test_the_committed_demo_is_what_its_script_writes_to_the_byte(tmp_path: Path) -> None:
     make_demo(tmp_path)
     for name in FILES:
         assert (tmp_path / name).read_bytes() == (DEMO / name).read_bytes(), name
-    make_demo(tmp_path, seed=1)
-    assert (tmp_path / "utterances.jsonl").read_bytes() != (DEMO / "utterances.jsonl").read_bytes()
 
 
 def test_every_record_says_that_it_is_synthetic() -> None:
     for name in FILES:
-        assert rows(name)["synthetic"].eq(True).all()
-    assert set(rows("utterances.jsonl")["model_name"]) == {"synthetic"}
-    assert (DEMO / "utterances.jsonl").stat().st_size < 1_200_000
+        assert read_rows(DEMO / name)["synthetic"].eq(True).all()
 
 
 def test_its_columns_are_prisms(real_data) -> None:
@@ -39,32 +29,21 @@ def test_its_columns_are_prisms(real_data) -> None:
     released = {entry["variable_name"]: entry for entry in entries}
     assert set(PRISM_COLUMNS.values()) <= set(released)
     assert "EMPTY STRING" in released["model_response"]["notes"]
-    assert set(rows("utterances.jsonl")) - {"synthetic", "prompt_category"} <= set(released)
-    assert set(rows("survey.jsonl")) - {"synthetic", "planted_category"} <= set(released)
     for name, column in (("utterances.jsonl", "conversation_type"), ("survey.jsonl", "age")):
-        assert set(rows(name)[column]) <= set(released[column]["values"])
+        rows = read_rows(DEMO / name)
+        assert set(rows) - {"synthetic", "prompt_category", "planted_category"} <= set(released)
+        assert set(rows[column]) <= set(released[column]["values"])
 
 
 def test_its_size_and_planted_categories_are_as_promised() -> None:
-    survey, utterances = rows("survey.jsonl"), rows("utterances.jsonl")
+    survey, utterances = (read_rows(DEMO / name) for name in ("survey.jsonl", "utterances.jsonl"))
     assert survey["planted_category"].value_counts().to_dict() == dict.fromkeys(ATTRIBUTE_COLUMNS, 8)
-    rated = utterances.groupby("user_id").size()
-    assert len(rated) == 48 and rated.min() >= 8 and rated.max() <= 48
-    assert utterances.groupby("user_id")["conversation_id"].nunique().min() >= 3
+    talks = utterances.groupby("user_id")["conversation_id"].nunique()
+    assert len(talks) == 48 and talks.min() >= 3
     assert set(utterances["prompt_category"]) == set(PROMPT_CATEGORIES)
     first = utterances[utterances["turn"] == 0]
     assert (first.groupby("conversation_id").size() == 4).all()
     assert first.drop_duplicates("conversation_id")["user_prompt"].is_unique
-
-
-def test_its_planted_oddities_are_found_and_counted() -> None:
-    ratings, report = read_ratings("demo", last_turn=1)
-    counts = dict(zip(report["what"], report["count"], strict=True))
-    assert counts['empty texts ("EMPTY STRING") dropped'] == 3
-    assert counts["further chosen responses of a turn, first kept"] == 2
-    assert counts["turns with a tie for the highest rating"] > 0
-    assert counts["turns without a chosen response"] == 0
-    assert ratings.groupby(["conversation_id", "turn"])["chosen"].sum().eq(1).all()
 
 
 def test_hostile_openings_are_toxic_and_their_continuations_differ_in_toxicity_alone() -> None:
@@ -77,5 +56,5 @@ def test_hostile_openings_are_toxic_and_their_continuations_differ_in_toxicity_a
     scorer = load_scorer("embedded")  # these texts were chosen by it
     toxic, mild = (scorer(pairs[side])["toxicity"] for side in ("toxic", "mild"))
     assert (toxic - mild > 0.3).all()
-    assert (scorer(prompts["prompt"])["toxicity"] > 0.5).all()
-    assert (scorer(pairs["opening"])["toxicity"] > 0.5).all()
+    for openings in (prompts["prompt"], pairs["opening"]):
+        assert (scorer(openings)["toxicity"] > 0.5).all()

@@ -5,40 +5,25 @@ import json
 import pandas as pd
 import pytest
 
-from steerlib.profiles import (
-    draw_prompts,
-    prompt_categories,
-    split_conversations,
-)
+from steerlib.profiles import draw_prompts, prompt_categories, split_conversations
 from steerlib.tables import ATTRIBUTE_COLUMNS, check_table
 
 SIX = list(ATTRIBUTE_COLUMNS)
 Study = tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]
 
 
-def study(users: int = 24, talks: int = 6) -> Study:
-    """Ratings, splits and profiles of users whose primary categories go round the six."""
-    turns = [(u, c, r) for u in range(users) for c in range(talks) for r in range(4)]
+def study() -> Study:
+    """Ratings, splits and profiles of 24 users whose primary categories go round the six."""
     rows = [
-        (
-            f"u{u}",
-            f"u{u}c{c}",
-            f"u{u}c{c}r{r}",
-            r // 2,
-            f"prompt {(u + c) % 40}",
-            f"answer {r} in u{u}c{c}",
-            r % 2,
-        )
-        for u, c, r in turns
+        (f"u{u}", f"u{u}c{c}", r // 2, f"prompt {(u + c) % 40}", f"answer {r} in u{u}c{c}", r % 2 == 1)
+        for u in range(24)
+        for c in range(6)
+        for r in range(4)
     ]
-    names = ["user_id", "conversation_id", "utterance_id", "turn", "prompt", "response", "chosen"]
-    ratings = pd.DataFrame(rows, columns=names).astype({"chosen": bool}).assign(prompt_category="")
-    profiles = [
-        {"user_id": f"u{u}", "attribute": name, "estimator": "paper", "primary": name == SIX[u % 6]}
-        for u in range(users)
-        for name in SIX
-    ]
-    return ratings, split_conversations(ratings, seed=0), pd.DataFrame(profiles)
+    names = ["user_id", "conversation_id", "turn", "prompt", "response", "chosen"]
+    ratings = pd.DataFrame(rows, columns=names).assign(prompt_category="")
+    profiles = pd.DataFrame({"user_id": [f"u{u}" for u in range(24)], "attribute": SIX * 4, "primary": True})
+    return ratings, split_conversations(ratings, seed=0), profiles
 
 
 def test_prompts_come_from_held_out_conversations_of_users_of_that_category() -> None:
@@ -81,12 +66,12 @@ def two_users(texts: dict[str, list[str]]) -> Study:
     rows = [(user, f"{user}{k}", text) for user in texts for k, text in enumerate(texts[user])]
     ratings = pd.DataFrame(rows, columns=pd.Index(["user_id", "conversation_id", "prompt"]))
     ratings = ratings.assign(turn=0, chosen=True, response="yes", prompt_category="")
-    profiles = pd.DataFrame({"user_id": [*texts, "other"], "estimator": "paper", "primary": True})
+    profiles = pd.DataFrame({"user_id": [*texts, "other"], "primary": True})
     profiles["attribute"] = ["toxicity"] * len(texts) + ["threat"]
     return ratings, ratings[["conversation_id", "user_id"]].assign(split="test"), profiles
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 def test_the_draw_goes_round_users_and_takes_a_text_again_only_when_no_other_is_left(seed: int) -> None:
     tables = two_users({"ann": ["a", "b", "c", "d", "e"], "bob": ["f"], "cy": ["g", "h"]})
     drawn = draw_prompts(*tables, per_category=5, split="test", seed=seed)
@@ -97,32 +82,21 @@ def test_the_draw_goes_round_users_and_takes_a_text_again_only_when_no_other_is_
     assert len(draw_prompts(*tables, per_category=9, split="test", seed=seed)) == 4
 
 
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [({"split": "train"}, "'train'"), ({"per_category": -1}, "-1"), ({"turn": 7}, "turn 7")],
-)
-def test_what_cannot_be_drawn_is_refused(change: dict, named: str) -> None:
-    ratings, splits, profiles = study()
-    with pytest.raises(ValueError, match=named):
-        draw_prompts(ratings, splits, profiles, **({"per_category": 1, "split": "dev"} | change))
-    two = pd.concat([profiles, profiles.assign(estimator="exposure_adjusted")])
-    with pytest.raises(ValueError, match="exposure_adjusted, paper"):
-        draw_prompts(ratings, splits, two, per_category=1, split="dev")
+def test_a_turn_without_a_prompt_is_refused() -> None:
+    with pytest.raises(ValueError, match="turn 7"):
+        draw_prompts(*study(), per_category=1, split="dev", turn=7)
 
 
 def kinds(toxicity: list[float], labels: list[str], prompt: str = "Why?") -> list[str]:
     prompts = pd.DataFrame({"prompt": prompt, "prompt_category": labels}, index=range(3, 3 + len(labels)))
     scores = pd.DataFrame(0.0, index=range(len(labels)), columns=SIX).assign(insult=toxicity)
-    found = prompt_categories(prompts, scores)
-    assert found.index.equals(prompts.index)
-    return found.tolist()
+    return prompt_categories(prompts, scores).loc[prompts.index].tolist()
 
 
 def test_a_toxic_wording_goes_before_the_label() -> None:
     labels = ["benign_control", "benign_control", "safe_sensitive", "context_dependent", "safe_sensitive"]
-    assert kinds([0.09, 0.1, 0.49, 0.0, 0.5], labels) == [
-        *("benign_control", "context_dependent", "safe_sensitive", "context_dependent", "harmful_borderline")
-    ]
+    expected = ["benign_control", "context_dependent", *labels[2:4], "harmful_borderline"]
+    assert kinds([0.09, 0.1, 0.49, 0.0, 0.5], labels) == expected
 
 
 def test_without_a_label_questions_are_told_from_other_texts() -> None:
@@ -131,19 +105,18 @@ def test_without_a_label_questions_are_told_from_other_texts() -> None:
     assert kinds([0.05, 0.3, 0.5], [""] * 3, "Why.") == [three[0], "context_dependent", three[2]]
 
 
-def talks(users: int = 12, most: int = 9) -> pd.DataFrame:
-    rows = [(f"user{u}", f"c{u}-{k}") for u in range(users) for k in range(1 + u % most) for _ in range(3)]
+def talks(users: int = 12) -> pd.DataFrame:
+    rows = [(f"user{u}", f"c{u}-{k}") for u in range(users) for k in range(1 + u % 9) for _ in range(3)]
     return pd.DataFrame(rows, columns=pd.Index(["user_id", "conversation_id"]))
 
 
 @pytest.mark.parametrize("by", ["users", "conversations"])
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(4))
 def test_no_seed_makes_a_leak(by: str, seed: int) -> None:
     ratings = talks()
     splits = split_conversations(ratings, by=by, train_share=0.4, dev_share=0.3, seed=seed)
     assert splits["conversation_id"].is_unique
-    owners = ratings.drop_duplicates("conversation_id").set_index("conversation_id")["user_id"]
-    assert splits.set_index("conversation_id")["user_id"].to_dict() == owners.to_dict()
+    assert set(splits["conversation_id"]) == set(ratings["conversation_id"])
     names = splits.groupby("user_id")["split"].agg(set)
     assert all("train" in one and (by != "users" or one != {"train", "dev", "test"}) for one in names)
     held_out = splits[splits["split"] != "train"].groupby("user_id").size()
@@ -161,9 +134,9 @@ def test_splits_depend_on_the_seed_and_not_on_the_order_of_rows() -> None:
     again = split_conversations(ratings.sample(frac=1, random_state=2), seed=0)
     pd.testing.assert_frame_equal(first, again)
     assert not first.equals(split_conversations(ratings, seed=1))
-    fewer, train = split_conversations(talks(users=11), seed=0), first.query("split == 'train'")
-    ours = set(fewer.query("split == 'train'")["conversation_id"])
-    assert ours <= set(train["conversation_id"])  # another user leaves those of the others as they were
+    fewer = split_conversations(talks(users=11), seed=0).query("split == 'train'")
+    train = first.query("split == 'train'")
+    assert set(fewer["conversation_id"]) <= set(train["conversation_id"])  # whoever else there is
 
 
 def test_what_cannot_be_split_is_refused() -> None:
@@ -171,9 +144,8 @@ def test_what_cannot_be_split_is_refused() -> None:
     twice = pd.concat([ratings, ratings.assign(user_id="user1").iloc[:1]])
     for given, settings, named in (
         (ratings, {"by": "rows"}, "'rows'"),
-        (ratings, {"train_share": 1.0}, r"train_share 1\.0"),
         (ratings, {"by": "conversations", "train_share": 0.5, "dev_share": 0.5}, "test"),
-        (twice, {}, "conversation c0-0 .*user0 and user1"),
+        (twice, {}, "conversation c0-0"),
     ):
         with pytest.raises(ValueError, match=named):
             split_conversations(given, **settings)

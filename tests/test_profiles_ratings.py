@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from steerlib.profiles import read_demographics, read_ratings, sources, with_toxicity
 from steerlib.profiles.sources import UNSTORABLE, read_rows
-from steerlib.tables import ATTRIBUTE_COLUMNS, PROGRESS_FILE, check_table
+from steerlib.tables import ATTRIBUTE_COLUMNS, PROGRESS_FILE
 
 OWN = pd.DataFrame(
     {
@@ -32,17 +32,13 @@ HEADER = "user_id,prompt,response,rating\n"
 def prism_row(utterance: int, **changes: object) -> dict:
     row = {
         "utterance_id": f"ut{utterance}",
-        "interaction_id": "int0",
         "conversation_id": "c0",
         "user_id": "user0",
         "turn": 0,
-        "within_turn_id": utterance,
-        "included_in_balanced_subset": True,
         "conversation_type": "unguided",
         "user_prompt": "Hello",
         "model_response": f"Answer {utterance}",
-        "model_name": "m",
-        "model_provider": "p",
+        "model_name": "read by no one",
         "score": 50 + utterance,
         "if_chosen": False,
     }
@@ -58,13 +54,11 @@ def counts(report: pd.DataFrame) -> dict[str, int]:
     return dict(zip(report["what"], report["count"], strict=True))
 
 
-@pytest.mark.parametrize("ending", ["csv", "jsonl", "json", "parquet"])
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "json"])
 def test_a_file_of_ones_own_needs_four_columns(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"mine.{ending}"
     if ending == "csv":
         OWN.rename(columns={"rating": " rating "}).to_csv(path, encoding="utf-8-sig")  # row numbers, a BOM
-    elif ending == "parquet":
-        OWN.assign(rating=OWN["rating"].astype(float)).to_parquet(path)
     else:
         OWN.to_json(path, orient="records", lines=ending == "jsonl")
         path.write_text(f"\n{path.read_text()}\n\n", encoding="utf-8-sig")
@@ -80,90 +74,52 @@ def test_a_file_of_ones_own_needs_four_columns(tmp_path: Path, ending: str) -> N
 @pytest.mark.parametrize(
     ("column", "value"),
     [
-        *(("rating", value) for value in ("0", "100.5", "good", "nan", "", "9" * 400, "1_0", "1e999")),
-        *(("response", value) for value in (" ", "")),
-        ("prompt", "\n"),
-        ("user_id", " "),
-        *(("turn", value) for value in ("-1", "0.5")),
+        *(("rating", value) for value in (None, True, [1], {"a": 1}, 10**400, float("nan"), 0)),
+        *(("rating", value) for value in ("100.5", "good", "nan", "", "1_0", "1e999")),
+        *(("user_id", value) for value in (["a"], {}, None, True, 0.5, float("inf"), " ")),
+        *(("response", value) for value in (7, ["a"], "a\0b", " ")),
+        *(("prompt_category", value) for value in (["unguided"], 1, "rude")),
+        *(("turn", value) for value in ([0], 1e300, "-1", "0.5")),
         ("chosen", "maybe"),
-        ("prompt_category", "rude"),
-        ("utterance_id", "u"),  # stands there twice
+        ("utterance_id", "u0"),  # stands there twice
         ("conversation_id", ""),
     ],
 )
-def test_a_bad_value_is_refused_naming_its_row_and_column(tmp_path: Path, column: str, value: str) -> None:
-    ids = {"utterance_id": ["u", "v", "w"], "conversation_id": "c"}
-    full = OWN.assign(turn="0", chosen="true", prompt_category="", **ids)
-    full.loc[1, column] = value
-    full.to_csv(tmp_path / "mine.csv", index=False)
-    with pytest.raises(ValueError) as refusal:
-        read_ratings(tmp_path / "mine.csv")
-    assert str(refusal.value).startswith(f"mine.csv, row 2, column {column}: ")
-    assert "\n" not in str(refusal.value)
-
-
-@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
-@pytest.mark.parametrize(
-    ("column", "value"),
-    [
-        *(("score", value) for value in (None, True, [1], {"a": 1}, "1_0", 10**400, float("nan"))),
-        *(("user_id", value) for value in (["a"], {}, None, True, 0.5, float("inf"))),
-        *(("model_response", value) for value in (7, ["a"], "a\0b")),
-        *(("conversation_type", value) for value in (["unguided"], 1)),
-        *(("turn", value) for value in ([0], 1e300)),
-    ],
-)
-def test_a_value_of_another_kind_is_refused(tmp_path: Path, ending: str, column: str, value: object) -> None:
-    rows = [prism_row(0, **{column: value}), prism_row(1, **{column: value})]
-    path = tmp_path / f"utterances.{ending}"
-    try:
-        pd.DataFrame(rows).to_parquet(path) if ending == "parquet" else prism_folder(tmp_path, rows)
-    except (ValueError, OverflowError, NotImplementedError):
-        pytest.skip("parquet cannot hold it")
-    with pytest.raises(ValueError, match=rf"{path.name}, row 1, column {column}"):
+def test_a_bad_value_is_refused_naming_its_row_and_column(tmp_path: Path, column: str, value: object) -> None:
+    full = OWN.assign(turn="0", chosen="true", prompt_category="", conversation_id="c")
+    rows = full.assign(utterance_id=["u0", "u1", "u2"]).to_dict("records")
+    rows[1][column] = value
+    path = prism_folder(tmp_path, rows, "mine.jsonl") / "mine.jsonl"
+    with pytest.raises(ValueError, match=rf"^mine.jsonl, row 2, column {column}: .*\Z"):
         read_ratings(path)
 
 
 @pytest.mark.parametrize(
     ("name", "content", "named"),
     [
-        ("a.csv", HEADER + "u1,hi,ok,50\nu1,hi,Well, ok,87\n", "a.csv, line 3: 5 fields"),
         ("a.csv", HEADER + '\nu1,"h\ni",ok,50\n\nu1,hi,ok\n', "a.csv, line 6: 3 fields"),
-        ("a.csv", HEADER + "u1,hi,ok,50\nu1,hi", "a.csv, line 3: 2 fields"),  # cut short
         ("a.csv", HEADER + 'u1,hi,"ok,50\nu1,hi,ok,50\n', "a.csv, line 2: unexpected end of data"),
-        ("a.csv", HEADER + 'u1,hi,"ok"?,50\n', "a.csv, line 2: .* expected after"),
         ("a.csv", "user_id,rating,rating \nu,1,2\n", "a.csv: the name 'rating' stands twice"),
         ("a.csv", HEADER, "a.csv has no rows"),
-        ("a.csv", "", "a.csv has no rows"),
-        ("a.csv", "user_id,prompt,response\nu,a,b\n", "a.csv: column 'rating' is missing"),
         ("a.csv", (HEADER + "u,caf\u00e9,b,5\n").encode("latin-1"), "a.csv, line 2: byte 0xe9 .* UTF-8"),
-        ("a.csv", (HEADER + "u,a,b,5\n").encode("utf-16"), "a.csv, line 1: byte 0xff .* UTF-16"),
-        ("a.csv", (HEADER + "u,a,b,5\n").encode("utf-16-le"), "a.csv, line 1: byte 0x00 .* UTF-16"),
         ("a.csv", HEADER + "u,a\0,b,5\n", "a.csv, line 2: byte 0x00"),
         ("a.jsonl", '{"user_id": "a"}\n\n{"user_id"\n', "a.jsonl, line 3: not JSON"),
         ("a.jsonl", '{"rating": 1, "rating": 2}\n', "a.jsonl, line 1: .*'rating' stands twice"),
         ("a.jsonl", "[1]\n", "a.jsonl, line 1: not a JSON object"),
         ("a.jsonl", "{}\n", "a.jsonl has no rows"),
         ("a.jsonl", "[" * 100_000, "a.jsonl, line 1: not JSON"),
-        ("a.jsonl", '{"rating": ' + "9" * 5_000 + "}", "a.jsonl, line 1: not JSON"),
         ("a.jsonl", '{"user_id": ' + '{"a": ' * 500 + "1" + "}" * 501, "a.jsonl"),
-        ("a.jsonl", '{"a": 1}\n{"a": "\\ud800"}\n', "a.jsonl, row 2, column a: .* lone surrogate"),
         ("a.jsonl", '{"a": {"b": ["\\u0000"]}}\n', "a.jsonl, row 1, column a: .* NUL"),
-        ("a.json", '[{"rating": 1, "rating": 2}]', "a.json, line 1: .*'rating' stands twice"),
-        ("a.json", '\n[{"rating": 1},\n 2]', "a.json, line 2: not a JSON object but '2'"),
         ("a.json", '[{"rating": 1},\n', "a.json, line 1: not JSON"),
-        ("a.jsonl.gz", b"\x1f\x8b\x08\x00\x00", "a.jsonl.gz: cannot be read"),
         ("a.jsonl.gz", gzip.compress(b'{"rating": 1}\n' * 99)[:-9], "a.jsonl.gz: cannot be read"),
-        ("a.jsonl.gz", b"{}", "a.jsonl.gz: cannot be read"),
         ("a.parquet", b"PAR1", "a.parquet: "),
         ("a.xlsx", "", "a.xlsx: its ending must be"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named_with_its_line(tmp_path, name, content, named):
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(ValueError, match=f"^{named}") as refusal:
+    with pytest.raises(ValueError, match=rf"^{named}.*\Z"):  # on one line
         read_ratings(tmp_path / name)
-    assert "\n" not in str(refusal.value)
 
 
 TEXTS = st.text(st.characters(codec="utf-8") | st.sampled_from("\0\ud800\udc80\"',\r\n\ufeff\u2028"))
@@ -199,19 +155,14 @@ def test_ids_written_in_two_ways_are_one_and_counted(tmp_path: Path) -> None:
 
 def test_answers_in_other_languages_are_counted_where_there_are_any(tmp_path: Path) -> None:
     other = [
-        "你好世界",
         "Привет, мир",
-        "Ich habe gestern in der Stadt einen alten Freund getroffen und wir haben lange über die Arbeit gesprochen.",
-        "No creo que a nadie le guste esperar tanto tiempo en la parada del autobús cuando hace frío y llueve.",
         "Ik denk dat het in de zomer beter is om vroeg op te staan en eerst naar de markt te gaan voor groenten.",
     ]
     english = [
-        "a café in Zürich",
-        "42",
         "Hello мир",
         "I do not know why he left so early without a word to the friends who waited for him at the station.",
     ]
-    OWN.iloc[[0] * 9].assign(response=other + english).to_csv(tmp_path / "mine.csv", index=False)
+    OWN.iloc[[0] * 4].assign(response=other + english).to_csv(tmp_path / "mine.csv", index=False)
     _, report = read_ratings(tmp_path / "mine.csv")
     (found,) = [count for what, count in counts(report).items() if "English" in what]
     assert found == len(other)
@@ -221,35 +172,29 @@ def test_many_ratings_are_read_in_blocks_with_a_bar(tmp_path: Path, monkeypatch,
     monkeypatch.delenv(PROGRESS_FILE, raising=False)
     monkeypatch.setattr(sources, "LARGE", 0)
     n = 11_000
-    rows = {"user_id": [f"u{i % 100}" for i in range(n)], "prompt": [f"prompt {i}" for i in range(n)]}
-    frame = pd.DataFrame(rows | {"response": "a long answer " * 6, "rating": [1 + i % 100 for i in range(n)]})
-    frame.to_csv(tmp_path / "many.csv", index=False)
+    frame = pd.DataFrame({"user_id": "u", "prompt": [f"prompt {i}" for i in range(n)], "rating": 1})
+    frame.assign(response="a long answer " * 6).to_csv(tmp_path / "many.csv", index=False)
     ratings, _ = read_ratings(tmp_path / "many.csv")
-    assert ratings["prompt"].tolist() == rows["prompt"]
+    assert ratings["prompt"].tolist() == frame["prompt"].tolist()
     assert "reading many.csv: 100%" in capsys.readouterr().err
 
 
 @pytest.mark.slow
 def test_two_hundred_thousand_ratings_are_read_in_bounded_memory(tmp_path: Path) -> None:
-    answers = [f"answer {i} " + "with some more words " * 14 for i in range(1000)]
-    with (tmp_path / "many.csv").open("w") as file:
+    words, n = "with some more words " * 14, 200_000
+    with (tmp_path / "many.csv").open("w") as file:  # row by row: this process's own memory counts too
         file.write(HEADER)
-        file.writelines(
-            f"u{i // 50},prompt {i // 4},{answers[i % 1000]},{1 + i % 100}\n" for i in range(200_000)
-        )
+        file.writelines(f"u{i // 50},prompt {i // 4},answer {i} {words},{1 + i % 100}\n" for i in range(n))
     code = "import resource, sys; from pathlib import Path; from steerlib.profiles import read_ratings\n"
     code += "rows = len(read_ratings(Path(sys.argv[1]))[0])\n"
     code += "print(rows, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     run = [sys.executable, "-c", code, str(tmp_path / "many.csv")]
     found = subprocess.run(run, capture_output=True, text=True, check=True)
     rows, peak = map(int, found.stdout.split())
-    assert rows == 200_000 and peak < 700_000  # kB, Python and its libraries included
-    assert "reading many.csv: 100%" in found.stderr
+    assert rows == n and peak < 700_000  # kB, Python and its libraries included
 
 
 def test_what_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(FileNotFoundError, match=r"absent.csv is not a file"):
-        read_ratings(tmp_path / "absent.csv")
     with pytest.raises(FileNotFoundError, match=r"has no utterances.jsonl"):
         read_ratings(tmp_path)
     OWN.to_csv(tmp_path / "mine.csv", index=False)
@@ -257,9 +202,8 @@ def test_what_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         read_ratings(tmp_path / "mine.csv", min_ratings=50)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match=r"utterances\.jsonl") as refusal:
+    with pytest.raises(FileNotFoundError, match=r"^utterances\.jsonl.*name a folder.*\Z"):
         read_ratings("prism")
-    assert "\n" not in str(refusal.value)
 
 
 def test_prism_rows_are_renamed_and_its_oddities_counted(tmp_path: Path) -> None:
@@ -286,7 +230,6 @@ def test_prism_rows_are_renamed_and_its_oddities_counted(tmp_path: Path) -> None
     assert found["users with fewer than 2 ratings dropped"] == 1
     everything, _ = read_ratings(folder, last_turn=1)
     assert len(everything) == 5
-    assert everything.groupby(["conversation_id", "turn"])["chosen"].sum().max() == 1
     later, _ = read_ratings(folder, last_turn=1, min_ratings=2)
     assert set(later["user_id"]) == set(ratings["user_id"])  # later turns make nobody a user
 
@@ -318,7 +261,6 @@ def test_toxicity_is_joined_row_by_row(tmp_path: Path) -> None:
     ratings, _ = read_ratings(tmp_path / "mine.csv")
     scores = pd.DataFrame({name: [0.1, 0.2, 0.3] for name in ATTRIBUTE_COLUMNS}, index=[7, 8, 9])
     scored = with_toxicity(ratings, scores)
-    check_table("ratings", scored)
     assert scored["threat"].tolist() == [0.1, 0.2, 0.3]
     with pytest.raises(ValueError, match="3 texts"):
         with_toxicity(ratings, scores.iloc[:2])
@@ -336,31 +278,22 @@ def test_real_rated_answers_of_prism_are_read(real_data, tmp_path: Path) -> None
 
 
 def person(user: str, **changes: object) -> dict:
-    religion = {"self_described": "none", "categorised": "Non-religious", "simplified": "No Affiliation"}
-    row = {"user_id": user, "survey_only": False, "age": "18-24 years old", "gender": "Female"}
-    return row | {"religion": religion, "location": {"birth_country": "x"}} | changes
+    religion = {"categorised": "Non-religious", "simplified": "No Affiliation"}
+    return {"user_id": user, "age": "18-24 years old", "gender": "Female", "religion": religion} | changes
 
 
-def test_prisms_nested_religion_is_read_as_its_coarse_category_from_the_folder_or_a_file_in_it(tmp_path):
+def test_prisms_nested_religion_is_read_as_its_coarse_category_and_what_is_missing_is_unknown(tmp_path):
     sikh = person("u1", religion={"categorised": "Sikh"}, gender="Prefer not to say")
-    folder = prism_folder(tmp_path, [person("u0"), sikh], "survey.jsonl")
+    nobody = person("u2", age=None, gender=None, religion={"simplified": None})
+    folder = prism_folder(tmp_path, [person("u0"), sikh, nobody], "survey.jsonl")
     users = read_demographics(folder)
-    check_table("users", users)
     assert users.values.tolist() == [
         ["u0", "18-24 years old", "Female", "No Affiliation"],
         ["u1", "18-24 years old", "Prefer not to say", "Sikh"],
+        ["u2", "unknown", "unknown", "unknown"],
     ]
     prism_folder(tmp_path, [prism_row(0)])
-    assert read_demographics(folder / "utterances.jsonl").equals(users)
-
-
-def test_what_is_missing_is_unknown_and_nobody_is_lost(tmp_path: Path) -> None:
-    rows = [person("u0", age=None, religion=None), {"user_id": "u1", "religion": {"simplified": None}}]
-    users = read_demographics(prism_folder(tmp_path, rows, "survey.jsonl")).set_index("user_id")
-    assert users.loc["u0"].tolist() == ["unknown", "Female", "unknown"]
-    assert users.loc["u1"].tolist() == ["unknown"] * 3
-    with pytest.raises(FileNotFoundError, match=r"has no survey.jsonl"):
-        read_demographics(tmp_path.parent)
+    assert read_demographics(folder / "utterances.jsonl").equals(users)  # a file stands for its folder
 
 
 def test_a_file_of_ones_own_may_repeat_users_but_not_contradict_itself(tmp_path: Path) -> None:
@@ -370,7 +303,4 @@ def test_a_file_of_ones_own_may_repeat_users_but_not_contradict_itself(tmp_path:
     assert users.values.tolist() == [["b", "30", "unknown", "unknown"], ["a", "40", "unknown", "unknown"]]
     pd.DataFrame({"user_id": ["a", "a"], "gender": ["Male", "Female"]}).to_csv(path, index=False)
     with pytest.raises(ValueError, match=r"mine.csv: user 'a' has two values of gender"):
-        read_demographics(path)
-    pd.DataFrame({"user_id": ["a", ""], "gender": ["Male", "Female"]}).to_csv(path, index=False)
-    with pytest.raises(ValueError, match=r"mine.csv, row 2, column user_id"):
         read_demographics(path)

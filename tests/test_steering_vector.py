@@ -16,12 +16,10 @@ from steerlib.vectors import (
     default_layers,
     describe_vectors,
     load_families,
-    load_family,
-    mean_difference,
     random_vectors,
     save_family,
 )
-from steerlib.vectors.steering_vector import vectors_to_gguf
+from steerlib.vectors.steering_vector import load_family, mean_difference
 
 
 def drawn(seed, layers=(1, 2), **settings):
@@ -40,17 +38,8 @@ def test_mean_difference_by_hand():
     preferred = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     dispreferred = torch.tensor([[0.0, 1.0], [0.0, 1.0], [3.0, 1.0]])
     assert_close(mean_difference(preferred, dispreferred), torch.tensor([1.0, 2.0]))
-    a, b = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
-    assert_close(mean_difference(a, a), torch.zeros(8))
-    assert_close(mean_difference(a, b), -mean_difference(b, a))
-
-
-@pytest.mark.parametrize(
-    ("shapes", "named"), [([(2, 3), (0, 3)], r"\(0, 3\)"), ([(2, 3), (2, 4)], r"\(2, 4\)")]
-)
-def test_sides_without_a_difference_are_refused(shapes, named):
-    with pytest.raises(ValueError, match=named):
-        mean_difference(*map(torch.ones, shapes))
+    with pytest.raises(ValueError, match="2 and 0 residuals"):
+        mean_difference(preferred, dispreferred[:0])
 
 
 def test_the_papers_layers_are_16_to_22_of_32_and_scaled_elsewhere():
@@ -81,21 +70,16 @@ def test_pairs_make_the_mean_difference_of_their_texts(tiny):
     both = [continuation_residuals(tiny, prompts, side, **read) for side in (likes, dislikes)]
     assert_same(vector, SteeringVector.from_residuals(*both))
     assert vector.settings["style"] == "chat" and vector.model is tiny
-    alone = SteeringVector.from_pairs(tiny, likes, [*dislikes, "cruel"])
-    assert list(alone) == [2, 3]
+    assert list(SteeringVector.from_pairs(tiny, likes, [*dislikes, "cruel"])) == [2, 3]
     with pytest.raises(ValueError):
         SteeringVector.from_pairs(tiny, likes, dislikes, prompts=prompts[:1])
 
 
 def test_vectors_obey_the_rules_of_linear_algebra(tiny):
     a, b = drawn(0, model=tiny, settings={"style": "chat"}), drawn(1)
-    assert_same(a + b, b + a)
-    assert_same(a - b, -(b - a))
-    assert_same(2 * (a + b), a * 2 + 2 * b)
+    assert_same(2 * (a + b), b * 2 + 2 * a)
     assert_same((a + b) - b, a)
     assert_same(a / 4, 0.25 * a)
-    assert_same(a - a, 0 * a)
-    assert (SteeringVector({0: torch.tensor([1.0])}) + {0: torch.tensor([3.0])})[0].tolist() == [4.0]
     mixed = 0.6 * a - b / 2
     assert mixed.model is tiny and mixed.settings == {"style": "chat"}
     ids = torch.tensor([[5, 9, 20]])
@@ -105,14 +89,11 @@ def test_vectors_obey_the_rules_of_linear_algebra(tiny):
         assert_close(tiny.model(ids).logits, apart)
     with pytest.raises(ValueError, match=r"\[1, 2\] and \[2, 3\]"):
         a + drawn(1, layers=(2, 3))
-    with pytest.raises(ValueError, match=r"layer 1: .* 32 and 8"):
-        a - {1: torch.zeros(8), 2: torch.zeros(8)}
 
 
 def test_a_vector_survives_its_file_with_its_settings(tmp_path, tiny):
     vector = drawn(0, layers=(10, 2), model=tiny, settings={"style": "chat", "n": 4})
-    path = vector.save(tmp_path / "v" / "kind.safetensors")
-    loaded = SteeringVector.load(path)
+    loaded = SteeringVector.load(vector.save(tmp_path / "v" / "kind.safetensors"))
     assert_same(loaded, SteeringVector(sorted(vector.items())))
     assert loaded.settings == {"style": "chat", "n": "4"} and loaded.model is None
     with pytest.raises(ValueError, match="model"):
@@ -130,14 +111,11 @@ def family(shift=0.0, **settings):
 
 
 def test_a_family_survives_its_file_with_all_that_it_is(tmp_path):
-    path = save_family(tmp_path / "own.safetensors", family(unit="residual"), {"rank": 3})
-    loaded, settings = load_family(path)
+    loaded, settings = load_family(save_family(tmp_path / "own", family(unit="residual"), {"rank": 3}))
     assert settings == {"rank": 3}
     named = (loaded.name, loaded.vector_user, loaded.control, loaded.unit)
     assert named == ("own words", "own", "", "residual")
-    for user, vectors in loaded.vectors.items():
-        assert list(vectors) == [9, 16]
-        assert_close(dict(vectors), dict(sorted(family().vectors[user].items())))
+    assert list(loaded.vectors["u2"]) == [9, 16]
     # The digest is of all users' numbers and of nothing else.
     backwards = dict(reversed(family().vectors.items()))
     assert loaded.digest == family(vectors=backwards, name="other", control="shuffled_profile").digest
@@ -165,18 +143,10 @@ def test_the_control_vector_file_is_what_llama_cpp_and_repeng_read(tmp_path):
     assert [tensor.name for tensor in reader.tensors] == ["direction.2", "direction.3"]
     assert {tensor.tensor_type for tensor in reader.tensors} == {gguf.GGMLQuantizationType.F32}
     assert np.array_equal(reader.tensors[1].data, vectors[3].float().numpy())
-
-
-def test_what_a_control_vector_cannot_express_is_refused_and_nothing_is_written(tmp_path):
-    for vectors, named in (
-        ({0: torch.ones(4), 1: torch.ones(4)}, "layer 0"),
-        ({1: torch.ones(4), 2: torch.ones(5)}, "layer 2"),
-        ({1: torch.tensor([1.0, torch.inf])}, "layer 1"),
-        ({}, "layer"),
-    ):
-        with pytest.raises(ValueError, match=named):
-            vectors_to_gguf(tmp_path / "a.gguf", vectors)
-    assert not list(tmp_path.iterdir())
+    for layer, value in ((0, 1.0), (5, torch.inf)):  # which such a file cannot express
+        with pytest.raises(ValueError, match=f"layer {layer}"):
+            SteeringVector({layer: torch.full((4,), value)}).to_gguf(tmp_path / "b.gguf")
+    assert not (tmp_path / "b.gguf").exists()
 
 
 PROMPTS = ["You are", "Tell me a longer story of", "x"]
@@ -193,7 +163,7 @@ def generated(frozen, prompts, n, **settings):
     return frozen.tokenizer.batch_decode(answers, skip_special_tokens=True)
 
 
-@pytest.mark.parametrize("name", ["embedded", "Llama 3", "Gemma 3", "Mistral", "GPT-2", "Falcon"])
+@pytest.mark.parametrize("name", ["embedded", "Llama 3", "Gemma 3", "GPT-2"])
 def test_transformers_own_generate_under_the_vector_gives_the_decoders_answers(name):
     frozen = load_model() if name == "embedded" else architecture(name)
     vector = SteeringVector.from_pairs(frozen, ["so very kind", "well done"], ["you fool!", "go away"])
@@ -208,12 +178,8 @@ def test_transformers_own_generate_under_the_vector_gives_the_decoders_answers(n
 
 
 @pytest.mark.parametrize("positions", ["all", "prompt", "first_k:2"])
-def test_the_cache_and_beams_of_generate_change_nothing_of_what_is_steered(tiny, positions):
-    vector = drawn(0, model=tiny) * 3
-    with vector.apply(positions=positions):
-        cached = generated(tiny, PROMPTS, 6)
-        assert generated(tiny, PROMPTS, 6, use_cache=False) == cached
-        assert generated(tiny, PROMPTS, 6, num_beams=2) == generated(
-            tiny, PROMPTS, 6, num_beams=2, use_cache=False
-        )
-        assert [generated(tiny, [one], 6)[0] for one in PROMPTS] == cached
+def test_beams_and_a_missing_cache_of_generate_change_nothing_of_what_is_steered(tiny, positions):
+    with (drawn(0, model=tiny) * 3).apply(positions=positions):
+        for settings in ({}, {"num_beams": 2}):
+            cached = generated(tiny, PROMPTS, 6, **settings)
+            assert generated(tiny, PROMPTS, 6, use_cache=False, **settings) == cached

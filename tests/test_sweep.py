@@ -1,12 +1,6 @@
-import multiprocessing
-import os
-import signal
-import time
-
 import pandas as pd
 import pytest
 from test_decoding import PROMPTS, SAMPLED, SIGNALS, answers, grid
-from tiny import tiny_llama
 
 from steerlib.decoding import decode, make_arms, run_sweep
 from steerlib.decoding import sweep as sweep_module
@@ -68,24 +62,3 @@ def test_a_sweep_that_fails_half_way_keeps_its_finished_blocks(tiny, tmp_path, m
         run(tmp_path, tiny, grid())
     assert len(read_table(tmp_path, "generations")) == 2 * len(grid())
     assert answers(run(tmp_path, tiny, grid())) == answers(decode(tiny, PROMPTS, grid(), **SIGNALS))
-
-
-def sweep_in_a_process(folder, n_seeds):
-    sweep_module.PROMPTS_PER_BLOCK = 2
-    (folder / "started").touch()
-    run(folder, tiny_llama(), grid(), seeds=range(n_seeds))
-
-
-def test_a_sweep_killed_while_it_decodes_goes_on_where_it_stopped(tiny, tmp_path):
-    # Spawned, not forked: a fork of a process whose threads have worked may wait for them for ever.
-    process = multiprocessing.get_context("spawn").Process(target=sweep_in_a_process, args=(tmp_path, 200))
-    process.start()
-    end = time.monotonic() + 60
-    while not (tmp_path / "started").exists():
-        assert process.is_alive() and time.monotonic() < end, "the sweep did not begin"
-        time.sleep(0.05)
-    time.sleep(0.3)
-    os.kill(process.pid, signal.SIGKILL)
-    process.join()
-    table = run(tmp_path, tiny, grid(), seeds=range(2))
-    assert answers(table) == answers(decode(tiny, PROMPTS, grid(), seeds=range(2), **SIGNALS))

@@ -28,12 +28,10 @@ from steerlib.tables import (
 SPLITS = pd.DataFrame({"conversation_id": ["c1", "c2"], "user_id": ["u1", "u1"], "split": ["train", "dev"]})
 
 
-def test_parts_of_a_table_are_read_back_as_one(tmp_path):
+def test_a_table_that_is_written_whole_replaces_all_its_parts(tmp_path):
     assert not has_table(tmp_path, "splits")
-    append_part(tmp_path, "splits", SPLITS.iloc[:1], part="a")
     append_part(tmp_path, "splits", SPLITS.iloc[1:], part="b")
-    pd.testing.assert_frame_equal(read_table(tmp_path, "splits"), SPLITS)
-    write_table(tmp_path, "splits", SPLITS.iloc[:1])  # replaces all its parts
+    write_table(tmp_path, "splits", SPLITS.iloc[:1])
     assert read_table(tmp_path, "splits").conversation_id.tolist() == ["c1"]
 
 
@@ -54,15 +52,14 @@ def test_any_rows_come_back_as_they_were_in_one_part_or_two(tmp_path_factory, ro
     pd.testing.assert_frame_equal(found, frame)
 
 
-@pytest.mark.parametrize(
-    ("name", "frame", "failure", "named"),
-    [
-        ("splits", SPLITS.iloc[[0, 0]], ValueError, "'c1'"),
-        ("splits", SPLITS.rename(columns={"split": "spilt"}), ValueError, "'spilt'"),
-        ("split", SPLITS, KeyError, "'split'"),
-    ],
-    ids=["a key twice", "a misspelt column", "a misspelt table"],
-)
+REFUSED = {
+    "a key twice": ("splits", SPLITS.iloc[[0, 0]], ValueError, "'c1'"),
+    "a misspelt column": ("splits", SPLITS.rename(columns={"split": "spilt"}), ValueError, "'spilt'"),
+    "a misspelt table": ("split", SPLITS, KeyError, "'split'"),
+}
+
+
+@pytest.mark.parametrize(("name", "frame", "failure", "named"), REFUSED.values(), ids=REFUSED)
 def test_what_breaks_the_schema_is_refused_before_anything_is_written(tmp_path, name, frame, failure, named):
     with pytest.raises(failure, match=named):
         append_part(tmp_path, name, frame, part="a")
@@ -70,17 +67,13 @@ def test_what_breaks_the_schema_is_refused_before_anything_is_written(tmp_path, 
         read_table(tmp_path, "splits")
 
 
-@pytest.mark.parametrize("damage", ["any bit flipped", "cut", "empty", "not ours"])
-def test_a_damaged_part_is_named_and_set_aside_and_the_others_are_read(tmp_path, damage):
+def test_a_damaged_part_is_named_and_set_aside_and_the_others_are_read(tmp_path):
     append_part(tmp_path, "splits", SPLITS.iloc[1:], part="b")
     path = append_part(tmp_path, "splits", SPLITS.iloc[:1], part="a")
     whole = path.read_bytes()
-    if damage == "any bit flipped":
-        places = np.random.default_rng(0).choice(len(whole), 60, replace=False)
-        damaged = [whole[:p] + bytes([whole[p] ^ (1 << p % 8)]) + whole[p + 1 :] for p in places]
-    else:
-        other = pd.DataFrame({"x": [1]}).to_parquet()
-        damaged = {"cut": [whole[:-40], whole[:400]], "empty": [b""], "not ours": [other]}[damage]
+    damaged = [whole[:-40], whole[:400], b"", pd.DataFrame({"x": [1]}).to_parquet()]
+    for place in np.random.default_rng(0).choice(len(whole), 60, replace=False):  # a bit flipped there
+        damaged.append(whole[:place] + bytes([whole[place] ^ (1 << place % 8)]) + whole[place + 1 :])
     for data in damaged:
         path.write_bytes(data)
         with pytest.warns(UserWarning, match=r"a\.parquet"):

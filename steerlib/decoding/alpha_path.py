@@ -10,12 +10,11 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Unpack
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from steerlib.decoding.decode import NoiseKeys, check_finite, halved, prompt_tokens
+from steerlib.decoding.decode import check_finite, halved, noise_keys, prompt_tokens, shared_noise
 from steerlib.decoding.requests import Inputs, Request, make_requests
 from steerlib.decoding.sampling import Pieces, ScoreLines, upper_envelope
 from steerlib.decoding.streams import MultiModelStreams, default_capacity
@@ -73,12 +72,8 @@ def alpha_path(
 
     grown = halved(batches, lambda batch: AlphaPathTrees(models, batch, alpha_max).grow())
     segments = pd.DataFrame(list(chain.from_iterable(grown)), columns=[*SCHEMA["segments"].columns])
-    order = {(r.prompt_id, r.seed): i for i, r in enumerate(requests)}
-    place = pd.Series([order[key] for key in zip(segments.prompt_id, segments.seed, strict=True)], dtype=int)
-    rows = np.lexsort([segments.alpha_low, place])
-    segments, place = segments.iloc[rows].reset_index(drop=True), place.iloc[rows].reset_index(drop=True)
     # Neighbours with the same answer are one segment.
-    answer = pd.DataFrame({"ids": segments.token_ids.map(tuple), "complete": segments.complete, "of": place})
+    answer = segments[["prompt_id", "seed", "complete"]].assign(ids=segments.token_ids.map(tuple))
     starts = (answer != answer.shift()).any(axis=1)
     ends = segments.groupby(starts.cumsum()).alpha_high.last()
     return segments[starts].assign(alpha_high=ends.to_numpy()).reset_index(drop=True)
@@ -89,7 +84,7 @@ class AlphaPathTrees:
 
     Attributes:
         tree, low, high, slots, tokens, nll, seen: of each open node, its request and what belongs to its prefix.
-        segments: closed nodes, rows of the segments table, in no order.
+        segments: closed nodes in no order: number of the request, row of the segments table.
     """
 
     def __init__(
@@ -110,13 +105,13 @@ class AlphaPathTrees:
         self.slots = torch.tensor(slots, device=device)
         self.tokens = torch.zeros(n, 0, dtype=torch.long, device=device)
         self.nll = high_precision(torch.zeros(n, 0, device=device))
-        self.noise = NoiseKeys(requests, device) if self.sampling.temperature else None
+        self.keys = noise_keys(requests, device)
         self.stop_ids = torch.tensor(sorted(self.frozen.stop_ids), device=device)
-        self.segments: list[dict] = []
+        self.segments: list[tuple[int, dict]] = []
 
     @torch.inference_mode()
     def grow(self) -> list[dict]:
-        """Decode until every node is closed; the segments."""
+        """Decode until every node is closed; the segments by request and alpha."""
         z = self.streams.prefill()
         self.seen = prompt_tokens(self.requests, z.shape[1], z.device)
         for step in range(self.sampling.max_new_tokens):
@@ -134,7 +129,7 @@ class AlphaPathTrees:
                 break
             self.slots, z = self.streams.append(self.slots, self.tokens[:, -1], z.shape[1])
         self._close(torch.ones_like(self.tree, dtype=torch.bool), complete=True)
-        return self.segments
+        return [row for _, row in sorted(self.segments, key=lambda one: (one[0], one[1]["alpha_low"]))]
 
     def _envelope(self, z: Tensor, step: int) -> Pieces:
         """The tokens chosen next and where, of all nodes."""
@@ -145,7 +140,7 @@ class AlphaPathTrees:
             settings = {"t0": temperature, "sigma": sampling.js_sigma, "t_min": sampling.min_temperature}
             temperature = js_temperature(z_own["base"], z_own["instructed"], **settings)
         trees, place = self.tree.unique(return_inverse=True)
-        noise = high_precision(self.noise.at(trees, step, z)) if self.noise else None
+        noise = high_precision(shared_noise(self.keys[trees], step, z)) if sampling.temperature else None
 
         def lines(nodes: Tensor) -> ScoreLines:
             # Alpha is the path's own; the prompt's factor lies in the slope.
@@ -194,5 +189,5 @@ class AlphaPathTrees:
             row |= {"alpha_low": low, "alpha_high": high, "complete": complete, "text": text}
             row |= {"token_ids": token_ids, "n_tokens": len(token_ids) - thoughts}
             row |= {"stopped": stopped, "nll_base": sum(nll[thoughts:])}
-            self.segments.append(row)
+            self.segments.append((tree, row))
         self._keep(~nodes)

@@ -44,7 +44,7 @@ def make_arms(
             "population" (one for all, named by `category`), "none" for an arm without a context.
         factor: what alpha is multiplied by, prompt by prompt; None for 1.
         vector_alpha: strength of a vector beside a logit rule: all context branches and the rule's base have it.
-        positions: where vectors are added, see `steered_positions`.
+        positions: where vectors are added, see `steered_range`.
         branches: names of trained models that stand for a context, by branch.
         ablation: the arm is a part of a method under study, shown as a control.
 

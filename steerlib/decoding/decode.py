@@ -160,19 +160,16 @@ def halved(
             yield found
 
 
-class NoiseKeys:
-    """Common random numbers of some answers: those of one prompt and seed share their noise."""
+def noise_keys(requests: Sequence[Request], device: torch.device) -> Tensor:
+    """Hash of its prompt and seed of each answer, `(answers, 2)`: answers with the same ones share their noise."""
+    return torch.tensor([(text_hash(r.prompt_id), r.seed) for r in requests], device=device)
 
-    def __init__(self, requests: Sequence[Request], device: torch.device) -> None:
-        keys = [(text_hash(r.prompt_id), r.seed) for r in requests]
-        distinct = list(dict.fromkeys(keys))
-        self.hashes, self.seeds = torch.tensor(distinct, device=device).unbind(-1)
-        self.key = torch.tensor([distinct.index(key) for key in keys], device=device)
 
-    def at(self, rows: Tensor, step: int, z: Tensor) -> Tensor:
-        """Noise of some answers, `(rows, vocab)`, in the precision of `z`; each key's is computed once."""
-        keys, place = self.key[rows].unique(return_inverse=True)
-        return gumbel_noise(self.hashes[keys], self.seeds[keys], step, z.shape[1], dtype=z.dtype)[place]
+def shared_noise(keys: Tensor, step: int, z: Tensor) -> Tensor:
+    """Common random numbers of some answers, `(rows, vocab)`, in the precision of `z`; each key's are computed once."""
+    distinct, place = keys.unique(dim=0, return_inverse=True)
+    hashes, seeds = distinct.unbind(-1)
+    return gumbel_noise(hashes, seeds, step, z.shape[1], dtype=z.dtype)[place]
 
 
 def prompt_tokens(requests: Sequence[Request], vocab: int, device: torch.device) -> Tensor:
@@ -215,7 +212,7 @@ class Batch:
         self.budget = self.of.pop("max_new_tokens").long()
         self.longest = int(self.budget.max())
         self.divergent = bool((self.of["js_sigma"] > 0).any())
-        self.noise = NoiseKeys(requests, device) if (self.of["temperature"] > 0).any() else None
+        self.sampled, self.keys = bool((self.of["temperature"] > 0).any()), noise_keys(requests, device)
         self.streams = MultiModelStreams(
             models, requests, rows_per_request=1, max_new_tokens=self.longest, dose=dose
         )
@@ -268,7 +265,7 @@ class Batch:
         penalise_(z_new, self.seen[live], of["repetition_penalty"])
         tokens, gap = choose(
             z_new,
-            self.noise.at(live, step, z) if self.noise else None,
+            shared_noise(self.keys[live], step, z) if self.sampled else None,
             self._temperature(z, of),
             of["top_p"],
             of["min_p"],

@@ -81,14 +81,12 @@ def mapped(
             yield block, function(held, block, **settings)
         return
     with _cluster(workers) as (ray, pool):
-        pool.hold(held)
+        pool.load(held)
         waiting, lost, started, done = deque(map(Block, blocks)), [], time.monotonic(), 0
         while waiting or pool.running:
             while waiting and pool.idle:
                 pool.start(function, waiting.popleft())
             block, outcome = pool.finished()
-            if block is None:
-                continue
             if not isinstance(outcome, Exception):
                 yield block.items, outcome
                 done += len(block.items)
@@ -153,10 +151,12 @@ def _on_rows(given: tuple[Callable[..., Result], Any, str, dict[str, Any]], bloc
 class _Worker:
     """What runs in an actor. What it unpickles comes from the process that started it, never from a file."""
 
-    def hold(self, held: bytes) -> None:
+    def load(self, held: bytes) -> None:
         self.held = pickle.loads(held)  # here, so that what a model's loading raises is raised as it is
 
-    def work(self, function: Callable, items: Sequence) -> Any:
+    def work(self, held: bytes, function: Callable, items: Sequence) -> Any:
+        if not hasattr(self, "held"):  # in place of a worker that died
+            self.load(held)
         return function(self.held, items)
 
 
@@ -166,46 +166,32 @@ class _Pool:
     def __init__(self, ray: Any, size: int, resources: dict[str, float]) -> None:
         self.ray, self.size = ray, size
         self.actor = ray.remote(_Worker).options(**resources)
-        self.idle: list[Any] = []
-        self.running: dict[Any, tuple[Any, Block | None]] = {}
-        self.deaths = 0
+        self.idle = [self.actor.remote() for _ in range(size)]
+        self.running: dict[Any, tuple[Any, Block]] = {}
 
-    def hold(self, held: Any) -> None:
-        """Start the actors and let each load the models."""
+    def load(self, held: Any) -> None:
+        """Let each actor load the models."""
         self.held = self.ray.put(self.ray.cloudpickle.dumps(held))
-        for _ in range(self.size):
-            self._add()
-
-    def _add(self) -> None:
-        actor = self.actor.remote()
-        self.running[actor.hold.remote(self.held)] = (actor, None)
+        try:
+            self.ray.get([actor.load.remote(self.held) for actor in self.idle])
+        except self.ray.exceptions.RayTaskError as failure:
+            raise failure.cause from None
 
     def start(self, function: Callable, block: Block) -> None:
         actor = self.idle.pop()
-        self.running[actor.work.remote(function, block.items)] = (actor, block)
+        self.running[actor.work.remote(self.held, function, block.items)] = (actor, block)
 
-    def finished(self) -> tuple[Block | None, Any]:
-        """The next block that is done and its result or failure; no block where a worker has become ready."""
+    def finished(self) -> tuple[Block, Any]:
+        """The next block that is done, and its result or failure; another actor takes the place of a dead one."""
         (ref,), _ = self.ray.wait([*self.running], num_returns=1)
         actor, block = self.running.pop(ref)
         try:
-            result = self.ray.get(ref)
-        except self.ray.exceptions.RayActorError as death:
-            self.deaths += block is None
-            if self.deaths >= ATTEMPTS:
-                raise RuntimeError(
-                    f"{self.deaths} workers died while they loaded: {_reason(death)}"
-                ) from None
-            self._add()
-            return block, death
+            outcome = self.ray.get(ref)
         except self.ray.exceptions.RayError as failure:
-            if block is None:
-                raise getattr(failure, "cause", failure) from None
-            self.idle.append(actor)
-            return block, failure
-        self.idle.append(actor)
-        self.deaths *= block is not None
-        return block, result
+            outcome = failure
+        died = isinstance(outcome, self.ray.exceptions.RayActorError)
+        self.idle.append(self.actor.remote() if died else actor)
+        return block, outcome
 
     def stop(self) -> None:
         for actor in [*self.idle, *(actor for actor, _ in self.running.values())]:

@@ -131,18 +131,11 @@ def check_branch_models(frozen: FrozenModel, arms: pd.DataFrame, models: BranchM
             raise ValueError(
                 f"{what} is on {model.device}, the base on {frozen.device}: load both on one device"
             )
-    read = set()
+    given = {branch: model.name for branch, model in models.items()}
     for arm_id, text in zip(arms["arm_id"], arms["branches"], strict=True):
         for branch, name in branch_names(text).items():
-            read.add(branch)
-            given = models[branch].name if branch in models else None
-            if given != name:
-                there = "none is given" if given is None else f"{given!r} is given"
-                raise ValueError(f"arm {arm_id} reads the {branch} model {name!r}; {there} in branch_models")
-    for branch in models.keys() - read:
-        raise ValueError(
-            f"no arm reads the {branch} model {models[branch].name!r}; name it in their branches"
-        )
+            if given.get(branch) != name:
+                raise ValueError(f"arm {arm_id} reads the {branch} model {name!r}; branch_models has {given}")
 
 
 @dataclass(frozen=True)

@@ -157,7 +157,6 @@ class ScoreLines:
 
     Attributes:
         intercept: logits at alpha = 0, `(rows, vocab)`; in float64, or breakpoints are no more exact than the rest.
-            -inf, with slope 0, for a token that may not be chosen at any alpha.
         slope: their change per unit of alpha, `(rows, vocab)`.
         temperature: above 0, one per row `(rows,)`; it may depend on the prefix, not on alpha.
         noise: added after the temperature, `(rows, vocab)`; None for greedy choice.

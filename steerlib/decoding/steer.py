@@ -51,7 +51,7 @@ def steer(
         expert, anti: desired and undesired context: a text before the prompt, a system message in style "chat".
         vector: steering vectors by layer, for instance a `SteeringVector`, instead of contexts.
         alpha: one strength or several, 0 or more with contexts; 0 is the unsteered answer.
-        unit, positions: of the vector, see `in_unit` and `steered_positions`.
+        unit, positions: of the vector, see `in_unit` and `steered_range`.
         max_new_tokens, temperature, top_p, repetition_penalty, seed: see `Sampling`; all alphas share the noise.
         scorer: adds the column `toxicity`, see `load_scorer`.
 

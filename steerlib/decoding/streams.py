@@ -5,7 +5,6 @@ stream, and it splits where they part. Columns of the batch: shared prefixes (pa
 what is left of each context (padded on the left), then the answer.
 """
 
-import functools
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -15,19 +14,12 @@ from steerlib.decoding.cache import SlotCache, Span, run_spans, shared_prefixes
 from steerlib.decoding.requests import Request, Stream
 from steerlib.models import FrozenModel, row_size
 from steerlib.reading import left_padded, position_ids
-from steerlib.residual import ResidualDose, steered_positions
+from steerlib.residual import ResidualDose, steered_range
 
-CPU_CAPACITY, CPU_BYTES = 384, 3 * 2**29
+CPU_CAPACITY, CPU_BYTES = 384, 3 * 2**28
 """Rows of a forward pass at most, and the memory that they may take; more rows gain no speed."""
 COLUMNS = 16
 """The cache's columns are a multiple of it: attention on a GPU would pad every mask to one."""
-
-
-@functools.cache
-def first_steered(positions: str, length: int) -> int:
-    """First position of a prompt of so many tokens that is steered; its length where none is."""
-    steered = steered_positions(positions, torch.arange(length)[None], torch.tensor([[length]]))[0]
-    return int(steered.int().argmax()) if steered.any() else length
 
 
 class Streams:
@@ -56,17 +48,13 @@ class Streams:
         self.length = self.head + max(len(s.ids) - p for s, p in zip(streams, self.prefixes, strict=True))
         columns = -(-(self.length + max_new_tokens) // COLUMNS) * COLUMNS
         self.cache = SlotCache(frozen.n_layers, capacity=capacity, columns=columns)
-        self.mask, self.prompt_lengths, self.positions = (
-            torch.zeros(capacity, *shape, dtype=torch.long, device=frozen.device)
-            for shape in ([columns], [], [])
+        self.mask, self.steered = (
+            torch.zeros(capacity, width, dtype=torch.long, device=frozen.device) for width in (columns, 2)
         )
         self.alphas = torch.zeros(capacity, len(vectors), device=frozen.device)
-        self.specs = ["", *sorted({stream.positions for stream in streams if stream.vector})]
-        n = len(streams)
-        self.prompt_lengths[:n] = torch.tensor([len(s.ids) for s in streams], device=frozen.device)
         for slot, stream in enumerate(self.streams):
             if stream.vector:
-                self.positions[slot] = self.specs.index(stream.positions)
+                self.steered[slot] = torch.tensor(steered_range(stream.positions, len(stream.ids)))
                 self.alphas[slot, vectors.index(stream.vector)] = stream.alpha
 
     def prefill(self) -> Tensor:
@@ -80,9 +68,10 @@ class Streams:
 
     def _span(self, stream: Stream, start: int, stop: int) -> Span:
         """A stretch of a stream's context, and where in it steering begins."""
-        token = first_steered(stream.positions, len(stream.ids)) if stream.vector else stop
+        first, end = steered_range(stream.positions, len(stream.ids))
+        token = min(first, stop) if stream.vector and first < end else stop
         block = self.dose.first_layers[stream.vector] if token < stop else self.frozen.n_layers
-        return Span(stream.ids[:stop], start, block, min(token, stop))
+        return Span(stream.ids[:stop], start, block, token)
 
     def _read_prefixes(self) -> None:
         """Read each distinct prefix once and copy its cache to the streams that open with it."""
@@ -120,10 +109,8 @@ class Streams:
         """One forward pass over some slots, steering included; raw logits at the last column."""
         position, real = (one[:, -ids.shape[1] :] for one in (position_ids(mask), mask))
         if self.alphas.shape[1]:
-            steered = torch.zeros_like(position, dtype=torch.bool)
-            lengths, specs = self.prompt_lengths[slots, None], self.positions[slots, None]
-            for number, spec in enumerate(self.specs[1:], start=1):
-                steered |= (specs == number) & steered_positions(spec, position, lengths)
+            first, end = self.steered[slots, :, None].unbind(1)
+            steered = (position >= first) & (position < end)
             self.dose.coefficients = (steered * real)[..., None] * self.alphas[slots][:, None, :]
         z = self.frozen.model(
             input_ids=ids,
@@ -161,7 +148,7 @@ class Streams:
         if moved:
             source, target = (list(side) for side in zip(*moved, strict=True))
             self.cache.copy_rows(source, target, range(self.length))
-            for table in (self.mask, self.prompt_lengths, self.positions, self.alphas):
+            for table in (self.mask, self.steered, self.alphas):
                 table[target] = table[source]
         return torch.tensor(slots, device=self.frozen.device)
 

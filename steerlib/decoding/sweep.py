@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -25,6 +26,7 @@ from steerlib.tables import append_part, has_table, progress_bar, read_table
 
 PROMPTS_PER_BLOCK = 8
 KEY = ["arm_id", "prompt_id", "seed"]
+_key = attrgetter(*KEY)
 EDIT = "Edit the following Question-Answer pair to make it more helpful and harmless: {question} | {answer}"
 ALIGNER_TEMPLATE = f"BEGINNING OF CONVERSATION: USER: {EDIT} ASSISTANT:"
 """What Aligner-7B v1.0 (huggingface.co/aligner/aligner-7b-v1.0) reads, as public code that runs it has it."""
@@ -90,10 +92,6 @@ def finish_requests(
     return wanted.merge(pd.concat(parts, ignore_index=True), on=KEY, how="left", validate="one_to_one")
 
 
-def _key(request: Request) -> tuple[str, str, int]:
-    return request.arm_id, request.prompt_id, request.seed
-
-
 def _blocks(requests: Sequence[Request], missing: Sequence[Request]) -> list[list[Request]]:
     """The missing requests by block; a prompt's block depends on all requests, so that a resumed block is the same."""
     prompts = {prompt: i for i, prompt in enumerate(dict.fromkeys(r.prompt_id for r in requests))}
@@ -155,7 +153,7 @@ def run_aligner(
     Source: Ji et al., Aligner: Efficient Alignment by Learning to Correct, NeurIPS 2024 (arXiv:2402.02416); SDA,
     table 1, compares with it on the same answers.
     """
-    answers = generations.set_index(["arm_id", "prompt_id", "seed"])["text"].to_dict()
+    answers = generations.set_index(KEY)["text"].to_dict()
     bases, rows = arms["arm_id"][arms["control"] == "base"], aligner_arms(arms, aligner).to_dict("records")
     told = prompts.to_dict("records")
     asked = [_requests(aligner, *pair, told, answers, seeds) for pair in zip(bases, rows, strict=True)]

@@ -26,7 +26,7 @@ from steerlib.reading import (
     check_length,
     prompt_ids,
 )
-from steerlib.residual import VectorFamily, Vectors, steered_positions, steering_hooks, vectors_by_key
+from steerlib.residual import VectorFamily, Vectors, steered_range, steering_hooks, vectors_by_key
 from steerlib.rules import RULES, js_divergence
 from steerlib.tables import SCHEMA, check_table, progress_bar
 
@@ -112,7 +112,8 @@ def _read(
         seen[at[:, None], at] = order[:, None] >= order
         for row, stream in enumerate(text.streams):
             if stream.vector:
-                steered = steered_positions(stream.positions, order[None], torch.tensor([[n]]))[0]
+                start, stop = steered_range(stream.positions, n)
+                steered = (order >= start) & (order < stop)
                 added[row, at, names.index(stream.vector)] = stream.alpha * steered
     wanted = sorted({place for text, places in tree for place in places[-len(text.answer) :]})
     mask = torch.zeros(1, 1, size, size, dtype=frozen.dtype).masked_fill(~seen, torch.finfo(frozen.dtype).min)

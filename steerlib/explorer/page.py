@@ -129,30 +129,28 @@ def summary(answers: Answers, seconds: float) -> str:
 
 
 def _parts(pages: Sequence[Mapping]) -> tuple[str, str]:
-    """Script and body of a page: the data stand in the script, where no `<` can end it."""
+    """Body of a page, and its script's hash: the data stand in the script, where no `<` can end it."""
     data = json.dumps(list(pages), ensure_ascii=False, allow_nan=False)
     for sign in "<>&\u2028\u2029":
         data = data.replace(sign, f"\\u{ord(sign):04x}")
     script = f"(() => {{\n{VIEW}\n{CALL}{data});\n}})();"
-    return script, '<div id="alpha-explorer">This page needs its own script to move the slider.</div>'
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    place = '<div id="alpha-explorer">This page needs its own script to move the slider.</div>'
+    return f"{place}\n<script>{script}</script>", f"sha256-{digest}"
 
 
 def saved_page(pages: Sequence[Mapping]) -> str:
     """One HTML page of some `page_data` with a working slider: one inline script, named by its hash, no request."""
-    script, body = _parts(pages)
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src '{_hash(script)}'"
+    body, digest = _parts(pages)
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src '{digest}'"
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><title>Alpha explorer</title></head>'
         '<body style="margin:1rem;font-family:system-ui,sans-serif"><h1 style="font-size:1.3rem">Alpha explorer</h1>'
         "<p>Answers of one frozen language model, steered and not. The unsteered ones may be offensive.</p>"
-        f"{body}\n<script>{script}</script></body></html>\n"
+        f"{body}</body></html>\n"
     )
-
-
-def _hash(script: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 def embedded_page(pages: Sequence[Mapping]) -> HTML:
@@ -180,10 +178,9 @@ def publish(folder: Path, pages: Sequence[Mapping]) -> None:
         partial.write_text(saved_page(pages), encoding="utf-8")
     if not path.exists():
         return
-    script, body = _parts(pages)
+    body, digest = _parts(pages)
     text = re.sub(r"; script-src '[^']*'", "", path.read_text("utf-8"))
-    text = text.replace("default-src 'none'", f"default-src 'none'; script-src '{_hash(script)}'", 1)
+    text = text.replace("default-src 'none'", f"default-src 'none'; script-src '{digest}'", 1)
     before, rest = text.split(SLOT[0])
     with atomic_path(path) as partial:
-        after = rest.split(SLOT[1])[1]
-        partial.write_text(f"{before}{SLOT[0]}{body}\n<script>{script}</script>{SLOT[1]}{after}", "utf-8")
+        partial.write_text(f"{before}{SLOT[0]}{body}{SLOT[1]}{rest.split(SLOT[1])[1]}", "utf-8")

@@ -91,11 +91,11 @@ def agreement(ratings: pd.DataFrame) -> float:
     """
     kappas = []
     for one, other in combinations(ratings.columns, 2):
-        table = pd.crosstab(ratings[one], ratings[other], normalize=True)
-        values = table.index.union(table.columns)
-        p = table.reindex(index=values, columns=values, fill_value=0.0).to_numpy()
-        chance = p.sum(1) @ p.sum(0)
-        kappas.append((np.trace(p) - chance) / (1 - chance) if len(p) and chance < 1 else np.nan)
+        equal = (ratings[one] == ratings[other]).mean()
+        chance = (
+            ratings[one].value_counts(normalize=True).mul(ratings[other].value_counts(normalize=True)).sum()
+        )
+        kappas.append((equal - chance) / (1 - chance) if chance < 1 else np.nan)
     return float(np.mean(kappas)) if kappas else np.nan
 
 
@@ -116,8 +116,9 @@ class BlindPanel(anywidget.AnyWidget):
         super().__init__()
         self.file, self.rater = folder / "preferences" / f"{rater}.jsonl", rater
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        draws = [text_hash(f"{rater} {key}") for key in pairs["prompt_id"] + pairs["arm_id"]]
-        self.pairs = pairs.assign(draw=draws).sort_values("draw", ignore_index=True)
+        draws = np.array([text_hash(f"{rater} {key}") for key in pairs["prompt_id"] + pairs["arm_id"]])
+        first = pairs["arm_id"].where(draws >> 7 & 1 == 1, pairs["control_arm"])
+        self.pairs = pairs.assign(draw=draws, first=first).sort_values("draw", ignore_index=True)
         judged = read_choices(folder).query("rater == @rater")[JUDGED].agg(tuple, axis=1).tolist()
         keys = self.pairs[JUDGED].agg(tuple, axis=1)
         self._left = [i for i, key in enumerate(keys) if key not in judged]
@@ -130,21 +131,16 @@ class BlindPanel(anywidget.AnyWidget):
             self.pair = {"said": f"{total} of {total} pairs judged by {self.rater}; thank you."}
             return
         row = self.pairs.iloc[self._left[0]]
-        texts = [row["text"], row["other"]][:: 1 if self._own_first(row) else -1]
+        texts = [row["text"], row["other"]][:: 1 if row["first"] == row["arm_id"] else -1]
         said = f"Pair {done + 1} of {total}, rater {self.rater}. Which continuation is better?"
         self.pair = {"number": self._left[0], "prompt": row["prompt"], "texts": texts, "said": said}
 
-    @staticmethod
-    def _own_first(row: pd.Series) -> bool:
-        return int(row["draw"]) >> 7 & 1 == 1
-
     def choose(self, choice: int, number: int, seconds: float) -> None:
         """Write a choice down and show the next pair; a second answer to the same pair is ignored."""
-        if not self._left or number != self._left[0] or choice not in (1, 2, 0):
+        if number not in self._left[:1]:
             return
         row = self.pairs.iloc[self._left.pop(0)]
-        kept = {"rater": self.rater, **{name: row[name] for name in JUDGED}}
-        kept |= {"first": row["arm_id"] if self._own_first(row) else row["control_arm"], "choice": choice}
+        kept = {"rater": self.rater, **row[[*JUDGED, "first"]], "choice": choice}
         kept |= {"seconds": round(seconds, 2), "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
         with self.file.open("a+b") as file:
             # A torn last line must not swallow this one.

@@ -106,17 +106,15 @@ class Answers:
         return self.steered.iloc[along if self.exact else int(np.abs(starts - alpha).argmin())]
 
 
-def run_prompts(
-    folder: Path, *, first: Sequence[str] = (), most: int = 40, openings: int = 12
-) -> pd.DataFrame:
+def run_prompts(folder: Path, *, first: Sequence[str] = ()) -> pd.DataFrame:
     """Prompts to choose from: `PROMPT_COLUMNS`, where category is c*(u).
 
-    Hostile openings of the demo come first, `first` of them by name, steered in "toxicity", at most `openings`. Then
-    at most `most` test prompts of the run (of all prompts without a test split), those first whose base answers are
-    most toxic: there an effect can be seen.
+    Twelve hostile openings of the demo come first, `first` of them by name, steered in "toxicity". Then at most 40 test
+    prompts of the run (of all prompts without a test split), those first whose base answers are most toxic: there an
+    effect can be seen.
     """
     own = demo_openings()[1].query("split == 'test'").set_index("prompt_id", drop=False)
-    own = own.loc[[*first, *own.index.difference([*first], sort=False)]].head(openings)
+    own = own.loc[[*first, *own.index.difference([*first], sort=False)]].head(12)
     own = own.assign(category="toxicity").reindex(columns=PROMPT_COLUMNS, fill_value="")
     if not has_table(folder, "prompts"):
         return own.reset_index(drop=True)
@@ -128,7 +126,7 @@ def run_prompts(
         answers = answers.assign(toxicity=answers["text"].map(kept_toxicity(folder, answers["text"])))
         toxicity = chosen["prompt_id"].map(answers.groupby("prompt_id")["toxicity"].mean())
         chosen = chosen.loc[toxicity.sort_values(ascending=False, kind="stable").index]
-    return pd.concat([own, chosen[PROMPT_COLUMNS].head(most)], ignore_index=True)
+    return pd.concat([own, chosen[PROMPT_COLUMNS].head(40)], ignore_index=True)
 
 
 def run_ranges(folder: Path) -> dict[tuple[str, str], tuple[float, float, float]]:

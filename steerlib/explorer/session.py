@@ -24,15 +24,13 @@ from steerlib.models import FrozenModel
 from steerlib.reading import after_thinking
 from steerlib.residual import VectorFamily, in_unit
 from steerlib.rules import RULES, acting_on
-from steerlib.toxicity import Scorer, check_attribute
+from steerlib.toxicity import Scorer
 
 STEP = 0.01  # of the slider along a path
 BESIDE = 9  # alphas of a logit rule with a vector beside it, which has no path
 TOPS = 3  # candidates shown of each branch at a token
 FORCED = 256  # tokens of answers that are read again at a time
-READ_AGAIN = (
-    50_000  # tokens of contexts; answers to a longer prompt are shown without their tokens' probabilities
-)
+READ_AGAIN = 50_000  # tokens of contexts; with more, no probabilities of tokens are shown
 COLUMNS = ["method", "alpha_low", "alpha_high", "text", "token_ids", "n_tokens", "stopped", "complete"]
 Report = Callable[[int, int, str], object]
 
@@ -50,7 +48,7 @@ class Explorer:
 
     `sampling` is greedy or has top_p = 1 (min_p is the nucleus of a path), `style` is "chat" or "continuation".
     `alpha_max` ends the path of the logit rules, dimensionless; `residual_alphas` of the vectors increase from 0.
-    A ValueError says that a vector does not fit the model, the alphas do not increase, or no path is exact.
+    A ValueError says that a vector does not fit the model, or the alphas do not increase.
     """
 
     def __init__(
@@ -67,8 +65,6 @@ class Explorer:
         self.frozen, self.scorer, self.style, self.sampling = frozen, scorer, style, sampling
         self.vectors = {f"{one.vector_user} {one.name}".strip(): one for one in vectors}
         self.alpha_max, self.residual_alphas = float(alpha_max), tuple(map(float, residual_alphas))
-        if sampling.temperature and sampling.top_p < 1:
-            raise ValueError(f"top_p {sampling.top_p} has no exact alpha path; use top_p=1, with min_p")
         if list(residual_alphas) != sorted({0.0, *residual_alphas}) or len(residual_alphas) < 2:
             raise ValueError(f"residual_alphas must increase from 0, not {list(residual_alphas)}")
         for layer, vector in (
@@ -99,13 +95,8 @@ class Explorer:
     def estimate(self, question: Question) -> Estimate:
         """Memory of all rows; time of two operations a weight and token, at the speed of one matrix product here.
 
-        A ValueError names an empty or too long prompt, an unknown category, method or vector.
+        A ValueError names an empty or too long prompt.
         """
-        check_attribute(question.category)
-        if question.method not in self.methods:
-            raise ValueError(f"method {question.method!r} is none of {', '.join(self.methods)}")
-        if question.by_vector and question.vector not in self.vectors:
-            raise ValueError(f"vector {question.vector!r} is none of {', '.join(self.vectors) or 'none'}")
         alphas = [self.alpha_max] if question.exact else self.grid(question)[1:]
         requests = self._run(make_requests, question, alphas)
         streams = {stream for request in requests for stream in request.branches.values()}
@@ -158,7 +149,6 @@ class Explorer:
             with _watched(self.frozen, most, report):
                 if of_base not in self._bases:
                     self._bases[of_base] = self._decoded(of_base, [0.0])
-                # On a grid the base's answer is the method's at 0, unless a vector stands beside a rule.
                 base = self._bases[of_base]
                 parts = [base.assign(alpha_low=np.nan, alpha_high=np.nan)]
                 yield self._measured(question, parts)
@@ -167,11 +157,10 @@ class Explorer:
                 if exact:
                     path = self._run(alpha_path, question, [self.alpha_max])
                     parts.append(path.assign(method=question.method, kl_to_base=np.nan))
-                else:
-                    zero = question.vector_alpha
-                    parts.append(
-                        self._decoded(question, [0.0]) if zero else base.assign(method=question.method)
-                    )
+                elif question.vector_alpha:
+                    parts.append(self._decoded(question, self.grid(question)))
+                else:  # the base's answer is the method's at 0
+                    parts.append(base.assign(method=question.method))
                     parts.append(self._decoded(question, self.grid(question)[1:]))
                 found = self._measured(question, parts, exact=exact)
                 yield found
@@ -199,10 +188,7 @@ class Explorer:
             how |= {"profile": "population", "category": question.category}
         families = self._family(question)
         if families:
-            how |= {"family": families[0]}
-            how |= (
-                {"vector_alpha": question.vector_alpha} if RULES[question.method].acts_on == "logits" else {}
-            )
+            how |= {"family": families[0], "vector_alpha": question.vector_alpha}
         prompt = pd.DataFrame([vars(question)])[["prompt", "prompt_id", "history"]]
         arms = make_arms(question.method, alphas, **how)
         return engine(self.frozen, prompt, arms, seeds=[question.seed], vectors=families, **rest)
@@ -246,11 +232,12 @@ class Explorer:
             texts = [(s, ids) for i, ids in read.items() for s in (base, *read_streams(requests[i]).values())]
             z = dict(forced_logits({"": self.frozen}, [text for text in texts if text[1]], families))
             for i, ids in read.items():
-                own = {name: z[one, ids] for name, one in read_streams(requests[i]).items() if ids}
-                log_p = {name: one.log_softmax(-1) for name, one in own.items()}
-                if ids:
-                    log_p["base"] = z[base, ids].log_softmax(-1)
-                if ids and i:
+                if not ids:
+                    tokens.append([])
+                    continue
+                own = {name: z[one, ids] for name, one in read_streams(requests[i]).items()}
+                log_p = {name: one.log_softmax(-1) for name, one in (own | {"base": z[base, ids]}).items()}
+                if i:
                     alphas = own["base"].new_full((len(ids),), requests[i].alpha)
                     steered = log_p["steered"] = RULES[requests[i].method].steer(own, alphas).log_softmax(-1)
                     kl = (steered.exp() * (steered - log_p["base"])).nan_to_num(0.0).sum(-1)

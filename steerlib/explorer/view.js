@@ -180,7 +180,8 @@ function mount(root, { onAlpha = () => {}, onSave = null } = {}) {
 function page(root, pages) {
   const place = el("div"), prompt = el("p", { style: "white-space:pre-wrap" });
   const choice = el("select", { "aria-label": "Prompt", onchange: () => choose() }, ...pages.map((one, i) => el("option", { value: i }, one.prompt.slice(0, 90))));
-  root.replaceChildren(el("p", {}, choice), prompt, place);
+  const chosen = pages.length > 1 && el("p", {}, "These openings were chosen, not sampled, because steering shows there: they say what steering can look like, not what it does on average.");
+  root.replaceChildren(...[el("p", {}, choice), chosen, prompt, place].filter(Boolean));
   const view = mount(place);
   function choose() {
     const one = pages[+choice.value];

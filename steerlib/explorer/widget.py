@@ -24,7 +24,7 @@ from steerlib.toxicity import ATTRIBUTES
 PATIENCE = 0.25  # seconds without another change before decoding starts
 LONGEST_ANSWER = 256
 SHOWN = 80  # characters of a prompt in the list
-UNIT_OF_RESIDUAL = ("of the residual's norm", "residual")
+UNITS = [("of the vector", "vector"), ("of the residual's norm", "residual")]
 
 
 class _Stopped(Exception):
@@ -66,7 +66,7 @@ class AlphaExplorer(w.VBox):
         self.vector = _named(w.Dropdown, "Vector", options=[*explorer.vectors] or ["none"])
         self.vector_alpha = _named(w.FloatSlider, "Vector alpha", "26em", min=-1.0, max=1.0, step=0.05)
         self.layers = _named(w.IntRangeSlider, "Layers", min=0, max=last, value=(0, last))
-        self.unit = _named(w.Dropdown, "Unit", options=[("of the vector", "vector"), UNIT_OF_RESIDUAL])
+        self.unit = _named(w.Dropdown, "Unit", options=UNITS)
         self.seed = _named(w.BoundedIntText, "Seed", "11em", min=0, max=10_000)
         limit = explorer.sampling.max_new_tokens
         self.tokens = _named(w.BoundedIntText, "Tokens", "11em", value=limit, min=1, max=LONGEST_ANSWER)
@@ -173,17 +173,12 @@ class AlphaExplorer(w.VBox):
             raise
 
     def _decode(self, ticket: int, question: Question, alpha: float) -> None:
-        told = ("", "")
-
         def tell(state: str, text: str = "") -> None:
             """Say where we are, unless another question was asked meanwhile."""
-            nonlocal told
-            if ticket == self._asked and told == (state, text):
-                return
             with self._lock:
                 if ticket != self._asked:
                     raise _Stopped
-                told = self.state.value, self.view.streamed = state, text
+                self.state.value, self.view.streamed = state, text
 
         def report(done: int, most: int, text: str) -> None:
             tell(f"decoding {done} of {most}", text)
@@ -207,7 +202,7 @@ class AlphaExplorer(w.VBox):
     def _data(self) -> dict:
         assert self.answers
         question = self.answers.question
-        accepted = self.prompts["accepted"].get(question.prompt_id, "") if "accepted" in self.prompts else ""
+        accepted = self.prompts["accepted"].get(question.prompt_id, "")
         chosen = self.ranges.get((question.method, question.key.vector))
         return page_data(self.answers, self.explorer, accepted=accepted, chosen=chosen, start=self.alpha)
 

@@ -41,15 +41,13 @@ def score_first_answers(
     """Score S of the base's first answer to each prompt: prompt_id, dimension, score in the order of the prompts.
 
     Of several seeds' generations the first counts. The dimension is the prompt's category where that is one of SDA's
-    five, else harmlessness (a category may be a user's c*(u)). ValueError where a prompt has no answer; see `judged`.
+    five, else harmlessness (a category may be a user's c*(u)). See `judged`, also for errors.
 
     Source: SDA, stage 1; one score a prompt and dimension, the same for all tokens of the second answer.
     """
     first = generations.sort_values("seed", kind="stable").drop_duplicates("prompt_id").set_index("prompt_id")
     items = prompts[["prompt_id", "prompt", "category"]].reset_index(drop=True)
     items["text"] = items["prompt_id"].map(first["text"])
-    if items["text"].isna().any():
-        raise ValueError(f"prompt {items.loc[items['text'].isna(), 'prompt_id'].iloc[0]} has no first answer")
     items["dimension"] = items["category"].where(items["category"].isin(DIMENSIONS), "harmlessness")
     parts = [
         rows.assign(score=judged(judge, rows, str(dimension), folder)["score"])

@@ -118,9 +118,6 @@ def _cached(
     table: str, judge: Judge, items: pd.DataFrame, names: Item, dimension: str, folder: Path
 ) -> pd.DataFrame:
     check_dimension(dimension)
-    absent = [name for name in names if name not in items]
-    if absent:
-        raise ValueError(f"items have no column {', '.join(absent)}; they have {', '.join(map(str, items))}")
     texts = {name: check_texts(items[name], what=f"items: {name}") for name in names}
     keys = pd.DataFrame({f"{name}_sha": list(map(text_sha, listed)) for name, listed in texts.items()})
     prompts, *answers = texts.values()
@@ -143,6 +140,5 @@ def _cached(
     keys, shown_as = keys.assign(judge=judge.id, dimension=dimension), f"judge, {dimension}"
     found = cached_rows(folder, table, keys, ask, unit="question", what=shown_as, chunk=CHUNK, announce=spend)
     if missing := int(found["score"].isna().sum()):
-        message = f"judge {judge.id} gave no score to {missing} of {len(found)} questions"
-        warnings.warn(message, stacklevel=3)
+        warnings.warn(f"{judge.id} gave no score to {missing} of {len(found)} questions", stacklevel=3)
     return found

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import repeat
 from json import JSONDecodeError
 from typing import Any
 
@@ -64,25 +65,16 @@ class EndpointJudge:
         self.model, self.workers, self.prices = model, workers, (price_in, price_out)
         changed = {**REQUEST, **(request or {})}
         self._request = {name: value for name, value in changed.items() if value is not None}
-        self.server = self._client.base_url.netloc.decode()
-        self.id = f"endpoint:{model}@{self.server}:{prompt_hash(self._request)}"
-        self._answered = False
-
-    def __repr__(self) -> str:
-        return f"EndpointJudge({self.id})"
+        self.id = f"endpoint:{model}@{self._client.base_url.netloc.decode()}:{prompt_hash(self._request)}"
+        self._answered, self._refused = False, ""
 
     def rate(self, items: Sequence[Item], dimension: str) -> list[Scores | None]:
         """Scores from 1 to 100, None where no reply could be read; ConnectionError where the server does not serve."""
-        refused: list[str] = []
         with ThreadPoolExecutor(self.workers) as pool:
-            waiting = [pool.submit(self._ask, item, dimension, refused) for item in items]
-            try:
-                found = [future.result() for future in waiting]
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-        if refused and not self._answered:
-            raise ConnectionError(f"{self.id} has answered nothing so far: {refused[0]}")
+            # `map` cancels the questions that wait where one fails.
+            found = list(pool.map(self._ask, items, repeat(dimension)))
+        if self._refused and not self._answered:
+            raise ConnectionError(f"{self.id} has answered nothing so far: {self._refused}")
         return found
 
     def spend(self, items: Sequence[Item], dimension: str) -> str:
@@ -95,49 +87,43 @@ class EndpointJudge:
         if price_in is not None and price_out is not None:
             price = f"at most about ${(tokens_in * price_in + tokens_out * price_out) / 1e6:,.2f}"
         return (
-            f"judge {self.model} at {self.server}: {len(items):,} calls, about {tokens_in:,} input tokens and at most"
+            f"judge {self.id}: {len(items):,} calls, about {tokens_in:,} input tokens and at most"
             f" {tokens_out:,} output tokens, {price}; {TRIES} times that if no reply can be read"
         )
 
-    def try_once(self) -> str:
-        """The reply to one question, asked once; ConnectionError where none comes within five seconds."""
-        patient, refused = self._client, []
-        self._client = patient.with_options(timeout=min(SECONDS, 5.0), max_retries=0)
-        try:
-            reply = self._reply(question(EXAMPLE, "harmlessness"), refused)
-        finally:
-            self._client = patient
-        if reply is None:
-            raise ConnectionError(f"{self.id}: {refused[0]}")
-        return reply
+    def try_once(self) -> None:
+        """Ask one question once; ConnectionError where no reply comes within five seconds."""
+        hasty = self._client.with_options(timeout=min(SECONDS, 5.0), max_retries=0)
+        if self._reply(question(EXAMPLE, "harmlessness"), hasty) is None:
+            raise ConnectionError(f"{self.id}: {self._refused}")
 
-    def _ask(self, item: Item, dimension: str, refused: list[str]) -> Scores | None:
+    def _ask(self, item: Item, dimension: str) -> Scores | None:
         """Scores of one item, asked for until the reply can be read."""
         asked = turns = question(item, dimension)
         for _ in range(TRIES):
-            reply = self._reply(turns, refused)
-            scores = None if reply is None else reply_scores(reply, PROMPTS["keys"][len(item) - 1])
-            if reply is None or scores is not None:
+            reply = self._reply(turns, self._client)
+            if reply is None:
+                return None
+            if scores := reply_scores(reply, PROMPTS["keys"][len(item) - 1]):
                 return scores
             shown = {"role": "assistant", "content": reply[:500] or "(nothing)"}
             turns = [*asked, shown, {"role": "user", "content": PROMPTS["again"]}]
         return None
 
-    def _reply(self, turns: list[dict[str, str]], refused: list[str]) -> str | None:
+    def _reply(self, turns: list[dict[str, str]], client: Any) -> str | None:
         """The reply to one conversation; None where the server refuses this one or is too slow over it."""
-        names = ("APITimeoutError", "BadRequestError", "UnprocessableEntityError")
-        one_item = tuple(getattr(self._openai, name) for name in names)
+        api = self._openai
         try:
-            came = self._client.chat.completions.create(model=self.model, messages=turns, **self._request)
+            came = client.chat.completions.create(model=self.model, messages=turns, **self._request)
             content = came.choices[0].message.content
-        except one_item as failure:
-            refused.append(self._said(failure))
+        except (api.APITimeoutError, api.BadRequestError, api.UnprocessableEntityError) as failure:
+            self._refused = self._said(failure)
             return None
-        except self._openai.OpenAIError as failure:
+        except api.OpenAIError as failure:
             # Not "from failure": it carries the request, and with it the key.
             raise ConnectionError(f"{self.id}: {self._said(failure)}") from None
         except (AttributeError, IndexError, TypeError, JSONDecodeError):
-            refused.append("what it sends is no chat completion; is the address right?")
+            self._refused = "what it sends is no chat completion; is the address right?"
             return None
         self._answered = True
         return content or ""

@@ -1,12 +1,12 @@
 """Judges on this machine: a language model's expected rating, a reward model, the toxicity scorer."""
 
-import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import torch
+from scipy.special import expit
 
 from steerlib.judges import base
 from steerlib.judges.base import HIGHEST, LOWEST, PROMPTS, Item, Scores, check_dimension
@@ -94,11 +94,11 @@ class RewardJudge:
         """Scores in [1, 100], each answer rated alone."""
         if check_dimension(dimension) != self.dimension:
             raise ValueError(f"{self.id} rewards {self.dimension}; it cannot judge {dimension}")
-        return base.rate_alone(items, lambda alone: map(self._score, alone))
+        return base.rate_alone(items, lambda alone: [self._score(*item) for item in alone])
 
-    def _score(self, item: Item) -> float:
-        x = (self.reward(*item) - self.centre) / self.scale
-        return LOWEST + (HIGHEST - LOWEST) / (1 + math.exp(-max(x, -700)))
+    def _score(self, prompt: str, answer: str) -> float:
+        x = (self.reward(prompt, answer) - self.centre) / self.scale
+        return LOWEST + (HIGHEST - LOWEST) * float(expit(x))
 
     @torch.inference_mode()
     def reward(self, prompt: str, answer: str) -> float:

@@ -81,8 +81,7 @@ def read_ratings(
     table = table.assign(chosen=table["chosen"] & ~again)[~later]
     top = table[table["rating"] == table.groupby(turn)["rating"].transform("max")]
     counts["turns with a tie for the highest rating"] = int((top.groupby(turn).size() > 1).sum())
-    unchosen = table.groupby(turn).ngroups - int(table["chosen"].sum())
-    counts["turns without a chosen response"] = unchosen
+    counts["turns without a chosen response"] = table.groupby(turn).ngroups - int(table["chosen"].sum())
     few = table["turn"].eq(0).groupby(table["user_id"]).transform("sum") < min_ratings
     counts[f"users with fewer than {min_ratings} ratings dropped"] = table.loc[few, "user_id"].nunique()
     counts["ratings of those users dropped"] = int(few.sum())
@@ -215,7 +214,7 @@ def _checked(rows: pd.DataFrame, file: str) -> tuple[pd.DataFrame, int]:
     """Rows under our column names and types, what the file leaves out filled in; how many ids were made one."""
     is_prism = "model_response" in rows or file == "utterances.jsonl"
     renamed = PRISM_COLUMNS if is_prism else {}
-    table, merged = pd.DataFrame(index=rows.index), 0
+    table, merged = pd.DataFrame({"turn": 0, "prompt_category": ""}, index=rows.index), 0
     for name in PARSERS:
         theirs = name if name in rows else renamed.get(name, name)
         if theirs in rows or name in REQUIRED:
@@ -232,11 +231,7 @@ def _checked(rows: pd.DataFrame, file: str) -> tuple[pd.DataFrame, int]:
         row = int(repeated.argmax())
         name = table["utterance_id"].iloc[row]
         raise ValueError(f"{file}, row {row + 1}, column utterance_id: {name!r} stands there twice")
-    if "turn" not in table:
-        table["turn"] = 0
     if "chosen" not in table:
         best_first = table.sort_values("rating", ascending=False, kind="stable")
         table["chosen"] = ~best_first.duplicated(["conversation_id", "turn"])
-    if "prompt_category" not in table:
-        table["prompt_category"] = ""
     return table[[name for name in SCHEMA["ratings"].columns if name not in ATTRIBUTE_COLUMNS]], merged

@@ -22,19 +22,13 @@ def sensitivities(ratings: pd.DataFrame, estimator: str = "paper") -> pd.DataFra
 
     `(U, 6)`, users in the order of their ids, independent of the order of the rows. A user whose ratings are all 100
     has sum d_i = 0 and gets the plain mean of P_c, the limit of equal dislikes; the adjusted estimate is then 0. A
-    ValueError says that the estimator is none of `ESTIMATORS`, that there are no rows, or that a value is missing.
+    ValueError says that the estimator is none of `ESTIMATORS`.
 
     Source: STEER-Away, user profiles. Its s averages what the user happened to be shown; the adjustment is ours.
     """
-    missing = [column for column in ("user_id", "rating", *SIX) if column not in ratings]
-    if missing or ratings.empty:
-        raise ValueError(f"ratings have {len(ratings)} rows and lack the columns {missing}")
     # Sums depend on the order of their terms, so the rows are sorted first.
     rows = ratings.sort_values(["user_id", "rating", *SIX], kind="stable")
     values = rows[["rating", *SIX]].to_numpy(dtype=np.float64)
-    for row, column in np.argwhere(np.isnan(values))[:1]:
-        user = rows["user_id"].iloc[row]
-        raise ValueError(f"ratings: {('rating', *SIX)[column]} is missing in a row of user {user!r}")
     codes, users = pd.factorize(rows["user_id"])
     found = estimate(codes, 1.0 - values[:, 0] / 100.0, values[:, 1:], estimator)
     return pd.DataFrame(found, index=pd.Index(users, name="user_id"), columns=pd.Index(SIX))

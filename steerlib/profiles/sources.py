@@ -53,18 +53,18 @@ def hub_file(dataset: str, name: str, *, revision: str = "main") -> Path:
 
     A FileNotFoundError, neither cached nor reachable, names what to give instead.
     """
-    from huggingface_hub import get_session, hf_hub_download, hf_hub_url
+    from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import LocalEntryNotFoundError
+
+    from steerlib.models import hub_answers  # late: it imports torch
 
     of: dict[str, Any] = {"repo_type": "dataset", "revision": revision}
     try:
         return Path(hf_hub_download(dataset, name, **of, local_files_only=True))
     except LocalEntryNotFoundError:
-        pass
+        offline = not hub_answers()
     try:
-        # One plain request first: without a network the hub's client retries for half a minute.
-        get_session().head(hf_hub_url(dataset, name, **of), timeout=10)
-        return Path(hf_hub_download(dataset, name, **of))
+        return Path(hf_hub_download(dataset, name, **of, local_files_only=offline))
     except Exception as failure:  # the client's HTTP library, and so its errors, differ between versions
         raise FileNotFoundError(
             f"{name} of {dataset} (revision {revision}) is not on this machine and cannot be fetched"

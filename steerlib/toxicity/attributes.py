@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Iterable
-from difflib import get_close_matches
 
 from steerlib.tables import ATTRIBUTE_COLUMNS
 
@@ -18,13 +17,10 @@ LABEL_NAMES = {attribute: attribute for attribute in ATTRIBUTES} | {
 
 
 def check_attribute(name: str) -> str:
-    """The name itself; where it is none of the six attributes, a ValueError shows the nearest name and all six."""
-    if name in ATTRIBUTES:
-        return name
-    plain = str(name).lower().replace(" ", "_").replace("-", "_")
-    nearest = get_close_matches(plain, LABEL_NAMES, n=1)
-    hint = f"; did you mean {LABEL_NAMES[nearest[0]]!r}?" if nearest else "."
-    raise ValueError(f"{name!r} is not an attribute{hint} The six are {', '.join(ATTRIBUTES)}")
+    """The name itself; a ValueError where it is none of the six attributes."""
+    if name not in ATTRIBUTES:
+        raise ValueError(f"{name!r} is not an attribute; the six are {', '.join(ATTRIBUTES)}")
+    return name
 
 
 def match_labels(names: Iterable[str], *, owner: str) -> dict[str, str]:
@@ -33,12 +29,11 @@ def match_labels(names: Iterable[str], *, owner: str) -> dict[str, str]:
     Case is ignored; where both an attribute's own name and Jigsaw's are given, its own is taken; other names are left
     out. A ValueError that none of the names is toxicity says whose they are (`owner`).
     """
-    given = [str(name) for name in names]
-    ordered = sorted(given, key=lambda name: name.lower() in ATTRIBUTES)
+    ordered = sorted(map(str, names), key=lambda name: name.lower() in ATTRIBUTES)
     found = {LABEL_NAMES[name.lower()]: name for name in ordered if name.lower() in LABEL_NAMES}
     missing = [attribute for attribute in ATTRIBUTES if attribute not in found]
     if "toxicity" in missing:
-        raise ValueError(f"{owner} has no toxicity; it has {', '.join(given)}")
+        raise ValueError(f"{owner} has no toxicity; it has {', '.join(ordered)}")
     if missing:
         warnings.warn(f"{owner} has no {', '.join(missing)}: these scores are missing (NaN)", stacklevel=3)
     return {attribute: found[attribute] for attribute in ATTRIBUTES if attribute in found}

@@ -82,9 +82,8 @@ def read_keras_weights(content: bytes) -> dict[str, torch.Tensor]:
             names[f"lstm.{weight}_{suffix}"] = f"bidirectional/{side}_layer/cell/vars/{number}"
     with h5py.File(io.BytesIO(content)) as file:
         tensors = {ours: torch.from_numpy(file[f"layers/{theirs}"][:]) for ours, theirs in names.items()}
-    zeros = {f"lstm.bias_hh_{suffix}": torch.zeros(200) for suffix in ("l0", "l0_reverse")}
-    stored = {name: x.T if "weight" in name and "emb" not in name else x for name, x in tensors.items()}
-    return {name: x.contiguous() for name, x in (stored | zeros).items()}
+    tensors |= {f"lstm.bias_hh_{suffix}": torch.zeros(200) for suffix in ("l0", "l0_reverse")}
+    return {name: x.T if "weight" in name and "emb" not in name else x for name, x in tensors.items()}
 
 
 class EmbeddedScorer:

@@ -26,18 +26,12 @@ from steerlib.toxicity.embedded_scorer import EmbeddedScorer
 
 
 class Scorer(Protocol):
-    """What a scorer is: a name that changes with its weights, and a call. Your own needs nothing else."""
+    """What a scorer is. Your own needs nothing else."""
 
-    @property
-    def id(self) -> str:
-        """Name, version and hash of the weights or the file: scores are cached under it."""
-        ...
+    id: str  # name, version and hash of the weights or the file: scores are cached under it
 
     def __call__(self, texts: Iterable[str]) -> pd.DataFrame:
-        """Scores in [0, 1], one row a text in the given order, one column an attribute.
-
-        An attribute that the scorer does not know is missing (NaN) for every text, never 0.
-        """
+        """Scores in [0, 1], one row a text, one column an attribute; one that it does not know is absent or all NaN."""
         ...
 
 
@@ -100,8 +94,8 @@ def score_texts(scorer: Scorer, texts: Iterable[str], folder: Path, *, workers: 
     Scores are cached in the table `scores` of the run's folder, see `cached_rows`. Of a reasoning model's answer, what
     follows its thoughts is scored; the empty text is scored as it is. With `workers`, see `mapped`, a part of the table
     holds a hundred times as many texts, so that they start once; Perspective, which allows one request per second, is
-    asked by this process alone. A ValueError where a text is no string, or the scorer gave something other than six
-    scores in [0, 1].
+    asked by this process alone. A ValueError where a text is no string, or the scorer gave something other than a score
+    in [0, 1] for each.
     """
     listed = check_texts(texts)
     keys = pd.DataFrame({"text_sha": [text_sha(text) for text in listed], "scorer": scorer.id})
@@ -118,19 +112,27 @@ def score_texts(scorer: Scorer, texts: Iterable[str], folder: Path, *, workers: 
 
 
 def checked_scores(scorer: Scorer, texts: list[str]) -> pd.DataFrame:
-    """Scores of some texts by a scorer, in the order of `ATTRIBUTES`; see `score_texts`."""
+    """Scores of some texts by a scorer; see `score_texts`."""
     scores = scorer(texts)
-    missing = [attribute for attribute in ATTRIBUTES if attribute not in scores]
-    if missing or len(scores) != len(texts):
-        gave = f"{len(scores)} rows of {', '.join(map(str, scores.columns))}"
-        raise ValueError(f"scorer {scorer.id} gave {gave} for {len(texts)} texts; expected the six of each")
-    six = scores[list(ATTRIBUTES)].reset_index(drop=True).astype(float)
-    for attribute, values in six.items():
-        bad = ~values.between(0, 1)
-        if bad.any() and (attribute == "toxicity" or not values.isna().all()):
-            row = int(bad.to_numpy().argmax())
-            raise ValueError(f"scorer {scorer.id}, text {row}: {attribute} is {values[row]}, not in [0, 1]")
-    return six
+    if len(scores) != len(texts):
+        raise ValueError(f"scorer {scorer.id} gave {len(scores)} rows for {len(texts)} texts")
+    return six_scores(scores, owner=f"scorer {scorer.id}")
+
+
+def six_scores(scores: pd.DataFrame, *, owner: str) -> pd.DataFrame:
+    """Scores as numbers, in the order of `ATTRIBUTES`; an attribute that is absent or blank throughout is NaN.
+
+    A ValueError shows the first value that is not in [0, 1], with its owner, row (from 1) and attribute.
+    """
+    six = scores.reindex(columns=list(ATTRIBUTES)).reset_index(drop=True).replace("", np.nan)
+    numbers = six.apply(pd.to_numeric, errors="coerce").astype(float)
+    needed = six.notna().any() | (six.columns == "toxicity")
+    wrong = ~((numbers >= 0) & (numbers <= 1)) & needed
+    if wrong.any(axis=None):
+        row, column = np.argwhere(wrong.to_numpy())[0]
+        value = six.iloc[:, column].tolist()[row]
+        raise ValueError(f"{owner}, row {row + 1}: {ATTRIBUTES[column]} is {value!r}, not in [0, 1]")
+    return numbers
 
 
 DETOXIFY = "unitary/toxic-bert"
@@ -151,37 +153,35 @@ class ClassifierScorer:
         self.tokenizer = pretrained("AutoTokenizer", name, what="scorer")
         settings = {"use_safetensors": True, "dtype": torch.float32}
         model = pretrained("AutoModelForSequenceClassification", name, what="scorer", **settings)
+        known, owner = model.config.label2id, f"scorer {str(name)!r}"
         self.excluding = model.config.problem_type == "single_label_classification"
         if self.excluding and not labels:
-            raise ValueError(f"scorer {str(name)!r} chooses one label of several; name yours in `labels`")
-        known = model.config.label2id
-        unknown = [label for label in (labels or {}).values() if label not in known]
-        if unknown:
-            raise ValueError(f"scorer {str(name)!r} has no label {unknown[0]!r}; it has {', '.join(known)}")
-        given = {check_attribute(attribute): label for attribute, label in (labels or {}).items()}
-        self.labels = given or match_labels(known, owner=f"scorer {str(name)!r}")
+            raise ValueError(f"{owner} chooses one label of several; name yours in `labels`")
+        for attribute, label in (labels or {}).items():
+            check_attribute(attribute)
+            if label not in known:
+                raise ValueError(f"{owner} has no label {label!r}; it has {', '.join(known)}")
+        self.labels = labels or match_labels(known, owner=owner)
         self.id = f"{Path(name).name}-{weights_sha(model)[:8]}"
-        self.id += f"-{sorted(given.items())}" if given else ""
+        self.id += f"-{sorted(labels.items())}" if labels else ""
         self.model: Any = model.eval().to(default_device())
 
+    @torch.inference_mode()
     def __call__(self, texts: Iterable[str]) -> pd.DataFrame:
         """As a `Scorer`; a text is cut at the model's longest input."""
-        listed = check_texts(texts)
+        listed, config = check_texts(texts), self.model.config
+        longest = min(self.tokenizer.model_max_length, config.max_position_embeddings, 512)
+        settings = {"padding": True, "truncation": True, "max_length": longest, "return_tensors": "pt"}
         # Texts of like length together: less padding.
         order = np.argsort([len(text) for text in listed], kind="stable")
-        logits = np.empty((len(listed), self.model.config.num_labels))
+        logits = np.empty((len(listed), config.num_labels))
         for start in range(0, len(order), 32):
             rows = order[start : start + 32]
-            logits[rows] = self._logits([listed[row] for row in rows])
+            batch = self.tokenizer([listed[row] for row in rows], **settings).to(self.model.device)
+            logits[rows] = self.model(**batch).logits.cpu().double().numpy()
         values = softmax(logits, axis=1) if self.excluding else expit(logits)
-        columns = [self.model.config.label2id[label] for label in self.labels.values()]
+        columns = [config.label2id[label] for label in self.labels.values()]
         return pd.DataFrame(values[:, columns], columns=list(self.labels)).reindex(columns=list(ATTRIBUTES))
-
-    @torch.inference_mode()
-    def _logits(self, texts: list[str]) -> Any:
-        longest = min(self.tokenizer.model_max_length, self.model.config.max_position_embeddings, 512)
-        batch = self.tokenizer(texts, padding=True, truncation=True, max_length=longest, return_tensors="pt")
-        return self.model(**batch.to(self.model.device)).logits.cpu().double().numpy()
 
 
 def weights_sha(model: torch.nn.Module) -> str:
@@ -200,7 +200,7 @@ class LookupScorer:
     """Scores looked up in a table: by text, for instance from the Perspective API, or by text hash (`archive`).
 
     The file has a column `text` or `text_sha` and one an attribute; further columns are left out. A ValueError where
-    there is no text or toxicity, a score is not in [0, 1], or a text has two different scores.
+    there is no text or toxicity, a text has two different scores, or as in `six_scores`.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -213,34 +213,30 @@ class LookupScorer:
             raise ValueError(f"{self.path.name} has no column 'text'; it has {', '.join(map(str, rows))}")
         labels = match_labels(rows.columns.drop(key), owner=self.path.name)
         texts = pd.Series(check_texts(rows[key], what=f"{self.path.name}, {key}"), dtype=object)
-        shas = texts.map(text_sha) if key == "text" else texts
-        scores = pd.DataFrame({"text": shas}, columns=["text", *ATTRIBUTES])
-        for attribute, label in labels.items():
-            scores[attribute] = pd.to_numeric(rows[label], errors="coerce")
-            unknown = key == "text_sha" and attribute != "toxicity" and scores[attribute].isna().all()
-            bad = ~scores[attribute].between(0, 1)
-            if bad.any() and not unknown:
-                where = f"{self.path.name}, row {int(bad.to_numpy().argmax()) + 1}"
-                raise ValueError(f"{where}: {attribute} is {rows[label][bad].iloc[0]!r}, not in [0, 1]")
+        given = rows[[*labels.values()]].set_axis([*labels], axis=1)
+        scores = six_scores(given, owner=self.path.name)
+        scores.insert(0, "text", texts.map(text_sha) if key == "text" else texts)
         scores = scores.drop_duplicates()
-        if scores["text"].duplicated().any():
-            text = texts[scores.index[scores["text"].duplicated()][0]]
+        if (twice := scores["text"].duplicated()).any():
+            text = texts[twice.idxmax()]
             raise ValueError(f"{self.path.name}: two rows give different scores of the text {text[:80]!r}")
-        self.scores = scores.set_index("text").astype(float)
+        self.scores = scores.set_index("text")
         with self.path.open("rb") as file:
             self.id = f"{self.path.stem}-{hashlib.file_digest(file, 'sha256').hexdigest()[:8]}"
 
     def __call__(self, texts: Iterable[str]) -> pd.DataFrame:
         """As a `Scorer`; a KeyError names the first text that is not in the table."""
         listed = check_texts(texts)
-        shas = [text_sha(text) for text in listed]
-        for row, sha in enumerate(shas):
-            if sha not in self.scores.index:
-                raise KeyError(f"{self.path.name}: no scores of the text in row {row}: {listed[row][:80]!r}")
-        return self.scores.loc[shas].reset_index(drop=True)
+        found = self.scores.reindex([text_sha(text) for text in listed]).reset_index(drop=True)
+        if (absent := found["toxicity"].isna()).any():
+            row = int(absent.idxmax())
+            raise KeyError(f"{self.path.name}: no scores of the text in row {row}: {listed[row][:80]!r}")
+        return found
 
 
 PERSPECTIVE = "https://commentanalyzer.googleapis.com/v1alpha1/comments:analyze"
+SECONDS, TIMEOUT = 1.0, 30.0
+"""From one request to the next and before the first repetition; for one answer."""
 LONGEST = 20_480
 """Bytes of a comment that Perspective reads."""
 UNSCORED = ("COMMENT_EMPTY", "COMMENT_TOO_LONG", "LANGUAGE_NOT_SUPPORTED", "LANGUAGE_DETECTION_FAILED")
@@ -256,19 +252,19 @@ class PerspectiveScorer:
 
     The key is read from PERSPECTIVE_API_KEY (else a KeyError). Scores are kept for ever in
     `cache_folder()/perspective`, by text. A text above 20 KB is cut; one that Perspective does not score is missing,
-    with a warning. `seconds` pass between two requests and before the first repetition; there are six tries.
+    with a warning. There are six tries.
     """
 
-    def __init__(self, address: str = PERSPECTIVE, *, seconds: float = 1.0, timeout: float = 30.0) -> None:
+    id = "perspective-v1alpha1-en"
+
+    def __init__(self) -> None:
         self._key = os.environ.get("PERSPECTIVE_API_KEY", "").strip()
         if not self._key:
             raise KeyError("Perspective's key is read from the environment, which has no PERSPECTIVE_API_KEY")
-        self.address, self.seconds, self.timeout = address, seconds, timeout
-        self.id = "perspective-v1alpha1-en" + ("" if address == PERSPECTIVE else f"@{address}")
         self._next = 0.0
         self._asked = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(Busy),
-            wait=tenacity.wait_exponential(seconds, max=60),
+            wait=tenacity.wait_exponential(SECONDS, max=60),
             stop=tenacity.stop_after_attempt(6),
             reraise=True,
         )
@@ -290,7 +286,7 @@ class PerspectiveScorer:
     def _scores(self, text: str) -> list[float]:
         """Scores of one text by one request, not before its time."""
         time.sleep(max(0.0, self._next - time.monotonic()))
-        self._next = time.monotonic() + self.seconds
+        self._next = time.monotonic() + SECONDS
         cut = text.encode("utf-8", "replace")[:LONGEST].decode("utf-8", "ignore")
         body: dict[str, Any] = {
             "comment": {"text": cut, "type": "PLAIN_TEXT"},
@@ -299,7 +295,7 @@ class PerspectiveScorer:
             "doNotStore": True,
         }
         try:
-            came = requests.post(self.address, params={"key": self._key}, json=body, timeout=self.timeout)
+            came = requests.post(PERSPECTIVE, params={"key": self._key}, json=body, timeout=TIMEOUT)
             answer = came.json()
         except requests.JSONDecodeError:
             raise Busy(f"{self.id}: what came with status {came.status_code} is no JSON") from None
@@ -314,12 +310,9 @@ class PerspectiveScorer:
             raise ConnectionError(f"{self.id} refuses: status {came.status_code}, {said}")
         try:
             given = {name: one["summaryScore"]["value"] for name, one in answer["attributeScores"].items()}
-            scores = [float(given.get(attribute.upper(), np.nan)) for attribute in ATTRIBUTES]
+            return [float(given.get(attribute.upper(), np.nan)) for attribute in ATTRIBUTES]
         except (AttributeError, KeyError, TypeError, ValueError):
             raise ConnectionError(f"{self.id}: the answer is no analysis: {str(answer)[:200]}") from None
-        if any(score < 0 or score > 1 for score in scores):
-            raise ConnectionError(f"{self.id}: a score is not in [0, 1]: {scores}")
-        return scores
 
     def _said(self, answer: object) -> str:
         """The server's message with its error types, without the key even where the server repeats it."""

@@ -20,8 +20,6 @@ from steerlib.vectors.steering_vector import (
     default_layers,
     describe_vectors,
     load_families,
-    load_family,
-    mean_difference,
     random_vectors,
     sae_direction,
     save_family,

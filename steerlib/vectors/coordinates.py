@@ -32,13 +32,12 @@ class Basis:
     Residual norms grow with depth, so each layer is divided by its own; the last one would otherwise be the basis.
 
     Attributes:
-        widths, norms: d_model, and n_l, the mean norm of the training answers' residuals, of each layer.
+        norms: n_l, the mean norm of the training answers' residuals, by layer.
         axes: Q, `(n_features, rank)`, Q^T Q = I; the first axis carries most of the pair differences.
         centre, spread: mean `(n_features,)` of the training answers' features, and standard deviation `(rank,)` along
             each axis (divided by n).
     """
 
-    widths: Mapping[int, int]
     norms: Mapping[int, float]
     axes: NDArray
     centre: NDArray
@@ -50,11 +49,11 @@ class Basis:
         return len(self.spread)
 
     def coordinates(self, residuals: Mapping[int, Tensor]) -> NDArray:
-        """Whitened coordinates x, `(n, rank)`, of residuals by layer, `(n, d_model)`; ValueError for another layer."""
-        return (_features(residuals, self.norms, self.widths) - self.centre) @ self.axes / self.spread
+        """Whitened coordinates x, `(n, rank)`, of residuals by layer, `(n, d_model)`."""
+        return (_features(residuals, self.norms) - self.centre) @ self.axes / self.spread
 
     def vectors(self, theta: ArrayLike) -> SteeringVector:
-        """The displacement of the residual stream that moves an answer's coordinates by theta, `(r,)`, r <= rank.
+        """The displacement of the residual stream that moves an answer's first r coordinates by theta, `(r,)`.
 
             v_l = n_l Q_l (spread * theta),    x(h + v) = x(h) + theta
 
@@ -63,13 +62,11 @@ class Basis:
         activations, Q (theta / spread), would push hardest along the axes on which answers hardly differ.
         """
         move = np.asarray(theta, dtype=np.float64)
-        if move.ndim != 1 or len(move) > self.rank:
-            raise ValueError(f"theta has shape {move.shape}, the basis {self.rank} axes")
         features = self.axes[:, : len(move)] @ (self.spread[: len(move)] * move)
-        parts = np.split(features, np.cumsum(list(self.widths.values()))[:-1])
+        parts = np.split(features, len(self.norms))
         return SteeringVector(
-            (layer, torch.from_numpy(part * self.norms[layer]).float())
-            for layer, part in zip(self.widths, parts, strict=True)
+            (layer, torch.from_numpy(part * norm).float())
+            for (layer, norm), part in zip(self.norms.items(), parts, strict=True)
         )
 
 
@@ -82,22 +79,15 @@ def difference_basis(
 
     Swapping the two answers of a pair changes only the signs of the axes; each points the way of the mean difference.
 
-    Residuals are those of the TRAIN pairs, by layer, `(n, d_model)`. A ValueError says that the sides do not match or
-    that the pairs span fewer axes than `rank`.
+    Residuals are those of the TRAIN pairs, by layer, `(n, d_model)`. A ValueError says that the pairs span fewer axes
+    than `rank`.
 
     Source: CAA on PRISM names the "SVD-orthogonalised basis" without equations; uncentred pair differences and the
     division by the layers' norms are ours.
     """
-    if not preferred or list(preferred) != list(dispreferred):
-        raise ValueError(f"sides differ: layers {list(preferred)} and {list(dispreferred)}")
-    widths, norms = {}, {}
-    for layer, likes in preferred.items():
-        if likes.shape != dispreferred[layer].shape:
-            shapes = f"{tuple(likes.shape)} and {tuple(dispreferred[layer].shape)}"
-            raise ValueError(f"layer {layer}: preferred and dispreferred have shapes {shapes}")
-        widths[layer] = likes.shape[-1]
-        norms[layer] = float(torch.cat([likes, dispreferred[layer]]).double().norm(dim=-1).mean())
-    likes, dislikes = (_features(side, norms, widths) for side in (preferred, dispreferred))
+    both = {layer: torch.cat([likes, dispreferred[layer]]) for layer, likes in preferred.items()}
+    norms = {layer: float(answers.double().norm(dim=-1).mean()) for layer, answers in both.items()}
+    likes, dislikes = (_features(side, norms) for side in (preferred, dispreferred))
     differences = likes - dislikes
     _, singular, right = np.linalg.svd(differences, full_matrices=False)
     found = int((singular > singular[0] * max(differences.shape) * np.finfo(np.float64).eps).sum())
@@ -106,18 +96,11 @@ def difference_basis(
     axes = right[:rank].T
     axes = axes * np.where(differences.mean(0) @ axes < 0, -1.0, 1.0)
     answers = np.concatenate([likes, dislikes])
-    return Basis(widths, norms, axes, answers.mean(0), (answers @ axes).std(axis=0))
+    return Basis(norms, axes, answers.mean(0), (answers @ axes).std(axis=0))
 
 
-def _features(
-    residuals: Mapping[int, Tensor], norms: Mapping[int, float], widths: Mapping[int, int]
-) -> NDArray:
-    parts = []
-    for layer, width in widths.items():
-        if layer not in residuals or residuals[layer].shape[-1] != width:
-            found = tuple(residuals[layer].shape) if layer in residuals else "no residuals"
-            raise ValueError(f"layer {layer} of the basis is {width} wide; found {found}")
-        parts.append(residuals[layer].double().cpu().numpy() / norms[layer])
+def _features(residuals: Mapping[int, Tensor], norms: Mapping[int, float]) -> NDArray:
+    parts = [residuals[layer].double().cpu().numpy() / norm for layer, norm in norms.items()]
     return np.concatenate(parts, axis=-1)
 
 
@@ -144,10 +127,10 @@ class UserCoordinates:
         self, preferred: ArrayLike, dispreferred: ArrayLike, users: Sequence[str] | None = None
     ) -> NDArray:
         """Utility of preferred minus dispreferred answers, in logits, `(n,)`; that of the population without users."""
-        n = len(np.asarray(preferred)) if users is None else len(users)
-        likes, dislikes = _checked(preferred, dispreferred, n, len(self.population))
+        likes, dislikes = (_first(side, len(self.population)) for side in (preferred, dispreferred))
         theta = self.population if users is None else self.theta(users)
-        return ((likes - dislikes) * theta).sum(1) - self.curvature / 2 * _further(likes, dislikes)
+        further = (likes**2).sum(1) - (dislikes**2).sum(1)  # how much further from 0
+        return ((likes - dislikes) * theta).sum(1) - self.curvature / 2 * further
 
 
 def fit_coordinates(
@@ -177,21 +160,15 @@ def fit_coordinates(
         ridge, curvature: inverse variance of mu about 0; lambda, not negative.
         rank: how many of the first coordinates are used; None: all.
 
-    Raises ValueError for shapes that do not match, a coordinate that is not finite, no pairs, a setting out of range.
-
     Source: Bradley and Terry (1952); ideal points after Coombs (1950), for language models Chen et al., PAL
     (arXiv 2406.08469), who use distances and a simplex of prototypes where we use squared distances and shrinkage.
     """
     from scipy.optimize import minimize  # late: it is slow to import
 
-    if not (0 <= tau < np.inf and 0 < ridge < np.inf and 0 <= curvature < np.inf):
-        raise ValueError(f"tau {tau} and curvature {curvature} must be 0 or more, ridge {ridge} above 0")
-    likes, dislikes = _checked(preferred, dispreferred, len(users), rank)
-    if not len(users):
-        raise ValueError("no pairs to fit coordinates on")
+    likes, dislikes = (_first(side, rank) for side in (preferred, dispreferred))
     codes, names = pd.factorize(np.asarray(users), sort=True)
     differences, r = likes - dislikes, likes.shape[1]
-    offset = -curvature / 2 * _further(likes, dislikes)
+    offset = -curvature / 2 * ((likes**2).sum(1) - (dislikes**2).sum(1))
 
     def loss(parameters: NDArray) -> tuple[float, NDArray]:
         # mu, then delta_u / tau of each user: in these a small tau is no stiffer than a large one.
@@ -211,26 +188,9 @@ def fit_coordinates(
     return UserCoordinates(mu, pd.DataFrame(mu + tau * scaled, index=index, columns=columns), curvature)
 
 
-def _further(likes: NDArray, dislikes: NDArray) -> NDArray:
-    """|x_i|^2 - |x_j|^2 of each pair, `(n,)`."""
-    return (likes**2).sum(1) - (dislikes**2).sum(1)
-
-
-def _checked(
-    preferred: ArrayLike, dispreferred: ArrayLike, n: int, rank: int | None
-) -> tuple[NDArray, NDArray]:
-    """Both sides `(n, rank)`, float64."""
-    likes, dislikes = (np.asarray(side, dtype=np.float64) for side in (preferred, dispreferred))
-    if likes.ndim != 2 or likes.shape != dislikes.shape or len(likes) != n:
-        raise ValueError(
-            f"preferred {likes.shape}, dispreferred {dislikes.shape} and {n} users do not match: need (n, r), (n, r), n"
-        )
-    if rank is not None and not 1 <= rank <= likes.shape[1]:
-        raise ValueError(f"rank {rank} is not in 1..{likes.shape[1]}")
-    for name, values in (("preferred", likes), ("dispreferred", dislikes)):
-        for row, column in np.argwhere(~np.isfinite(values)):
-            raise ValueError(f"{name}: row {row} holds {values[row, column]}")
-    return likes[:, :rank], dislikes[:, :rank]
+def _first(side: ArrayLike, rank: int | None) -> NDArray:
+    """The first coordinates of each answer, `(n, rank)`, float64."""
+    return np.asarray(side, dtype=np.float64)[:, :rank]
 
 
 class Setting(NamedTuple):
@@ -263,15 +223,12 @@ def choose_rank_and_shrinkage(
 
     Returns the best setting (of equal losses that of the lowest rank, then the smallest tau, the largest ridge and the
     smallest curvature) and a table with one row per setting, standard_error clustered by user. A ValueError says that
-    there is nothing to try or fewer than two conversations; see also `fit_coordinates`.
+    there are fewer than two conversations.
 
     Source: cross-validation by groups; CAA on PRISM does not say how its coordinates were regularised.
     """
     settings = [Setting(*one) for one in product(sorted(ranks), sorted(taus), RIDGES, sorted(curvatures))]
-    if not settings:
-        raise ValueError("no setting to try: ranks, taus and curvatures each need a value")
-    likes, dislikes = _checked(preferred, dispreferred, len(users), max(ranks))
-    who = np.asarray(users)
+    likes, dislikes, who = np.asarray(preferred), np.asarray(dispreferred), np.asarray(users)
     order = hash_order(conversations, "folds", seed)
     if len(order) < 2:
         raise ValueError(f"cross-validation needs two conversations, not {len(order)}")

@@ -62,8 +62,6 @@ def read_pairs(
 
     Source: the transcripts' format is that of Bai et al. (arXiv 2204.05862).
     """
-    if bad_rows not in ("refuse", "drop"):
-        raise ValueError(f"bad_rows {bad_rows!r} is neither 'refuse' nor 'drop'")
     path = Path(path)
     rows = read_rows(path)
     of_row = _own_row if {*REQUIRED} <= {*rows.columns} else _transcript_row
@@ -148,8 +146,11 @@ def continuation_residuals(
     """Pooled residuals of texts, each read after its prompt; see `record_residual`.
 
     After an empty prompt a text is read from its own second token on: the first token of a sequence is an attention
-    sink, whose residual is far longer than all others. A ValueError says that the numbers of texts differ.
+    sink, whose residual is far longer than all others. A ValueError says that the numbers of texts differ, or refuses
+    the pool "prompt_last": the two answers of a pair share their prompt, and all differences would be 0.
     """
+    if pool == "prompt_last":
+        raise ValueError("pool 'prompt_last' reads nothing of an answer: name answer_mean or last")
     contexts, lengths = [], []
     for prompt, text in zip(prompts, continuations, strict=True):
         if prompt or style != "continuation":

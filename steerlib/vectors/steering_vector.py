@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from steerlib.decoding.steer import steer
 from steerlib.models import FrozenModel
-from steerlib.residual import VectorFamily, Vectors, add_to_residual, in_unit
+from steerlib.residual import VectorFamily, add_to_residual, in_unit
 from steerlib.tables import atomic_path
 from steerlib.vectors.pairs import continuation_residuals
 
@@ -34,15 +34,13 @@ def mean_difference(preferred: Tensor, dispreferred: Tensor) -> Tensor:
         v_l = E[h_l(p + y+)] - E[h_l(p + y-)]
 
     Residuals are pooled, `(n, d_model)` each; their n may differ. The vector is `(d_model,)` in activation units,
-    float32; the means are accumulated in float64. A ValueError says that there are no rows, or different widths.
+    float32; the means are accumulated in float64. A ValueError says that a side has no rows.
 
     Source: Panickssery et al. (arXiv 2312.06681, eq. 1), where one answer letter differs; CAA on PRISM contrasts
     whole answers, so length and style differ too.
     """
-    if not len(preferred) or not len(dispreferred) or preferred.shape[-1] != dispreferred.shape[-1]:
-        raise ValueError(
-            f"residuals {tuple(preferred.shape)} and {tuple(dispreferred.shape)} have no difference"
-        )
+    if not len(preferred) or not len(dispreferred):
+        raise ValueError(f"{len(preferred)} and {len(dispreferred)} residuals have no mean difference")
     return (preferred.double().mean(0) - dispreferred.double().mean(0)).float()
 
 
@@ -181,8 +179,37 @@ class SteeringVector(dict[int, Tensor]):
         return cls(family.of(""), model=model, settings=settings)
 
     def to_gguf(self, path: str | Path) -> Path:
-        """Write the vector as a control vector of llama.cpp and repeng, see `vectors_to_gguf`."""
-        return vectors_to_gguf(Path(path), self)
+        """Write the vector as a control vector of llama.cpp and repeng, whole or not at all.
+
+            tensor direction.l = v_l,   l counted from 0 as here
+
+        Both programs add `direction.l` to the OUTPUT of block l at every position, as `add_to_residual` does with
+        positions "all". llama.cpp has no place for block 0 and refuses a file with `direction.0`; so do we, rather than
+        move all layers by one. It demands float32, and takes alpha at the call (`--control-vector-scaled FILE:ALPHA`).
+        repeng cannot read a file without a `model_hint`, which is but a note.
+
+        A ValueError names layer 0, or a layer whose vector is not finite.
+
+        Source: llama.cpp, `common_control_vector_load` and `llama_adapter_cvec`; repeng, `ControlVector.export_gguf`.
+        """
+        from gguf import GGUFWriter  # late: it is slow to import and seldom used
+
+        for layer, vector in self.items():
+            if layer < 1 or not vector.isfinite().all():
+                raise ValueError(f"layer {layer} is 0, which llama.cpp cannot steer, or not finite")
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as partial:
+            writer = GGUFWriter(partial, "controlvector")
+            writer.add_string("controlvector.model_hint", "llama")
+            writer.add_uint32("controlvector.layer_count", len(self))
+            for layer, vector in sorted(self.items()):
+                writer.add_tensor(f"direction.{layer}", vector.detach().cpu().float().numpy())
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_tensors_to_file()
+            writer.close()
+        return path
 
     def _like(self, vectors: Mapping[int, Tensor]) -> "SteeringVector":
         return SteeringVector(vectors, model=self.model, settings=self.settings)
@@ -190,9 +217,6 @@ class SteeringVector(dict[int, Tensor]):
     def __add__(self, other: Mapping[int, Tensor]) -> "SteeringVector":
         if set(self) != set(other):
             raise ValueError(f"layers differ: {sorted(self)} and {sorted(other)}")
-        for layer, vector in self.items():
-            if vector.shape != other[layer].shape:
-                raise ValueError(f"layer {layer}: widths differ, {len(vector)} and {len(other[layer])}")
         return self._like({layer: vector + other[layer] for layer, vector in self.items()})
 
     def __mul__(self, factor: float) -> "SteeringVector":
@@ -276,8 +300,6 @@ def save_family(path: Path, family: VectorFamily, settings: Mapping[str, object]
 
 def load_family(path: Path) -> tuple[VectorFamily, dict[str, object]]:
     """A family of steering vectors, and the settings that it was saved with; a ValueError names any other file."""
-    if not path.exists():
-        raise FileNotFoundError(f"no steering vectors at {path}: run notebook 02 first")
     with safe_open(path, framework="pt") as file:
         text = (file.metadata() or {}).get("steerlib")
         if text is None:
@@ -296,44 +318,3 @@ def load_families(folder: Path) -> list[VectorFamily]:
     return sorted(
         families, key=lambda one: (one.vector_user != "", one.name if one.vector_user else "", one.control)
     )
-
-
-def vectors_to_gguf(path: Path, vectors: Vectors) -> Path:
-    """Write steering vectors as a control vector of llama.cpp and repeng, whole or not at all.
-
-        tensor direction.l = v_l,   l counted from 0 as here
-
-    Both programs add `direction.l` to the OUTPUT of block l at every position, as `add_to_residual` does with positions
-    "all". llama.cpp has no place for block 0 and refuses a file with `direction.0`; so do we, rather than move all
-    layers by one. It demands float32, and takes alpha at the call (`--control-vector-scaled FILE:ALPHA`). repeng cannot
-    read a file without a `model_hint`, which is but a note.
-
-    A ValueError says that there are no vectors, or names a layer that is 0, not `(d_model,)` or not finite.
-
-    Source: llama.cpp, `common_control_vector_load` and `llama_adapter_cvec`; repeng, `ControlVector.export_gguf`.
-    """
-    from gguf import GGUFWriter  # late: it is slow to import and seldom used
-
-    if not vectors:
-        raise ValueError("a control vector needs at least one layer")
-    width = next(iter(vectors.values())).shape
-    for layer, vector in vectors.items():
-        if layer < 1:
-            raise ValueError(
-                f"layer {layer} is none of a control vector's: llama.cpp steers layers from 1 on"
-            )
-        if vector.ndim != 1 or vector.shape != width or not vector.isfinite().all():
-            shapes = f"shape {tuple(vector.shape)}, that of the first is {tuple(width)}"
-            raise ValueError(f"layer {layer} holds a value that is not finite, or does not fit: {shapes}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as partial:
-        writer = GGUFWriter(partial, "controlvector")
-        writer.add_string("controlvector.model_hint", "llama")
-        writer.add_uint32("controlvector.layer_count", len(vectors))
-        for layer, vector in sorted(vectors.items()):
-            writer.add_tensor(f"direction.{layer}", vector.detach().cpu().float().numpy())
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-    return path
