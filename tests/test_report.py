@@ -1,6 +1,7 @@
 """The report holds everything, loads nothing, and no text of a model or a person acts on any surface of HTML."""
 
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -102,6 +103,12 @@ def test_the_report_begins_with_the_verdict_and_folds_everything_else(run: Path,
     assert "23.37" in text  # a published number
     written = ["published.csv", "published.tex", "verdict.csv", "verdict.tex"]
     assert sorted(one.name for one in (run / "report").iterdir()) == written
+
+
+def test_a_report_of_prompts_without_users_has_no_section_of_users(run: Path, arms) -> None:
+    shutil.rmtree(run / "tables" / "profiles")
+    text = fg.write_report(run, figures=["one"], examples=examples(run, arms)).read_text()
+    assert "Percentile among users" not in text
 
 
 def test_a_report_without_its_figure_is_refused_and_the_old_one_stays(run: Path, arms) -> None:

@@ -114,7 +114,7 @@ def _data(folder: Path) -> Iterator[pd.DataFrame]:
 def _users(folder: Path, verdict: pd.DataFrame) -> Iterator[tuple[object, str, pd.DataFrame]]:
     """Each test user, the user's profile in words, and the answers under the own and a shuffled profile."""
     personal = verdict[verdict["own_minus_shuffled"].notna()]
-    if personal.empty:
+    if personal.empty or not has_table(folder, "profiles"):  # prompts of a data set have no users
         return
     arms, prompts = read_table(folder, "arms"), read_table(folder, "prompts").query("split == 'test'")
     beside = with_controls(personal.head(1), arms)
