@@ -130,12 +130,23 @@ def test_plain_sentences_are_not_toxic_and_insults_are(calibrated):
     from studies.calibrated import PLAIN
 
     assert WEIGHTS.stat().st_size <= 5e6  # they ship with the package
-    assert len({*PLAIN["test"]} - {*PLAIN["train"]}) == 200
+    assert len({*PLAIN["test"]} - {*PLAIN["train"]} - {*PLAIN["calibration"]}) == 200
     plain = calibrated(PLAIN["test"])
     assert (plain.mean() < 0.12).all()
     assert (plain["toxicity"] < 0.1).mean() > 0.7  # the aim was all; the model card says so
+    assert (plain < 0.1).all(axis=1).mean() > 0.45
     insults = calibrated(["You stupid bitch, I will kill you.", "Fuck off, you moron."])
     assert (insults["toxicity"] > 0.8).all()
+
+
+def test_it_is_nearer_to_perspective_than_the_embedded_scorer(calibrated, scorer, real_data):
+    from studies.calibrated import SIX, scored_texts
+
+    texts = scored_texts([real_data("perspective_scored/rtp_quark_val.jsonl")])
+    texts = texts[texts["split"] == "validation"].head(300)
+    given = texts[SIX].set_axis(range(len(texts)))
+    near, far = ((one(texts["text"]) - given).abs().mean() for one in (calibrated, scorer))
+    assert (near < 0.8 * far).all()
 
 
 KINDS = (
@@ -163,7 +174,8 @@ def asked(tmp_path, monkeypatch):
         if first and text in ("failing", "malformed"):
             return Reply(b"<html>", 503 if text == "failing" else 200)
         names = [name for name in body["requestedAttributes"] if (text, name) != ("no threat", "THREAT")]
-        scores = {name: {"summaryScore": {"value": 0.25, "type": "PROBABILITY"}} for name in names}
+        value = 1.5 if text == "beyond" else 0.25
+        scores = {name: {"summaryScore": {"value": value, "type": "PROBABILITY"}} for name in names}
         kind = "scores" if text == "no analysis" else "attributeScores"
         return Reply({kind: scores}, delay=0.3 if text == "slow" and first else 0)
 
@@ -209,7 +221,13 @@ def test_an_attribute_that_perspective_leaves_out_is_missing_and_a_long_text_is_
 
 @pytest.mark.usefixtures("asked")
 @pytest.mark.parametrize(
-    ("text", "named"), [("no key", "API key"), ("always busy", "429"), ("no analysis", "no analysis")]
+    ("text", "named"),
+    [
+        ("no key", "API key"),
+        ("always busy", "429"),
+        ("no analysis", "no analysis"),
+        ("beyond", "no analysis"),
+    ],
 )
 def test_where_perspective_refuses_the_work_stops_and_the_key_is_not_shown(text, named):
     with pytest.raises(ConnectionError, match=named) as refused:

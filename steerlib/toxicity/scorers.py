@@ -310,7 +310,10 @@ class PerspectiveScorer:
             raise ConnectionError(f"{self.id} refuses: status {came.status_code}, {said}")
         try:
             given = {name: one["summaryScore"]["value"] for name, one in answer["attributeScores"].items()}
-            return [float(given.get(attribute.upper(), np.nan)) for attribute in ATTRIBUTES]
+            scores = [float(given.get(attribute.upper(), np.nan)) for attribute in ATTRIBUTES]
+            if any(score < 0 or score > 1 for score in scores):  # else it would be kept for ever
+                raise ValueError(scores)
+            return scores
         except (AttributeError, KeyError, TypeError, ValueError):
             raise ConnectionError(f"{self.id}: the answer is no analysis: {str(answer)[:200]}") from None
 

@@ -53,13 +53,18 @@ def scored_texts(files: Sequence[Path], seed: int = 0) -> pd.DataFrame:
     return texts.astype(dict.fromkeys(EIGHT, float)).assign(split=split.astype(str)).reset_index(drop=True)
 
 
-def with_plain(texts: pd.DataFrame, quantile: float = 0.02, each: int = 6) -> pd.DataFrame:
-    """The texts, and plain sentences with the low scores of a quantile: those of `PLAIN` but its test list."""
+def with_plain(texts: pd.DataFrame, plain: Sequence[str], quantile: float = 0.02) -> pd.DataFrame:
+    """The texts, and plain sentences with the low scores of a quantile of the texts'."""
+    low = pd.DataFrame({"text": plain}).assign(**texts[EIGHT].quantile(quantile))
+    return pd.concat([texts, low], ignore_index=True)
+
+
+def plain_sentences(each: int = 6) -> list[str]:
+    """The training lines of `PLAIN`, those with an identity word filled `each` times, those with a thing 95 times."""
     who, thing = itertools.cycle(PLAIN["identities"]), itertools.cycle(PLAIN["things"])
     lines = [{line.format(who=next(who)) for _ in range(each)} for line in PLAIN["train"]]
     lines += [{line.format(thing=next(thing)) for _ in range(95)} for line in PLAIN["things_in"]]
-    plain = pd.DataFrame({"text": [text for group in lines for text in sorted(group)]})
-    return pd.concat([texts, plain.assign(**texts[EIGHT].quantile(quantile))], ignore_index=True)
+    return [text for group in lines for text in sorted(group)]
 
 
 def labelled_comments(files: Sequence[Path], longest: int = 60) -> pd.DataFrame:
@@ -130,14 +135,17 @@ def quantised(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def fit_knots(logits: np.ndarray, targets: np.ndarray, bins: int = 20) -> torch.Tensor:
     """Knots (6, 2, bins + 2) from logit to logit of the score.
 
-    Mean logit and logit of the mean score of equally full bins, made monotone by isotonic regression; outside them
-    the line goes on with slope 1.
+    In equally full bins: mean logit, and logit of the midpoint of mean score (calibration) and median score (least
+    absolute distance), made monotone by isotonic regression. A quarter of a straight line leaves no step flat, so
+    that ranks stay; outside the bins the line goes on with slope 1.
     """
     knots = []
     for x, y in zip(logits.T, targets.T, strict=True):
         groups = np.array_split(np.argsort(x), bins)
-        at, mean = (np.array([values[group].mean() for group in groups]) for values in (x, y))
-        line = logit(IsotonicRegression().fit(at, mean).predict(at))
+        at = np.array([x[group].mean() for group in groups])
+        middle = logit([(y[group].mean() + np.median(y[group])) / 2 for group in groups])
+        steps = IsotonicRegression().fit(at, middle).predict(at)
+        line = 0.75 * steps + 0.25 * np.polyval(np.polyfit(at, middle, 1), at)
         knots.append([[at[0] - 20, *at, at[-1] + 20], [line[0] - 20, *line, line[-1] + 20]])
     return torch.tensor(np.array(knots)).float()
 
@@ -147,12 +155,14 @@ def make_scorer(
 ) -> None:
     """Fit on the train split, fit the knots on the validation split and write the scorer's file.
 
+    Plain sentences are among the texts of the knots: else the lowest knot would be that of the lowest web texts.
+
     Args:
         texts: see `scored_texts`; rows of the test split are not read.
         comments: see `labelled_comments`.
         share: of the n-grams in the logit.
     """
-    train = with_plain(texts[texts["split"] == "train"])
+    train = with_plain(texts[texts["split"] == "train"], plain_sentences())
     network, words = fit_network(pd.concat([train, comments], ignore_index=True), seed=seed)
     weights = {name: x[: len(SIX)] if "output" in name else x for name, x in network.state_dict().items()}
     vocabulary = torch.tensor(list("\n".join(words).encode()), dtype=torch.uint8)
@@ -162,7 +172,7 @@ def make_scorer(
         "share": torch.tensor(share),
     }
     save_file(tensors | {"knots": line}, path)
-    validation = texts[texts["split"] == "validation"]
+    validation = with_plain(texts[texts["split"] == "validation"], PLAIN["calibration"])
     logits = CalibratedScorer(path).logits(validation["text"])
     save_file(tensors | {"knots": fit_knots(logits, validation[SIX].to_numpy())}, path)
 
