@@ -33,10 +33,6 @@ def code_cells(notebook: Path) -> list[nbformat.NotebookNode]:
     return [cell for cell in cells if cell.cell_type == "code" and cell.source.strip()]
 
 
-def taken() -> dict[str, dict[str, Parameter]]:
-    return {notebook.stem: flat(notebook_parameters(notebook)) for notebook in NOTEBOOKS}
-
-
 @every_notebook
 def test_a_notebook_has_parameters_defines_nothing_and_its_cells_are_short_but_for_lists(
     notebook: Path,
@@ -74,48 +70,28 @@ def test_numbered_notebooks_link_to_the_one_before_and_the_one_after() -> None:
             assert f"]({other.name})" in opening, f"{notebook.name} has no link to {other.name}"
 
 
-# Notebooks in extra/ may need data that is not at hand, so only the numbered ones are stored with outputs.
-@numbered_notebook
-def test_a_notebook_is_committed_as_it_ran_from_top_to_bottom(notebook: Path) -> None:
-    cells = code_cells(notebook)
-    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
-    assert any(cell.outputs for cell in cells)
-    assert not [cell.id for cell in cells if any(output.output_type == "error" for output in cell.outputs)]
-
-
 @every_notebook
-def test_a_notebook_is_stored_with_outputs_or_says_it_was_not_run_without_metadata_of_a_machine(
+def test_a_notebook_is_stored_as_it_ran_from_top_to_bottom_or_says_it_was_not_run_and_names_no_machine(
     notebook: Path,
 ) -> None:
-    stored = nbformat.read(notebook, as_version=4)
-    assert any(cell.get("outputs") for cell in stored.cells) != ("**Not run here**" in stored.cells[0].source)
+    stored, cells = nbformat.read(notebook, as_version=4), code_cells(notebook)
+    if "**Not run here**" in stored.cells[0].source:
+        assert notebook not in NOTEBOOKS and not any(cell.outputs for cell in cells)
+    else:
+        assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    assert "error" not in {output.output_type for cell in cells for output in cell.outputs}
     assert notebook.stat().st_size < MOST_BYTES
     assert stored.metadata == {"kernelspec": KERNEL, "language_info": {"name": "python"}}
     assert {key for cell in stored.cells for key in cell.metadata} <= {"tags"}
     assert machine_paths(stored) == []
 
 
-def test_the_quick_runs_prompts_are_enough_that_no_few_of_them_make_the_distance_or_the_toxicity() -> None:
-    stored = nbformat.read(ROOT / "notebooks" / "04_evaluation.ipynb", as_version=4)
-    texts = [output.get("text", "") for cell in stored.cells for output in cell.get("outputs", [])]
-    text = next(text for text in texts if "distance_effective_n" in text)
-    assert text.split()[:3] == ["split", "dev", "test"]
-    for measure in ("distance", "toxicity"):
-        numbers = re.search(rf"{measure}_effective_n +([\d.]+) +([\d.]+)", text)
-        assert numbers and min(map(float, numbers.groups())) >= 15, text
-
-
-def test_a_parameter_means_the_same_in_every_notebook() -> None:
+def test_a_parameter_means_the_same_in_every_notebook_and_the_quick_params_are_the_defaults() -> None:
     seen: dict[str, Parameter] = {}
-    for parameters in taken().values():
-        for name, parameter in parameters.items():
+    for notebook in NOTEBOOKS:
+        for name, parameter in flat(notebook_parameters(notebook)).items():
             assert seen.setdefault(name, parameter) == parameter
-
-
-def test_the_quick_params_are_the_notebooks_defaults() -> None:
-    defaults = {name: parameter.default for taker in taken().values() for name, parameter in taker.items()}
-    for name in AT_THE_CALL:
-        del defaults[name]
+    defaults = {name: parameter.default for name, parameter in seen.items() if name not in AT_THE_CALL}
     assert read_params(ROOT / "params" / "quick.yaml") == defaults
 
 

@@ -82,27 +82,18 @@ def test_the_draw_goes_round_users_and_takes_a_text_again_only_when_no_other_is_
     assert len(draw_prompts(*tables, per_category=9, split="test", seed=seed)) == 4
 
 
-def test_a_turn_without_a_prompt_is_refused() -> None:
-    with pytest.raises(ValueError, match="turn 7"):
-        draw_prompts(*study(), per_category=1, split="dev", turn=7)
-
-
 def kinds(toxicity: list[float], labels: list[str], prompt: str = "Why?") -> list[str]:
     prompts = pd.DataFrame({"prompt": prompt, "prompt_category": labels}, index=range(3, 3 + len(labels)))
     scores = pd.DataFrame(0.0, index=range(len(labels)), columns=SIX).assign(insult=toxicity)
     return prompt_categories(prompts, scores).loc[prompts.index].tolist()
 
 
-def test_a_toxic_wording_goes_before_the_label() -> None:
+def test_a_toxic_wording_goes_before_the_label_and_without_one_questions_are_told_from_other_texts() -> None:
     labels = ["benign_control", "benign_control", "safe_sensitive", "context_dependent", "safe_sensitive"]
     expected = ["benign_control", "context_dependent", *labels[2:4], "harmful_borderline"]
     assert kinds([0.09, 0.1, 0.49, 0.0, 0.5], labels) == expected
-
-
-def test_without_a_label_questions_are_told_from_other_texts() -> None:
-    three = ["benign_control", "safe_sensitive", "harmful_borderline"]
-    assert kinds([0.05, 0.3, 0.5], [""] * 3, "Why? ") == three
-    assert kinds([0.05, 0.3, 0.5], [""] * 3, "Why.") == [three[0], "context_dependent", three[2]]
+    assert kinds([0.05, 0.3, 0.5], [""] * 3, "Why? ") == expected[::2]
+    assert kinds([0.05, 0.3], [""] * 2, "Why.") == expected[:2]
 
 
 def talks(users: int = 12) -> pd.DataFrame:
@@ -139,7 +130,7 @@ def test_splits_depend_on_the_seed_and_not_on_the_order_of_rows() -> None:
     assert set(fewer["conversation_id"]) <= set(train["conversation_id"])  # whoever else there is
 
 
-def test_what_cannot_be_split_is_refused() -> None:
+def test_what_cannot_be_split_or_drawn_is_refused() -> None:
     ratings = talks()
     twice = pd.concat([ratings, ratings.assign(user_id="user1").iloc[:1]])
     for given, settings, named in (
@@ -149,3 +140,5 @@ def test_what_cannot_be_split_is_refused() -> None:
     ):
         with pytest.raises(ValueError, match=named):
             split_conversations(given, **settings)
+    with pytest.raises(ValueError, match="turn 7"):
+        draw_prompts(*study(), per_category=1, split="dev", turn=7)

@@ -1,6 +1,5 @@
 """Tables of a run: schema, parts that are whole or absent, damage that is found, and the one cache."""
 
-import json
 import os
 import subprocess
 import sys
@@ -52,17 +51,13 @@ def test_any_rows_come_back_as_they_were_in_one_part_or_two(tmp_path_factory, ro
     pd.testing.assert_frame_equal(found, frame)
 
 
-REFUSED = {
-    "a key twice": ("splits", SPLITS.iloc[[0, 0]], ValueError, "'c1'"),
-    "a misspelt column": ("splits", SPLITS.rename(columns={"split": "spilt"}), ValueError, "'spilt'"),
-    "a misspelt table": ("split", SPLITS, KeyError, "'split'"),
-}
+REFUSED = {"'c1'": SPLITS.iloc[[0, 0]], "'spilt'": SPLITS.rename(columns={"split": "spilt"})}
 
 
-@pytest.mark.parametrize(("name", "frame", "failure", "named"), REFUSED.values(), ids=REFUSED)
-def test_what_breaks_the_schema_is_refused_before_anything_is_written(tmp_path, name, frame, failure, named):
-    with pytest.raises(failure, match=named):
-        append_part(tmp_path, name, frame, part="a")
+@pytest.mark.parametrize("named", REFUSED)
+def test_a_key_twice_or_a_misspelt_column_is_refused_before_anything_is_written(tmp_path, named):
+    with pytest.raises(ValueError, match=named):
+        append_part(tmp_path, "splits", REFUSED[named], part="a")
     with pytest.raises(FileNotFoundError, match="'splits'"):
         read_table(tmp_path, "splits")
 
@@ -120,7 +115,6 @@ def test_the_manifest_holds_one_record_a_stage(tmp_path):
     assert [manifest["01"]["params"], manifest["02"]["params"]] == [{"seed": 3}, {"seed": 2}]
     assert manifest["01"]["versions"]["torch"]
     assert {"date", "commit", "command", "machine"} <= manifest["01"].keys()
-    assert json.loads((tmp_path / "manifest.json").read_text()) == manifest
 
 
 @pytest.mark.parametrize("text", [b'{"01": {', b"", b"[]", b'{"01": 3}', b"\xff\xfe", b"[" * 100_000])
@@ -152,14 +146,10 @@ def test_each_key_is_computed_once_and_rows_follow_the_keys(tmp_path):
     assert cached(tmp_path, "") == ("", "")
 
 
-def test_a_kill_loses_at_most_one_chunk(tmp_path):
+def test_a_kill_loses_at_most_one_chunk_and_rows_of_a_damaged_part_are_computed_again(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        cached(tmp_path, "abcdefg", calls=2)
-    assert cached(tmp_path, "abcdefg") == ("abcdefg", "efg")
-
-
-def test_rows_of_a_damaged_part_are_computed_again(tmp_path):
-    cached(tmp_path, "abcd")
+        cached(tmp_path, "abcd", calls=1)
+    assert cached(tmp_path, "abcd") == ("abcd", "cd")
     part = sorted((tmp_path / "tables" / "judged").glob("*.parquet"))[0]
     lost = "".join(pd.read_parquet(part).text_sha)
     part.write_bytes(part.read_bytes()[:-1])
