@@ -38,7 +38,6 @@ PARAMS = [
     # numbers
     ("seed: 010", "010 is no plain decimal number"),
     ("seed: 1:30", "1:30"),
-    ("seed: 0x10", "0x10"),
     ("temperature: .nan", "temperature must be finite"),
     ("judge_settings: {a: {b: .nan}}", "judge_settings must be finite"),
     ("seed: -3", "seed must be at least 0"),
@@ -48,7 +47,6 @@ PARAMS = [
     ("prompts_per_category: -1", "prompts_per_category must be above 0"),
     # lists
     ("alphas: [0.5, 0.5]", "alphas has a value twice"),
-    ("alphas: []", "alphas must not be empty"),
     ('model: ""', "model must not be empty"),
     # words
     ("methods: [sda, ant_expert]", "'ant_expert' is unknown; did you mean 'anti_expert'"),
@@ -58,14 +56,12 @@ PARAMS = [
     ("judge: gpt-4.1", "endpoint:NAME"),
     ("second_judge: 'endpoint:'", "'endpoint:'"),
     # contexts
-    ("contexts: {insult: polite}", "contexts must be"),
     ("contexts: {insult: {expret: kind}}", "contexts must be"),
     ("contexts: {insult: {expert: ' '}}", "contexts must be"),
     # secrets
     ("api_key: abcdefgh", "api_key: params end up"),
     ("judge_settings: {deep: [{api_key: abcdefgh}]}", "api_key"),
     ("model: hf_abcdefghijklmnopqrst", "model: params end up"),
-    ("judge_settings: {header: [Bearer sk-abcdefghijklmnopqrst]}", "header"),
     # files and folders
     ("ratings: absent.csv", "looked for /"),
     ("model: absent/folder/here", "model: 'absent/folder/here' is not there"),

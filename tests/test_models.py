@@ -60,12 +60,6 @@ def test_without_a_network_the_hub_is_asked_once_and_the_error_is_one_line(monke
     assert len(asked) == 1
 
 
-@pytest.mark.parametrize("dtype", ["float7", "int8", "nn"])
-def test_a_precision_that_is_none_is_refused(dtype, saved):
-    with pytest.raises(ValueError, match=dtype):
-        load_model(saved, dtype=dtype, device="cpu")
-
-
 def test_weights_in_a_pickle_are_not_read(saved):
     (Path(saved) / "model.safetensors").unlink()
     torch.save({}, Path(saved) / "pytorch_model.bin")

@@ -52,15 +52,6 @@ def test_prompts_of_a_later_turn_have_the_chosen_turns_before_them_as_history() 
         ]
 
 
-def test_the_draw_depends_on_the_seed_and_not_on_the_order_of_rows() -> None:
-    tables = study()
-    mixed = [table.sample(frac=1, random_state=5) for table in tables]
-    first = draw_prompts(*tables, per_category=2, split="test", seed=0)
-    pd.testing.assert_frame_equal(first, draw_prompts(*mixed, per_category=2, split="test", seed=0))
-    other = draw_prompts(*tables, per_category=2, split="test", seed=1)
-    assert set(other["prompt_id"]) != set(first["prompt_id"])
-
-
 def two_users(texts: dict[str, list[str]]) -> Study:
     """Held-out conversations with these prompts; everybody's category is toxicity, but for one other user."""
     rows = [(user, f"{user}{k}", text) for user in texts for k, text in enumerate(texts[user])]
@@ -119,14 +110,16 @@ def test_no_seed_makes_a_leak(by: str, seed: int) -> None:
         assert all(names[user] == {"train", "dev", "test"} for user in counts[counts > 2].index)
 
 
-def test_splits_depend_on_the_seed_and_not_on_the_order_of_rows() -> None:
-    ratings = talks()
-    first = split_conversations(ratings, seed=0)
-    again = split_conversations(ratings.sample(frac=1, random_state=2), seed=0)
+def test_draws_and_splits_depend_on_the_seed_and_not_on_the_order_of_rows() -> None:
+    tables = study()
+    mixed = [table.sample(frac=1, random_state=5) for table in tables]
+    first, again = (draw_prompts(*given, per_category=2, split="test", seed=0) for given in (tables, mixed))
     pd.testing.assert_frame_equal(first, again)
-    assert not first.equals(split_conversations(ratings, seed=1))
-    fewer = split_conversations(talks(users=11), seed=0).query("split == 'train'")
-    train = first.query("split == 'train'")
+    other = draw_prompts(*tables, per_category=2, split="test", seed=1)
+    assert set(other["prompt_id"]) != set(first["prompt_id"])
+    pd.testing.assert_frame_equal(tables[1], split_conversations(mixed[0], seed=0))
+    assert not tables[1].equals(split_conversations(tables[0], seed=1))
+    train, fewer = (split_conversations(talks(users), seed=0).query("split == 'train'") for users in (12, 11))
     assert set(fewer["conversation_id"]) <= set(train["conversation_id"])  # whoever else there is
 
 

@@ -175,12 +175,6 @@ def test_a_failed_cell_is_one_line_and_exit_code_1_and_its_notebook_is_run_again
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_a_temporary_folder_too_long_for_a_socket_serves_by_tcp(toy, monkeypatch):
-    (toy / ("long" * 30)).mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(toy / ("long" * 30)))
-    assert printed(go(toy, only=["01"]) / "notebooks" / "01_first.ipynb").startswith("toy 7")
-
-
 def test_a_run_stopped_half_way_is_no_success_and_goes_on_from_there(toy):
     slow = "import pathlib, time; pathlib.Path('started').touch(); time.sleep(60)"
     write_notebook(toy / "notebooks" / "02_second.ipynb", SECOND, slow)

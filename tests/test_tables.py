@@ -27,13 +27,6 @@ from steerlib.tables import (
 SPLITS = pd.DataFrame({"conversation_id": ["c1", "c2"], "user_id": ["u1", "u1"], "split": ["train", "dev"]})
 
 
-def test_a_table_that_is_written_whole_replaces_all_its_parts(tmp_path):
-    assert not has_table(tmp_path, "splits")
-    append_part(tmp_path, "splits", SPLITS.iloc[1:], part="b")
-    write_table(tmp_path, "splits", SPLITS.iloc[:1])
-    assert read_table(tmp_path, "splits").conversation_id.tolist() == ["c1"]
-
-
 VALUES = {"text": st.text(), "n_tokens": st.integers(-(2**63), 2**63 - 1), "kl_to_base": st.floats()}
 VALUES |= {"token_ids": st.lists(st.integers(0, 2**31), min_size=1), "stopped": st.booleans()}
 
@@ -80,7 +73,9 @@ def test_a_damaged_part_is_named_and_set_aside_and_the_others_are_read(tmp_path)
         assert not has_table(tmp_path, "splits")  # no sound part is left
 
 
-def test_foreign_files_in_a_tables_folder_are_ignored(tmp_path):
+def test_a_whole_table_replaces_all_its_parts_and_foreign_files_in_its_folder_are_ignored(tmp_path):
+    assert not has_table(tmp_path, "splits")
+    append_part(tmp_path, "splits", SPLITS.iloc[1:], part="b")
     folder = write_table(tmp_path, "splits", SPLITS).parent
     for name in (".DS_Store", "notes.txt", "._all.parquet", "all.parquet.corrupt", ".all-x.partial"):
         (folder / name).write_bytes(b"x")
