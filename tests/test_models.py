@@ -60,7 +60,9 @@ def test_without_a_network_the_hub_is_asked_once_and_the_error_is_one_line(monke
     assert len(asked) == 1
 
 
-def test_weights_in_a_pickle_are_not_read(saved):
+def test_a_precision_that_is_none_and_weights_in_a_pickle_are_refused(saved):
+    with pytest.raises(ValueError, match="nn"):  # a name within torch
+        load_model(saved, dtype="nn", device="cpu")
     (Path(saved) / "model.safetensors").unlink()
     torch.save({}, Path(saved) / "pytorch_model.bin")
     with pytest.raises(FileNotFoundError, match=saved):

@@ -2,7 +2,6 @@
 
 import ast
 import re
-from itertools import pairwise
 from pathlib import Path
 
 import nbformat
@@ -61,13 +60,6 @@ def test_a_numbered_notebook_can_be_read_in_one_go(notebook: Path) -> None:
         "says what is in this run": any("In this run:" in cell.source for cell in code[2:6]),
     }
     assert [rule for rule, kept in found.items() if not kept] == []
-
-
-def test_numbered_notebooks_link_to_the_one_before_and_the_one_after() -> None:
-    for before, after in pairwise(NOTEBOOKS):
-        for notebook, other in ((before, after), (after, before)):
-            opening = nbformat.read(notebook, as_version=4).cells[0].source
-            assert f"]({other.name})" in opening, f"{notebook.name} has no link to {other.name}"
 
 
 @every_notebook

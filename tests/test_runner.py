@@ -222,9 +222,12 @@ def test_a_parameters_cell_that_cannot_be_checked_is_refused(toy, cell):
     assert not (toy / "results").exists()
 
 
-def test_entries_of_a_dict_are_given_flat_and_the_others_keep_their_defaults(toy):
-    expected = {"run": "toy", "settings": {"tie": 7, "ties": "drop", "dtype": None}}
-    assert second(toy, "tie: 7").parameters == expected
+def test_entries_of_a_dict_are_given_flat_and_neither_a_hub_id_nor_a_file_of_its_data_set_is_a_path(toy):
+    stage = second(
+        toy, "tie: 7\nmodel: Qwen/Qwen2.5-0.5B\npair_file: pairs.jsonl.gz\nmore: ['endpoint:a/b/c']"
+    )
+    assert stage.parameters["settings"] == {"tie": 7, "ties": "drop", "dtype": None}
+    assert not stage.inputs
 
 
 def test_relative_paths_are_looked_for_where_the_command_was_given_then_beside_the_params_file(
@@ -239,11 +242,6 @@ def test_relative_paths_are_looked_for_where_the_command_was_given_then_beside_t
         assert stage.parameters["model"] == str(toy / found)
         assert stage.parameters["more"] == ["embedded", str(toy / "data" / "ratings.csv")]
         assert stage.inputs["data_folder"] == [toy / "data"]
-
-
-def test_a_hub_id_and_a_file_of_the_hubs_data_set_are_no_paths(toy):
-    params = "model: Qwen/Qwen2.5-0.5B\npair_file: pairs.jsonl.gz\nmore: ['endpoint:a/b/c']"
-    assert not second(toy, params).inputs
 
 
 @pytest.mark.parametrize(
