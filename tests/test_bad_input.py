@@ -54,7 +54,6 @@ PARAMS = [
     ("positions: first_k:0", "positions: 'first_k:0'"),
     ("more_positions: [first_k:8, alll]", "'alll'"),
     ("judge: gpt-4.1", "endpoint:NAME"),
-    ("second_judge: 'endpoint:'", "'endpoint:'"),
     # contexts
     ("contexts: {insult: {expret: kind}}", "contexts must be"),
     ("contexts: {insult: {expert: ' '}}", "contexts must be"),
