@@ -112,3 +112,10 @@ def test_every_model_of_a_notebook_is_loaded_with_the_runs_template_arguments(no
     assert calls and all(
         "template_arguments" in ast.unparse(call) or call.keywords[0].arg is None for call in calls
     )
+
+
+def test_a_path_of_the_machine_in_an_output_is_found() -> None:
+    output = nbformat.v4.new_output("stream", text="read /home/ann/ratings.csv")
+    cell = nbformat.v4.new_code_cell("1", outputs=[output], execution_count=2)
+    (found,) = machine_paths(nbformat.v4.new_notebook(cells=[cell]))
+    assert found.startswith("cell [2]: /home/")
