@@ -23,76 +23,54 @@ PARAMS = [
     ("sede: 3", "unknown parameter 'sede'; did you mean 'seed'"),
     ("max_new_token: 5", "did you mean 'max_new_tokens'"),
     ("seed: 1\nseed: 2", "'seed' is given twice"),
-    ("contexts: {insult: {expert: a, expert: b}}", "'expert' is given twice"),
     ("on: 3", "keys that are words"),
     ("- seed", "must hold lines"),
     ("seed: [1", "not valid YAML"),
-    ("seed: &a [*a]", "not valid YAML"),
     ("contexts: " + "[" * 3000, "not valid YAML"),
     ("seed: !!python/object:os.system x", "not valid YAML"),
-    ("seed: 3\0", "not valid YAML"),
     ('style: "\\ud800"', "UTF-8"),
     # types
     ("seed: three\nsede: 3", "not 'three'; unknown parameter 'sede'"),  # all at once
     ("seed: true", "seed must be int"),
-    ("max_new_tokens: 12.0", "max_new_tokens must be int"),
-    ("alphas: 0.5", "alphas must be list"),
     ("alphas: [0.5, '1']", "alphas must be list"),
     ('gated: "yes"', "gated must be bool"),
     ("temperature: 1e-4", "write 1.0e-4"),
     # numbers
     ("seed: 010", "010 is no plain decimal number"),
     ("seed: 1:30", "1:30"),
-    ("alphas: [0.5, 1:30.5]", "1:30.5"),
-    ("seed: 1_000", "1_000"),
-    ("seed: 0x10", "0x10"),
     ("temperature: .nan", "temperature must be finite"),
     ("judge_settings: {a: {b: .nan}}", "judge_settings must be finite"),
     ("seed: -3", "seed must be at least 0"),
     ("seed: 99999999999999999999999", "seed"),
     ("top_p: 1.5", "top_p must be above 0 and at most 1"),
-    ("top_p: 0", "top_p must be above 0"),
     ("train_share: 1", "train_share must be between 0 and 1"),
     ("prompts_per_category: -1", "prompts_per_category must be above 0"),
     # lists
     ("alphas: [0.5, 0.5]", "alphas has a value twice"),
-    ("alphas: []", "alphas must not be empty"),
     ('model: ""', "model must not be empty"),
     # words
-    ("style: caht", "'caht' is unknown; did you mean 'chat'"),
     ("methods: [sda, ant_expert]", "'ant_expert' is unknown; did you mean 'anti_expert'"),
     ("dtype: float8", "dtype: 'float8'"),
     ("positions: first_k:0", "positions: 'first_k:0'"),
     ("more_positions: [first_k:8, alll]", "'alll'"),
-    ("score_function: sigmoyd", "did you mean 'sigmoid'"),
     ("judge: gpt-4.1", "endpoint:NAME"),
-    ("second_judge: 'endpoint:'", "'endpoint:'"),
     # contexts
-    ("contexts: {insult: polite}", "contexts must be"),
-    ("contexts: {insult: {expert: 5}}", "contexts must be"),
     ("contexts: {insult: {expret: kind}}", "contexts must be"),
     ("contexts: {insult: {expert: ' '}}", "contexts must be"),
-    ("contexts: {5: {expert: kind}}", "contexts must be"),
     # secrets
     ("api_key: abcdefgh", "api_key: params end up"),
-    ("my_secret_name: abcdefgh", "my_secret_name"),
     ("judge_settings: {deep: [{api_key: abcdefgh}]}", "api_key"),
     ("model: hf_abcdefghijklmnopqrst", "model: params end up"),
-    ("judge_settings: {header: [Bearer sk-abcdefghijklmnopqrst]}", "header"),
     # files and folders
     ("ratings: absent.csv", "looked for /"),
-    ("ratings: demmo", "ratings: 'demmo' is not there"),
     ("model: absent/folder/here", "model: 'absent/folder/here' is not there"),
-    ("model: ./absent", "model: './absent' is not there"),
     ("scorer: absent.csv", "scorer: 'absent.csv' is not there"),
     ("judge: local:absent/folder/here", "local:absent"),
     ("data_folder: nowhere", "data_folder: 'nowhere' is not there"),
     # the run
     ("run: ../up", "'../up'"),
     ("run: ''", "run must be"),
-    ("run: 5", "run must be"),
     ("run: con.txt", "'con.txt'"),
-    ("run: .hidden", "'.hidden'"),
     ("notebooks: [01_user_profiles, 09_absent]", "09_absent"),
     ("notebooks: 1", "notebooks"),
 ]
@@ -181,37 +159,32 @@ def test_check_lists_users_ratings_prompts_by_category_memory_time_and_the_key_t
 
 
 HEADER = "user_id,prompt,response,rating\n"
-RATINGS = [
-    (HEADER + "u1,hi,yes,5\nu1,hi,Well, ok,87\n", r"mine\.csv, line 3"),
-    (HEADER + "u1,hi,yes,5\nu1,hi,no,870\n", r"mine\.csv, row 2, column rating: .*870"),
-    ("user_id,prompt,response\nu1,hi,yes\n", r"mine\.csv: column 'rating' is missing"),
-    (HEADER + "u1,hi,yes,5\n", r"min_ratings 8"),
-    (pilot().drop_duplicates("conversation_id").to_csv(index=False), "0 train and 0 held-out pairs"),
+WITHOUT_PAIRS = PILOT.replace("03", "02_steering_vectors, 03") + "min_ratings: 3\n"
+REFUSED = [
+    (PILOT, HEADER + "u1,hi,yes,5\nu1,hi,Well, ok,87\n", r"ratings: .*mine\.csv, line 3"),
+    (PILOT, "user_id,prompt,response\nu1,hi,yes\n", r"ratings: .*mine\.csv: column 'rating' is missing"),
+    (
+        WITHOUT_PAIRS,
+        pilot().drop_duplicates("conversation_id").to_csv(index=False),
+        "ratings: .*0 train and 0",
+    ),
+    (PILOT.replace("[1.0", "[-1.0"), pilot().to_csv(index=False), "arms: alpha of 'anti_expert' must be"),
 ]
 
 
-@pytest.mark.parametrize(("ratings", "named"), RATINGS)
-def test_check_refuses_a_bad_ratings_file_by_name_and_line(tmp_path, monkeypatch, capsys, ratings, named):
-    params = (
-        PILOT.replace("03", "02_steering_vectors, 03") + "min_ratings: 3\n" if "pairs" in named else PILOT
-    )
+@pytest.mark.parametrize(("params", "ratings", "named"), REFUSED)
+def test_check_refuses_ratings_by_name_and_line_and_arms_that_notebook_03_would_refuse(
+    tmp_path, monkeypatch, capsys, params, ratings, named
+):
     assert checked(tmp_path, params, ratings, monkeypatch) == 2
     errors = capsys.readouterr().err
-    assert re.match(rf"steerlib: ratings: .*{named}", errors) and errors.count("\n") == 1
-
-
-def test_check_refuses_arms_that_notebook_03_would_refuse(tmp_path, monkeypatch, capsys):
-    params = PILOT.replace("alphas: [1.0", "alphas: [-1.0")
-    assert checked(tmp_path, params, pilot().to_csv(index=False), monkeypatch) == 2
-    assert "steerlib: arms: alpha of 'anti_expert' must be" in capsys.readouterr().err
+    assert re.match(rf"steerlib: {named}", errors) and errors.count("\n") == 1
 
 
 # --- models and judges --------------------------------------------------------------------------------------
 
 ARCHITECTURES = {
     "Mamba": "state",
-    "RecurrentGemma": "state",
-    "FalconH1": "state",
     "Qwen3Next": "linear_attention",
     "Lfm2": "conv",
     "Llama4Text": "chunked_attention",

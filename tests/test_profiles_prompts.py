@@ -52,15 +52,6 @@ def test_prompts_of_a_later_turn_have_the_chosen_turns_before_them_as_history() 
         ]
 
 
-def test_the_draw_depends_on_the_seed_and_not_on_the_order_of_rows() -> None:
-    tables = study()
-    mixed = [table.sample(frac=1, random_state=5) for table in tables]
-    first = draw_prompts(*tables, per_category=2, split="test", seed=0)
-    pd.testing.assert_frame_equal(first, draw_prompts(*mixed, per_category=2, split="test", seed=0))
-    other = draw_prompts(*tables, per_category=2, split="test", seed=1)
-    assert set(other["prompt_id"]) != set(first["prompt_id"])
-
-
 def two_users(texts: dict[str, list[str]]) -> Study:
     """Held-out conversations with these prompts; everybody's category is toxicity, but for one other user."""
     rows = [(user, f"{user}{k}", text) for user in texts for k, text in enumerate(texts[user])]
@@ -82,27 +73,18 @@ def test_the_draw_goes_round_users_and_takes_a_text_again_only_when_no_other_is_
     assert len(draw_prompts(*tables, per_category=9, split="test", seed=seed)) == 4
 
 
-def test_a_turn_without_a_prompt_is_refused() -> None:
-    with pytest.raises(ValueError, match="turn 7"):
-        draw_prompts(*study(), per_category=1, split="dev", turn=7)
-
-
 def kinds(toxicity: list[float], labels: list[str], prompt: str = "Why?") -> list[str]:
     prompts = pd.DataFrame({"prompt": prompt, "prompt_category": labels}, index=range(3, 3 + len(labels)))
     scores = pd.DataFrame(0.0, index=range(len(labels)), columns=SIX).assign(insult=toxicity)
     return prompt_categories(prompts, scores).loc[prompts.index].tolist()
 
 
-def test_a_toxic_wording_goes_before_the_label() -> None:
+def test_a_toxic_wording_goes_before_the_label_and_without_one_questions_are_told_from_other_texts() -> None:
     labels = ["benign_control", "benign_control", "safe_sensitive", "context_dependent", "safe_sensitive"]
     expected = ["benign_control", "context_dependent", *labels[2:4], "harmful_borderline"]
     assert kinds([0.09, 0.1, 0.49, 0.0, 0.5], labels) == expected
-
-
-def test_without_a_label_questions_are_told_from_other_texts() -> None:
-    three = ["benign_control", "safe_sensitive", "harmful_borderline"]
-    assert kinds([0.05, 0.3, 0.5], [""] * 3, "Why? ") == three
-    assert kinds([0.05, 0.3, 0.5], [""] * 3, "Why.") == [three[0], "context_dependent", three[2]]
+    assert kinds([0.05, 0.3, 0.5], [""] * 3, "Why? ") == expected[::2]
+    assert kinds([0.05, 0.3], [""] * 2, "Why.") == expected[:2]
 
 
 def talks(users: int = 12) -> pd.DataFrame:
@@ -122,24 +104,24 @@ def test_no_seed_makes_a_leak(by: str, seed: int) -> None:
     held_out = splits[splits["split"] != "train"].groupby("user_id").size()
     counts = ratings.groupby("user_id")["conversation_id"].nunique()
     assert set(held_out.index) == set(counts[counts > 1].index)
-    dev_users = splits[splits["split"] == "dev"]["user_id"].nunique()
-    assert by != "users" or 1 <= dev_users <= 4  # 0.3 of 12, of whom one has one conversation
     if by == "conversations":
         assert all(names[user] == {"train", "dev", "test"} for user in counts[counts > 2].index)
 
 
-def test_splits_depend_on_the_seed_and_not_on_the_order_of_rows() -> None:
-    ratings = talks()
-    first = split_conversations(ratings, seed=0)
-    again = split_conversations(ratings.sample(frac=1, random_state=2), seed=0)
+def test_draws_and_splits_depend_on_the_seed_and_not_on_the_order_of_rows() -> None:
+    tables = study()
+    mixed = [table.sample(frac=1, random_state=5) for table in tables]
+    first, again = (draw_prompts(*given, per_category=2, split="test", seed=0) for given in (tables, mixed))
     pd.testing.assert_frame_equal(first, again)
-    assert not first.equals(split_conversations(ratings, seed=1))
-    fewer = split_conversations(talks(users=11), seed=0).query("split == 'train'")
-    train = first.query("split == 'train'")
+    other = draw_prompts(*tables, per_category=2, split="test", seed=1)
+    assert set(other["prompt_id"]) != set(first["prompt_id"])
+    pd.testing.assert_frame_equal(tables[1], split_conversations(mixed[0], seed=0))
+    assert not tables[1].equals(split_conversations(tables[0], seed=1))
+    train, fewer = (split_conversations(talks(users), seed=0).query("split == 'train'") for users in (12, 11))
     assert set(fewer["conversation_id"]) <= set(train["conversation_id"])  # whoever else there is
 
 
-def test_what_cannot_be_split_is_refused() -> None:
+def test_what_cannot_be_split_or_drawn_is_refused() -> None:
     ratings = talks()
     twice = pd.concat([ratings, ratings.assign(user_id="user1").iloc[:1]])
     for given, settings, named in (
@@ -149,3 +131,5 @@ def test_what_cannot_be_split_is_refused() -> None:
     ):
         with pytest.raises(ValueError, match=named):
             split_conversations(given, **settings)
+    with pytest.raises(ValueError, match="turn 7"):
+        draw_prompts(*study(), per_category=1, split="dev", turn=7)

@@ -42,15 +42,6 @@ def test_a_user_who_rates_everything_100_gets_the_plain_mean(estimator: str, exp
         assert sensitivities(rows, estimator).loc["ann", "toxicity"] == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS)
-def test_the_order_of_rows_and_users_does_not_matter(estimator: str) -> None:
-    noise = np.random.default_rng(0)
-    table = pd.DataFrame(noise.random((360, 6)), columns=SIX)
-    table = table.assign(user_id=noise.integers(30, size=360).astype(str), rating=noise.integers(1, 101, 360))
-    found, mixed = (sensitivities(rows, estimator) for rows in (table, table.sample(frac=1, random_state=3)))
-    pd.testing.assert_frame_equal(found, mixed, check_exact=True)
-
-
 def test_percentiles_are_midranks_and_ties_are_equal() -> None:
     s = pd.DataFrame({name: [0.1, 0.4, 0.4, 0.9] for name in SIX}, index=list("abcd"))
     assert percentiles(s)["insult"].tolist() == [0.125, 0.5, 0.5, 0.875]
@@ -67,11 +58,6 @@ def test_a_tie_goes_to_the_category_further_above_the_mean_of_all_users() -> Non
     assert primary_category(percentiles(s), s * 0)["a"] == "insult"  # else the order of the six
 
 
-def test_an_unknown_estimator_is_refused() -> None:
-    with pytest.raises(ValueError, match="median"):
-        sensitivities(BY_HAND, "median")
-
-
 def haters(users: int, conversations: int, *, planted: bool) -> pd.DataFrame:
     """Four answers a conversation, each toxic in one random category; planted users hate one of the six."""
     rng, n = np.random.default_rng(0), users * conversations * 4
@@ -83,7 +69,10 @@ def haters(users: int, conversations: int, *, planted: bool) -> pd.DataFrame:
 
 
 def test_users_who_hate_one_category_are_agreed_on() -> None:
-    row = split_half_agreement(haters(24, 12, planted=True), "exposure_adjusted", n_splits=5).iloc[0]
+    ratings = haters(24, 12, planted=True)
+    lone = ratings[:4].assign(user_id=99, conversation_id=999)  # with one conversation there are no halves
+    row = split_half_agreement(pd.concat([ratings, lone]), "exposure_adjusted", n_splits=5).iloc[0]
+    assert (row.users, row.left_out, row.splits) == (24, 1, 5)
     assert row.agreement > 0.9 and row.low <= row.agreement <= row.high <= 1
     assert row.chance == pytest.approx(1 / 6, abs=0.05)
     assert 0.2 < row.rank_correlation < 1
@@ -102,12 +91,3 @@ def test_chance_is_the_agreement_expected_of_independent_halves() -> None:
     row = split_half_agreement(rows.assign(conversation_id=list("abcd")), n_splits=1).iloc[0]
     assert row.agreement == 1
     assert row.chance == 1 / 2 * 1 / 2 + 1 / 2 * 1 / 2
-
-
-def test_users_with_one_conversation_are_left_out_and_counted() -> None:
-    ratings = haters(6, 4, planted=True)
-    lone = ratings[:4].assign(user_id=99, conversation_id=99)
-    row = split_half_agreement(pd.concat([ratings, lone]), n_splits=2).iloc[0]
-    assert (row.users, row.left_out, row.splits) == (6, 1, 2)
-    with pytest.raises(ValueError, match="0 users have two conversations or more"):
-        split_half_agreement(lone)

@@ -50,12 +50,20 @@ def test_a_template_without_system_role_gets_it_at_the_head_of_the_user_turn(tin
 
 
 @pytest.mark.parametrize(
-    ("template", "named"), [("{{ messages[0]['content'] }}", "'And you"), (None, "style='continuation'")]
+    ("template", "prompt", "style", "named"),
+    [
+        ("{{ messages[0]['content'] }}", "And you", "chat", "'tiny llama'.*'And you"),
+        (None, "And you", "chat", "'tiny llama'.*style='continuation'"),
+        (None, "Once", "letter", "'letter'"),
+        (None, " \n", "continuation", "empty"),
+    ],
 )
-def test_no_template_or_one_that_drops_the_prompt_is_refused(tiny, monkeypatch, template, named):
+def test_a_prompt_that_would_not_reach_the_model_as_meant_is_refused(
+    tiny, monkeypatch, template, prompt, style, named
+):
     monkeypatch.setattr(tiny.tokenizer, "chat_template", template)
-    with pytest.raises(ValueError, match=f"'tiny llama'.*{named}"):
-        prompt_ids(tiny, "And you", style="chat", context="Be kind.")
+    with pytest.raises(ValueError, match=named):
+        prompt_ids(tiny, prompt, style=style, context="Be kind.")
 
 
 def test_a_model_that_can_think_first_is_told_not_to_unless_it_shall(tiny, monkeypatch):
@@ -66,24 +74,12 @@ def test_a_model_that_can_think_first_is_told_not_to_unless_it_shall(tiny, monke
     assert tiny.tokenizer.decode(chat_ids(thinker, MESSAGES[1:])) == "<user>Hi\n<assistant><think>"
 
 
-def test_a_continuation_reads_the_context_before_the_prompt(tiny):
+def test_a_continuation_reads_the_context_before_the_prompt_and_is_joined_unless_punctuation_opens_it(tiny):
     ids = prompt_ids(tiny, "Once", style="continuation", context="Kind text:", history=HISTORY)
     assert tiny.tokenizer.decode(ids) == "Kind text:\n\nHi\n\nHo\n\nOnce"
-
-
-def test_a_continuation_is_joined_by_a_space_unless_punctuation_opens_it(tiny):
     assert tiny.tokenizer.decode(answer_ids(tiny, "upon", style="continuation")) == " upon"
     assert tiny.tokenizer.decode(answer_ids(tiny, ", upon", style="continuation")) == ", upon"
     assert tiny.tokenizer.decode(answer_ids(tiny, "upon", style="chat")) == "upon"
-
-
-@pytest.mark.parametrize(
-    ("prompt", "style", "named"),
-    [("Once", "letter", "'letter'"), ("", "chat", "empty"), (" \n", "continuation", "empty")],
-)
-def test_an_unknown_style_or_an_empty_prompt_is_refused(tiny, prompt, style, named):
-    with pytest.raises(ValueError, match=named):
-        prompt_ids(tiny, prompt, style=style)
 
 
 def test_a_history_that_is_no_list_of_turns_is_refused():
@@ -111,8 +107,6 @@ THOUGHTS = [
     ("Yes", "", 0),
     ("<think>hm</think>Yes", "", len("<think>hm</think>")),
     ("hm</think>Yes</thin", "<think>", len("hm</think>")),
-    ("a</think>b</think>", "<think>\n", len("a</think>b</think>")),
-    ("<think>hm", "", len("<think>hm")),
     ("hm", "<think>\n", 2),
 ]
 

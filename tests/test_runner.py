@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,9 @@ import pandas as pd
 import psutil
 import pytest
 from filelock import FileLock
-from stored import store_notebooks
 
 from steerlib.__main__ import main
-from steerlib.evaluation.intervals import Interval, cluster_interval, difference_of_two, paired_interval
+from steerlib.evaluation.intervals import Interval, difference_of_two, paired_interval
 from steerlib.params import BadInput, override
 from steerlib.runner import NotebookFailed, Stage, plan, run_study
 from steerlib.runner import _contents as contents
@@ -37,7 +36,7 @@ from steerlib.tables import (
     write_manifest,
     write_table,
 )
-from steerlib.toxicity import load_scorer, text_sha
+from steerlib.toxicity import text_sha
 
 FIRST = """run: str = "quick"
 rows: int = 3
@@ -171,32 +170,23 @@ def test_a_failed_cell_is_one_line_and_exit_code_1_and_its_notebook_is_run_again
     write_notebook(toy / "notebooks" / "02_second.ipynb", SECOND, "1")
     left = {path.name for path in (go(toy) / "notebooks").iterdir()}
     assert "02_second.done.json" in left and "02_second.failed.ipynb" not in left
+    monkeypatch.setenv("STEERLIB_RESULTS", str(toy / "toy.yaml"))  # a folder that cannot be made
+    assert main(["run", "toy.yaml", "--notebooks", "notebooks"]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_a_temporary_folder_too_long_for_a_socket_serves_by_tcp(toy, monkeypatch):
-    (toy / ("long" * 30)).mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(toy / ("long" * 30)))
-    assert printed(go(toy, only=["01"]) / "notebooks" / "01_first.ipynb").startswith("toy 7")
-
-
-@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
-def test_a_run_stopped_half_way_is_no_success_and_goes_on_from_there(toy, sent):
+def test_a_run_stopped_half_way_is_no_success_and_goes_on_from_there(toy):
     slow = "import pathlib, time; pathlib.Path('started').touch(); time.sleep(60)"
     write_notebook(toy / "notebooks" / "02_second.ipynb", SECOND, slow)
     # A job in the background is started with Ctrl-C ignored, and its children inherit that.
     settings = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), "text": True}
-    settings |= {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    process = going(toy / "toy.yaml", "--notebooks", toy / "notebooks", **settings)
+    process = going(toy / "toy.yaml", "--notebooks", toy / "notebooks", stderr=subprocess.PIPE, **settings)
     wait_for(toy / "notebooks" / "started")
-    process.send_signal(sent)
-    _, errors = process.communicate(timeout=30)
-    assert process.returncode == {signal.SIGKILL: -9, signal.SIGINT: 130}[sent]
-    assert errors.count("\n") == (sent is signal.SIGINT)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=30)[1].count("\n") == 1 and process.returncode == 130
     folder = toy / "results" / "toy" / "notebooks"
-    assert (folder / "01_first.done.json").exists()
-    assert not (folder / "02_second.done.json").exists()
-    assert not (folder / "02_second.ipynb").exists()
     first = (folder / "01_first.done.json").read_text()
+    assert not {"02_second.done.json", "02_second.ipynb"} & {path.name for path in folder.iterdir()}
     write_notebook(toy / "notebooks" / "02_second.ipynb", SECOND, "1")
     go(toy)
     assert (folder / "01_first.done.json").read_text() == first
@@ -232,9 +222,12 @@ def test_a_parameters_cell_that_cannot_be_checked_is_refused(toy, cell):
     assert not (toy / "results").exists()
 
 
-def test_entries_of_a_dict_are_given_flat_and_the_others_keep_their_defaults(toy):
-    expected = {"run": "toy", "settings": {"tie": 7, "ties": "drop", "dtype": None}}
-    assert second(toy, "tie: 7").parameters == expected
+def test_entries_of_a_dict_are_given_flat_and_neither_a_hub_id_nor_a_file_of_its_data_set_is_a_path(toy):
+    stage = second(
+        toy, "tie: 7\nmodel: Qwen/Qwen2.5-0.5B\npair_file: pairs.jsonl.gz\nmore: ['endpoint:a/b/c']"
+    )
+    assert stage.parameters["settings"] == {"tie": 7, "ties": "drop", "dtype": None}
+    assert not stage.inputs
 
 
 def test_relative_paths_are_looked_for_where_the_command_was_given_then_beside_the_params_file(
@@ -251,23 +244,13 @@ def test_relative_paths_are_looked_for_where_the_command_was_given_then_beside_t
         assert stage.inputs["data_folder"] == [toy / "data"]
 
 
-def test_a_hub_id_and_a_file_of_the_hubs_data_set_are_no_paths(toy):
-    params = "model: Qwen/Qwen2.5-0.5B\npair_file: pairs.jsonl.gz\nmore: ['endpoint:a/b/c']"
-    assert not second(toy, params).inputs
-
-
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["run", "absent.yaml"], "absent.yaml"),
         (["check", "typo.yaml"], "did you mean 'seed'"),
         (["run", "good.yaml", "--data", "absent"], "data_folder"),
-        (["run", "good.yaml", "--only", "09"], "09"),
         (["compare", "one", "two"], "no run is called 'one'"),
-        (["archive", "one", "one.zip"], "no run is called 'one'"),
-        (["status", "one"], "no run is called 'one'"),
         (["grid", "good.yaml", "--set", "seed"], "--set 'seed' is not key=value,value"),
-        (["grid", "good.yaml", "--set", "seed=[1"], "--set seed=[1"),
         (["grid", "good.yaml", "--set", "seed=1,x"], "seed must be int | None"),
     ],
 )
@@ -275,7 +258,7 @@ def test_bad_input_is_one_line_and_exit_code_2(toy, arguments, expected, capsys,
     monkeypatch.chdir(toy)
     (toy / "typo.yaml").write_text("sede: 3\n")
     (toy / "good.yaml").write_text("seed: 3\n")
-    extra = [] if arguments[0] in ("compare", "archive") else ["--notebooks", "notebooks"]
+    extra = [] if arguments[0] == "compare" else ["--notebooks", "notebooks"]
     assert main([*arguments, *extra]) == 2
     out, errors = capsys.readouterr()
     assert out == "" and expected in errors and errors.count("\n") == 1
@@ -303,24 +286,6 @@ def test_help_and_refusals_do_not_load_torch(toy):
     code = "import sys; from steerlib.__main__ import main; assert main(['run', 'absent.yaml']) == 2\n"
     code += "assert not {'torch', 'transformers', 'papermill'} & set(sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=toy, capture_output=True).returncode == 0
-
-
-def test_stored_notebooks_carry_outputs_and_no_path_of_the_machine_else_nothing_is_stored(toy):
-    file, figures = toy / "notebooks" / "01_first.ipynb", toy / "figures" / "quick"
-    figure = "from steerlib.tables import results_folder\nfigures = results_folder(run) / 'figures'\n"
-    write_notebook(file, FIRST, figure + "figures.mkdir()\n(figures / 'a.csv').touch()", "print(rows)")
-    before = nbformat.read(file, as_version=4)
-    store_notebooks(toy / "notebooks", figures=figures)
-    after, stored = nbformat.read(file, as_version=4), file.read_bytes()
-    assert [cell.id for cell in after.cells] == [cell.id for cell in before.cells]
-    assert after.cells[2].outputs[0].text == "3\n"
-    assert [cell.metadata for cell in after.cells] == [{"tags": ["parameters"]}, {}, {}]
-    assert set(after.metadata) == {"kernelspec", "language_info"}
-    assert [path.name for path in figures.iterdir()] == ["a.csv"]
-    write_notebook(toy / "notebooks" / "02_second.ipynb", SECOND, "import os; print(os.getcwd())")
-    with pytest.raises(ValueError, match=r"02_second.ipynb cell \[2\]: /"):
-        store_notebooks(toy / "notebooks", figures=figures)
-    assert file.read_bytes() == stored
 
 
 def test_a_model_that_is_nowhere_is_refused_before_the_first_notebook_and_a_kept_run_is_not_asked(
@@ -351,13 +316,6 @@ def test_memory_and_disk_that_run_out_come_with_a_remedy(toy, cell, told):
     write_notebook(toy / "notebooks" / "01_first.ipynb", FIRST, cell)
     with pytest.raises(NotebookFailed, match=f"01_first {told}"):
         go(toy)
-
-
-def test_a_folder_that_cannot_be_written_is_one_line_and_exit_code_1(toy, capsys, monkeypatch):
-    (toy / "file").write_text("")
-    monkeypatch.setenv("STEERLIB_RESULTS", str(toy / "file"))
-    assert main(["run", str(toy / "toy.yaml"), "--notebooks", str(toy / "notebooks")]) == 1
-    assert capsys.readouterr().err.count("\n") == 1
 
 
 # --- side by side -------------------------------------------------------------------------------------------
@@ -410,18 +368,15 @@ def test_runs_are_compared_prompt_by_prompt_where_seeds_are_shared_and_as_two_sa
     assert (found["how"], found["n"], found["n_clusters"]) == ("paired", 6, 3)
     assert {"settings.csv", "compare.png", "compare.csv"} <= {path.name for path in folder.rglob("*")}
     (apart,) = compare("one", "far")[1].query("alpha == 1").to_dict("records")
-    means = []
-    for run, own in ((one, (0, 1)), (other, (1, 2))):
-        values = [sum(run["a1.0", p, seed] - run["b", p, seed] for seed in own) / 2 for p in PROMPTS]
-        means.append(cluster_interval(values, USERS))
-    assert apart["how"] == "two samples"
-    assert [apart[end] for end in ("value", "low", "high")] == pytest.approx(difference_of_two(*means)[:3])
+    means = [
+        sum(run["a1.0", p, seed] - run["b", p, seed] for p in PROMPTS for seed in own) / 12
+        for run, own in ((one, (0, 1)), (other, (1, 2)))
+    ]
+    assert (apart["how"], apart["value"]) == ("two samples", pytest.approx(means[1] - means[0]))
 
 
 @pytest.mark.usefixtures("toy")
-def test_equal_answers_have_no_interval_and_runs_without_a_common_arm_show_their_settings(
-    capsys, monkeypatch
-) -> None:
+def test_equal_answers_have_no_interval_and_runs_without_a_common_arm_show_their_settings(capsys) -> None:
     same = drawn([0], random.Random(1))
     for run in ("one", "other"):
         write_run(run, same)
@@ -436,10 +391,6 @@ def test_equal_answers_have_no_interval_and_runs_without_a_common_arm_show_their
     assert main(["list"]) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "  far  " in line]
     assert re.match(r"20\d\d-\S+  far  mine.yaml  04_evaluation  sda at 1.5: toxicity -0.250", line)
-    newer = SCHEMA["verdict"]._replace(columns=(*SCHEMA["verdict"].columns, "newer"))
-    monkeypatch.setitem(SCHEMA, "verdict", newer)  # the run's table is of an older edition
-    assert main(["list"]) == 0
-    assert re.search(r"  far  mine.yaml  04_evaluation$", capsys.readouterr().out, flags=re.M)
 
 
 def test_two_samples_differ_by_less_than_their_intervals_laid_end_to_end() -> None:
@@ -460,17 +411,17 @@ def test_status_counts_answers_and_names_what_changed_and_the_last_error(toy: Pa
     with pytest.raises(NotebookFailed):
         go(toy)
     (toy / "toy.yaml").write_text("rows: 8\nrate: 2\nseed: null\n")
-    told = []
-    for run in ("toy", str(toy / "toy.yaml")):
-        capsys.readouterr()
-        with FileLock(folder / ".lock") if run == "toy" else nullcontext():
-            assert main(["status", run, "--notebooks", str(toy / "notebooks")]) == 0
-        told.append(capsys.readouterr().out.splitlines())
-    assert [lines[0] for lines in told] == ["run toy: going on", "run toy: not going on"]
-    assert re.fullmatch(r"01_first +done +[\d.]+ s", told[0][1]) and "not finished" in told[0][2]
-    assert told[1][1].endswith("s, changed since: rows")
-    assert told[0][3].split(maxsplit=1) == ["answers", "18 of 36, 1.00 per second, 0.3 minutes left"]
-    assert told[0][4].endswith("02_second: ValueError: not in 0..31")
+    capsys.readouterr()
+    with FileLock(folder / ".lock"):
+        assert main(["status", "toy", "--notebooks", str(toy / "notebooks")]) == 0
+    heading, first, other, answers, error = capsys.readouterr().out.splitlines()[:5]
+    assert heading == "run toy: going on"
+    assert re.fullmatch(r"01_first +done +[\d.]+ s", first) and "not finished" in other
+    assert answers.split(maxsplit=1) == ["answers", "18 of 36, 1.00 per second, 0.3 minutes left"]
+    assert error.endswith("02_second: ValueError: not in 0..31")
+    assert main(["status", str(toy / "toy.yaml"), "--notebooks", str(toy / "notebooks")]) == 0
+    heading, first = capsys.readouterr().out.splitlines()[:2]
+    assert heading == "run toy: not going on" and first.endswith("s, changed since: rows")
 
 
 def test_a_grid_is_one_run_a_cell_goes_on_where_it_stopped_and_names_the_cell_that_failed(
@@ -513,8 +464,6 @@ def test_an_archive_holds_tables_scores_and_params_but_no_vectors_and_nobodys_ch
     assert [*study.stages] == ["05_figures", "06_alpha_explorer"]
     scorer = f"replay:{there / 'scores.csv'}"
     assert {"model": "none", "scorer": scorer}.items() <= study.stages["06_alpha_explorer"].given.items()
-    text = read_table(there, "generations")["text"].iloc[0]
-    assert load_scorer(scorer)([text])["toxicity"].item() < 1
 
 
 @pytest.mark.slow

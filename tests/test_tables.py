@@ -1,6 +1,5 @@
 """Tables of a run: schema, parts that are whole or absent, damage that is found, and the one cache."""
 
-import json
 import os
 import subprocess
 import sys
@@ -28,13 +27,6 @@ from steerlib.tables import (
 SPLITS = pd.DataFrame({"conversation_id": ["c1", "c2"], "user_id": ["u1", "u1"], "split": ["train", "dev"]})
 
 
-def test_a_table_that_is_written_whole_replaces_all_its_parts(tmp_path):
-    assert not has_table(tmp_path, "splits")
-    append_part(tmp_path, "splits", SPLITS.iloc[1:], part="b")
-    write_table(tmp_path, "splits", SPLITS.iloc[:1])
-    assert read_table(tmp_path, "splits").conversation_id.tolist() == ["c1"]
-
-
 VALUES = {"text": st.text(), "n_tokens": st.integers(-(2**63), 2**63 - 1), "kl_to_base": st.floats()}
 VALUES |= {"token_ids": st.lists(st.integers(0, 2**31), min_size=1), "stopped": st.booleans()}
 
@@ -52,17 +44,13 @@ def test_any_rows_come_back_as_they_were_in_one_part_or_two(tmp_path_factory, ro
     pd.testing.assert_frame_equal(found, frame)
 
 
-REFUSED = {
-    "a key twice": ("splits", SPLITS.iloc[[0, 0]], ValueError, "'c1'"),
-    "a misspelt column": ("splits", SPLITS.rename(columns={"split": "spilt"}), ValueError, "'spilt'"),
-    "a misspelt table": ("split", SPLITS, KeyError, "'split'"),
-}
+REFUSED = {"'c1'": SPLITS.iloc[[0, 0]], "'spilt'": SPLITS.rename(columns={"split": "spilt"})}
 
 
-@pytest.mark.parametrize(("name", "frame", "failure", "named"), REFUSED.values(), ids=REFUSED)
-def test_what_breaks_the_schema_is_refused_before_anything_is_written(tmp_path, name, frame, failure, named):
-    with pytest.raises(failure, match=named):
-        append_part(tmp_path, name, frame, part="a")
+@pytest.mark.parametrize("named", REFUSED)
+def test_a_key_twice_or_a_misspelt_column_is_refused_before_anything_is_written(tmp_path, named):
+    with pytest.raises(ValueError, match=named):
+        append_part(tmp_path, "splits", REFUSED[named], part="a")
     with pytest.raises(FileNotFoundError, match="'splits'"):
         read_table(tmp_path, "splits")
 
@@ -85,7 +73,9 @@ def test_a_damaged_part_is_named_and_set_aside_and_the_others_are_read(tmp_path)
         assert not has_table(tmp_path, "splits")  # no sound part is left
 
 
-def test_foreign_files_in_a_tables_folder_are_ignored(tmp_path):
+def test_a_whole_table_replaces_all_its_parts_and_foreign_files_in_its_folder_are_ignored(tmp_path):
+    assert not has_table(tmp_path, "splits")
+    append_part(tmp_path, "splits", SPLITS.iloc[1:], part="b")
     folder = write_table(tmp_path, "splits", SPLITS).parent
     for name in (".DS_Store", "notes.txt", "._all.parquet", "all.parquet.corrupt", ".all-x.partial"):
         (folder / name).write_bytes(b"x")
@@ -120,7 +110,6 @@ def test_the_manifest_holds_one_record_a_stage(tmp_path):
     assert [manifest["01"]["params"], manifest["02"]["params"]] == [{"seed": 3}, {"seed": 2}]
     assert manifest["01"]["versions"]["torch"]
     assert {"date", "commit", "command", "machine"} <= manifest["01"].keys()
-    assert json.loads((tmp_path / "manifest.json").read_text()) == manifest
 
 
 @pytest.mark.parametrize("text", [b'{"01": {', b"", b"[]", b'{"01": 3}', b"\xff\xfe", b"[" * 100_000])
@@ -152,14 +141,10 @@ def test_each_key_is_computed_once_and_rows_follow_the_keys(tmp_path):
     assert cached(tmp_path, "") == ("", "")
 
 
-def test_a_kill_loses_at_most_one_chunk(tmp_path):
+def test_a_kill_loses_at_most_one_chunk_and_rows_of_a_damaged_part_are_computed_again(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        cached(tmp_path, "abcdefg", calls=2)
-    assert cached(tmp_path, "abcdefg") == ("abcdefg", "efg")
-
-
-def test_rows_of_a_damaged_part_are_computed_again(tmp_path):
-    cached(tmp_path, "abcd")
+        cached(tmp_path, "abcd", calls=1)
+    assert cached(tmp_path, "abcd") == ("abcd", "cd")
     part = sorted((tmp_path / "tables" / "judged").glob("*.parquet"))[0]
     lost = "".join(pd.read_parquet(part).text_sha)
     part.write_bytes(part.read_bytes()[:-1])
