@@ -106,6 +106,7 @@ def test_a_model_that_cannot_be_a_branch_is_refused_naming_token_logits_or_lengt
     [
         ({}, "'third'"),
         ({"anti": "expert"}, "'third'.*'other'"),
+        ({"anti": "anti", "expert": "expert"}, "no arm reads the expert model"),
     ],
 )
 def test_models_and_arms_must_name_each_other(tiny, others, given, named):

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from steerlib.evaluation import paired_interval, personal_alphas, tuned_arm
+from steerlib.tables import check_table
 
 BEST = {"insult": 2.0, "threat": 0.5}
 ALPHAS = [0.5, 1.0, 2.0]
@@ -54,6 +55,11 @@ def test_each_user_gets_an_alpha_of_its_own_where_it_has_dev_prompts_enough():
     assert found.loc[["u0", "u1", "u2"], "alpha"].tolist() == [1.0, 2.0, 0.5]
     fallen = chosen(values, prompts, by="user", min_prompts=7)
     assert (fallen["alpha"] == fallen["global_alpha"]).all()
+    prompts = prompts[(prompts["user_id"] != "u5") | (prompts["split"] == "test")]
+    alphas = chosen(values, prompts, by="user", min_prompts=6).set_index("group", drop=False)
+    assert alphas.loc["u5", "alpha"] == alphas.loc["u5", "global_alpha"]
+    tuned = tuned_arm(values, alphas, prompts, base_arm="base", scorer="planted")
+    assert set(tuned["arm_id"]) == {"anti_expert-own-alpha-by-user"}
 
 
 def test_a_few_prompts_are_weighed_against_all_as_the_formula_says():
@@ -74,12 +80,14 @@ def test_test_prompts_have_no_say():
     test = values["prompt_id"].isin(prompts.loc[prompts["split"] == "test", "prompt_id"])
     other = values.assign(distance=np.where(test, 1 - values["distance"], values["distance"]))
     pd.testing.assert_frame_equal(chosen(values, prompts), chosen(other, prompts))
+    assert len(chosen(values[~test], prompts)) == 2
 
 
 def test_the_tuned_arm_is_compared_with_the_global_alpha_and_with_base_on_test_prompts():
     values, prompts = study()
     alphas = chosen(values, prompts)
     found = tuned_arm(values, alphas, prompts, base_arm="base", scorer="planted")
+    check_table("metrics", found)
     assert set(found["arm_id"]) == {"anti_expert-own-alpha-by-category"}
     assert set(found["split"]) == {"test"}
     one = found[found["subgroup"] == "all"].set_index(["comparator", "metric"])
@@ -96,11 +104,15 @@ def test_the_tuned_arm_is_compared_with_the_global_alpha_and_with_base_on_test_p
     assert {"category=insult", "category=threat"} < set(found["subgroup"])
 
 
-def test_splits_that_leak_or_do_not_serve_the_choice_are_refused():
-    values, prompts = study(by="conversations")
+def test_splits_that_do_not_serve_the_choice_and_unfinished_sweeps_are_refused():
+    by_users, by_conversations = study(), study(by="conversations")
     with pytest.raises(ValueError, match="'u0'"):
-        chosen(values, prompts)
-    with pytest.raises(ValueError, match="'c0'"):
-        chosen(values, prompts.assign(conversation_id="c0"), by="user")
+        chosen(*by_conversations)
     with pytest.raises(ValueError, match="splits by conversations"):
-        chosen(*study(), by="user")
+        chosen(*by_users, by="user")
+    values, prompts = by_conversations
+    with pytest.raises(ValueError, match="dev"):
+        chosen(values, prompts[prompts["split"] == "test"])
+    values, prompts = by_users
+    with pytest.raises(ValueError, match=r"'p3' .*'ae1\.0'"):
+        chosen(values[(values["arm_id"] != "ae1.0") | (values["prompt_id"] != "p3")], prompts)

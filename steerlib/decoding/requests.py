@@ -131,11 +131,14 @@ def check_branch_models(frozen: FrozenModel, arms: pd.DataFrame, models: BranchM
             raise ValueError(
                 f"{what} is on {model.device}, the base on {frozen.device}: load both on one device"
             )
-    given = {branch: model.name for branch, model in models.items()}
+    given, read = {branch: model.name for branch, model in models.items()}, set()
     for arm_id, text in zip(arms["arm_id"], arms["branches"], strict=True):
         for branch, name in branch_names(text).items():
+            read.add(branch)
             if given.get(branch) != name:
                 raise ValueError(f"arm {arm_id} reads the {branch} model {name!r}; branch_models has {given}")
+    for branch in given.keys() - read:
+        raise ValueError(f"no arm reads the {branch} model {given[branch]!r}; name it in their branches")
 
 
 @dataclass(frozen=True)
