@@ -60,14 +60,16 @@ def status(study: Study) -> Iterator[str]:
     folder = results_root() / study.run
     notebooks = folder / "notebooks"
     yield f"run {study.run}: {'going on' if going_on(folder) else 'not going on'}"
+    unfinished = False
     for name in study.stages:
         seconds, changed = state(study, name, notebooks)
+        unfinished |= seconds is None
         since = f", changed since: {', '.join(changed)}" if changed else ""
         begun = "begun" if (notebooks / f"{name}.partial.ipynb").exists() else "not finished"
         yield f"{name:<24} {begun if seconds is None else f'done {seconds:8.1f} s{since}'}"
     arms, prompts = _table(folder, "arms"), _table(folder, "prompts")
     if len(arms) and len(prompts):
-        yield f"{'answers':<24} {_answers(folder, arms, len(prompts))}"
+        yield f"{'answers':<24} {_answers(folder, arms, len(prompts), unfinished)}"
     failed = max(notebooks.glob("*.failed.ipynb"), key=os.path.getmtime, default=None)
     if failed:
         cells = json.loads(failed.read_text(encoding="utf-8"))["cells"]
@@ -85,17 +87,17 @@ def _table(folder: Path, name: str) -> pd.DataFrame:
         return pd.DataFrame()
 
 
-def _answers(folder: Path, arms: pd.DataFrame, prompts: int) -> str:
-    """Answers done of how many at most, how many per second, and the time left; from the tables alone."""
+def _answers(folder: Path, arms: pd.DataFrame, prompts: int, unfinished: bool) -> str:
+    """Answers done; while the run is unfinished also of how many at most, per second, and the time left."""
     files = sorted((folder / "tables" / "generations").glob("[!.]*.parquet"), key=os.path.getmtime)
     keys, ours = ["arm_id", "prompt_id", "seed"], [("arm_id", "in", [*arms["arm_id"]])]
     parts = [pd.read_parquet(file, columns=keys, filters=ours) for file in files]
     seeds = len({seed for part in parts for seed in part["seed"]}) or 1
     done = len(pd.concat(parts).drop_duplicates()) if parts else 0
     wanted = prompts * sum(seeds if temperature else 1 for temperature in arms["temperature"])
-    words, times = f"{done} of {wanted}", [*map(os.path.getmtime, files[-10:])]
+    words, times = f"{done}{f' of {wanted}' * unfinished}", [*map(os.path.getmtime, files[-10:])]
     recent = sum(map(len, parts[1:][-9:]))  # written after the first of these times
-    if done < wanted and recent:
+    if unfinished and done < wanted and recent:
         rate = recent / max(times[-1] - times[0], 1e-3)
         words += f", {rate:.2f} per second, {(wanted - done) / rate / 60:.1f} minutes left"
     return words

@@ -25,7 +25,7 @@ from steerlib.evaluation.intervals import Interval, difference_of_two, paired_in
 from steerlib.params import BadInput, override
 from steerlib.runner import NotebookFailed, Stage, plan, run_study
 from steerlib.runner import _contents as contents
-from steerlib.runs import archive, compare, grid
+from steerlib.runs import archive, compare, grid, status
 from steerlib.tables import (
     ATTRIBUTE_COLUMNS,
     ROOT,
@@ -422,6 +422,9 @@ def test_status_counts_answers_and_names_what_changed_and_the_last_error(toy: Pa
     assert main(["status", str(toy / "toy.yaml"), "--notebooks", str(toy / "notebooks")]) == 0
     heading, first = capsys.readouterr().out.splitlines()[:2]
     assert heading == "run toy: not going on" and first.endswith("s, changed since: rows")
+    write_notebook(toy / "notebooks" / "02_second.ipynb", SECOND)
+    *_, answers = status(plan(go(toy) / "params.yaml", notebooks=toy / "notebooks"))
+    assert answers.split() == ["answers", "18"]  # all is done, so the other 18 were never wanted
 
 
 def test_a_grid_is_one_run_a_cell_goes_on_where_it_stopped_and_names_the_cell_that_failed(
