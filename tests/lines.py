@@ -1,8 +1,7 @@
 """`make lines`: lines and files of each room, and an error above the ceiling, which only ever comes down.
 
 The aim is 11,000 lines of steerlib in 70 files (12,000 with explorer, workers and scorers) and 8,500 lines of tests.
-The ceiling of tests was raised when those of bad input, workers, architectures and the explorer came in; both were
-raised when runs side by side did.
+What stands below is what there is; it has 100 lines of steerlib and 700 of tests to go.
 """
 
 import sys
@@ -10,7 +9,7 @@ from itertools import groupby
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-BUDGETS = {"steerlib": (12_600, 70), "notebooks/extra/studies": (1_500, None), "tests": (10_750, None)}
+BUDGETS = {"steerlib": (12_120, 70), "notebooks/extra/studies": (1_500, None), "tests": (9_240, None)}
 
 
 def main() -> None:

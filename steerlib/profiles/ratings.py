@@ -214,7 +214,7 @@ def _checked(rows: pd.DataFrame, file: str) -> tuple[pd.DataFrame, int]:
     """Rows under our column names and types, what the file leaves out filled in; how many ids were made one."""
     is_prism = "model_response" in rows or file == "utterances.jsonl"
     renamed = PRISM_COLUMNS if is_prism else {}
-    table, merged = pd.DataFrame({"turn": 0, "prompt_category": ""}, index=rows.index), 0
+    table, merged = pd.DataFrame(index=rows.index), 0
     for name in PARSERS:
         theirs = name if name in rows else renamed.get(name, name)
         if theirs in rows or name in REQUIRED:
@@ -231,7 +231,11 @@ def _checked(rows: pd.DataFrame, file: str) -> tuple[pd.DataFrame, int]:
         row = int(repeated.argmax())
         name = table["utterance_id"].iloc[row]
         raise ValueError(f"{file}, row {row + 1}, column utterance_id: {name!r} stands there twice")
+    if "turn" not in table:
+        table["turn"] = 0
     if "chosen" not in table:
         best_first = table.sort_values("rating", ascending=False, kind="stable")
         table["chosen"] = ~best_first.duplicated(["conversation_id", "turn"])
+    if "prompt_category" not in table:
+        table["prompt_category"] = ""
     return table[[name for name in SCHEMA["ratings"].columns if name not in ATTRIBUTE_COLUMNS]], merged
