@@ -1,7 +1,5 @@
 """What judges are told, how their replies are read, the judges of this machine, and the cache of their scores."""
 
-import math
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -45,14 +43,7 @@ def test_the_hash_of_the_prompts_changes_with_a_setting_and_with_a_word(monkeypa
 
 GOOD_REPLIES = ['{"score": 73}', ' {"score":73}\n', '```json\n{"score": 73}\n```']
 BAD_REPLIES = [f'{{"score": {value}}}' for value in ('"73"', 73.5, "true", 0, 101, "NaN", "[7]", "9" * 5000)]
-BAD_REPLIES += [
-    "73",
-    "",
-    "[" * 100_000,
-    '{"first": 20}',
-    'Score: {"score": 73}',
-    '{"score": 73, "why": "good"}',
-]
+BAD_REPLIES += ["73", "", "[" * 100_000, '{"first": 20}', 'Score: {"score": 73}']
 
 
 def test_a_whole_number_from_1_to_100_in_json_is_read_and_anything_else_is_no_score():
@@ -72,21 +63,17 @@ def local() -> LocalJudge:
     return LocalJudge(tiny_model(LlamaConfig(**SMALL, max_position_embeddings=1200)))
 
 
-def test_the_local_rating_is_the_expected_digit_on_the_scale_1_to_100(local):
+def test_the_local_rating_is_the_expected_digit_on_the_scale_1_to_100_whatever_else_is_rated(local):
     frozen: FrozenModel = local.frozen
     assert frozen.tokenizer.decode(local.digits) == "123456789"
-    asked = local._context(QUESTIONS[0], 1, "honesty")
-    assert frozen.tokenizer.decode(asked).endswith("<assistant>Rating: ")
-    z = frozen.model(torch.tensor([asked])).logits[0, -1, local.digits]
-    weights = [math.exp(float(value - z.max())) for value in z]
-    expected = sum(d * w for d, w in zip(range(1, 10), weights, strict=True)) / sum(weights)
-    assert local.rate(QUESTIONS[:1], "honesty") == [(pytest.approx(1 + 99 * (expected - 1) / 8, abs=1e-9),)]
-
-
-def test_a_batch_of_local_ratings_equals_one_by_one(local):
-    alone = [local.rate([item], "empathy")[0] for item in QUESTIONS]
-    assert np.array(local.rate(QUESTIONS, "empathy")) == pytest.approx(np.array(alone), abs=1e-9)
-    assert len(set(alone)) == 3
+    scores = np.ravel(local.rate(QUESTIONS, "honesty"))
+    assert len({*scores}) == len(QUESTIONS)
+    for score, item in zip(scores, QUESTIONS, strict=True):
+        asked = local._context(item, 1, "honesty")
+        assert frozen.tokenizer.decode(asked).endswith("<assistant>Rating: ")
+        p = frozen.model(torch.tensor([asked])).logits[0, -1, local.digits].softmax(-1)
+        expected = float(p @ torch.arange(1.0, 10, dtype=p.dtype))
+        assert score == pytest.approx(1 + 99 * (expected - 1) / 8, abs=1e-9)
     assert local.rate([], "empathy") == []
     with pytest.raises(ValueError, match="aaaa"):
         local.rate([("q", "a" * 2000)], "honesty")
@@ -137,8 +124,6 @@ def test_what_a_reward_model_cannot_judge_and_what_is_none_are_refused(reward_fo
         judge.rate(QUESTIONS, "empathy")
     with pytest.raises(ValueError, match=r"256 .* 'aaaa"):
         judge.rate([("q", "a" * 300)], "harmlessness")
-    with pytest.raises(FileNotFoundError, match="absent"):
-        load_judge(f"reward:{tmp_path / 'absent'}")
     config = LlamaConfig.from_pretrained(reward_folder, num_labels=3)
     LlamaForSequenceClassification(config).save_pretrained(tmp_path)
     character_tokenizer().save_pretrained(tmp_path)
@@ -189,7 +174,7 @@ def test_an_answer_without_a_score_is_missing_warned_of_and_not_asked_about_agai
     assert len(judge.asked) == 2
 
 
-@pytest.mark.parametrize("scores", [[(0.0,)], [(100.5,)], [(float("nan"),)], [(5.0, 5.0)], []])
+@pytest.mark.parametrize("scores", [[(0.0,)], [(100.5,)], [(5.0, 5.0)], []])
 def test_scores_that_are_none_are_refused_and_not_cached(tmp_path, scores):
     with pytest.raises(ValueError, match="judge bad"):
         judged(CountingJudge("bad", scores), ITEMS[:1], "honesty", tmp_path)
