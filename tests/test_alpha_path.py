@@ -17,19 +17,13 @@ PROMPTS = pd.DataFrame(
 GREEDY = Sampling(temperature=0, repetition_penalty=1.15, max_new_tokens=16)
 PLAIN = Sampling(temperature=0, repetition_penalty=1.0, max_new_tokens=16)
 SAMPLED = Sampling(temperature=0.7, top_p=1.0, min_p=0.05, repetition_penalty=1.15, max_new_tokens=16)
-METHODS = ("anti_expert", "expert_anti_expert", "sda")
 AMPLIFICATION = Factor("F(S)", {"p0": 0.4, "p1": 0.9})
-FACTORS = [AMPLIFICATION]
-
-
-def factor(method: str) -> Factor | None:
-    return AMPLIFICATION if method == "sda" else None
 
 
 def path(tiny, method: str, sampling: Sampling, **settings) -> pd.DataFrame:
     alpha_max = settings.pop("alpha_max", 2.2)
-    arm = make_arms(method, [alpha_max], profile="own", sampling=sampling, factor=factor(method))
-    return alpha_path(tiny, PROMPTS, arm, **{"seeds": [0, 1], "factors": FACTORS, **settings})
+    arm = make_arms(method, [alpha_max], profile="own", sampling=sampling)
+    return alpha_path(tiny, PROMPTS, arm, **{"seeds": [0, 1], **settings})
 
 
 def trees(segments: pd.DataFrame) -> list[pd.DataFrame]:
@@ -54,10 +48,11 @@ def assert_covers(tree: pd.DataFrame, alpha_max: float = 2.2) -> None:
     ],
 )
 def test_at_any_alpha_the_path_has_the_answer_of_plain_decoding(tiny, method, sampling):
-    common = {"profile": "own", "sampling": sampling, "factor": factor(method)}
-    segments = alpha_path(tiny, PROMPTS, make_arms(method, [2.2], **common), seeds=[0, 1], factors=FACTORS)
+    common = {"profile": "own", "sampling": sampling, "factor": AMPLIFICATION if method == "sda" else None}
+    given = {"seeds": [0, 1], "factors": [AMPLIFICATION]}
+    segments = alpha_path(tiny, PROMPTS, make_arms(method, [2.2], **common), **given)
     arms = make_arms(method, np.random.default_rng(0).uniform(0, 2.2, 25), **common)
-    answers = decode(tiny, PROMPTS, arms, seeds=[0, 1], factors=FACTORS).merge(arms[["arm_id", "alpha"]])
+    answers = decode(tiny, PROMPTS, arms, **given).merge(arms[["arm_id", "alpha"]])
     for tree in trees(segments):
         assert_covers(tree)
         assert all(a != b for a, b in zip(tree.token_ids[1:], tree.token_ids[:-1], strict=True))

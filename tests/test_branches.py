@@ -73,12 +73,11 @@ def test_the_base_as_both_branches_gives_the_base_answer(tiny):
 
 
 def test_the_alpha_path_reads_trained_branches(tiny, others):
-    method, given = "expert_anti_expert", others
     settings = {"sampling": GREEDY, "branches": BOTH}
-    segments = alpha_path(tiny, PROMPTS, make_arms(method, [2.0], **settings), branch_models=given)
-    alphas = [0.0, 0.13, 0.77, 1.31, 1.93]
-    arms = make_arms(method, alphas, **settings)
-    plain = decode(tiny, PROMPTS, arms, branch_models=given).merge(arms[["arm_id", "alpha"]])
+    longest = make_arms("expert_anti_expert", [2.0], **settings)
+    segments = alpha_path(tiny, PROMPTS, longest, branch_models=others)
+    arms = make_arms("expert_anti_expert", [0.0, 0.13, 0.77, 1.31, 1.93], **settings)
+    plain = decode(tiny, PROMPTS, arms, branch_models=others).merge(arms[["arm_id", "alpha"]])
     for row in plain.itertuples():
         mine = segment_at(segments, row.alpha, prompt_id=row.prompt_id)
         assert mine.token_ids == row.token_ids, row.alpha

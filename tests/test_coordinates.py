@@ -108,14 +108,6 @@ def test_the_fit_is_a_stationary_point_whatever_the_order_of_rows(curvature):
     pd.testing.assert_frame_equal(fit.users, other.users, atol=1e-6)
 
 
-def test_an_ideal_point_utility_is_the_negative_squared_distance():
-    a, b, users, _, _ = synthetic(spread=1.0)
-    fit = fit_coordinates(a, b, users, tau=0.5, curvature=0.8)
-    p = fit.users.loc[users].to_numpy() / 0.8
-    expected = -0.4 * ((a - p) ** 2).sum(1) + 0.4 * ((b - p) ** 2).sum(1)
-    assert_allclose(fit.margins(a, b, users), expected, atol=1e-10)
-
-
 @pytest.mark.parametrize(
     ("spread", "curvature", "grid"),
     [

@@ -214,8 +214,6 @@ OWN = {"profile": "own"}
     ("method", "settings", "named"),
     [
         ("anti_expert", {"alphas": [float("nan")], **OWN}, "not nan"),
-        ("anti_expert", {"alphas": [-0.5], **OWN}, "not -0.5"),
-        ("anti_expert", {"alphas": [1]}, "profile 'none'"),
         ("base", {"style": "letter"}, "style 'letter'"),
         ("base", {"factor": GATE}, GATE.name),
         ("base", {"sampling": Sampling(js_sigma=0.1)}, "js_sigma 0.1"),

@@ -34,10 +34,6 @@ def cluster():
     ray.shutdown()
 
 
-def on_two(function, held, blocks):
-    return sorted(mapped(function, held, blocks, workers=2, name=lambda block: f"block {block[0]}"))
-
-
 def squares(held, block):
     return [held * i * i for i in block]
 
@@ -127,13 +123,11 @@ class Unloadable:
 
 def test_a_model_that_workers_cannot_load_ends_the_work_at_once():
     with pytest.raises(FileNotFoundError, match="no-such-folder"):
-        on_two(squares, Unloadable(), [[1], [2]])
+        list(mapped(squares, Unloadable(), [[1], [2]], workers=2))
 
 
-def test_a_loaded_model_travels_as_how_it_was_loaded(tiny, tmp_path):
-    tiny.model.save_pretrained(tmp_path)
-    tiny.tokenizer.save_pretrained(tmp_path)
-    frozen = load_model(str(tmp_path), device="cpu", dtype="float64", template_arguments={"x": 1})
+def test_a_loaded_model_travels_as_how_it_was_loaded(saved):
+    frozen = load_model(saved, device="cpu", dtype="float64", template_arguments={"x": 1})
     sent = pickle.dumps(frozen)
     again = pickle.loads(sent)
     assert len(sent) < 1000

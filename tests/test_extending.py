@@ -11,7 +11,6 @@ from steerlib import rules
 from steerlib.decoding import Sampling, alpha_path, decode, make_arms, study_arms
 from steerlib.decoding.requests import make_requests
 from steerlib.evaluation import likelihood_margins
-from steerlib.figures.style import label
 from steerlib.rules import RULES, Rule
 from steerlib.tables import ROOT
 
@@ -23,7 +22,6 @@ CONTEXTS = {
     for category in ("insult", "threat")
 }
 GREEDY = Sampling(temperature=0, repetition_penalty=1.15, max_new_tokens=10)
-SAMPLED = Sampling(temperature=0.7, top_p=1.0, min_p=0.05, max_new_tokens=10)
 
 
 def made_up(z, alpha):
@@ -46,15 +44,13 @@ def rule(monkeypatch):
     return one
 
 
-def arms_of(alphas, sampling=GREEDY, **settings):
-    settings = {"profile": "own", "contexts": CONTEXTS, **settings}
-    return make_arms("made_up", alphas, sampling=sampling, **settings)
+def arms_of(alphas, profile="own"):
+    return make_arms("made_up", alphas, profile=profile, contexts=CONTEXTS, sampling=GREEDY)
 
 
 @pytest.mark.usefixtures("rule")
-@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED])
-def test_a_made_up_rule_decodes_as_its_formula_says(tiny, sampling):
-    arms = pd.concat([arms_of([0, 0.4, 1.3], sampling), arms_of([1.3], sampling, profile="shuffled")])
+def test_a_made_up_rule_decodes_as_its_formula_says(tiny):
+    arms = pd.concat([arms_of([0, 0.4, 1.3]), arms_of([1.3], profile="shuffled")])
     table = decode(tiny, PROMPTS, arms, contexts=CONTEXTS).set_index(["arm_id", "prompt_id"])
     for request in make_requests(tiny, PROMPTS, arms, seeds=[0], contexts=CONTEXTS):
         expected = reference_answer(tiny, request)
@@ -62,10 +58,9 @@ def test_a_made_up_rule_decodes_as_its_formula_says(tiny, sampling):
 
 
 @pytest.mark.usefixtures("rule")
-@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED])
-def test_the_alpha_path_of_a_made_up_rule_has_the_answer_of_every_alpha(tiny, sampling):
-    path = alpha_path(tiny, PROMPTS, arms_of([1.5], sampling), contexts=CONTEXTS)
-    arms = arms_of(np.random.default_rng(0).uniform(0, 1.5, 12), sampling)
+def test_the_alpha_path_of_a_made_up_rule_has_the_answer_of_every_alpha(tiny):
+    path = alpha_path(tiny, PROMPTS, arms_of([1.5]), contexts=CONTEXTS)
+    arms = arms_of(np.random.default_rng(0).uniform(0, 1.5, 12))
     answers = decode(tiny, PROMPTS, arms, contexts=CONTEXTS).merge(arms[["arm_id", "alpha"]])
     for row in answers.itertuples():
         assert segment_at(path, row.alpha, prompt_id=row.prompt_id).token_ids == row.token_ids, row.alpha
@@ -73,7 +68,7 @@ def test_the_alpha_path_of_a_made_up_rule_has_the_answer_of_every_alpha(tiny, sa
 
 
 @pytest.mark.usefixtures("rule")
-def test_likelihood_grid_and_figures_take_a_made_up_rule(tiny):
+def test_likelihood_and_grid_take_a_made_up_rule(tiny):
     pairs = pd.DataFrame({"pair_id": ["a"], "user_id": ["u"], "prompt": ["Why?"], "category": ["insult"]})
     pairs = pairs.assign(shuffled_category="threat", preferred="so", dispreferred="no way")
     margins = likelihood_margins(tiny, pairs, arms_of([0.0, 1.0]), contexts=CONTEXTS)["margin"]
@@ -90,12 +85,8 @@ def test_likelihood_grid_and_figures_take_a_made_up_rule(tiny):
         style="continuation",
         sampling=GREEDY,
     )
-    assert study[["method", "control"]].to_numpy().tolist() == [
-        ["base", "base"],
-        ["made_up", ""],
-        ["made_up", "shuffled_profile"],
-    ]
-    assert label("made_up") == "Made up"
+    assert study["method"].tolist() == ["base", "made_up", "made_up"]
+    assert study["profile"].tolist() == ["none", "own", "shuffled"]
 
 
 @pytest.mark.parametrize("name", ["expert_anti_expert", "anti_expert", "sda"])

@@ -197,7 +197,7 @@ def test_the_printed_means_of_sdas_table_are_those_of_its_models():
     assert own["refined"].tolist() == pytest.approx([88.3, 40.4, 51.6, 12.0, 57.6, 9.1, 30.0], abs=0.06)
 
 
-def test_a_figure_saved_twice_has_the_same_bytes_and_says_model_n_and_run(tmp_path, metrics, arms):
+def test_a_figure_saved_twice_has_the_same_bytes_says_its_run_and_needs_its_data(tmp_path, metrics, arms):
     points, written = fg.points(metrics, arms, "toxicity"), []
     for turn in ("first", "second"):
         folder = tmp_path / turn / "quick"
@@ -212,8 +212,5 @@ def test_a_figure_saved_twice_has_the_same_bytes_and_says_model_n_and_run(tmp_pa
     assert written[0] == written[1]
     with Image.open(folder / "figures" / "dose.png") as image:
         assert image.info["Description"] == fig.get_supxlabel()
-
-
-def test_a_figure_is_not_saved_without_its_data(tmp_path):
     with pytest.raises(ValueError, match="'dose'"):
         fg.save(Figure(), "dose", tmp_path, data=pd.DataFrame())

@@ -166,7 +166,7 @@ def test_each_token_has_the_divergence_of_both_branches_read_alone(tiny):
         assert rows.js.tolist() == pytest.approx(js.tolist(), abs=1e-10)
 
 
-def test_what_is_unknown_too_long_empty_or_without_context_is_refused(tiny):
+def test_what_is_too_long_empty_or_in_two_styles_is_refused(tiny):
     base = make_arms("base", style="chat", sampling=SHORT)
     for arms, pairs, named in (
         (base, PAIRS.assign(dispreferred=["a", "", "b"]), "pair p1"),
@@ -175,5 +175,3 @@ def test_what_is_unknown_too_long_empty_or_without_context_is_refused(tiny):
     ):
         with pytest.raises(ValueError, match=named):
             likelihood_margins(tiny, pairs, arms)
-    with pytest.raises(ValueError, match="'instructed'"):
-        token_divergence(tiny, ASKED, ANSWERS, style="chat", contexts={"honesty": {"expert": "x"}})

@@ -15,7 +15,7 @@ from steerlib.evaluation import (
     sample_questions,
     summarise_choices,
 )
-from steerlib.evaluation.multiple_choice import DEMO, calibration_gaps, letter_ids, question_prompt
+from steerlib.evaluation.multiple_choice import calibration_gaps, letter_ids, question_prompt
 from steerlib.reading import prompt_ids
 from steerlib.residual import add_to_residual
 from steerlib.rules import Rule
@@ -25,13 +25,12 @@ from steerlib.toxicity import ATTRIBUTES
 ROOM = "steerlib.evaluation.multiple_choice"
 
 
-def test_the_demo_set_is_balanced_our_own_and_not_called_mmlu():
+def test_the_demo_set_is_balanced_over_letters_and_subjects():
     questions, dev = read_questions(), read_questions(split="dev")
     assert questions["answer"].value_counts().to_dict() == dict.fromkeys("ABCD", 15)
     assert questions["subject"].value_counts().tolist() == [10] * 6
     assert sorted(dev["subject"]) == sorted(questions["subject"].unique())
     assert questions["question_id"].is_unique
-    assert all("not MMLU" in line for line in DEMO.read_text().splitlines())
 
 
 def test_both_layouts_of_mmlus_folder_and_the_hubs_give_the_same_questions(tmp_path, monkeypatch):
@@ -120,7 +119,8 @@ def some_choices(questions):
 
 def test_accuracy_is_summarised_with_intervals_by_question():
     questions = read_questions()
-    found = summarise_choices(some_choices(questions), questions, base_arm="base", source="demo")
+    choices, settings = some_choices(questions), {"base_arm": "base", "source": "demo"}
+    found = summarise_choices(choices, questions, **settings)
     one = found[found["subgroup"] == "all"].set_index(["arm_id", "metric"])
     exact = [100, 100 * 0.025 ** (1 / 60), 100]
     assert one.loc[("base", "accuracy"), ["value", "low", "high"]].tolist() == pytest.approx(exact)
@@ -128,15 +128,10 @@ def test_accuracy_is_summarised_with_intervals_by_question():
     change = one.loc[("arm", "accuracy_change")]
     assert (change["value"], change["n"], change["n_clusters"]) == (-50, 120, 60)
     assert -64 < change["low"] < -62
-    choices = some_choices(questions)
-    settings = {"base_arm": "base", "source": "demo"}
     threat = choices.assign(correct=choices["category"] == "threat")
     found = summarise_choices(threat, questions, **settings).query("arm_id == 'arm' and metric == 'accuracy'")
-    assert dict(found[["subgroup", "value"]].to_numpy()) == {
-        "all": 50,
-        "category=insult": 0,
-        "category=threat": 100,
-    }
+    of_groups = found.set_index("subgroup")["value"].to_dict()
+    assert of_groups == {"all": 50, "category=insult": 0, "category=threat": 100}
     with pytest.raises(ValueError, match="'arm'"):
         summarise_choices(choices.iloc[1:], questions, **settings)
 

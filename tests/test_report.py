@@ -103,10 +103,7 @@ def test_the_report_begins_with_the_verdict_and_folds_everything_else(run: Path,
     assert "23.37" in text  # a published number
     written = ["published.csv", "published.tex", "verdict.csv", "verdict.tex"]
     assert sorted(one.name for one in (run / "report").iterdir()) == written
-
-
-def test_a_report_of_prompts_without_users_has_no_section_of_users(run: Path, arms) -> None:
-    shutil.rmtree(run / "tables" / "profiles")
+    shutil.rmtree(run / "tables" / "profiles")  # prompts without users have no section of users
     text = fg.write_report(run, figures=["one"], examples=examples(run, arms)).read_text()
     assert "Percentile among users" not in text
 

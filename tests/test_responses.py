@@ -144,10 +144,6 @@ def test_change_and_contrast_are_those_of_the_means_with_the_interval_of_the_pai
     assert found.loc["harmful_borderline", "contrast"] == pytest.approx(contrast)
     assert np.isnan(found.loc["benign_control", "contrast"])
     assert selectivity(values, prompts.assign(split="dev"), base_arm="base").empty
-
-
-def test_an_unfinished_arm_and_an_absent_base_are_refused():
-    values, prompts = study()
     with pytest.raises(ValueError, match="'arm' lacks 1 prompts, first 'p47'"):
         selectivity(values.iloc[:-1], prompts, base_arm="base")
     with pytest.raises(ValueError, match="'b'"):
