@@ -243,7 +243,6 @@ def hub_answers() -> bool:
 
 
 def _adapter_base(folder: str) -> str:
-    """Name of the model that an adapter is for."""
     if find_spec("peft") is None:
         raise ImportError(f"{folder} is a PEFT adapter, which needs one more package: pip install peft")
     if not (Path(folder) / "adapter_model.safetensors").is_file():

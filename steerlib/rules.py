@@ -86,7 +86,6 @@ class Rule:
 
     @property
     def has_alpha(self) -> bool:
-        """Whether the method has a strength."""
         return self.acts_on in ("logits", "residual")
 
     @property
@@ -112,7 +111,6 @@ class Rule:
 
 
 def _only(branch: str) -> Callable[[Mapping[str, Tensor], Tensor], Tensor]:
-    """One branch as it is, whatever alpha."""
     return lambda z, alpha: z[branch]  # noqa: ARG005
 
 

@@ -38,7 +38,6 @@ def make_arms(
 
     Args:
         alphas: strengths, dimensionless; that of "sda" is k.
-        model: name of the frozen model, see `FrozenModel.name`.
         contexts: by category, what the arm's branches read; None for the style's defaults. Their hash is a setting.
         profile: whose category, or vector, steers: "own" (the user's c*(u)), "shuffled" (another one, the control),
             "population" (one for all, named by `category`), "none" for an arm without a context.
@@ -212,7 +211,6 @@ def study_arms(
     for rule in (rule for rule in rules if rule.instructed):
         steer = partial(build, rule.name, sda_ks, profile="own", factor=amplification)
         zero, falls = partial(build, rule.zero, profile="own"), bool(sampling.js_sigma)
-        # The control, and what is left of the rule when a part is taken away.
         parts = {
             "shuffled": (True, partial(steer, profile="shuffled", sampling=sampling)),
             "instructed": (True, partial(zero, sampling=plain)),

@@ -136,7 +136,6 @@ class Span(NamedTuple):
 
     @property
     def rest(self) -> TokenIds:
-        """The tokens still to be run."""
         return self.ids[self.start :]
 
 

@@ -247,7 +247,7 @@ class Batch:
             self.live, tokens = self.live[running], tokens[running]
             if not len(self.live):
                 break
-            z = self._continue(tokens, z.shape[1])
+            self.slots[self.live], z = self.streams.append(self.slots[self.live], tokens, z.shape[1])
         return self._table()
 
     def _step(self, z: Tensor, step: int) -> Tensor:
@@ -309,11 +309,6 @@ class Batch:
         kl = torch.zeros_like(log_norm)
         kl[steered] = (weighted - new_norm + log_norm[steered]).clamp_min(0)
         return log_norm, kl
-
-    def _continue(self, tokens: Tensor, vocab: int) -> Tensor:
-        """Append each row's token to its branches."""
-        self.slots[self.live], z = self.streams.append(self.slots[self.live], tokens, vocab)
-        return z
 
     def _table(self) -> pd.DataFrame:
         steps = torch.arange(self.longest, device=self.device)

@@ -55,7 +55,6 @@ def mapped(
         function: importable in a worker; in this process it is called with `progress` too, where there is a bar.
         held: what every worker holds for all blocks: models, vectors, a scorer. A model that `load_model` loaded is
             loaded by each worker for itself, on its own device.
-        blocks: work that may be done in any order.
         workers: 0 or None for this process, N for as many Ray actors, "auto" for one a GPU of the cluster (without
             GPUs: one a machine). The cluster is that of the environment variable RAY_ADDRESS, else this machine.
         bar: counts finished items and shows the throughput of a worker.
@@ -170,7 +169,6 @@ class _Pool:
         self.running: dict[Any, tuple[Any, Block]] = {}
 
     def load(self, held: Any) -> None:
-        """Let each actor load the models."""
         self.held = self.ray.put(self.ray.cloudpickle.dumps(held))
         try:
             self.ray.get([actor.load.remote(self.held) for actor in self.idle])
@@ -236,7 +234,6 @@ def _shares(ray: Any, workers: Workers) -> tuple[int, dict[str, float]]:
 
 
 def _reason(failure: Exception) -> str:
-    """What happened, in one line."""
     failure = getattr(failure, "cause", None) or failure
     lines = str(failure).strip().splitlines()
     return f"{type(failure).__name__}: {lines[0] if lines else ''}"

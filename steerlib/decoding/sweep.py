@@ -46,8 +46,7 @@ def run_sweep(
 
     Stop it at any moment and call it again: finished blocks are kept, and a new arm costs its own answers alone.
 
-    The parts are written to the run's folder by this process alone. `workers` as in `mapped`, which may raise
-    BlocksFailed when all other blocks are written; the rest as in `decode`.
+    `workers` as in `mapped`, which may raise BlocksFailed when all other blocks are written; the rest as in `decode`.
     """
     requests = make_requests(frozen, prompts, arms, seeds=seeds, **inputs)
     held = (frozen, inputs)
@@ -57,7 +56,6 @@ def run_sweep(
 def decode_block(
     held: tuple[FrozenModel, Inputs], requests: Sequence[Request], *, progress: Progress | None = None
 ) -> pd.DataFrame:
-    """What a worker does with a block: `decode_requests` by the model and with the inputs that it holds."""
     frozen, inputs = held
     return decode_requests(frozen, requests, progress=progress, **inputs)
 

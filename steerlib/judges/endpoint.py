@@ -98,7 +98,6 @@ class EndpointJudge:
             raise ConnectionError(f"{self.id}: {self._refused}")
 
     def _ask(self, item: Item, dimension: str) -> Scores | None:
-        """Scores of one item, asked for until the reply can be read."""
         asked = turns = question(item, dimension)
         for _ in range(TRIES):
             reply = self._reply(turns, self._client)

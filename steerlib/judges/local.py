@@ -91,7 +91,6 @@ class RewardJudge:
         self.id = f"reward:{Path(name).name}-{weights_sha(self.model)[:8]}:{dimension}:{centre:g}:{scale:g}"
 
     def rate(self, items: Sequence[Item], dimension: str) -> list[Scores | None]:
-        """Scores in [1, 100], each answer rated alone."""
         if check_dimension(dimension) != self.dimension:
             raise ValueError(f"{self.id} rewards {self.dimension}; it cannot judge {dimension}")
         return base.rate_alone(items, lambda alone: [self._score(*item) for item in alone])
@@ -102,7 +101,6 @@ class RewardJudge:
 
     @torch.inference_mode()
     def reward(self, prompt: str, answer: str) -> float:
-        """Raw reward of an answer."""
         if self.tokenizer.chat_template:
             turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
             settings = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
@@ -129,7 +127,6 @@ class ScorerJudge:
         self.scorer, self.id = scorer, f"scorer:{scorer.id}"
 
     def rate(self, items: Sequence[Item], dimension: str) -> list[Scores | None]:
-        """Scores in [1, 100], each answer rated alone."""
         if check_dimension(dimension) != "harmlessness":
             raise ValueError(f"a toxicity scorer judges harmlessness; it cannot judge {dimension}")
 

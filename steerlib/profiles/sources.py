@@ -167,7 +167,6 @@ def read_rows(path: Path) -> pd.DataFrame:
 
 
 def _lines(path: Path) -> Iterator[str]:
-    """The lines of a text file with their ends."""
     size = path.stat().st_size // MEGABYTE
     with (
         path.open("rb") as raw,

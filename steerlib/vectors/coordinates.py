@@ -45,7 +45,6 @@ class Basis:
 
     @property
     def rank(self) -> int:
-        """Number of axes."""
         return len(self.spread)
 
     def coordinates(self, residuals: Mapping[int, Tensor]) -> NDArray:

@@ -45,8 +45,7 @@ def choose_threshold(projections: pd.Series, labels: pd.Series) -> Threshold:
         balanced accuracy = (share of the labelled above + share of the others not above) / 2
 
     Candidates are the midpoints between neighbouring projections, and -inf (every prompt is steered) and inf (none). Of
-    several equally good ones the highest is taken, which steers the fewest prompts. On the prompts that it was chosen
-    on the accuracy is too good.
+    several equally good ones the highest is taken, which steers the fewest prompts.
 
     Both are by prompt_id. A ValueError names a prompt without a label, a projection that is not finite, or the only
     kind of label.

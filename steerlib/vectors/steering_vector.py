@@ -122,9 +122,8 @@ class SteeringVector(dict[int, Tensor]):
             continuation_residuals(model, [""] * len(side) if prompts is None else prompts, side, **read)
             for side in (preferred, dispreferred)
         )
-        vector = cls.from_residuals(likes, dislikes)
         settings = {"model": model.name, "style": style, "pool": pool, "pairs": len(preferred)}
-        return cls(vector, model=model, settings=settings)
+        return cls(cls.from_residuals(likes, dislikes), model=model, settings=settings)
 
     @contextmanager
     def apply(
