@@ -127,7 +127,7 @@ def _check_ratings(given: Mapping[str, Any]) -> int:
     rated, _ = pro.read_ratings(source, last_turn=turn, min_ratings=few, revision=given["revision"])
     print(f"{'rated answers':<24} {len(rated):,} of {rated.user_id.nunique():,} users (min_ratings {few})")
     shares = {name: given[name] for name in ("train_share", "dev_share", "seed")}
-    splits = pro.split_conversations(rated, by=given["split_by"], **shares)
+    splits = pro.split_conversations(rated, **shares)
     train = rated[rated.conversation_id.isin(splits.conversation_id[splits.split == "train"])]
     train, held_out = train[train.turn == 0], ("dev", "test")
     if given["scorer"] in QUICK_SCORERS and len(train) <= QUICKLY:

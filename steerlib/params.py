@@ -28,7 +28,6 @@ WORDS = {
     "positions": "all prompt generation first_k:K",
     "prompt_labels": "given measured",
     "second_judge": "scorer scorer:NAME local:NAME reward:NAME endpoint:NAME",
-    "split_by": "users conversations",
     "style": "continuation chat",
     "styles": "continuation chat",
     "workers": "auto",

@@ -92,20 +92,17 @@ def talks(users: int = 12) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=pd.Index(["user_id", "conversation_id"]))
 
 
-@pytest.mark.parametrize("by", ["users", "conversations"])
 @pytest.mark.parametrize("seed", range(4))
-def test_no_seed_makes_a_leak(by: str, seed: int) -> None:
+def test_no_seed_makes_a_leak(seed: int) -> None:
     ratings = talks()
-    splits = split_conversations(ratings, by=by, train_share=0.4, dev_share=0.3, seed=seed)
+    splits = split_conversations(ratings, train_share=0.4, dev_share=0.3, seed=seed)
     assert splits["conversation_id"].is_unique
     assert set(splits["conversation_id"]) == set(ratings["conversation_id"])
     names = splits.groupby("user_id")["split"].agg(set)
-    assert all("train" in one and (by != "users" or one != {"train", "dev", "test"}) for one in names)
+    assert all("train" in one and one != {"train", "dev", "test"} for one in names)
     held_out = splits[splits["split"] != "train"].groupby("user_id").size()
     counts = ratings.groupby("user_id")["conversation_id"].nunique()
     assert set(held_out.index) == set(counts[counts > 1].index)
-    if by == "conversations":
-        assert all(names[user] == {"train", "dev", "test"} for user in counts[counts > 2].index)
 
 
 def test_draws_and_splits_depend_on_the_seed_and_not_on_the_order_of_rows() -> None:
@@ -124,12 +121,7 @@ def test_draws_and_splits_depend_on_the_seed_and_not_on_the_order_of_rows() -> N
 def test_what_cannot_be_split_or_drawn_is_refused() -> None:
     ratings = talks()
     twice = pd.concat([ratings, ratings.assign(user_id="user1").iloc[:1]])
-    for given, settings, named in (
-        (ratings, {"by": "rows"}, "'rows'"),
-        (ratings, {"by": "conversations", "train_share": 0.5, "dev_share": 0.5}, "test"),
-        (twice, {}, "conversation c0-0"),
-    ):
-        with pytest.raises(ValueError, match=named):
-            split_conversations(given, **settings)
+    with pytest.raises(ValueError, match="conversation c0-0"):
+        split_conversations(twice)
     with pytest.raises(ValueError, match="turn 7"):
         draw_prompts(*study(), per_category=1, split="dev", turn=7)

@@ -4,13 +4,11 @@
 from steerlib.evaluation.answers import per_prompt
 from steerlib.evaluation.controls import (
     CURVE,
-    costly_arms,
     equal_kl_multiple,
     first_temperature,
     kl_on_dev,
     with_controls,
 )
-from steerlib.evaluation.group_alphas import personal_alphas, tuned_arm
 from steerlib.evaluation.intervals import Interval, cluster_interval, max_t_band, paired_interval
 from steerlib.evaluation.likelihood import likelihood_margins, token_divergence
 from steerlib.evaluation.multiple_choice import ask_questions, read_questions, sample_questions

@@ -22,29 +22,21 @@ def one_alpha_each(curve: pd.DataFrame) -> dict[str, float]:
     return dict(zip(curve["arm_id"], curve["alpha"], strict=True))
 
 
-def costly_arms(metrics: pd.DataFrame, *, base_arm: str, max_perplexity_ratio: float) -> pd.Series:
-    """Arms whose perplexity ratio on dev exceeds the limit anywhere in its interval, by arm_id.
-
-    The value alone within the limit would often fail it on test.
-    """
-    over_all = (metrics["subgroup"] == "all") & (metrics["split"] == "dev")
-    rows = metrics[over_all & (metrics["comparator"] == base_arm) & (metrics["metric"] == "perplexity_ratio")]
-    return rows.loc[rows[["value", "high"]].max(axis=1) > max_perplexity_ratio, "arm_id"]
-
-
 def chosen_arms(
     metrics: pd.DataFrame, arms: pd.DataFrame, *, base_arm: str, max_perplexity_ratio: float
 ) -> pd.DataFrame:
     """The arm of each curve that lowers toxicity most on dev prompts; the base, alpha 0, where nothing helps.
 
-    The alphas of `costly_arms` take no part. Ties go to the smaller alpha. A row a curve with an alpha: the columns of
+    Arms whose perplexity ratio on dev exceeds the limit anywhere in its interval take no part: the value alone within
+    the limit would often fail it on test. Ties go to the smaller alpha. A row a curve with an alpha: the columns of
     `CURVE`, alpha, arm_id, and `dev`, the reduction (0 at the base). A ValueError for no dev rows of the reduction, or
     two arms of one curve and alpha.
     """
     metric, names = "toxicity_reduction_percent", list(CURVE)
     over_all = (metrics["subgroup"] == "all") & (metrics["split"] == "dev")
     rows = metrics[over_all & (metrics["comparator"] == base_arm)]
-    costly = costly_arms(metrics, base_arm=base_arm, max_perplexity_ratio=max_perplexity_ratio)
+    ratio = rows[rows["metric"] == "perplexity_ratio"]
+    costly = ratio.loc[ratio[["value", "high"]].max(axis=1) > max_perplexity_ratio, "arm_id"]
     rows = rows[rows["metric"] == metric].merge(arms.loc[arms["alpha"] != 0, ["arm_id", "alpha", *names]])
     if rows.empty:
         raise ValueError(f"no rows of {metric!r} of a steered arm against {base_arm!r} over all dev prompts")

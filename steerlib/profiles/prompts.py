@@ -33,26 +33,18 @@ MILD, TOXIC = 0.1, 0.5
 def split_conversations(
     ratings: pd.DataFrame,
     *,
-    by: str = "users",
     train_share: float = 0.5,
     dev_share: float = 0.5,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Conversations into train, dev and test, so that nothing is reported on what was fitted.
 
-    by="users" (one alpha for all, or one a category): users into a dev and a test group; of each user, some
-    conversations to train (the profile and the vectors), the others to the group's split.
-    by="conversations" (one alpha a user): each user's conversations into train, dev and test.
-    A user with two conversations or more keeps one in train and one held out (with three, by conversations,
-    one in each); a user with one has it in train. The order of the rows and other users do not matter.
+    Users into a dev and a test group; of each user, some conversations to train (the profile and the vectors), the
+    others to the group's split. A user with two conversations or more keeps one in train and one held out; a user with
+    one has it in train. The order of the rows and other users do not matter.
 
-    `train_share` is of a user's conversations; `dev_share` by users of the users, by conversations of a user's
-    conversations. A ValueError for unknown `by`, shares that leave nothing for test, or a conversation of two users.
+    `train_share` is of a user's conversations, `dev_share` of the users. A ValueError for a conversation of two users.
     """
-    if by not in ("users", "conversations"):
-        raise ValueError(f"by must be 'users' or 'conversations', not {by!r}")
-    if by == "conversations" and train_share + dev_share >= 1:
-        raise ValueError(f"train_share {train_share} and dev_share {dev_share} leave nothing for test")
     talks = ratings[["user_id", "conversation_id"]].drop_duplicates()
     shared = talks.loc[talks["conversation_id"].duplicated(), "conversation_id"]
     if len(shared):  # it could leak from one split to another
@@ -64,13 +56,8 @@ def split_conversations(
     for user in sorted(users):
         conversations = hash_order(owned[user], "conversations", seed, user)
         n = len(conversations)
-        train = max(1, min(round(train_share * n), n - (1 if by == "users" else 2)))
-        held_out = n - train
-        if by == "users":
-            dev = held_out if user in dev_users else 0
-        else:
-            dev = max(1, min(round(dev_share * n), held_out - 1)) if held_out > 1 else 0
-        names = ["train"] * train + ["dev"] * dev + ["test"] * (held_out - dev)
+        train = max(1, min(round(train_share * n), n - 1))
+        names = ["train"] * train + ["dev" if user in dev_users else "test"] * (n - train)
         rows += zip(conversations, [user] * n, names, strict=True)
     splits = pd.DataFrame(rows, columns=pd.Index(["conversation_id", "user_id", "split"]))
     return check_table("splits", splits)
