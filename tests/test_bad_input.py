@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import transformers
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from steerlib.__main__ import main
@@ -88,7 +88,6 @@ KNOWN = ["alphas", "contexts", "dtype", "judge", "judge_settings", "methods", "m
 KNOWN += ["seed", "zzz"]
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.dictionaries(st.sampled_from(KNOWN), ANYTHING, max_size=3))
 def test_any_params_are_taken_as_they_are_or_refused_in_one_line(tmp_path_factory, params):
     file = tmp_path_factory.mktemp("params") / "mine.yaml"

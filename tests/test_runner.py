@@ -262,6 +262,12 @@ def test_bad_input_is_one_line_and_exit_code_2(toy, arguments, expected, capsys,
     assert out == "" and expected in errors and errors.count("\n") == 1
 
 
+@pytest.mark.parametrize("name", ["run", "check", "status", "list", "compare", "grid", "archive", "fetch"])
+def test_every_command_has_a_help(name):
+    with pytest.raises(SystemExit, match="0"):
+        main([name, "--help"])
+
+
 def test_a_refusal_does_not_load_torch(toy):
     code = "import sys; from steerlib.__main__ import main; assert main(['run', 'absent.yaml']) == 2\n"
     code += "assert not {'torch', 'transformers', 'papermill'} & set(sys.modules)"

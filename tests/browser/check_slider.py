@@ -78,7 +78,6 @@ def main() -> None:
             check_questions(page)
             check_vector_slider(page, pictures)
             check_panel(page, run, pictures)
-            check_kernel(page)
             page.close()  # or it complains of the server that ends
         for file, picture in ((saved, "saved.png"), (published, "alpha_explorer.png")):
             check_saved_page(chromium.new_page(**opened), file, pictures / picture)
@@ -216,7 +215,7 @@ def check_slider(page: Any, pictures: Path) -> None:
 
 
 def check_questions(page: Any) -> None:
-    """Words of one's own, Cancel, markup, and a prompt of the list."""
+    """Words of one's own, Cancel and the kernel's interrupt, markup, and a prompt of the list."""
     text, decode = page.get_by_label("Text", exact=True), page.get_by_role("button", name="Decode")
     text.fill("The weather in the mountains is")
     page.wait_for_selector(".ax-stale", timeout=2000)
@@ -229,6 +228,12 @@ def check_questions(page: Any) -> None:
     page.get_by_role("button", name="Cancel").click()
     state(page, "cancelled")
     print(f"Cancel: {time.perf_counter() - pressed:.2f} s")
+    decode.click()
+    state(page, "decoding")
+    pressed = time.perf_counter()
+    menu(page, "Kernel", "Interrupt Kernel")
+    state(page, "cancelled")
+    print(f"interrupt: {time.perf_counter() - pressed:.2f} s")
     text.fill(HOSTILE)
     decode.click()
     state(page, "idle: \\d+ different")
@@ -254,7 +259,6 @@ def check_vector_slider(page: Any, pictures: Path) -> None:
     assert where == "alpha = 2.2, answer decoded at 2.2", where
     assert "(0.3)" in page.locator(".ax-box b").last.inner_text()
     page.screenshot(path=str(pictures / "vector-slider.png"))
-    print("the second slider adds a vector")
 
 
 def check_panel(page: Any, run: Path, pictures: Path) -> None:
@@ -273,18 +277,6 @@ def check_panel(page: Any, run: Path, pictures: Path) -> None:
     kept = (run / "preferences" / f"{RATER}.jsonl").read_text().splitlines()
     assert [json.loads(line)["choice"] for line in kept] == [1, 2, 0], kept
     assert page.locator(".jp-MarkdownCell").count() == cells
-    print("the blind panel keeps the choices 1, 2 and 0")
-
-
-def check_kernel(page: Any) -> None:
-    """The kernel's interrupt stops a decode."""
-    page.get_by_label("Seed", exact=True).fill("7")
-    page.keyboard.press("Enter")
-    state(page, "decoding")
-    pressed = time.perf_counter()
-    menu(page, "Kernel", "Interrupt Kernel")
-    state(page, "cancelled")
-    print(f"interrupt: {time.perf_counter() - pressed:.2f} s")
 
 
 def check_saved_page(page: Any, saved: Path, picture: Path) -> None:
@@ -313,7 +305,6 @@ def check_voila(page: Any, address: str, pictures: Path) -> None:
     page.screenshot(path=str(pictures / "voila.png"))
     outside = [one for one in complaints if "outside" in one or "failed" in one]
     assert not [one for one in outside if not any(name in one for name in HARMLESS)], complaints
-    print("voila serves the notebook")
 
 
 if __name__ == "__main__":
