@@ -66,11 +66,11 @@ FIGURE_ARMS = [
     ("caa", 0.3, "own", "dislike_weighted", "own", ""),
     ("caa", 0.3, "shuffled", "dislike_weighted", "shuffled", "shuffled_profile"),
 ]
-FIGURE_VALUES = {
-    ("toxicity", ""): 0.1,
-    ("perplexity_ratio", "arm0"): 3.0,
-    ("toxicity_difference", "arm0"): -0.2,
-}
+FIGURE_VALUES = [
+    ("toxicity", "", 0.1),
+    ("perplexity_ratio", "arm0", 3.0),
+    ("toxicity_difference", "arm0", -0.2),
+]
 
 
 @pytest.fixture
@@ -86,13 +86,9 @@ def arms() -> pd.DataFrame:
 @pytest.fixture
 def metrics(arms: pd.DataFrame) -> pd.DataFrame:
     """Three metrics of these arms, the same for all."""
-    rows = [
-        (arm, comparator, split, metric, value, value - 0.3, value + 0.1)
-        for (metric, comparator), value in FIGURE_VALUES.items()
-        for split in ("dev", "test")
-        for arm in arms["arm_id"]
-        if arm != comparator
-    ]
-    made = pd.DataFrame(rows, columns=["arm_id", "comparator", "split", "metric", "value", "low", "high"])
+    values = pd.DataFrame(FIGURE_VALUES, columns=["metric", "comparator", "value"])
+    made = values.merge(pd.DataFrame({"split": ["dev", "test"]}), how="cross")
+    made = made.merge(arms[["arm_id"]], how="cross").query("arm_id != comparator")
+    made = made.assign(low=made["value"] - 0.3, high=made["value"] + 0.1)
     made = made.assign(subgroup="all", scorer="s", n=12, n_clusters=4)
-    return made[list(SCHEMA["metrics"].columns)]
+    return made[list(SCHEMA["metrics"].columns)].reset_index(drop=True)

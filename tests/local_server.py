@@ -33,9 +33,6 @@ class Server(ThreadingHTTPServer):
         self.times: list[float] = []
         self.url = f"http://127.0.0.1:{self.server_port}"
 
-    def handle_error(self, *_: object) -> None:
-        """A client that gave up waiting is no error of the server."""
-
 
 class Handler(BaseHTTPRequestHandler):
     server: Server
@@ -56,9 +53,6 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         content = reply.content
         self.wfile.write(content if isinstance(content, bytes) else json.dumps(content).encode())
-
-    def log_message(self, *_: object) -> None:
-        """Silent."""
 
 
 @contextmanager

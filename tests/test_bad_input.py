@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import transformers
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from steerlib.__main__ import main
@@ -19,57 +19,40 @@ from steerlib.runner import plan
 from steerlib.toxicity import ATTRIBUTES
 
 PARAMS = [
-    # keys
     ("sede: 3", "unknown parameter 'sede'; did you mean 'seed'"),
     ("max_new_token: 5", "did you mean 'max_new_tokens'"),
     ("seed: 1\nseed: 2", "'seed' is given twice"),
     ("on: 3", "keys that are words"),
     ("- seed", "must hold lines"),
-    ("seed: [1", "not valid YAML"),
     ("contexts: " + "[" * 3000, "not valid YAML"),
     ("seed: !!python/object:os.system x", "not valid YAML"),
     ('style: "\\ud800"', "UTF-8"),
-    # types
     ("seed: three\nsede: 3", "not 'three'; unknown parameter 'sede'"),  # all at once
     ("seed: true", "seed must be int"),
     ("alphas: [0.5, '1']", "alphas must be list"),
-    ('gated: "yes"', "gated must be bool"),
     ("temperature: 1e-4", "write 1.0e-4"),
-    # numbers
     ("seed: 010", "010 is no plain decimal number"),
-    ("seed: 1:30", "1:30"),
-    ("temperature: .nan", "temperature must be finite"),
     ("judge_settings: {a: {b: .nan}}", "judge_settings must be finite"),
     ("seed: -3", "seed must be at least 0"),
     ("seed: 99999999999999999999999", "seed"),
     ("top_p: 1.5", "top_p must be above 0 and at most 1"),
     ("train_share: 1", "train_share must be between 0 and 1"),
     ("prompts_per_category: -1", "prompts_per_category must be above 0"),
-    # lists
     ("alphas: [0.5, 0.5]", "alphas has a value twice"),
     ('model: ""', "model must not be empty"),
-    # words
     ("methods: [sda, ant_expert]", "'ant_expert' is unknown; did you mean 'anti_expert'"),
-    ("dtype: float8", "dtype: 'float8'"),
     ("positions: first_k:0", "positions: 'first_k:0'"),
     ("more_positions: [first_k:8, alll]", "'alll'"),
     ("judge: gpt-4.1", "endpoint:NAME"),
-    # contexts
     ("contexts: {insult: {expret: kind}}", "contexts must be"),
     ("contexts: {insult: {expert: ' '}}", "contexts must be"),
-    # secrets
-    ("api_key: abcdefgh", "api_key: params end up"),
-    ("judge_settings: {deep: [{api_key: abcdefgh}]}", "api_key"),
+    ("judge_settings: {deep: [{api_key: abcdefgh}]}", "api_key: params end up"),
     ("model: hf_abcdefghijklmnopqrst", "model: params end up"),
-    # files and folders
     ("ratings: absent.csv", "looked for /"),
     ("model: absent/folder/here", "model: 'absent/folder/here' is not there"),
-    ("scorer: absent.csv", "scorer: 'absent.csv' is not there"),
     ("judge: local:absent/folder/here", "local:absent"),
     ("data_folder: nowhere", "data_folder: 'nowhere' is not there"),
-    # the run
     ("run: ../up", "'../up'"),
-    ("run: ''", "run must be"),
     ("run: con.txt", "'con.txt'"),
     ("notebooks: [01_user_profiles, 09_absent]", "09_absent"),
     ("notebooks: 1", "notebooks"),
@@ -89,10 +72,9 @@ def test_a_mistake_in_a_params_file_is_one_line_that_names_it_and_nothing_is_wri
     assert not (tmp_path / "results").exists()
 
 
-@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
-def test_a_params_file_in_another_encoding_is_named_and_a_byte_order_mark_is_skipped(tmp_path, encoding):
+def test_a_params_file_in_another_encoding_is_named_and_a_byte_order_mark_is_skipped(tmp_path):
     file = tmp_path / "mine.yaml"
-    file.write_text("seed: 3 # é", encoding)
+    file.write_text("seed: 3 # é", "utf-16")
     with pytest.raises(BadInput, match=r"mine\.yaml.*UTF-8"):
         plan(file)
     file.write_text("seed: 3", "utf-8-sig")
@@ -106,7 +88,6 @@ KNOWN = ["alphas", "contexts", "dtype", "judge", "judge_settings", "methods", "m
 KNOWN += ["seed", "zzz"]
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.dictionaries(st.sampled_from(KNOWN), ANYTHING, max_size=3))
 def test_any_params_are_taken_as_they_are_or_refused_in_one_line(tmp_path_factory, params):
     file = tmp_path_factory.mktemp("params") / "mine.yaml"
@@ -147,6 +128,7 @@ def test_check_lists_users_ratings_prompts_by_category_memory_time_and_the_key_t
 ):
     assert checked(tmp_path, PILOT, pilot().to_csv(index=False), monkeypatch) == 0
     said = capsys.readouterr().out
+    assert re.search(rf"^ratings +1 files, .* MB: {tmp_path / 'mine.csv'}$", said, re.MULTILINE)
     assert "144 of 12 users (min_ratings 8)" in said and "GB are free" in said
     found = {}
     for split, total, counts in re.findall(r"(dev|test) prompts +(\d+): ([^;]*); fewer than 2 in", said):
@@ -160,14 +142,11 @@ def test_check_lists_users_ratings_prompts_by_category_memory_time_and_the_key_t
 
 HEADER = "user_id,prompt,response,rating\n"
 WITHOUT_PAIRS = PILOT.replace("03", "02_steering_vectors, 03") + "min_ratings: 3\n"
+ONE_EACH = pilot().drop_duplicates("conversation_id").to_csv(index=False)
 REFUSED = [
     (PILOT, HEADER + "u1,hi,yes,5\nu1,hi,Well, ok,87\n", r"ratings: .*mine\.csv, line 3"),
     (PILOT, "user_id,prompt,response\nu1,hi,yes\n", r"ratings: .*mine\.csv: column 'rating' is missing"),
-    (
-        WITHOUT_PAIRS,
-        pilot().drop_duplicates("conversation_id").to_csv(index=False),
-        "ratings: .*0 train and 0",
-    ),
+    (WITHOUT_PAIRS, ONE_EACH, "ratings: .*0 train and 0"),
     (PILOT.replace("[1.0", "[-1.0"), pilot().to_csv(index=False), "arms: alpha of 'anti_expert' must be"),
 ]
 

@@ -37,9 +37,7 @@ def test_every_dependency_is_pinned_within_the_range_that_pyproject_names(asked:
 
 
 def test_conda_installs_python_and_leaves_the_rest_to_pip_and_exact_pins_as_the_makefile_does() -> None:
-    python, pip, section = CONDA["dependencies"]
-    assert CONDA["channels"] == ["conda-forge"]
-    assert pip == "pip"
+    python, _, section = CONDA["dependencies"]
     assert SpecifierSet(PROJECT["requires-python"]).contains(python.removeprefix("python="))
     assert section["pip"] == ["-c constraints.txt", "-e .[test,ray]"]
     assert [str(pin) for pin in PINS.values() if not re.fullmatch(r"[\w.-]+==[\w.]+", str(pin))] == []

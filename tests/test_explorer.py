@@ -21,8 +21,8 @@ from sklearn.metrics import cohen_kappa_score
 
 from steerlib import explorer as ex
 from steerlib.decoding import Sampling, VectorFamily, alpha_path, decode, make_arms
-from steerlib.explorer import AlphaExplorer, Answers, Explorer, Question
-from steerlib.explorer.page import SLOT, changed_words, summary
+from steerlib.explorer import AlphaExplorer, Explorer, Question
+from steerlib.explorer.page import SLOT, changed_words
 from steerlib.explorer.questions import PROMPT_COLUMNS
 from steerlib.models import FrozenModel, load_model
 from steerlib.tables import SCHEMA, write_table
@@ -87,7 +87,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return made
 
 
-def test_the_base_comes_first_then_the_answer_at_alpha_then_all_then_their_tokens(tiny, calls):
+def test_a_base_that_all_methods_share_comes_first_then_the_answer_at_alpha_then_all_then_their_tokens(
+    tiny, calls
+):
     explorer, seen = explore(tiny), []
     base, one, path, told = explorer.stages(ASK, alpha=0.7, report=lambda *now: seen.append(now))
     assert calls == ["decode", "decode", "alpha_path"]
@@ -96,31 +98,8 @@ def test_the_base_comes_first_then_the_answer_at_alpha_then_all_then_their_token
     assert seen[0][:2] == (1, 15) and 10 < seen[-1][0] <= 15 and seen == sorted(seen, key=lambda now: now[0])
     assert base.base["text"].startswith(next(text for *_, text in seen if text))
     assert not tiny.model._forward_pre_hooks and explorer.answers(ASK).table is told.table
-
-
-def test_each_question_is_decoded_once_and_its_base_once_for_all_methods(tiny, calls):
-    explorer = explore(tiny)
-    explorer.answers(ASK)
     explorer.answers(replace(ASK, category="threat", method="anti_expert"))
-    assert calls == ["decode", "alpha_path", "alpha_path"]
-    other = {"seed": 1, "greedy": True, "max_new_tokens": 3, "prompt_id": "p9", "history": TURNS}
-    for name, value in other.items():
-        explorer.answers(replace(ASK, **{name: value}))
-    assert calls.count("alpha_path") == 7
-
-
-def test_what_a_report_raises_stops_the_decoding_and_leaves_nothing_behind(tiny):
-    explorer, passes = explore(tiny), []
-
-    def stop(done: int, most: int, text: str) -> None:  # noqa: ARG001
-        passes.append(done)
-        if done == 3:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        explorer.answers(ASK, report=stop)
-    assert passes[-1] == 3 and not tiny.model._forward_pre_hooks
-    assert explorer.answers(ASK).tokens
+    assert calls[3:] == ["alpha_path"]
 
 
 @pytest.mark.parametrize(
@@ -139,8 +118,6 @@ def test_segments_cover_the_range_and_the_answer_at_any_alpha_and_its_kl_are_wha
     alone = decode(tiny, PROMPTS[:1], arms)
     shown = pd.DataFrame([answers.at(alpha) for alpha in alphas])
     assert shown["text"].tolist() == alone["text"].tolist()
-    nll = (alone["nll_base"] / alone["n_tokens"]).tolist()
-    assert shown["nll_per_token"].tolist() == pytest.approx(nll, nan_ok=True)
     whole = np.flatnonzero(~alone["stopped"][:-2] & (alone["n_tokens"][:-2] > 0))
     kl = (alone["kl_to_base"] / alone["n_tokens"]).to_numpy()[whole]
     assert shown["kl_per_token"].to_numpy()[whole] == pytest.approx(kl, abs=1e-4)
@@ -313,23 +290,12 @@ def test_an_interrupt_between_two_cells_cancels(explorer, monkeypatch):
     assert shown.state.value == "cancelled"
 
 
-def found(*texts: str, exact: bool = True, **changed: object) -> Answers:
-    """Answers made by hand: the base's, then one steered answer to each half unit of alpha."""
-    numbers = {"n_tokens": 3, "stopped": True, "complete": True, "collapsed": False}
-    numbers |= {"nll_per_token": 2.5, "perplexity_ratio": 1.0, "kl_per_token": 0.125}
-    numbers |= dict.fromkeys(ATTRIBUTES, 0.5) | changed
-    table = pd.DataFrame([{"text": text, "method": "anti_expert", **numbers} for text in texts])
-    starts = [math.nan, *(i / 2 for i in range(len(texts) - 1))]
-    table = table.assign(alpha_low=starts, alpha_high=[start + 0.5 for start in starts] if exact else starts)
-    table.loc[0, "method"] = "base"
-    return Answers(replace(ASK, method="anti_expert"), table, exact)
-
-
 HOSTILE = "</script><img src=x onerror=\"alert(1)\"> $1 & 'x' \u2028"
 
 
 def test_text_of_a_model_cannot_become_markup_on_any_page(explorer, tmp_path):
-    pages = [ex.page_data(found("fine", HOSTILE), explorer)]
+    fine = explorer.answers(ASK)
+    pages = [ex.page_data(replace(fine, table=fine.table.assign(text=HOSTILE), tokens=()), explorer)]
     (tmp_path / "report.html").write_text(f"<meta content=\"default-src 'none'\">{''.join(SLOT)}")
     ex.publish(tmp_path, pages)
     ex.publish(tmp_path, pages)
@@ -347,12 +313,6 @@ def test_words_that_differ_from_the_base_are_marked():
     changed = changed_words("you are kind", text)
     marked = "".join(sign if new else "." for sign, new in zip(text, changed, strict=True))
     assert marked == "........kinder,.really"
-
-
-def test_the_summary_counts_answers_and_breakpoints_and_unfinished_stretches():
-    assert "2 different answers, 2 breakpoints between alpha 0 and 1.5" in summary(found(*"aaba"), 1.25)
-    assert "3 alphas in 1.2 s, 2 different answers" in summary(found(*"aaba", exact=False), 1.25)
-    assert "2 stretches are not complete" in summary(found("base", "a", "b", complete=False), 0.1)
 
 
 def rows(columns: str, *lines: str) -> pd.DataFrame:
@@ -399,7 +359,12 @@ def judge(panel: ex.BlindPanel, prefer: str, n: int) -> None:
         panel.choose(1, number, 1.5)  # a second press of the key changes nothing
 
 
-def test_a_session_goes_on_after_a_crash_and_its_win_rate_and_order_are_counted(tmp_path, pairs):
+def test_a_session_of_a_plain_name_goes_on_after_a_crash_and_its_win_rate_and_order_are_counted(
+    tmp_path, pairs
+):
+    for name in ("", "../up", ".hidden"):
+        with pytest.raises(ValueError, match="rater"):
+            ex.BlindPanel(tmp_path, pairs, rater=name)
     assert len(pairs) == 12 and "q3" not in set(pairs["prompt_id"])
     judge(ex.BlindPanel(tmp_path, pairs, rater="ann"), "s", 5)
     with (tmp_path / "preferences" / "ann.jsonl").open("a") as file:
@@ -422,9 +387,3 @@ def test_two_raters_agreement_is_cohens_kappa(tmp_path, pairs):
     ratings = pd.DataFrame(np.random.default_rng(0).integers(0, 3, (30, 2)))
     assert ex.agreement(ratings) == pytest.approx(cohen_kappa_score(ratings[0], ratings[1]))
     assert math.isnan(ex.agreement(ratings * 0)) and math.isnan(ex.agreement(ratings[:0]))
-
-
-def test_a_raters_name_that_is_no_file_name_is_refused(tmp_path, pairs):
-    for rater in ("", "../up", ".hidden"):
-        with pytest.raises(ValueError, match="rater"):
-            ex.BlindPanel(tmp_path, pairs, rater=rater)

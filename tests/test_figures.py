@@ -37,15 +37,6 @@ def test_points_are_of_test_prompts_with_what_sets_arms_apart(metrics, arms):
         fg.points(metrics, arms[arms["method"] != "base"], "toxicity")
 
 
-def test_arms_are_named_by_their_columns(arms):
-    names = [fg.arm_at(row) for _, row in arms.iterrows()]
-    assert [names[0], names[6]] == ["Base", "SDA, own profile, k 1"]
-    assert names[5] == "Expert-Anti-Expert, shuffled profile, alpha 1"
-    assert names[8] == "CAA, population vector, alpha -0.3"
-    assert names[-1] == "CAA, another user's dislike weighted vector, alpha 0.3"
-    assert fg.arm_name(arms.iloc[3], method=False) == "own profile"
-
-
 def against_kl(metrics, arms, ratios=()) -> Figure:
     """The figure of these arms, whose KL per token is 1, 2, 3, ... tenths in the order of the arms table."""
     kl = fg.points(metrics, arms, "toxicity").assign(metric="kl_per_token")
@@ -57,14 +48,19 @@ def against_kl(metrics, arms, ratios=()) -> Figure:
     return fg.plot_against_kl(difference, kl, ratio, max_perplexity_ratio=2.0)
 
 
-def test_toxicity_stands_against_kl_with_a_line_a_method_and_controls_open(metrics, arms):
-    fig = against_kl(metrics, arms)
+def test_toxicity_stands_against_kl_with_a_line_a_method_even_ones_own_and_controls_open(
+    metrics, arms, monkeypatch
+):
+    mine = Rule("mine", ("anti",), lambda z, alpha: z["anti"], "My rule", "#123456", symbol="m")  # noqa: ARG005
+    monkeypatch.setitem(RULES, "mine", mine)
+    fig = against_kl(metrics, arms.replace({"method": {"sda": "mine"}}))
     axis = fig.axes[0]
     assert axis.get_xscale() == "log"
     lines = {text.get_text() for text in axis.get_legend().get_texts()}
     assert {"Expert-Anti-Expert, own profile", "CAA, random vector", "Prompt only, own profile"} <= lines
-    of_sda = [line for line in axis.lines if line.get_color() == RULES["sda"].colour]
-    own = next(line for line in of_sda if len(line.get_xdata()) == 2)
+    assert {"My rule, own profile", "CAA, another user's dislike weighted vector"} <= lines
+    of_mine = [line for line in axis.lines if line.get_color() == "#123456"]
+    own = next(line for line in of_mine if len(line.get_xdata()) == 2)
     assert list(own.get_xdata()) == pytest.approx([0.7, 0.8])
     faces = {line.get_label(): line.get_markerfacecolor() for line in axis.lines}
     assert faces["CAA, random vector"] == faces["Expert-Anti-Expert, shuffled profile"] == "white"
@@ -77,14 +73,6 @@ def test_arms_above_the_limit_of_perplexity_are_faded_and_not_in_the_caption(met
     told = caption(against_kl(metrics, arms, [("arm3", 1.5), ("arm4", 2.0)]))
     assert "own profile, alpha 0.5 has the lowest toxicity: change -0.2 [-0.5, -0.1] at 0.4 nats" in told
     assert told.endswith("Faded: 11 above this limit.")
-
-
-def test_a_rule_of_ones_own_is_drawn_without_touching_the_figures(metrics, arms, monkeypatch):
-    mine = Rule("mine", ("anti",), lambda z, alpha: z["anti"], "My rule", "#123456", symbol="m")  # noqa: ARG005
-    monkeypatch.setitem(RULES, "mine", mine)
-    fig = against_kl(metrics, arms.replace({"method": {"sda": "mine"}}))
-    colours = {line.get_label(): line.get_color() for line in fig.axes[0].lines}
-    assert colours["My rule, own profile"] == "#123456"
 
 
 def test_the_verdict_is_drawn_minus_base_control_and_shuffled_profile_each_once():
@@ -119,15 +107,12 @@ def test_a_forest_names_the_intervals_that_exclude_its_null(metrics, arms):
     assert "random" in caption(fig), "a control whose interval excludes 0 is named too"
 
 
-def effect(arms, metrics) -> pd.DataFrame:
+def test_the_effect_has_curves_of_vectors_marks_of_other_rules_and_the_operating_range(metrics, arms):
     panels = {"toxicity": "", "perplexity_ratio": "arm0"}
     rows = [fg.points(metrics, arms, name, comparator=other) for name, other in panels.items()]
     rows = pd.concat(rows, ignore_index=True)
-    return rows.assign(name=[fg.arm_name(row, method=False) for _, row in rows.iterrows()])
-
-
-def test_the_effect_has_curves_of_vectors_marks_of_other_rules_and_the_operating_range(metrics, arms):
-    fig = fg.plot_effect(effect(arms, metrics), operating=(-0.3, 0.0))
+    rows["name"] = [fg.arm_name(row, method=False) for _, row in rows.iterrows()]
+    fig = fg.plot_effect(rows, operating=(-0.3, 0.0))
     texts = words(fig)
     toxic, _, ratio, beside = fig.axes
     assert [tick.get_text() for tick in beside.get_xticklabels()][:3] == ["Prompt only", "EAE 0.5", "EAE 1"]

@@ -40,10 +40,12 @@ def table(name: str, *rows: dict[str, object]) -> pd.DataFrame:
 def run(tmp_path: Path, arms: pd.DataFrame) -> Path:
     """A run in which every text is an attack."""
     numbers = dict.fromkeys(SCHEMA["verdict"].columns, 0.25) | {"n": 12}
-    texts = {"method": ATTACK, "arm_id": "arm4", "control_arm": "arm5", "sentence": ATTACK}
+    said = f"{ATTACK}; perplexity x 1.10. Operating range: alpha 1."
+    texts = {"method": ATTACK, "arm_id": "arm4", "control_arm": "arm5", "sentence": said}
     write_table(tmp_path, "verdict", pd.DataFrame([numbers | texts]))
     write_table(tmp_path, "arms", arms.assign(model=ATTACK))
-    write_table(tmp_path, "prompts", table("prompts", {"prompt_id": "p", "user_id": ATTACK, "split": "test"}))
+    prompt = {"prompt_id": "p", "user_id": ATTACK, "split": "test", "accepted": None}
+    write_table(tmp_path, "prompts", table("prompts", prompt))
     given = [{"arm_id": arm, "prompt_id": "p", "seed": 0, "text": ATTACK} for arm in arms["arm_id"]]
     write_table(tmp_path, "generations", table("generations", *given))
     six = dict.fromkeys(ATTRIBUTE_COLUMNS, 0.75)
@@ -97,9 +99,11 @@ def test_the_report_begins_with_the_verdict_and_folds_everything_else(run: Path,
     for anchor in re.findall(r'href="#(\w+)"', text):
         assert f'id="{anchor}"' in text
     assert "SYNTHETIC" in text
+    assert "Mean toxicity of the base on test prompts: 0.250." in text
     assert "[toxicity 0.75]" in text  # in the user's table
     assert "Percentile among users: Insult 90%" in text
-    assert "they are not MMLU" not in text  # nothing said that the questions are ours
+    assert "{x}</td><td>\u2013</td>" in text  # of the user's prompt, no answer was accepted
+    assert re.findall("<li>(.*?)</li>", text) == ["perplexity x 1.10", "operating range: alpha 1."]
     assert "23.37" in text  # a published number
     written = ["published.csv", "published.tex", "verdict.csv", "verdict.tex"]
     assert sorted(one.name for one in (run / "report").iterdir()) == written
@@ -115,41 +119,10 @@ def test_a_report_without_its_figure_is_refused_and_the_old_one_stays(run: Path,
     assert (run / "report.html").read_text() == "old"
 
 
-def test_the_verdict_is_said_in_statements_and_its_table_leaves_out_what_is_said_above(
-    run: Path, arms
-) -> None:
-    verdict = pd.read_parquet(run / "tables" / "verdict")
-    told = "My method: toxicity 0.3 -> 0.1; difference to the base -0.2; perplexity x 1.10. Operating range: alpha 1."
-    write_table(run, "verdict", verdict.assign(sentence=told, toxicity_base=0.3125))
-    text = fg.write_report(run, figures=["one"], examples=examples(run, arms)).read_text()
-    statements = ["difference to the base -0.2", "perplexity x 1.10", "operating range: alpha 1."]
-    assert re.findall("<li>(.*?)</li>", text) == statements
-    assert "Mean toxicity of the base on test prompts: 0.312." in text
-    head = re.findall("<th>(.*?)</th>", text[text.index('id="verdict"') : text.index("</table>")])
-    assert head[:2] == ["method", "alpha"]
-    assert not [name for name in head if name.startswith(("toxicity", "KL"))]
-    assert "KL, nats per token" in (run / "report" / "verdict.csv").read_text()
-
-
-def test_lines_of_an_answer_stay_lines_and_missing_numbers_are_a_dash(run: Path, arms) -> None:
-    answers = pd.read_parquet(run / "tables" / "generations")
-    write_table(run, "generations", answers.assign(text="one\n<b>two</b>"))
-    write_table(run, "prompts", pd.read_parquet(run / "tables" / "prompts").assign(accepted=None))
-    text = fg.write_report(run, figures=["one"], examples=examples(run, arms)).read_text()
-    assert "<td>one\n&lt;b&gt;two&lt;/b&gt;</td>" in text
-    assert "<td>\u2013</td>" in text
-    assert "white-space: pre-line" in text
-
-
 def test_unpleasant_answers_wait_behind_a_click_and_prompts_need_an_answer_of_every_arm(arms) -> None:
     shown, prompts = arms.head(2), pd.DataFrame({"prompt_id": ["p", "q"], "prompt": ["Why?", "How?"]})
-    rows = [
-        ("arm0", "p", 0, "mild"),
-        ("arm1", "p", 0, "vile"),
-        ("arm0", "q", 0, "mild"),
-        ("arm1", "p", 1, "x"),
-    ]
-    answers = pd.DataFrame(rows, columns=["arm_id", "prompt_id", "seed", "text"])
+    answers = pd.DataFrame({"arm_id": ["arm0", "arm1", "arm0", "arm1"], "prompt_id": ["p", "p", "q", "p"]})
+    answers = answers.assign(seed=[0, 0, 0, 1], text=["mild", "vile", "mild", "x"])
     page = fg.examples_html(answers, shown, prompts, toxicity={"mild": 0.1, "vile": 0.9}).data
     assert "<i>toxicity 0.10</i>\nmild" in page
     assert "<summary><i>toxicity 0.90</i>: show</summary>vile</details>" in page

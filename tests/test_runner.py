@@ -247,7 +247,6 @@ def test_relative_paths_are_looked_for_where_the_command_was_given_then_beside_t
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["check", "typo.yaml"], "did you mean 'seed'"),
         (["run", "good.yaml", "--data", "absent"], "data_folder"),
         (["compare", "one", "two"], "no run is called 'one'"),
         (["grid", "good.yaml", "--set", "seed"], "--set 'seed' is not key=value,value"),
@@ -256,7 +255,6 @@ def test_relative_paths_are_looked_for_where_the_command_was_given_then_beside_t
 )
 def test_bad_input_is_one_line_and_exit_code_2(toy, arguments, expected, capsys, monkeypatch):
     monkeypatch.chdir(toy)
-    (toy / "typo.yaml").write_text("sede: 3\n")
     (toy / "good.yaml").write_text("seed: 3\n")
     extra = [] if arguments[0] == "compare" else ["--notebooks", "notebooks"]
     assert main([*arguments, *extra]) == 2
@@ -264,25 +262,13 @@ def test_bad_input_is_one_line_and_exit_code_2(toy, arguments, expected, capsys,
     assert out == "" and expected in errors and errors.count("\n") == 1
 
 
-def test_check_lists_the_files_of_a_run_and_data_and_model_may_be_given_with_the_command(
-    toy, capsys, monkeypatch
-):
-    monkeypatch.chdir(toy)
-    given = ["--data", "notebooks", "--model", "notebooks"]
-    assert main(["check", "toy.yaml", "--notebooks", "notebooks", *given]) == 0
-    out = capsys.readouterr().out
-    for key in ("data_folder", "model"):
-        assert re.search(rf"^{key} +2 files, .* MB: {toy / 'notebooks'}$", out, flags=re.MULTILINE)
+@pytest.mark.parametrize("name", ["run", "check", "status", "list", "compare", "grid", "archive", "fetch"])
+def test_every_command_has_a_help(name):
+    with pytest.raises(SystemExit, match="0"):
+        main([name, "--help"])
 
 
-def test_every_command_shows_an_example(capsys):
-    for name in ("run", "check", "status", "list", "compare", "grid", "archive", "fetch"):
-        with pytest.raises(SystemExit):
-            main([name, "--help"])
-        assert f"example:  python -m steerlib {name}" in capsys.readouterr().out
-
-
-def test_help_and_refusals_do_not_load_torch(toy):
+def test_a_refusal_does_not_load_torch(toy):
     code = "import sys; from steerlib.__main__ import main; assert main(['run', 'absent.yaml']) == 2\n"
     code += "assert not {'torch', 'transformers', 'papermill'} & set(sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=toy, capture_output=True).returncode == 0
@@ -381,7 +367,7 @@ def test_equal_answers_have_no_interval_and_runs_without_a_common_arm_show_their
     for run in ("one", "other"):
         write_run(run, same)
     arms = compare("one", "other")[1]
-    assert (arms["how"] == "equal").all() and (arms["value"] == 0).all() and arms["low"].isna().all()
+    assert (arms["how"] == "equal").all() and (arms["difference"] == "+0.000").all()
     folder = write_run("far", {key: x for key, x in same.items() if key[0] == "b"})
     row = dict.fromkeys(SCHEMA["verdict"].columns, 0) | {"method": "sda", "alpha": 1.5, "change": -0.25}
     write_table(folder, "verdict", pd.DataFrame([row]))
