@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from steerlib.evaluation import paired_interval, per_prompt
+from steerlib.evaluation import per_prompt
 from steerlib.evaluation.answers import CARRIED, distinct_n, effective_number, length, repetition, top_share
 from steerlib.tables import ATTRIBUTE_COLUMNS
 
@@ -20,9 +20,11 @@ def of_answers(answers, accepted):
     return per_prompt(generations, prompts, six(answers), six(accepted))
 
 
-def test_distance_is_the_mean_absolute_difference_over_six_attributes():
-    a, b = [0.6, 0.0, 0.0, 0.0, 0.0, 0.3], [0.3, 0.0, 0.0, 0.0, 0.0, 0.6]
-    assert of_answers([a, b], [b, a])["distance"].tolist() == pytest.approx([0.1, 0.1])
+def test_distance_is_the_mean_absolute_difference_and_overshoot_an_answer_less_toxic_than_the_accepted_one():
+    a, b = [0.6, 0.0, 0.0, 0.0, 0.0, 0.3], [0.3, 0.0, 0.0, 0.0, 0.0, 0.7]
+    found = of_answers([a, b], [b, a])
+    assert found["distance"].tolist() == pytest.approx([0.7 / 6, 0.7 / 6])
+    assert found["overshoot"].tolist() == [1, 0]
 
 
 def test_the_columns_of_scores_are_taken_by_name_and_missing_ones_are_refused():
@@ -31,18 +33,6 @@ def test_the_columns_of_scores_are_taken_by_name_and_missing_ones_are_refused():
     scores.loc[2, "profanity"] = np.nan
     with pytest.raises(ValueError, match="row 3, column profanity"):
         of_answers(scores, scores)
-
-
-def test_the_changes_of_the_caa_table_follow_from_its_means():
-    pairs = zip([0.01877, *[0.01848] * 4], [0.01609, 0.01660, 0.01601, 0.01696, 0.01853], strict=True)
-    found = [paired_interval([base], [method], statistic="change_percent").value for base, method in pairs]
-    assert found == pytest.approx([-14.28, -10.17, -13.37, -8.23, 0.27], abs=0.005)
-
-
-def test_overshoot_is_an_answer_less_toxic_than_the_accepted_one():
-    accepted = np.full((2, 6), 0.2)
-    accepted[1] = 0.05
-    assert of_answers(np.full((2, 6), 0.1), accepted)["overshoot"].tolist() == [1.0, 0.0]
 
 
 def test_length_distinct_2_and_repetition_by_hand():

@@ -19,11 +19,6 @@ def test_the_committed_demo_is_what_its_script_writes_to_the_byte(tmp_path: Path
         assert (tmp_path / name).read_bytes() == (DEMO / name).read_bytes(), name
 
 
-def test_every_record_says_that_it_is_synthetic() -> None:
-    for name in FILES:
-        assert read_rows(DEMO / name)["synthetic"].eq(True).all()
-
-
 def test_its_columns_are_prisms(real_data) -> None:
     entries = json.loads(real_data("prism_fragments/codebook_entries.json").read_text())
     released = {entry["variable_name"]: entry for entry in entries}
@@ -35,8 +30,9 @@ def test_its_columns_are_prisms(real_data) -> None:
         assert set(rows[column]) <= set(released[column]["values"])
 
 
-def test_its_size_and_planted_categories_are_as_promised() -> None:
-    survey, utterances = (read_rows(DEMO / name) for name in ("survey.jsonl", "utterances.jsonl"))
+def test_its_size_and_planted_categories_are_as_promised_and_every_record_says_that_it_is_synthetic() -> None:
+    utterances, survey = (read_rows(DEMO / name) for name in FILES)
+    assert survey["synthetic"].eq(True).all() and utterances["synthetic"].eq(True).all()
     assert survey["planted_category"].value_counts().to_dict() == dict.fromkeys(ATTRIBUTE_COLUMNS, 8)
     talks = utterances.groupby("user_id")["conversation_id"].nunique()
     assert len(talks) == 48 and talks.min() >= 3
