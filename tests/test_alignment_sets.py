@@ -23,7 +23,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_all_sets_make_one_prompts_table(folder):
+def test_all_sets_make_one_prompts_table_and_a_prompt_with_two_dimensions_is_one_user_on_one_side(folder):
     prompts, report = alignment_prompts(folder, n_per_set=100)
     assert report.set_index("what")["count"]["repeated in harmfulqa"] == 1
     assert list(prompts) == list(SCHEMA["prompts"].columns)
@@ -31,20 +31,14 @@ def test_all_sets_make_one_prompts_table(folder):
     assert prompts.prompt_id.is_unique
     sizes = {"empathy": 8, "reasoning": 3, "helpfulness": 11, "harmlessness": 11, "honesty": 5}
     assert prompts.groupby("category").size().to_dict() == sizes
+    users = prompts.groupby("user_id")[["split", "prompt"]].nunique()
+    assert len(users) == 8 + 3 + 11 + 5 and (users == 1).all(axis=None)
     assert not prompts.isna().any().any()
     both = prompts[prompts.category == "empathy"].groupby(["prompt_category", "split"]).size()
     assert both.tolist() == [2, 2, 2, 2]  # dev and test of each category
     row = prompts[prompts.category == "reasoning"].iloc[0]
     assert row.prompt.endswith("#B#: Bye.")
     assert row.accepted.startswith("Greeting")
-
-
-def test_a_prompt_with_two_dimensions_is_one_user_on_one_side_of_the_split(folder):
-    prompts, _ = alignment_prompts(folder, n_per_set=100, sets=["beavertails"])
-    users = prompts.groupby("user_id").agg({"category": sorted, "split": "nunique", "prompt": "nunique"})
-    assert all(both == ["harmlessness", "helpfulness"] for both in users.category)
-    assert (users.split == 1).all()
-    assert (users.prompt == 1).all()
 
 
 def test_the_draw_goes_round_the_categories_and_a_larger_one_has_the_smaller_within_it(folder):

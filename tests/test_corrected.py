@@ -52,13 +52,17 @@ def corrected(folder, frozen, aligner, *, arms=BASE, prompts=PROMPTS):
     return run_aligner(aligner, frozen, prompts, arms, base_answers(arms), folder=folder, seeds=[0, 1])
 
 
-@pytest.mark.parametrize("sampling", [SAMPLED, GREEDY], ids=["sampled", "greedy"])
 @pytest.mark.parametrize(
-    ("corrector", "template", "style"),
-    [(plain_corrector, ALIGNER_TEMPLATE, "continuation"), (chat_corrector, EDIT, "chat")],
+    ("corrector", "template", "style", "sampling"),
+    [
+        (plain_corrector, ALIGNER_TEMPLATE, "continuation", SAMPLED),
+        (plain_corrector, ALIGNER_TEMPLATE, "continuation", GREEDY),
+        (chat_corrector, EDIT, "chat", SAMPLED),
+    ],
+    ids=["sampled", "greedy", "chat"],
 )
 def test_corrected_answers_are_the_aligners_own_to_its_template_with_the_base_answer_without_thoughts(
-    tiny, tmp_path, sampling, corrector, template, style
+    tiny, tmp_path, corrector, template, style, sampling
 ):
     aligner, base = corrector(), make_arms("base", style="chat", sampling=sampling)
     found = corrected(tmp_path, tiny, aligner, arms=base)

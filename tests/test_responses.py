@@ -49,8 +49,8 @@ def test_the_base_is_alpha_zero_of_every_family():
 N = 40
 
 
-def sampled_study(*, growth=0.0):
-    """Steered text repeats itself 0.1 more than the base's, and under sampling `growth` more than that."""
+def sampled_study():
+    """Steered text repeats itself 0.1 more than the base's, and under sampling 0.1 more than that."""
     each = (Sampling(temperature=0, top_p=1), Sampling())
     arms = [make_arms("base", sampling=s) for s in each]
     arms += [make_arms("anti_expert", [1.0, 2.0], profile="own", sampling=s) for s in each]
@@ -59,7 +59,7 @@ def sampled_study(*, growth=0.0):
     rng, parts = np.random.default_rng(0), []
     for arm in arms.itertuples():
         sampled = arm.temperature > 0
-        own = 0.3 - 0.1 * sampled + (0.1 + growth * sampled) * arm.alpha + 0.01 * rng.standard_normal(N)
+        own = 0.3 - 0.1 * sampled + (0.1 + 0.1 * sampled) * arm.alpha + 0.01 * rng.standard_normal(N)
         tokens = rng.integers(5, 20, N)
         part = prompts[["prompt_id"]].assign(arm_id=arm.arm_id, repetition=own, n_tokens=tokens)
         parts.append(part.assign(nll_base=tokens * (1 + sampled + own)))
@@ -67,7 +67,7 @@ def sampled_study(*, growth=0.0):
 
 
 def test_growth_is_the_ratio_of_ratios_by_hand():
-    values, arms, prompts = sampled_study(growth=0.1)
+    values, arms, prompts = sampled_study()
     ppl = {}
     for arm in arms.itertuples():
         own = values[values["arm_id"] == arm.arm_id]
@@ -92,20 +92,20 @@ def test_arms_without_a_twin_or_on_other_prompts_are_refused():
 CATEGORIES = ["benign_control", "harmful_borderline"]
 
 
-def study(*, benign=1.0):
+def study():
     """Eight users of six prompts, three of each category; distances of the arm are shares of the base's."""
     rng, n = np.random.default_rng(0), 48
     prompts = pd.DataFrame([(f"p{i}", f"u{i // 6}") for i in range(n)], columns=["prompt_id", "user_id"])
     prompts = prompts.assign(split="test", prompt_category=[CATEGORIES[i % 2] for i in range(n)])
     base = rng.uniform(0.02, 0.1, n)
-    arm = base * np.where(prompts["prompt_category"] == "harmful_borderline", 0.5, benign)
+    arm = base * np.where(prompts["prompt_category"] == "harmful_borderline", 0.5, 0.9)
     arm = arm * rng.uniform(0.9, 1.1, n)
     values = [prompts[["prompt_id"]].assign(arm_id=a, toxicity=d) for a, d in (("base", base), ("arm", arm))]
     return pd.concat(values, ignore_index=True), prompts
 
 
 def test_change_and_contrast_are_those_of_the_means_with_the_interval_of_the_paired_comparison():
-    values, prompts = study(benign=0.9)
+    values, prompts = study()
     found = selectivity(values, prompts, base_arm="base").set_index("prompt_category")
     wide = values.pivot(index="prompt_id", columns="arm_id", values="toxicity").loc[prompts["prompt_id"]]
     for category in CATEGORIES:
@@ -115,12 +115,9 @@ def test_change_and_contrast_are_those_of_the_means_with_the_interval_of_the_pai
         row = found.loc[category]
         assert row[["base", "steered"]].tolist() == pytest.approx([base.mean(), arm.mean()])
         assert row[["change_percent", "low", "high", "n", "n_clusters"]].tolist() == list(expected[:5])
-        assert row["change_percent"] == pytest.approx(100 * (arm.mean() / base.mean() - 1))
-    contrast = (
-        found.loc["harmful_borderline", "change_percent"] - found.loc["benign_control", "change_percent"]
-    )
-    assert found.loc["harmful_borderline", "contrast"] == pytest.approx(contrast)
-    assert np.isnan(found.loc["benign_control", "contrast"])
+    benign, harmful = found.loc[CATEGORIES, "change_percent"]
+    contrasts = pytest.approx([np.nan, harmful - benign], nan_ok=True)
+    assert found.loc[CATEGORIES, "contrast"].tolist() == contrasts
     assert selectivity(values, prompts.assign(split="dev"), base_arm="base").empty
     with pytest.raises(ValueError, match="'arm' lacks 1 prompts, first 'p47'"):
         selectivity(values.iloc[:-1], prompts, base_arm="base")
