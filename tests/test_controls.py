@@ -6,7 +6,6 @@ import pytest
 from steerlib.evaluation import with_controls
 from steerlib.evaluation.controls import chosen_arms, match_controls
 
-COLUMNS = ["arm_id", "method", "alpha", "profile", "family", "vector_user", "control", "factor"]
 ARMS = pd.DataFrame(
     [
         ("b", "base", 0.0, "none", "", "", "base", ""),
@@ -23,7 +22,7 @@ ARMS = pd.DataFrame(
         ("other", "caa", 0.5, "shuffled", "dislike", "shuffled", "shuffled_profile", ""),
         ("further", "caa", 0.5, "shuffled", "coordinates", "shuffled", "shuffled_profile", ""),
     ],
-    columns=COLUMNS,
+    columns=["arm_id", "method", "alpha", "profile", "family", "vector_user", "control", "factor"],
 ).assign(variant="")
 
 

@@ -1,6 +1,5 @@
 """The external aligner: what it reads, and what it writes."""
 
-import copy
 import dataclasses
 
 import pandas as pd
@@ -33,9 +32,8 @@ def plain_corrector() -> FrozenModel:
     """A model that has no chat template, as Aligner-7B."""
     config = GPT2Config(vocab_size=len(ALPHABET) + 2, n_embd=32, n_layer=2, n_head=4, n_positions=512)
     aligner = tiny_model(config)
-    tokenizer = copy.deepcopy(aligner.tokenizer)
-    tokenizer.chat_template = None
-    return dataclasses.replace(aligner, tokenizer=tokenizer, name="corrector")
+    aligner.tokenizer.chat_template = None
+    return dataclasses.replace(aligner, name="corrector")
 
 
 def chat_corrector() -> FrozenModel:

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny import GROUPED, TEMPLATE, character_tokenizer, tiny_model
+from tiny import GROUPED, character_tokenizer, tiny_model
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from steerlib.decoding import Factor, amplification_factor, default_contexts
@@ -97,21 +97,17 @@ def reward_folder(tmp_path_factory) -> str:
     return str(folder)
 
 
-def test_the_reward_is_the_logit_at_the_last_token_of_the_templated_conversation(reward_folder):
-    judge = RewardJudge(reward_folder)
-    ids = torch.tensor([judge.tokenizer("<user>Hi\n<assistant>no\n", add_special_tokens=False).input_ids])
-    assert judge.tokenizer.chat_template == TEMPLATE
+def test_a_score_is_the_logistic_of_the_logit_at_the_last_token_whatever_the_order_of_answers(reward_folder):
+    judge = load_judge(f"reward:{reward_folder}", centre=0.01, scale=0.02)
+    ids = judge.tokenizer(
+        "<user>Hi\n<assistant>no\n", add_special_tokens=False, return_tensors="pt"
+    ).input_ids
     hidden = judge.model.model(ids.to(judge.model.device)).last_hidden_state[0, -1]
-    assert judge.reward("Hi", "no") == pytest.approx(float(judge.model.score(hidden)), abs=1e-12)
-
-
-def test_rewards_map_onto_the_scale_by_a_logistic_and_the_order_of_answers_plays_no_part(reward_folder):
-    rewards = np.array([RewardJudge(reward_folder).reward(*item) for item in QUESTIONS])
-    judge = load_judge(f"reward:{reward_folder}", centre=float(rewards[1]), scale=0.01)
-    scores = np.ravel(judge.rate(QUESTIONS, "helpfulness"))
-    assert scores == pytest.approx(1 + 99 / (1 + np.exp(-(rewards - rewards[1]) / 0.01)), abs=1e-9)
-    ((one, two),) = judge.rate([("q", "good", "bad")], "helpfulness")
-    assert judge.rate([("q", "bad", "good")], "helpfulness") == [(two, one)]
+    reward = float(judge.model.score(hidden))
+    ((no, yes),) = judge.rate([("Hi", "no", "yes")], "helpfulness")
+    assert no == pytest.approx(1 + 99 / (1 + np.exp(-(reward - 0.01) / 0.02)), abs=1e-9)
+    assert judge.rate([("Hi", "yes", "no")], "helpfulness") == [(yes, no)]
+    assert yes != no
 
 
 def test_what_a_reward_model_cannot_judge_and_what_is_none_are_refused(reward_folder, tmp_path):

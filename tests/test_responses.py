@@ -46,21 +46,18 @@ def test_the_base_is_alpha_zero_of_every_family():
         response_slopes(pd.DataFrame({0.1: [1.0], 0.2: [np.nan]}, index=["p7"]))
 
 
-N = 40
-
-
 def sampled_study():
     """Steered text repeats itself 0.1 more than the base's, and under sampling 0.1 more than that."""
-    each = (Sampling(temperature=0, top_p=1), Sampling())
+    n, each = 40, (Sampling(temperature=0, top_p=1), Sampling())
     arms = [make_arms("base", sampling=s) for s in each]
     arms += [make_arms("anti_expert", [1.0, 2.0], profile="own", sampling=s) for s in each]
     arms = pd.concat(arms, ignore_index=True)
-    prompts = pd.DataFrame([(f"p{i}", f"u{i // 4}") for i in range(N)], columns=["prompt_id", "user_id"])
+    prompts = pd.DataFrame([(f"p{i}", f"u{i // 4}") for i in range(n)], columns=["prompt_id", "user_id"])
     rng, parts = np.random.default_rng(0), []
     for arm in arms.itertuples():
         sampled = arm.temperature > 0
-        own = 0.3 - 0.1 * sampled + (0.1 + 0.1 * sampled) * arm.alpha + 0.01 * rng.standard_normal(N)
-        tokens = rng.integers(5, 20, N)
+        own = 0.3 - 0.1 * sampled + (0.1 + 0.1 * sampled) * arm.alpha + 0.01 * rng.standard_normal(n)
+        tokens = rng.integers(5, 20, n)
         part = prompts[["prompt_id"]].assign(arm_id=arm.arm_id, repetition=own, n_tokens=tokens)
         parts.append(part.assign(nll_base=tokens * (1 + sampled + own)))
     return pd.concat(parts, ignore_index=True), arms, prompts.assign(split="test")
