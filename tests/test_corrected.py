@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 from test_decoding import GREEDY, PROMPTS, SAMPLED
-from tiny import ALPHABET, tiny_llama, tiny_model
+from tiny import ARCHITECTURES, tiny_llama, tiny_model
 from transformers import GPT2Config
 
 from steerlib.decoding import (
@@ -30,8 +30,7 @@ QUESTIONS = PROMPTS.set_index("prompt_id").prompt
 
 def plain_corrector() -> FrozenModel:
     """A model that has no chat template, as Aligner-7B."""
-    config = GPT2Config(vocab_size=len(ALPHABET) + 2, n_embd=32, n_layer=2, n_head=4, n_positions=512)
-    aligner = tiny_model(config)
+    aligner = tiny_model(GPT2Config(**ARCHITECTURES["GPT-2"][1]))
     aligner.tokenizer.chat_template = None
     return dataclasses.replace(aligner, name="corrector")
 

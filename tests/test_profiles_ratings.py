@@ -3,6 +3,8 @@
 import csv
 import gzip
 import json
+import subprocess
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -167,6 +169,21 @@ def test_many_ratings_are_read_in_blocks_with_a_bar(tmp_path: Path, monkeypatch,
     assert ratings["prompt"].tolist() == frame["prompt"].tolist()
     assert blocks == [10_000, 1_000]
     assert "reading many.csv: 100%" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_hundred_thousand_ratings_are_read_in_bounded_memory(tmp_path: Path) -> None:
+    words, n = "with some more words " * 14, 200_000
+    with (tmp_path / "many.csv").open("w") as file:  # row by row: this process's own memory counts too
+        file.write(HEADER)
+        file.writelines(f"u{i // 50},prompt {i // 4},answer {i} {words},{1 + i % 100}\n" for i in range(n))
+    code = "import resource, sys; from pathlib import Path; from steerlib.profiles import read_ratings\n"
+    code += "rows = len(read_ratings(Path(sys.argv[1]))[0])\n"
+    code += "print(rows, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    run = [sys.executable, "-c", code, str(tmp_path / "many.csv")]
+    found = subprocess.run(run, capture_output=True, text=True, check=True)
+    rows, peak = map(int, found.stdout.split())
+    assert rows == n and peak < 700_000  # kB, Python and its libraries included
 
 
 def test_what_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
