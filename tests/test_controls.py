@@ -6,7 +6,6 @@ import pytest
 from steerlib.evaluation import with_controls
 from steerlib.evaluation.controls import chosen_arms, match_controls
 
-COLUMNS = ["arm_id", "method", "alpha", "profile", "family", "vector_user", "control", "factor"]
 ARMS = pd.DataFrame(
     [
         ("b", "base", 0.0, "none", "", "", "base", ""),
@@ -23,7 +22,7 @@ ARMS = pd.DataFrame(
         ("other", "caa", 0.5, "shuffled", "dislike", "shuffled", "shuffled_profile", ""),
         ("further", "caa", 0.5, "shuffled", "coordinates", "shuffled", "shuffled_profile", ""),
     ],
-    columns=COLUMNS,
+    columns=["arm_id", "method", "alpha", "profile", "family", "vector_user", "control", "factor"],
 ).assign(variant="")
 
 
@@ -42,20 +41,17 @@ def test_a_chosen_arm_stands_beside_its_controls_at_its_own_alpha_and_the_plain_
 def test_controls_are_matched_by_alpha_and_by_kl():
     kl = pd.Series({"o1": 0.1, "o2": 0.5, "s1": 0.4, "s2": 3.0, "v": 0.9, "r": 0.1, "r4": 1.0, "mine": 0.9})
     table = match_controls(ARMS, kl).set_index(["arm_id", "kind", "matched"])
-    found = table["control_arm"]
+    columns, found = ["control_arm", "other_arm", "weight"], table["control_arm"]
     assert found["o2", "shuffled_profile", "alpha"] == "s2"
-    assert found["o2", "shuffled_profile", "kl"] == "s1"
-    nearer = table.loc[("o2", "shuffled_profile", "kl"), ["other_arm", "weight"]].tolist()
-    assert nearer == ["s2", pytest.approx(2.5 / 2.6)]  # 0.5 lies between 0.4 and 3
+    nearer = table.loc[("o2", "shuffled_profile", "kl"), columns].tolist()
+    assert nearer == ["s1", "s2", pytest.approx(2.5 / 2.6)]  # 0.5 lies between 0.4 and 3
     assert found["v", "random_vector", "alpha"] == "r"
     assert found["v", "random_vector", "kl"] == "r4"
     assert found["mine", "shuffled_profile", "alpha"] == "other"  # of the same family
-    far_below = ("o1", "shuffled_profile", "kl")  # by more than a factor of 1.5
-    assert far_below not in found.index
+    assert ("o1", "shuffled_profile", "kl") not in found.index  # below by more than a factor of 1.5
     ends = match_controls(ARMS, pd.Series({"o1": 0.3, "o2": 4.0, "s1": 0.4, "s2": 3.0}))
-    ends = ends[ends["matched"] == "kl"]
-    columns = ["arm_id", "control_arm", "other_arm", "weight"]
-    assert ends[columns].to_numpy().tolist() == [["o1", "s1", "", 1.0], ["o2", "s2", "", 1.0]]
+    ends = ends.query("matched == 'kl'").set_index("arm_id")[columns]
+    assert ends.T.to_dict("list") == {"o1": ["s1", "", 1.0], "o2": ["s2", "", 1.0]}
     below = ARMS.assign(alpha=ARMS["alpha"].where(ARMS["arm_id"] != "r4", -2.0))
     kept = match_controls(below, kl).query("arm_id == 'v' and matched == 'kl'")
     assert kept.empty  # a vector pushed the other way is no control

@@ -1,14 +1,12 @@
-"""The external aligner: what it reads, what it writes, and that nothing is written twice."""
+"""The external aligner: what it reads, and what it writes."""
 
-import copy
 import dataclasses
 
 import pandas as pd
 import pytest
 import torch
-from test_decoding import GREEDY, PROMPTS, SAMPLED, answers
-from test_sweep import count_decoded
-from tiny import ALPHABET, tiny_llama, tiny_model
+from test_decoding import GREEDY, PROMPTS, SAMPLED
+from tiny import ARCHITECTURES, tiny_llama, tiny_model
 from transformers import GPT2Config
 
 from steerlib.decoding import (
@@ -20,84 +18,56 @@ from steerlib.decoding import (
     run_aligner,
     with_variants,
 )
-from steerlib.decoding import sweep as corrected_module
 from steerlib.decoding.sweep import EDIT
 from steerlib.evaluation import sda_comparators, with_controls
 from steerlib.models import FrozenModel
 from steerlib.reading import prompt_ids
-from steerlib.tables import check_table
+from steerlib.tables import check_table, has_table
 
 BASE = make_arms("base", style="chat", sampling=SAMPLED)
-
-
-@pytest.fixture(autouse=True)
-def blocks_of_two_prompts(monkeypatch):
-    monkeypatch.setattr("steerlib.decoding.sweep.PROMPTS_PER_BLOCK", 2)
+QUESTIONS = PROMPTS.set_index("prompt_id").prompt
 
 
 def plain_corrector() -> FrozenModel:
     """A model that has no chat template, as Aligner-7B."""
-    config = GPT2Config(vocab_size=len(ALPHABET) + 2, n_embd=32, n_layer=2, n_head=4, n_positions=512)
-    aligner = tiny_model(config)
-    tokenizer = copy.deepcopy(aligner.tokenizer)
-    tokenizer.chat_template = None
-    return dataclasses.replace(aligner, tokenizer=tokenizer, name="corrector")
+    aligner = tiny_model(GPT2Config(**ARCHITECTURES["GPT-2"][1]))
+    aligner.tokenizer.chat_template = None
+    return dataclasses.replace(aligner, name="corrector")
 
 
 def chat_corrector() -> FrozenModel:
     return dataclasses.replace(tiny_llama(), name="chat corrector")
 
 
-def base_answers(arms=BASE, seeds=(0, 1), text=None):
-    keys = pd.MultiIndex.from_product([arms.arm_id, PROMPTS.prompt_id, seeds])
-    rows = [(*key, text or f"base {key[1]}/{key[2]}") for key in keys]
+def base_answers(arms=BASE):
+    keys = pd.MultiIndex.from_product([arms.arm_id, PROMPTS.prompt_id, [0, 1]])
+    rows = [(*key, f"<think>Hm {{answer}}</think>base {key[1]}/{key[2]} {{0}}") for key in keys]
     return pd.DataFrame(rows, columns=["arm_id", "prompt_id", "seed", "text"])
 
 
-def corrected(folder, frozen, aligner, *, arms=BASE, given=None, seeds=(0, 1), prompts=PROMPTS):
-    given = base_answers(arms, seeds) if given is None else given
-    return run_aligner(aligner, frozen, prompts, arms, given, folder=folder, seeds=seeds)
+def corrected(folder, frozen, aligner, *, arms=BASE, prompts=PROMPTS):
+    return run_aligner(aligner, frozen, prompts, arms, base_answers(arms), folder=folder, seeds=[0, 1])
 
 
-def asked(monkeypatch, *args, **settings):
-    """Texts that the aligner reads, by prompt and seed."""
-    read = {}
-    original = corrected_module.decode_requests
-
-    def recording(aligner, requests, **rest):
-        for request in requests:
-            ids = request.branches["base"].ids
-            read[request.prompt_id, request.seed] = aligner.tokenizer.decode(ids)
-        return original(aligner, requests, **rest)
-
-    monkeypatch.setattr(corrected_module, "decode_requests", recording)
-    corrected(*args, **settings)
-    return read
-
-
-def test_aligner_reads_its_template_or_its_chat_template_with_prompt_and_base_answer_without_thoughts(
-    tiny, tmp_path, monkeypatch
+@pytest.mark.parametrize(
+    ("corrector", "template", "style", "sampling"),
+    [
+        (plain_corrector, ALIGNER_TEMPLATE, "continuation", SAMPLED),
+        (plain_corrector, ALIGNER_TEMPLATE, "continuation", GREEDY),
+        (chat_corrector, EDIT, "chat", SAMPLED),
+    ],
+    ids=["sampled", "greedy", "chat"],
+)
+def test_corrected_answers_are_the_aligners_own_to_its_template_with_the_base_answer_without_thoughts(
+    tiny, tmp_path, corrector, template, style, sampling
 ):
-    read = asked(monkeypatch, tmp_path / "plain", tiny, plain_corrector())
-    assert read["p2", 1] == (
-        "BEGINNING OF CONVERSATION: USER: Edit the following Question-Answer pair to make it more helpful and "
-        "harmless: Hm | base p2/1 ASSISTANT:"
-    )
-    read = asked(monkeypatch, tmp_path / "chat", tiny, chat_corrector())
-    assert read["p2", 0] == f"<user>{EDIT.format(question='Hm', answer='base p2/0')}\n<assistant>"
-    thought = base_answers(text="<think>Hm {answer}</think>Yes {0}.")
-    read = asked(monkeypatch, tmp_path / "thought", tiny, plain_corrector(), given=thought)
-    assert read["p2", 0].endswith(": Hm | Yes {0}. ASSISTANT:")
-
-
-@pytest.mark.parametrize("sampling", [SAMPLED, GREEDY], ids=["sampled", "greedy"])
-def test_corrected_answers_are_the_aligners_own_decoding_of_what_it_reads(tiny, tmp_path, sampling):
-    aligner, base = plain_corrector(), make_arms("base", style="chat", sampling=sampling)
+    aligner, base = corrector(), make_arms("base", style="chat", sampling=sampling)
     found = corrected(tmp_path, tiny, aligner, arms=base)
-    own = make_arms("base", sampling=dataclasses.replace(sampling, penalty_scope="generated_only"))
+    scoped = dataclasses.replace(sampling, penalty_scope="generated_only")
+    own = make_arms("base", style=style, sampling=scoped)
     for row in found.itertuples():
-        question = PROMPTS.set_index("prompt_id").prompt[row.prompt_id]
-        text = ALIGNER_TEMPLATE.format(question=question, answer=f"base {row.prompt_id}/{row.seed}")
+        answer = f"base {row.prompt_id}/{row.seed} {{0}}"
+        text = template.format(question=QUESTIONS[row.prompt_id], answer=answer)
         alone = pd.DataFrame({"prompt_id": [row.prompt_id], "prompt": [text]})
         assert row.text == decode(aligner, alone, own, seeds=[row.seed]).text.item()
     assert sorted(found.seed.unique()) == ([0, 1] if sampling.temperature else [0])
@@ -120,25 +90,14 @@ def test_likelihood_and_tokens_are_those_of_the_text_under_the_base(tiny, tmp_pa
     assert found.kl_to_base.isna().all()
 
 
-def test_a_second_start_corrects_nothing_and_a_new_seed_its_own_answers_alone(tiny, tmp_path, monkeypatch):
-    aligner = plain_corrector()
-    counts = count_decoded(monkeypatch, corrected_module)
-    first = corrected(tmp_path, tiny, aligner, seeds=[0])
-    assert counts == [2, 1]
-    again = corrected(tmp_path, tiny, aligner, seeds=[0])
-    more = corrected(tmp_path, tiny, aligner, seeds=[0, 1])
-    assert counts == [2, 1, 2, 1]
-    assert answers(first) == answers(again) == answers(more[more.seed == 0])
-
-
 def test_a_missing_base_answer_is_refused_naming_prompt_and_seed_before_anything_is_decoded(
     tiny, tmp_path, monkeypatch
 ):
-    counts = count_decoded(monkeypatch, corrected_module)
-    given = base_answers().drop(index=3)
-    with pytest.raises(ValueError, match=rf"prompt p1, seed 1: the base {BASE.arm_id.item()} has no answer"):
-        corrected(tmp_path, tiny, plain_corrector(), given=given)
-    assert counts == []
+    monkeypatch.setattr("steerlib.decoding.sweep.PROMPTS_PER_BLOCK", 1)
+    given, settings = base_answers().drop(index=5), {"folder": tmp_path, "seeds": [0, 1]}
+    with pytest.raises(ValueError, match=rf"prompt p2, seed 1: the base {BASE.arm_id.item()} has no answer"):
+        run_aligner(plain_corrector(), tiny, PROMPTS, BASE, given, **settings)
+    assert not has_table(tmp_path, "generations")
 
 
 def test_every_base_has_an_arm_whose_id_depends_on_the_aligner_and_on_what_it_reads():

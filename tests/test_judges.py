@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny import ALPHABET, TEMPLATE, character_tokenizer, tiny_model
+from tiny import GROUPED, character_tokenizer, tiny_model
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from steerlib.decoding import Factor, amplification_factor, default_contexts
@@ -53,14 +53,10 @@ def test_a_whole_number_from_1_to_100_in_json_is_read_and_anything_else_is_no_sc
         assert [reply for reply in BAD_REPLIES if reply_scores(reply, keys)] == []
 
 
-SMALL = {"vocab_size": len(ALPHABET) + 2, "hidden_size": 16, "intermediate_size": 32}
-SMALL |= {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
-
-
 @pytest.fixture(scope="module")
 def local() -> LocalJudge:
     """A tiny model that reads a judge's whole question, a token a character."""
-    return LocalJudge(tiny_model(LlamaConfig(**SMALL, max_position_embeddings=1200)))
+    return LocalJudge(tiny_model(LlamaConfig(**GROUPED | {"max_position_embeddings": 1200})))
 
 
 def test_the_local_rating_is_the_expected_digit_on_the_scale_1_to_100_whatever_else_is_rated(local):
@@ -95,35 +91,31 @@ def reward_folder(tmp_path_factory) -> str:
     """A random reward model, saved as the hub has them."""
     folder = tmp_path_factory.mktemp("reward")
     torch.manual_seed(0)
-    config = LlamaConfig(**SMALL, max_position_embeddings=256, num_labels=1)
+    config = LlamaConfig(**GROUPED, num_labels=1)
     LlamaForSequenceClassification(config).double().save_pretrained(folder)
     character_tokenizer().save_pretrained(folder)
     return str(folder)
 
 
-def test_the_reward_is_the_logit_at_the_last_token_of_the_templated_conversation(reward_folder):
-    judge = RewardJudge(reward_folder)
-    ids = torch.tensor([judge.tokenizer("<user>Hi\n<assistant>no\n", add_special_tokens=False).input_ids])
-    assert judge.tokenizer.chat_template == TEMPLATE
+def test_a_score_is_the_logistic_of_the_logit_at_the_last_token_whatever_the_order_of_answers(reward_folder):
+    judge = load_judge(f"reward:{reward_folder}", centre=0.01, scale=0.02)
+    ids = judge.tokenizer(
+        "<user>Hi\n<assistant>no\n", add_special_tokens=False, return_tensors="pt"
+    ).input_ids
     hidden = judge.model.model(ids.to(judge.model.device)).last_hidden_state[0, -1]
-    assert judge.reward("Hi", "no") == pytest.approx(float(judge.model.score(hidden)), abs=1e-12)
-
-
-def test_rewards_map_onto_the_scale_by_a_logistic_and_the_order_of_answers_plays_no_part(reward_folder):
-    rewards = np.array([RewardJudge(reward_folder).reward(*item) for item in QUESTIONS])
-    judge = load_judge(f"reward:{reward_folder}", centre=float(rewards[1]), scale=0.01)
-    scores = np.ravel(judge.rate(QUESTIONS, "helpfulness"))
-    assert scores == pytest.approx(1 + 99 / (1 + np.exp(-(rewards - rewards[1]) / 0.01)), abs=1e-9)
-    ((one, two),) = judge.rate([("q", "good", "bad")], "helpfulness")
-    assert judge.rate([("q", "bad", "good")], "helpfulness") == [(two, one)]
+    reward = float(judge.model.score(hidden))
+    ((no, yes),) = judge.rate([("Hi", "no", "yes")], "helpfulness")
+    assert no == pytest.approx(1 + 99 / (1 + np.exp(-(reward - 0.01) / 0.02)), abs=1e-9)
+    assert judge.rate([("Hi", "yes", "no")], "helpfulness") == [(yes, no)]
+    assert yes != no
 
 
 def test_what_a_reward_model_cannot_judge_and_what_is_none_are_refused(reward_folder, tmp_path):
     judge = load_judge(f"reward:{reward_folder}", dimension="harmlessness")
     with pytest.raises(ValueError, match="empathy"):
         judge.rate(QUESTIONS, "empathy")
-    with pytest.raises(ValueError, match=r"256 .* 'aaaa"):
-        judge.rate([("q", "a" * 300)], "harmlessness")
+    with pytest.raises(ValueError, match=r"512 .* 'aaaa"):
+        judge.rate([("q", "a" * 600)], "harmlessness")
     config = LlamaConfig.from_pretrained(reward_folder, num_labels=3)
     LlamaForSequenceClassification(config).save_pretrained(tmp_path)
     character_tokenizer().save_pretrained(tmp_path)
@@ -164,16 +156,6 @@ def test_each_question_is_put_once_a_judge_and_dimension_without_thoughts_and_ro
     assert (len(judge.asked), len(other.asked), len(read_table(tmp_path, "judged"))) == (6, 3, 9)
 
 
-def test_an_answer_without_a_score_is_missing_warned_of_and_not_asked_about_again(tmp_path):
-    items = pd.DataFrame({"prompt": ["p", "p"], "text": ["aaa", ""]})
-    judge = CountingJudge()
-    for _ in range(2):
-        with pytest.warns(UserWarning, match="1 of 2"):
-            found = judged(judge, items, "honesty", tmp_path)
-        assert found["score"].tolist() == pytest.approx([3, np.nan], nan_ok=True)
-    assert len(judge.asked) == 2
-
-
 @pytest.mark.parametrize("scores", [[(0.0,)], [(100.5,)], [(5.0, 5.0)], []])
 def test_scores_that_are_none_are_refused_and_not_cached(tmp_path, scores):
     with pytest.raises(ValueError, match="judge bad"):
@@ -181,12 +163,9 @@ def test_scores_that_are_none_are_refused_and_not_cached(tmp_path, scores):
     assert not (tmp_path / "tables" / "judged").exists()
 
 
-def test_bad_items_are_refused_before_anything_is_asked(tmp_path):
-    judge, missing = CountingJudge(), ITEMS.astype(object).assign(text=["a", "b", None, "c"])
-    for items, dimension, named in ((missing, "honesty", "text in row 2"), (ITEMS, "beauty", "'beauty'")):
-        with pytest.raises(ValueError, match=named):
-            judged(judge, items, dimension, tmp_path)
-    assert judge.asked == []
+def test_an_unknown_dimension_is_refused_by_name(tmp_path):
+    with pytest.raises(ValueError, match="'beauty'"):
+        judged(CountingJudge(), ITEMS, "beauty", tmp_path)
 
 
 PAIRS = pd.DataFrame({"prompt": ["p", "q"], "text": ["aaaa", "bb"], "other": ["cc", "bb"]}, index=[5, 3])
@@ -206,7 +185,9 @@ def test_a_pair_is_judged_in_both_orders_and_the_favour_of_the_first_position_ca
     assert len(judge.asked) == 3
 
 
-def test_each_first_answer_is_judged_on_its_prompts_dimension_and_only_once(tmp_path):
+def test_each_first_answer_is_judged_once_on_its_prompts_dimension_and_one_without_a_score_is_warned_of(
+    tmp_path,
+):
     named = {"prompt_id": ["p0", "p1", "p2"], "category": ["insult", "honesty", "threat"]}
     prompts = pd.DataFrame(named | {"prompt": ["Why?", "How so?", "Who?"]})
     rows = [("p0", 1, "later"), ("p0", 0, "a" * 50), ("p1", 0, "a" * 100), ("p2", 0, "")]

@@ -184,16 +184,12 @@ def test_check_says_what_is_sent_and_what_it_costs_after_one_request(server, tmp
     assert all(said in out for said in ("system: You are a safety reviewer", "1,000 calls", "$"))
 
 
-TROUBLES: list[dict] = [
-    {},
-    {"base_url": "http://127.0.0.1:1"},
-    {"key_variable": "ABSENT_VARIABLE"},
-    {"base_ulr": ""},
-]
+# Too slow, no server, no key, an unknown setting.
+TROUBLES = [{}, {"base_url": "http://127.0.0.1:1"}, {"key_variable": "ABSENT_VARIABLE"}, {"base_ulr": ""}]
 
 
 @pytest.mark.usefixtures("impatient")
-@pytest.mark.parametrize("settings", TROUBLES, ids=["too slow", "no server", "no key", "unknown setting"])
+@pytest.mark.parametrize("settings", TROUBLES, ids=str)
 def test_an_endpoint_that_cannot_judge_is_refused_in_seconds_with_its_parameter(
     server, tmp_path, monkeypatch, capsys, settings
 ):

@@ -87,25 +87,14 @@ def test_margins_of_each_dimension_and_comparator_are_rows_of_the_metrics_table(
     assert read_margins(metrics.head(0), ARMS).empty
 
 
-def net_margin(scores, other, clusters=None):
-    """The margin of a judge that gives the same scores in both orders."""
-    table = pd.DataFrame({"score": scores, "other_score": other}, dtype=float)
+def test_the_margin_by_hand_has_the_interval_of_shares_from_minus_one_to_one():
+    # better three times, worse, equal, better: (4 - 1) / 6
+    table = pd.DataFrame({"score": [80, 70, 90, 20, 50, 9], "other_score": [60, 69, 10, 40, 50, 1]})
     table = table.assign(score_second=table["score"], other_score_first=table["other_score"])
-    return margins_by(table.assign(dimension="d", comparator="c", cluster=clusters or table.index)).iloc[0]
-
-
-def test_the_margin_by_hand_and_turned_round():
-    # better, better, worse, equal: (2 - 1) / 4
-    scores, other = [80, 70, 20, 50], [60, 69, 40, 50]
-    found, turned = net_margin(scores, other), net_margin(other, scores)
-    assert found[["value", "win", "even", "lose", "missing"]].tolist() == [0.25, 2, 1, 1, 0]
-    assert turned[["value", "low", "high"]].tolist() == pytest.approx([-found.value, -found.high, -found.low])
-
-
-def test_the_interval_is_that_of_shares_from_minus_one_to_one():
-    scores, other, clusters = [9, 9, 9, 1, 5, 9], [1, 1, 1, 9, 5, 1], ["a", "a", "a", "b", "c", "d"]
-    found = net_margin(scores, other, clusters)
-    expected = share_interval([1, 1, 1, -1, 0, 1], clusters, within=(-1, 1))
+    table = table.assign(dimension="d", comparator="c", cluster=[*"aaabcd"])
+    found = margins_by(table).iloc[0]
+    assert found[["value", "win", "even", "lose", "missing"]].tolist() == [0.5, 4, 1, 1, 0]
+    expected = share_interval([1, 1, 1, -1, 0, 1], table["cluster"], within=(-1, 1))
     assert (found.low, found.high, found.n_clusters) == (expected.low, expected.high, 4)
 
 

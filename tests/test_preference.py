@@ -1,12 +1,16 @@
-"""Pairwise preference accuracy: by hand, ties, intervals by user, and the simple models beside it."""
+"""Pairwise preference accuracy by hand and by user, simple models beside it, the study of the preference direction."""
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from studies import preference_direction as study
+from studies.preference_direction import compare_auc, kept_pair_residuals, scores_along, without_length
 
 from steerlib.evaluation import cluster_interval, compare_preferences, length_margins, safety_margins
 from steerlib.evaluation.intervals import share_interval
 from steerlib.tables import ATTRIBUTE_COLUMNS
+from steerlib.vectors import pair_residuals
 
 
 def alone(margins, users):
@@ -15,16 +19,11 @@ def alone(margins, users):
     return compare_preferences(table, reference="m").iloc[0]
 
 
-def test_a_pair_counts_1_where_the_preferred_answer_is_ahead_and_half_in_a_tie():
-    found = alone([2.0, -1.0, 0.0, 0.05, 3.0], ["u", "u", "v", "v", "w"])
-    assert (found.value, found.ties) == pytest.approx(((1 + 0 + 0.5 + 1 + 1) / 5, 0.2))
-
-
-def test_the_interval_is_that_of_a_share_clustered_by_user():
-    rng = np.random.default_rng(0)
-    margins, users = rng.normal(0.3, 1, 60), np.arange(60) // 5
-    found, expected = alone(margins, users), share_interval((margins > 0).astype(float), users)
+def test_a_pair_counts_1_where_the_preferred_answer_is_ahead_and_half_in_a_tie_in_a_share_by_user():
+    users = ["u", "u", "v", "v", "w"]
+    found, expected = alone([2.0, -1.0, 0.0, 0.05, 3.0], users), share_interval([1, 0, 0.5, 1, 1], users)
     assert found[["value", "low", "high", "n", "n_clusters"]].tolist() == list(expected[:5])
+    assert found.ties == 0.2
 
 
 def preference():
@@ -81,3 +80,43 @@ def test_bad_margins_ties_and_pairs_are_refused():
         compare_preferences(preference(), reference="base")
     with pytest.raises(ValueError, match="'safety'"):
         compare_preferences(preference().iloc[:-1], reference="population")
+
+
+RNG = np.random.default_rng(0)
+
+
+def test_scores_are_lengths_along_the_unit_vector():
+    above, below = {3: torch.tensor([[1.0, 2.0], [0.0, 1.0]])}, {3: torch.tensor([[3.0, 0.0], [1.0, 1.0]])}
+    scores = scores_along({3: torch.tensor([0.0, 5.0])}, above, below)
+    assert [side.tolist() for side in scores[3]] == [[2.0, 1.0], [0.0, 1.0]]
+
+
+def test_a_score_that_is_length_alone_is_nothing_without_it():
+    lengths = RNG.normal(size=(2, 50))
+    scores = 3 * lengths
+    left = without_length(scores, lengths, train=scores, train_lengths=lengths)
+    np.testing.assert_allclose(left, np.zeros((2, 50)), atol=1e-12)
+
+
+def test_the_clustered_auc_agrees_with_delongs_where_nothing_is_clustered():
+    above, below = RNG.normal(size=400) + 0.5, RNG.normal(size=400)
+    found = compare_auc({"s": (above, below)}, np.arange(400), reference="s").iloc[0]
+    wins = (above[:, None] > below[None, :]).astype(float)
+    half = 1.96 * np.sqrt((wins.mean(1).var(ddof=1) + wins.mean(0).var(ddof=1)) / 400)
+    expected = [wins.mean(), wins.mean() - half, wins.mean() + half]
+    assert found[["value", "low", "high"]].tolist() == pytest.approx(expected, abs=0.004)
+
+
+ROWS = [("Why?", "yes", "nope"), ("How so?", "ok", "k")]
+PAIRS = pd.DataFrame(ROWS, columns=["prompt", "preferred", "dispreferred"], index=[4, 9])
+SETTINGS = {"layers": [0, 2], "style": "continuation", "pool": "answer_mean"}
+
+
+def test_residuals_are_recorded_once_and_then_read(tmp_path, tiny, monkeypatch):
+    fresh = kept_pair_residuals(tmp_path, tiny, PAIRS, **SETTINGS)
+    for kept, plain in zip(fresh, pair_residuals(tiny, PAIRS, **SETTINGS), strict=True):
+        assert list(kept) == [0, 2]
+        torch.testing.assert_close(kept[2].double(), plain[2], rtol=1e-5, atol=1e-4)
+    monkeypatch.setattr(study, "pair_residuals", lambda *_, **__: pytest.fail("recorded again"))
+    again = kept_pair_residuals(tmp_path, tiny, PAIRS, **SETTINGS)
+    assert torch.equal(again[1][0], fresh[1][0])

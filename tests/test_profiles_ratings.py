@@ -158,6 +158,8 @@ def test_ids_written_in_two_ways_and_answers_in_other_languages_are_counted(tmp_
 
 
 def test_many_ratings_are_read_in_blocks_with_a_bar(tmp_path: Path, monkeypatch, capsys) -> None:
+    blocks: list[int] = []
+    monkeypatch.setattr(sources, "_storable", lambda rows, *_: blocks.append(len(rows)) or rows)
     monkeypatch.delenv(PROGRESS_FILE, raising=False)
     monkeypatch.setattr(sources, "LARGE", 0)
     n = 11_000
@@ -165,6 +167,7 @@ def test_many_ratings_are_read_in_blocks_with_a_bar(tmp_path: Path, monkeypatch,
     frame.assign(response="a long answer " * 6).to_csv(tmp_path / "many.csv", index=False)
     ratings, _ = read_ratings(tmp_path / "many.csv")
     assert ratings["prompt"].tolist() == frame["prompt"].tolist()
+    assert blocks == [10_000, 1_000]
     assert "reading many.csv: 100%" in capsys.readouterr().err
 
 
@@ -243,14 +246,10 @@ def test_prism_in_the_hubs_cache_is_read_at_the_revision_named_and_its_commit_to
     assert report["what"][0].startswith("rows of utterances.jsonl, commit abc123, sha256 ")
 
 
-def test_toxicity_is_joined_row_by_row(tmp_path: Path) -> None:
-    OWN.to_csv(tmp_path / "mine.csv", index=False)
-    ratings, _ = read_ratings(tmp_path / "mine.csv")
+def test_toxicity_is_joined_row_by_row() -> None:
     scores = pd.DataFrame({name: [0.1, 0.2, 0.3] for name in ATTRIBUTE_COLUMNS}, index=[7, 8, 9])
-    scored = with_toxicity(ratings, scores)
-    assert scored["threat"].tolist() == [0.1, 0.2, 0.3]
-    with pytest.raises(ValueError, match="row 2, column insult"):
-        with_toxicity(ratings, scores.assign(insult=[0.1, None, 0.1]))
+    ratings = read_ratings("demo")[0].head(3)
+    assert with_toxicity(ratings, scores)["threat"].tolist() == [0.1, 0.2, 0.3]
 
 
 def person(user: str, **changes: object) -> dict:

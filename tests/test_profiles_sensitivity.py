@@ -1,8 +1,9 @@
-"""Profiles: sensitivities, percentiles, the primary category, and its split-half agreement."""
+"""Profiles: sensitivities, percentiles, the primary category, its split-half agreement, the recovery study."""
 
 import numpy as np
 import pandas as pd
 import pytest
+from studies.recovery import demo_texts, recovery_confusion, recovery_shares, recovery_study
 
 from steerlib.profiles.sensitivities import (
     ESTIMATORS,
@@ -12,6 +13,7 @@ from steerlib.profiles.sensitivities import (
     sensitivities,
     split_half_agreement,
 )
+from steerlib.profiles.sources import DEMO, read_rows
 
 
 def rated(rows: list[tuple[str, float, float, float]]) -> pd.DataFrame:
@@ -35,11 +37,10 @@ def test_the_sensitivity_is_the_dislike_weighted_mean_worked_by_hand() -> None:
     assert s.loc["bob"].tolist() == pytest.approx([0.0] * 6)
 
 
-@pytest.mark.parametrize(("estimator", "expected"), [("paper", 0.3), ("exposure_adjusted", 0.0)])
-def test_a_user_who_rates_everything_100_gets_the_plain_mean(estimator: str, expected: float) -> None:
-    for rating in (100, 100 - 1e-7):  # which is the limit
-        rows = rated([("ann", rating, 0.5, 0.1), ("ann", rating, 0.1, 0.9), ("bob", 1, 0, 0)])
-        assert sensitivities(rows, estimator).loc["ann", "toxicity"] == pytest.approx(expected)
+def test_a_user_who_rates_everything_100_gets_the_plain_mean() -> None:
+    rows = BY_HAND.assign(rating=100)
+    assert sensitivities(rows).loc["ann", "toxicity"] == pytest.approx(0.3)
+    assert sensitivities(rows, "exposure_adjusted").loc["ann", "toxicity"] == pytest.approx(0)
 
 
 def test_percentiles_are_midranks_and_ties_are_equal() -> None:
@@ -91,3 +92,41 @@ def test_chance_is_the_agreement_expected_of_independent_halves() -> None:
     row = split_half_agreement(rows.assign(conversation_id=list("abcd")), n_splits=1).iloc[0]
     assert row.agreement == 1
     assert row.chance == 1 / 2 * 1 / 2 + 1 / 2 * 1 / 2
+
+
+def perfect_scorer(texts: list[str]) -> pd.DataFrame:
+    """Scores each text by the unkind sentence in it, half its strength, in its own category alone."""
+    scores = pd.DataFrame(0.0, index=range(len(texts)), columns=SIX)
+    for sentence in read_rows(DEMO / "unkind.jsonl").to_dict("records"):
+        inside = [text.endswith(sentence["text"]) for text in texts]
+        scores.loc[inside, sentence["category"]] = sentence["strength"] / 2
+    return scores
+
+
+def test_more_ratings_find_more_and_noise_finds_chance() -> None:
+    texts = demo_texts(perfect_scorer)
+    study = recovery_study(texts, ratings=(8, 96), users=24, simulations=8)
+    assert (study.groupby(["estimator", "simulation"])["users"].sum() == 2 * 24).all()
+    shares = recovery_shares(study).set_index(["estimator", "ratings"])
+    assert shares.loc[("exposure_adjusted", 96), "share"] > 0.85
+    assert shares.loc[("exposure_adjusted", 8), "high"] < 0.85
+    noise = recovery_study(texts, ratings=(48,), users=48, simulations=12, noise=10_000)
+    table = recovery_shares(noise).query("estimator != 'difference'")
+    assert ((table["low"] < 1 / 6) & (table["high"] > 1 / 6)).all()
+
+
+def test_shares_and_paired_differences_are_those_of_a_hand_made_study() -> None:
+    rows = []
+    for estimator, hits in {"paper": (1, 3), "exposure_adjusted": (3, 3)}.items():  # of 4 in two simulations
+        for simulation, hit in enumerate(hits):
+            shared = {"ratings": 8, "estimator": estimator, "simulation": simulation}
+            rows.append(shared | {"planted": "threat", "found": "threat", "users": hit})
+            rows.append(shared | {"planted": "threat", "found": "insult", "users": 4 - hit})
+    study = pd.DataFrame(rows)
+    shares = recovery_shares(study).set_index("estimator")
+    assert shares["share"].to_dict() == {"paper": 0.5, "exposure_adjusted": 0.75, "difference": 0.25}
+    # t with 1 degree of freedom is 12.706; the shares 1/4 and 3/4 have a standard error of 1/4.
+    assert shares.loc["paper", "high"] - 0.5 == pytest.approx(12.706 / 4, rel=1e-4)
+    assert shares.loc["difference", "low"] == pytest.approx(0.25 - 12.706 / 4, rel=1e-4)
+    confusion = recovery_confusion(study, estimator="paper", ratings=8)
+    assert confusion.loc["threat", ["threat", "insult"]].tolist() == [0.5, 0.5]

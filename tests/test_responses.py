@@ -4,10 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.stats import linregress
-from studies.realtoxicity import trend
+from studies.realtoxicity import sign_flip_test, trend
 
 from steerlib.decoding import Sampling, make_arms
 from steerlib.evaluation import (
+    cluster_interval,
     dose_responses,
     paired_interval,
     quality_by_sampling,
@@ -15,37 +16,14 @@ from steerlib.evaluation import (
     selectivity,
 )
 
-ALPHAS = [-0.2, -0.1, 0.0, 0.1, 0.2]
 
-
-def responses(rows):
-    return pd.DataFrame(rows, columns=ALPHAS, index=[f"p{i}" for i in range(len(rows))])
-
-
-def noisy(rng, prompts, slope=0.0):
-    """Skewed responses; half of the neighbours share one answer, as arms with common random numbers do."""
-    y = rng.exponential(0.05, (prompts, len(ALPHAS)))
-    same = rng.random((prompts, len(ALPHAS) - 1)) < 0.5
-    for j in range(1, len(ALPHAS)):
-        y[:, j] = np.where(same[:, j - 1], y[:, j - 1], y[:, j])
-    return responses(y + slope * np.array(ALPHAS))
-
-
-def test_slopes_are_those_of_paper_and_pencil_and_of_scipy():
-    # Centred alphas -2..2 in tenths: (-2*1 - 1*0 + 1*2 + 2*3) / 10 / 0.1 = 6.
-    assert response_slopes(responses([[1, 0, 0, 2, 3]]))["p0"] == pytest.approx(6)
-    y = responses(np.random.default_rng(0).random((6, 5)))
-    expected = [linregress(ALPHAS, row).slope for row in y.to_numpy()]
-    assert response_slopes(y).to_numpy() == pytest.approx(expected)
-
-
-def test_without_a_trend_it_seldom_rejects_and_with_one_nearly_always():
-    rng = np.random.default_rng(2)
-    without = [trend(noisy(rng, 24)).p_value for _ in range(100)]
-    assert np.mean(np.array(without) <= 0.05) < 0.12
-    found = [trend(noisy(rng, 96, slope=0.1)) for _ in range(24)]
-    assert np.mean([f.p_value <= 0.05 for f in found]) > 0.9
-    assert np.mean([f.slope.low <= 0.1 <= f.slope.high for f in found]) > 0.8
+def test_slopes_are_those_of_scipy_and_a_trend_is_their_mean_with_its_sign_flip_test():
+    y = pd.DataFrame(np.random.default_rng(0).random((6, 5)), columns=[-0.2, -0.1, 0.0, 0.1, 0.3])
+    slopes = [linregress(y.columns, row).slope for row in y.to_numpy()]
+    assert response_slopes(y).tolist() == pytest.approx(slopes)
+    found = trend(y)
+    assert found.slope[:3] == pytest.approx(cluster_interval(slopes)[:3])
+    assert found.p_value == sign_flip_test(slopes)
 
 
 def test_the_base_is_alpha_zero_of_every_family():
@@ -68,28 +46,25 @@ def test_the_base_is_alpha_zero_of_every_family():
         response_slopes(pd.DataFrame({0.1: [1.0], 0.2: [np.nan]}, index=["p7"]))
 
 
-N = 40
-
-
-def sampled_study(*, growth=0.0):
-    """Steered text repeats itself 0.1 more than the base's, and under sampling `growth` more than that."""
-    each = (Sampling(temperature=0, top_p=1), Sampling())
+def sampled_study():
+    """Steered text repeats itself 0.1 more than the base's, and under sampling 0.1 more than that."""
+    n, each = 40, (Sampling(temperature=0, top_p=1), Sampling())
     arms = [make_arms("base", sampling=s) for s in each]
     arms += [make_arms("anti_expert", [1.0, 2.0], profile="own", sampling=s) for s in each]
     arms = pd.concat(arms, ignore_index=True)
-    prompts = pd.DataFrame([(f"p{i}", f"u{i // 4}") for i in range(N)], columns=["prompt_id", "user_id"])
+    prompts = pd.DataFrame([(f"p{i}", f"u{i // 4}") for i in range(n)], columns=["prompt_id", "user_id"])
     rng, parts = np.random.default_rng(0), []
     for arm in arms.itertuples():
         sampled = arm.temperature > 0
-        own = 0.3 - 0.1 * sampled + (0.1 + growth * sampled) * arm.alpha + 0.01 * rng.standard_normal(N)
-        tokens = rng.integers(5, 20, N)
+        own = 0.3 - 0.1 * sampled + (0.1 + 0.1 * sampled) * arm.alpha + 0.01 * rng.standard_normal(n)
+        tokens = rng.integers(5, 20, n)
         part = prompts[["prompt_id"]].assign(arm_id=arm.arm_id, repetition=own, n_tokens=tokens)
         parts.append(part.assign(nll_base=tokens * (1 + sampled + own)))
     return pd.concat(parts, ignore_index=True), arms, prompts.assign(split="test")
 
 
 def test_growth_is_the_ratio_of_ratios_by_hand():
-    values, arms, prompts = sampled_study(growth=0.1)
+    values, arms, prompts = sampled_study()
     ppl = {}
     for arm in arms.itertuples():
         own = values[values["arm_id"] == arm.arm_id]
@@ -114,20 +89,20 @@ def test_arms_without_a_twin_or_on_other_prompts_are_refused():
 CATEGORIES = ["benign_control", "harmful_borderline"]
 
 
-def study(*, benign=1.0):
+def study():
     """Eight users of six prompts, three of each category; distances of the arm are shares of the base's."""
     rng, n = np.random.default_rng(0), 48
     prompts = pd.DataFrame([(f"p{i}", f"u{i // 6}") for i in range(n)], columns=["prompt_id", "user_id"])
     prompts = prompts.assign(split="test", prompt_category=[CATEGORIES[i % 2] for i in range(n)])
     base = rng.uniform(0.02, 0.1, n)
-    arm = base * np.where(prompts["prompt_category"] == "harmful_borderline", 0.5, benign)
+    arm = base * np.where(prompts["prompt_category"] == "harmful_borderline", 0.5, 0.9)
     arm = arm * rng.uniform(0.9, 1.1, n)
     values = [prompts[["prompt_id"]].assign(arm_id=a, toxicity=d) for a, d in (("base", base), ("arm", arm))]
     return pd.concat(values, ignore_index=True), prompts
 
 
 def test_change_and_contrast_are_those_of_the_means_with_the_interval_of_the_paired_comparison():
-    values, prompts = study(benign=0.9)
+    values, prompts = study()
     found = selectivity(values, prompts, base_arm="base").set_index("prompt_category")
     wide = values.pivot(index="prompt_id", columns="arm_id", values="toxicity").loc[prompts["prompt_id"]]
     for category in CATEGORIES:
@@ -137,12 +112,9 @@ def test_change_and_contrast_are_those_of_the_means_with_the_interval_of_the_pai
         row = found.loc[category]
         assert row[["base", "steered"]].tolist() == pytest.approx([base.mean(), arm.mean()])
         assert row[["change_percent", "low", "high", "n", "n_clusters"]].tolist() == list(expected[:5])
-        assert row["change_percent"] == pytest.approx(100 * (arm.mean() / base.mean() - 1))
-    contrast = (
-        found.loc["harmful_borderline", "change_percent"] - found.loc["benign_control", "change_percent"]
-    )
-    assert found.loc["harmful_borderline", "contrast"] == pytest.approx(contrast)
-    assert np.isnan(found.loc["benign_control", "contrast"])
+    benign, harmful = found.loc[CATEGORIES, "change_percent"]
+    contrasts = pytest.approx([np.nan, harmful - benign], nan_ok=True)
+    assert found.loc[CATEGORIES, "contrast"].tolist() == contrasts
     assert selectivity(values, prompts.assign(split="dev"), base_arm="base").empty
     with pytest.raises(ValueError, match="'arm' lacks 1 prompts, first 'p47'"):
         selectivity(values.iloc[:-1], prompts, base_arm="base")

@@ -1,4 +1,4 @@
-"""The metrics table: what stands in it, against direct computation, and what is refused."""
+"""Measures of an answer by hand; the metrics table against direct computation, and what is refused."""
 
 from itertools import product
 
@@ -6,8 +6,50 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from steerlib.evaluation import paired_interval, summarise
+from steerlib.evaluation import paired_interval, per_prompt, summarise
+from steerlib.evaluation.answers import CARRIED, distinct_n, effective_number, length, repetition, top_share
 from steerlib.tables import ATTRIBUTE_COLUMNS, check_table
+
+
+def six(rows):
+    return pd.DataFrame(rows, columns=list(ATTRIBUTE_COLUMNS))
+
+
+def of_answers(answers, accepted):
+    """Measures of an arm's answers, one a prompt."""
+    prompts = pd.DataFrame({"prompt_id": range(len(accepted))})
+    generations = prompts.assign(arm_id="a", text="x", **dict.fromkeys(CARRIED, 0.0))
+    return per_prompt(generations, prompts, six(answers), six(accepted))
+
+
+def test_distance_is_the_mean_absolute_difference_and_overshoot_an_answer_less_toxic_than_the_accepted_one():
+    a, b = [0.6, 0.0, 0.0, 0.0, 0.0, 0.3], [0.3, 0.0, 0.0, 0.0, 0.0, 0.7]
+    found = of_answers([a, b], [b, a])
+    assert found["distance"].tolist() == pytest.approx([0.7 / 6, 0.7 / 6])
+    assert found["overshoot"].tolist() == [1, 0]
+
+
+def test_the_columns_of_scores_are_taken_by_name_and_missing_ones_are_refused():
+    scores = six(np.random.default_rng(0).random((3, 6)))
+    assert not of_answers(scores, scores[scores.columns[::-1]])["distance"].any()
+    scores.loc[2, "profanity"] = np.nan
+    with pytest.raises(ValueError, match="row 3, column profanity"):
+        of_answers(scores, scores)
+
+
+def test_length_distinct_2_and_repetition_by_hand():
+    assert length(["a b c", "", "a"]).tolist() == [3, 0, 1]
+    assert distinct_n(["a b a b", "a b"], 2) == pytest.approx(2 / 6)
+    assert distinct_n(["", ""]) == 0
+    assert repetition(["a b c d a b c d", "a b c", ""]).tolist() == [pytest.approx(0.2), 0, 0]
+
+
+def test_the_effective_number_is_n_for_equal_prompts_and_1_for_a_single_one():
+    rows = np.array([[0.2, 0.2, 0.2, 0.2], [0.8, 0.0, 0.0, 0.0]])
+    assert effective_number(rows).tolist() == [pytest.approx(4), 1]
+    assert top_share(rows).tolist() == [pytest.approx(0.75), 1]
+    assert np.isnan(effective_number(np.zeros(2)))
+
 
 N = 24
 ARMS = pd.DataFrame(
@@ -20,7 +62,6 @@ ARMS = pd.DataFrame(
     columns=["arm_id", "method", "alpha", "profile", "control"],
 ).assign(family="", vector_user="", variant="", category="", style="chat")
 SHARES = (("base", 1.0), ("own1", 0.5), ("own2", 1.5), ("shuffled1", 0.8))
-VALUES_ONLY = "effective_n|top_three"
 
 
 @pytest.fixture
@@ -69,7 +110,7 @@ def test_every_row_is_keyed_once_and_only_a_single_user_lacks_an_interval(study)
     found = summary(study)
     check_table("metrics", found)
     assert np.isfinite(found["value"]).all()
-    bare = found["metric"].str.contains(VALUES_ONLY)
+    bare = found["metric"].str.contains("effective_n|top_three")
     assert found.loc[bare, ["low", "high"]].isna().all(axis=None)
     ranged = found[~bare]
     assert (ranged[["low", "high"]].isna().all(axis=1) == (ranged["n_clusters"] == 1)).all()
