@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
-from test_decoding import PROMPTS, SIGNALS, grid
+from test_decoding import GREEDY, PROMPTS, SIGNALS, grid
 from test_likelihood import PAIRS
 from tiny import tiny_llama
 
@@ -71,6 +72,21 @@ def test_the_sweeps_table_is_that_of_one_process_row_for_row(tmp_path, monkeypat
     assert {p.name for p in (tmp_path / "0").rglob("*.parquet")} == {
         p.name for p in (tmp_path / "2").rglob("*.parquet")
     }
+
+
+def test_an_interrupted_sweep_stops_its_workers(tiny, tmp_path, monkeypatch):
+    workers = []
+
+    def interrupted(*_, **__):
+        workers.extend(p for p in psutil.Process().children(recursive=True) if "_Worker" in p.cmdline()[0])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweep_module, "PROMPTS_PER_BLOCK", 1)
+    monkeypatch.setattr(sweep_module, "append_part", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(tiny, PROMPTS, make_arms("base", sampling=GREEDY), folder=tmp_path, workers=2)
+    assert len(workers) >= 2
+    assert psutil.wait_procs(workers, timeout=20)[1] == []
 
 
 def test_any_table_goes_over_workers_and_comes_back_in_order(tiny):

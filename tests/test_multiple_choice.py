@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from reference import FORMULAS
+from reference import FORMULAS, branch_logits, branch_of_arm
 from tiny import tiny_model
 from transformers import GPT2Config
 
@@ -17,7 +17,6 @@ from steerlib.evaluation import (
 )
 from steerlib.evaluation.multiple_choice import calibration_gaps, letter_ids, question_prompt
 from steerlib.reading import prompt_ids
-from steerlib.residual import add_to_residual
 from steerlib.rules import Rule
 from steerlib.tables import check_table
 from steerlib.toxicity import ATTRIBUTES
@@ -156,18 +155,6 @@ def letters(tiny, monkeypatch):
     return ids
 
 
-def read_alone(tiny, text, arm, branch, category):
-    """Logits of one branch of one arm, read by itself."""
-    context = CONTEXTS[category][branch] if branch in CONTEXTS.get(category, {}) else ""
-    ids = torch.tensor([prompt_ids(tiny, text, style="continuation", context=context)])
-    alpha = arm.alpha if arm.method == "caa" else arm.vector_alpha
-    if not arm.vector or (arm.method, branch) == ("caa", "base"):
-        return tiny.model(ids).logits[:, -1]
-    vector = {"v": V, "w": W}[arm.family].of("")
-    with add_to_residual(tiny.model, vector, alpha=alpha, positions=arm.positions):
-        return tiny.model(ids).logits[:, -1]
-
-
 def test_arms_of_all_kinds_answer_as_each_alone(tiny, letters, monkeypatch):
     formula = lambda z, a: z["expert"] - a * z["instructed"] / 3  # noqa: E731
     steer = lambda z, alpha: formula(z, alpha[:, None])  # noqa: E731
@@ -201,8 +188,10 @@ def test_arms_of_all_kinds_answer_as_each_alone(tiny, letters, monkeypatch):
     for row in found.sample(40, random_state=1).itertuples():
         arm, question = by_id.loc[row.arm_id], by_question.loc[row.question_id]
         text = question_prompt(question, dev[dev["subject"] == question["subject"]].to_dict("records"))
-        z = {b: read_alone(tiny, text, arm, b, row.category) for b in ("base", *RULES[arm.method].branches)}
-        p = FORMULAS[arm.method](z, arm.alpha * float(arm.factor or 1))[0, letters].softmax(-1).tolist()
+        context, branches = CONTEXTS.get(row.category, {}), ("base", *RULES[arm.method].branches)
+        read = {b: branch_of_arm(tiny, arm, b, text, context.get(b, "")) for b in branches}
+        z = {b: branch_logits(tiny, stream, vectors=[V, W]) for b, stream in read.items()}
+        p = FORMULAS[arm.method](z, arm.alpha)[0, letters].softmax(-1).tolist()
         assert [row.p_A, row.p_B, row.p_C, row.p_D] == pytest.approx(p, abs=1e-9), arm
         assert row.correct == ("ABCD"[int(np.argmax(p))] == question["answer"])
 
