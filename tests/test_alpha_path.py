@@ -6,12 +6,14 @@ import pandas as pd
 import pytest
 import torch
 from reference import segment_at
-from test_decoding import PROMPTS
 
 from steerlib.decoding import Factor, Sampling, alpha_path, decode, make_arms
 from steerlib.decoding.alpha_path import AlphaPathTrees
 
-PROMPTS = PROMPTS[:2]
+PROMPTS = pd.DataFrame(
+    [("p0", "The man shouted: you", "insult"), ("p1", "Once upon a time a dog", "threat")],
+    columns=["prompt_id", "prompt", "category"],
+)
 GREEDY = Sampling(temperature=0, repetition_penalty=1.15, max_new_tokens=16)
 PLAIN = Sampling(temperature=0, repetition_penalty=1.0, max_new_tokens=16)
 SAMPLED = Sampling(temperature=0.7, top_p=1.0, min_p=0.05, repetition_penalty=1.15, max_new_tokens=16)
@@ -53,7 +55,8 @@ def test_at_any_alpha_and_beside_breakpoints_the_path_has_the_answer_of_plain_de
     segments = alpha_path(tiny, PROMPTS, make_arms(method, [2.2], **common), **given)
     wide = trees(segments)[0].query("alpha_high - alpha_low > 1e-6")
     anywhere = np.random.default_rng(0).uniform(0, 2.2, 25)
-    alphas = np.concatenate([anywhere, wide.alpha_low + 1e-8, wide.alpha_high - 1e-8])
+    near = 1e-7 if method == "sda" else 1e-8  # the path holds a prompt's factor in float32
+    alphas = np.concatenate([anywhere, wide.alpha_low + near, wide.alpha_high - near])
     arms = make_arms(method, alphas, **common)
     answers = decode(tiny, PROMPTS, arms, **given).merge(arms[["arm_id", "alpha"]])
     for tree in trees(segments):
