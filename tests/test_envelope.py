@@ -44,7 +44,6 @@ def test_the_pieces_are_those_of_a_dense_grid(sampled, penalty, min_p):
     found = upper_envelope(partial(rows_of, lines), 0 * ends, 2.2 * ends, vocab=40)
     grid = np.linspace(0, 2.2, 999)[:-1] + 1e-4
     expected = torch.stack([chosen_at(lines, a) for a in grid], dim=1)
-    missed = 0
     for row in range(30):
         mine = found.row == row
         low, high, token = (side[mine].numpy() for side in (found.low, found.high, found.token))
@@ -56,7 +55,5 @@ def test_the_pieces_are_those_of_a_dense_grid(sampled, penalty, min_p):
         assert (token[1:] != token[:-1]).all()
         # A piece that the grid steps over is one between two grid points, and its middle must agree as well.
         for piece in set(range(len(low))) - set(place):
-            missed += 1
             assert high[piece] - low[piece] < 2 * 2.2 / 998
             assert chosen_at(lines, (low[piece] + high[piece]) / 2)[row] == token[piece]
-    assert missed < 80

@@ -28,7 +28,7 @@ def made_up(z, alpha):
 
 @pytest.fixture
 def rule(monkeypatch):
-    one = Rule(
+    made = Rule(
         "made_up",
         ("formal", "short"),
         lambda z, a: z["base"] + a[:, None] * (3 * z["formal"] - z["short"] - 2 * z["base"]),
@@ -36,9 +36,8 @@ def rule(monkeypatch):
         "#332288",
         control="shuffled_profile",
     )
-    monkeypatch.setitem(RULES, "made_up", one)
+    monkeypatch.setitem(RULES, "made_up", made)
     monkeypatch.setitem(FORMULAS, "made_up", made_up)
-    return one
 
 
 def arms_of(alphas, profile="own"):

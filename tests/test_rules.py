@@ -6,7 +6,6 @@ import torch
 from torch.testing import assert_close
 
 from steerlib.rules import (
-    RULES,
     SCORE_FUNCTIONS,
     amplification,
     anti_expert,
@@ -71,19 +70,3 @@ def test_the_temperature_is_t0_where_the_branches_agree_and_half_at_sigma():
     half = js_temperature(PLAIN, INSTRUCTED, t0=0.6, sigma=js)
     floored = js_temperature(PLAIN, INSTRUCTED, t0=0.6, sigma=0.01, t_min=0.2)
     assert torch.cat([same, half, floored]).tolist() == pytest.approx([0.6, 0.3, 0.2])
-
-
-def test_every_rule_is_its_line_at_any_alpha_and_its_zero_at_nought():
-    names = ("base", "expert", "anti", "instructed", "steered")
-    z = dict(
-        zip(names, torch.randn(5, 4, 9, generator=torch.Generator().manual_seed(2)).double(), strict=True)
-    )
-    alpha = torch.tensor([0.0, 0.3, 1.0, 2.2], dtype=torch.float64)
-    for rule in RULES.values():
-        intercept, slope = rule.line(z)
-        assert_close(rule.steer(z, alpha), intercept + alpha[:, None] * slope)
-        if rule.acts_on == "logits":
-            assert torch.equal(intercept, RULES[rule.zero].steer(z, alpha))
-            assert rule.control in ("shuffled_profile", "random_vector")
-        else:
-            assert not slope.any()
