@@ -18,7 +18,7 @@ from steerlib import models
 from steerlib.__main__ import main
 from steerlib.decoding import alpha_path, decode, make_arms
 from steerlib.decoding.requests import make_requests
-from steerlib.models import check_architecture, load_model, needs, row_size
+from steerlib.models import check_architecture, load_model, needs
 from steerlib.reading import prompt_ids
 from steerlib.residual import add_to_residual, record_residual
 from steerlib.tables import ROOT
@@ -84,7 +84,6 @@ def test_what_a_model_needs_is_counted_without_its_weights():
     # 3 layers, keys and values, 2 heads of width 8, 2 bytes, 1,024 tokens; six copies of a row's logits in float32
     row = 3 * 2 * 2 * 8 * 2 * 1024 + 6 * 4 * VOCAB
     assert (found.parameters, found.weights, found.row) == (weights, 2 * weights, row)
-    assert row_size(config, torch.bfloat16, 1024) == row
     assert (found.rows(2 * weights + 7 * row), found.rows(weights)) == (3, 0)
 
 
