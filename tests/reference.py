@@ -1,6 +1,7 @@
 """The plain decoder that the engine is held against: one answer at a time, no cache, transformers' own warpers."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 import torch
@@ -12,9 +13,10 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from steerlib.decoding.requests import Request
+from steerlib.decoding.requests import Request, Stream
 from steerlib.decoding.sampling import gumbel_noise, text_hash
 from steerlib.models import FrozenModel
+from steerlib.reading import prompt_ids
 from steerlib.residual import VectorFamily, add_to_residual
 
 FORMULAS = {
@@ -39,7 +41,7 @@ def reference_answer(
     settings, answer = request.sampling, []
     for step in range(settings.max_new_tokens):
         z = {
-            name: branch_logits((models or {}).get(stream.model, frozen), stream, answer, vectors)
+            name: branch_logits((models or {}).get(stream.model, frozen), stream, answer, vectors)[-1:]
             for name, stream in request.branches.items()
         }
         # A vector beside a logit rule steers the rule's base too; the base itself stays the reference.
@@ -63,18 +65,26 @@ def segment_at(path: pd.DataFrame, alpha: float, **where) -> pd.Series:
     return path[path.alpha_low <= alpha].sort_values("alpha_low").iloc[-1]
 
 
-def branch_logits(frozen: FrozenModel, stream, answer: list[int], vectors) -> Tensor:
-    ids = torch.tensor([[*stream.ids, *answer]])
-    if not stream.vector:
-        return frozen.model(ids).logits[:, -1]
-    with add_to_residual(
-        frozen.model,
-        next(f.vectors[stream.vector[1]] for f in vectors if f.digest == stream.vector[0]),
-        alpha=stream.alpha,
-        positions=stream.positions,
-        prompt_lengths=torch.tensor([len(stream.ids)]),
-    ):
-        return frozen.model(ids).logits[:, -1]
+def branch_logits(
+    frozen: FrozenModel, stream: Stream, answer: Sequence[int] = (), vectors: Sequence[VectorFamily] = ()
+) -> Tensor:
+    """Logits that predict each token of an answer and the one behind it, `(n + 1, vocab)`, of one plain pass."""
+    digest, user = stream.vector or ("", "")
+    vector = next((f.vectors[user] for f in vectors if f.digest == digest), {})
+    steering = {"positions": stream.positions, "prompt_lengths": torch.tensor([len(stream.ids)])}
+    with add_to_residual(frozen.model, vector, alpha=stream.alpha, **steering):
+        return frozen.model(torch.tensor([[*stream.ids, *answer]])).logits[0, len(stream.ids) - 1 :]
+
+
+def branch_of_arm(
+    frozen: FrozenModel, arm: Any, branch: str, prompt: str, context: str = "", user: str = ""
+) -> Stream:
+    """What a branch of an arm reads, by the columns of its row in the arms table alone."""
+    ids = prompt_ids(frozen, prompt, style=arm.style, context=context)
+    if not arm.vector or (arm.method, branch) == ("caa", "base"):
+        return Stream(ids)
+    alpha = arm.alpha if arm.method == "caa" else arm.vector_alpha
+    return Stream(ids, (arm.vector, user if arm.vector_user else ""), alpha, arm.positions)
 
 
 def reference_divergence(z_1: Tensor, z_2: Tensor) -> float:

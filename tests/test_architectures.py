@@ -18,7 +18,7 @@ from steerlib import models
 from steerlib.__main__ import main
 from steerlib.decoding import alpha_path, decode, make_arms
 from steerlib.decoding.requests import make_requests
-from steerlib.models import check_architecture, load_model, needs, row_size
+from steerlib.models import check_architecture, load_model, needs
 from steerlib.reading import prompt_ids
 from steerlib.residual import add_to_residual, record_residual
 from steerlib.tables import ROOT
@@ -84,7 +84,6 @@ def test_what_a_model_needs_is_counted_without_its_weights():
     # 3 layers, keys and values, 2 heads of width 8, 2 bytes, 1,024 tokens; six copies of a row's logits in float32
     row = 3 * 2 * 2 * 8 * 2 * 1024 + 6 * 4 * VOCAB
     assert (found.parameters, found.weights, found.row) == (weights, 2 * weights, row)
-    assert row_size(config, torch.bfloat16, 1024) == row
     assert (found.rows(2 * weights + 7 * row), found.rows(weights)) == (3, 0)
 
 
@@ -115,12 +114,11 @@ def test_a_model_that_accelerate_keeps_on_disk_in_part_gives_the_same_answers(
     assert answers(found) == answers(expected)
 
 
-@pytest.mark.parametrize("dtype", ["4bit", "8bit"])
-def test_quantised_weights_are_refused_without_a_gpu(saved, dtype, monkeypatch):
+def test_quantised_weights_are_refused_without_a_gpu(saved, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(ValueError, match=f"{dtype}.*GPU") as failure:
-        load_model(saved, dtype=dtype)
-    assert "\n" not in str(failure.value)
+    for dtype in ("4bit", "8bit"):
+        with pytest.raises(ValueError, match=f"{dtype}.*GPU"):
+            load_model(saved, dtype=dtype)
 
 
 def test_a_gated_model_names_its_licence_and_the_token(monkeypatch):
@@ -128,9 +126,8 @@ def test_a_gated_model_names_its_licence_and_the_token(monkeypatch):
         raise OSError("You are trying to access a gated repo.\nMake sure to have access to it.")
 
     monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", gated)
-    with pytest.raises(FileNotFoundError, match=r"https://huggingface.co/meta/llama .*HF_TOKEN") as failure:
+    with pytest.raises(FileNotFoundError, match=r"https://huggingface.co/meta/llama .*HF_TOKEN.*\Z"):
         load_model("meta/llama", device="cpu")
-    assert "\n" not in str(failure.value)
 
 
 if __name__ == "__main__":

@@ -84,34 +84,24 @@ def test_the_alpha_path_reads_trained_branches(tiny, others):
         assert mine.nll_base == pytest.approx(row.nll_base, abs=1e-9)
 
 
-def test_a_model_that_cannot_be_a_branch_is_refused_naming_token_logits_or_length(tiny, others):
+def test_a_model_that_cannot_be_a_branch_or_that_no_arm_names_is_refused(tiny, others):
     tokenizer = copy.deepcopy(others["anti"].tokenizer)
     tokenizer.add_tokens(["<new>"])
-    shape = {"n_embd": 24, "n_head": 4, "n_layer": 2}
-    wide = tiny_model(GPT2Config(vocab_size=VOCAB + 6, **shape))
-    short = tiny_model(GPT2Config(vocab_size=VOCAB, n_positions=30, **shape))
-    for anti, named in (
-        (dataclasses.replace(others["anti"], tokenizer=tokenizer), "token '<new>' is 98"),
-        (wide, "104 logits, the base 98"),
-        (short, "prompt p1: .* 30 of tiny gpt2"),
-    ):
-        arms = make_arms("anti_expert", [1.0], branches={"anti": anti.name}, sampling=SAMPLED)
-        with pytest.raises(ValueError, match=named):
-            decode(tiny, PROMPTS, arms, branch_models={"anti": anti})
-
-
-@pytest.mark.parametrize(
-    ("given", "named"),
-    [
+    wide, short = (
+        tiny_model(GPT2Config(vocab_size=VOCAB + more, n_positions=n, n_embd=24, n_head=4, n_layer=2))
+        for more, n in ((6, 512), (0, 30))
+    )
+    arms = make_arms("anti_expert", [1.0], branches={"anti": "third"}, sampling=SAMPLED)
+    for models, named in (
+        ({"anti": dataclasses.replace(others["anti"], tokenizer=tokenizer)}, "token '<new>' is 98"),
+        ({"anti": wide}, "104 logits, the base 98"),
+        ({"anti": dataclasses.replace(short, name="third")}, "prompt p1: .* 30 of third"),
         ({}, "'third'"),
-        ({"anti": "expert"}, "'third'.*'other'"),
-        ({"anti": "anti", "expert": "expert"}, "no arm reads the expert model"),
-    ],
-)
-def test_models_and_arms_must_name_each_other(tiny, others, given, named):
-    arms = make_arms("anti_expert", [1.0], branches={"anti": "third"})
-    with pytest.raises(ValueError, match=named):
-        decode(tiny, PROMPTS, arms, branch_models={branch: others[one] for branch, one in given.items()})
+        ({"anti": others["expert"]}, "'third'.*'other'"),
+        (others, "no arm reads the expert model"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            decode(tiny, PROMPTS, arms, branch_models=models)
 
 
 def test_a_branch_in_another_precision_takes_the_bases(tiny, others):

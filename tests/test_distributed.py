@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
-from test_decoding import PROMPTS, SIGNALS, grid
+from test_decoding import GREEDY, PROMPTS, SIGNALS, grid
 from test_likelihood import PAIRS
 from tiny import tiny_llama
 
@@ -73,6 +74,22 @@ def test_the_sweeps_table_is_that_of_one_process_row_for_row(tmp_path, monkeypat
     }
 
 
+def test_an_interrupted_sweep_stops_its_workers(tiny, tmp_path, monkeypatch):
+    workers = []
+
+    def interrupted(*_, **__):
+        workers.extend(p for p in psutil.Process().children(recursive=True) if "_Worker" in p.cmdline()[0])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweep_module, "PROMPTS_PER_BLOCK", 1)
+    monkeypatch.setattr(sweep_module, "append_part", interrupted)
+    # The exception is kept, as a notebook keeps its last one: nothing is stopped by its going.
+    with pytest.raises(KeyboardInterrupt) as kept:
+        run_sweep(tiny, PROMPTS, make_arms("base", sampling=GREEDY), folder=tmp_path, workers=2)
+    assert len(workers) >= 2
+    assert psutil.wait_procs(workers, timeout=20)[1] == [], kept
+
+
 def test_any_table_goes_over_workers_and_comes_back_in_order(tiny):
     given = {"pairs": PAIRS, "arms": make_arms("base", style="chat")}
     expected = likelihood_margins(tiny, **given)
@@ -82,15 +99,14 @@ def test_any_table_goes_over_workers_and_comes_back_in_order(tiny):
 
 
 def test_perspective_is_asked_by_one_process(tmp_path, monkeypatch):
-    asked = []
+    def asked(*_, workers, **__):
+        raise InterruptedError(f"{workers} workers")
+
     monkeypatch.setenv("PERSPECTIVE_API_KEY", "key")
     monkeypatch.setenv("STEERLIB_CACHE", str(tmp_path))
-    monkeypatch.setattr(
-        "steerlib.toxicity.scorers.mapped_table", lambda *_, workers, **__: asked.append(workers)
-    )
-    with pytest.raises(AttributeError, match="NoneType"):  # what stands in for the mapping gives no table
+    monkeypatch.setattr("steerlib.toxicity.scorers.mapped_table", asked)
+    with pytest.raises(InterruptedError, match="0 workers"):
         score_texts(load_scorer("perspective"), ["You are late."], tmp_path, workers=2)
-    assert asked == [0]
 
 
 def test_a_killed_workers_block_is_done_again_and_one_that_does_not_fit_is_halved(tmp_path, monkeypatch):
@@ -134,10 +150,10 @@ def test_a_loaded_model_travels_as_how_it_was_loaded(saved):
     assert (again.name, again.dtype, again.template_arguments) == (frozen.name, frozen.dtype, {"x": 1})
 
 
-@pytest.mark.parametrize("workers", [-1, "two", 1.5])
-def test_workers_that_are_no_number_are_refused(workers):
-    with pytest.raises(ValueError, match=re.escape(repr(workers))):
-        list(mapped(squares, 1, [[1]], workers=workers))
+def test_workers_that_are_no_number_are_refused():
+    for workers in (-1, "two", 1.5):
+        with pytest.raises(ValueError, match=re.escape(repr(workers))):
+            list(mapped(squares, 1, [[1]], workers=workers))
 
 
 def test_without_ray_the_extra_is_named(monkeypatch):

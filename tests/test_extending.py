@@ -2,26 +2,23 @@
 
 import re
 
-import numpy as np
 import pandas as pd
 import pytest
 from reference import FORMULAS, reference_answer, segment_at
+from test_decoding import GREEDY, PROMPTS
+from test_grid import arms as arms_of_study
 
 from steerlib import rules
-from steerlib.decoding import Sampling, alpha_path, decode, make_arms, study_arms
+from steerlib.decoding import Sampling, alpha_path, decode, make_arms
 from steerlib.decoding.requests import make_requests
 from steerlib.evaluation import likelihood_margins
 from steerlib.rules import RULES, Rule
 from steerlib.tables import ROOT
 
-PROMPTS = pd.DataFrame(
-    {"prompt_id": ["p0", "p1"], "prompt": ["The man shouted: you", "Once upon a time"], "category": "insult"}
-).assign(shuffled_category="threat")
 CONTEXTS = {
     category: {"formal": f"Formal, no {category}:", "short": f"In short, {category}:"}
-    for category in ("insult", "threat")
+    for category in ("insult", "threat", "profanity")
 }
-GREEDY = Sampling(temperature=0, repetition_penalty=1.15, max_new_tokens=10)
 
 
 def made_up(z, alpha):
@@ -31,7 +28,7 @@ def made_up(z, alpha):
 
 @pytest.fixture
 def rule(monkeypatch):
-    one = Rule(
+    made = Rule(
         "made_up",
         ("formal", "short"),
         lambda z, a: z["base"] + a[:, None] * (3 * z["formal"] - z["short"] - 2 * z["base"]),
@@ -39,9 +36,8 @@ def rule(monkeypatch):
         "#332288",
         control="shuffled_profile",
     )
-    monkeypatch.setitem(RULES, "made_up", one)
+    monkeypatch.setitem(RULES, "made_up", made)
     monkeypatch.setitem(FORMULAS, "made_up", made_up)
-    return one
 
 
 def arms_of(alphas, profile="own"):
@@ -49,21 +45,16 @@ def arms_of(alphas, profile="own"):
 
 
 @pytest.mark.usefixtures("rule")
-def test_a_made_up_rule_decodes_as_its_formula_says(tiny):
+def test_a_made_up_rule_decodes_as_its_formula_says_and_has_an_alpha_path(tiny):
     arms = pd.concat([arms_of([0, 0.4, 1.3]), arms_of([1.3], profile="shuffled")])
-    table = decode(tiny, PROMPTS, arms, contexts=CONTEXTS).set_index(["arm_id", "prompt_id"])
+    found = decode(tiny, PROMPTS, arms, contexts=CONTEXTS).set_index(["arm_id", "prompt_id"]).token_ids
+    path = alpha_path(tiny, PROMPTS, arms_of([1.5]), contexts=CONTEXTS)
     for request in make_requests(tiny, PROMPTS, arms, seeds=[0], contexts=CONTEXTS):
         expected = reference_answer(tiny, request)
-        assert table.token_ids[request.arm_id, request.prompt_id] == expected, request
-
-
-@pytest.mark.usefixtures("rule")
-def test_the_alpha_path_of_a_made_up_rule_has_the_answer_of_every_alpha(tiny):
-    path = alpha_path(tiny, PROMPTS, arms_of([1.5]), contexts=CONTEXTS)
-    arms = arms_of(np.random.default_rng(0).uniform(0, 1.5, 12))
-    answers = decode(tiny, PROMPTS, arms, contexts=CONTEXTS).merge(arms[["arm_id", "alpha"]])
-    for row in answers.itertuples():
-        assert segment_at(path, row.alpha, prompt_id=row.prompt_id).token_ids == row.token_ids, row.alpha
+        assert found[request.arm_id, request.prompt_id] == expected, request
+        if "own" in request.arm_id:
+            at = segment_at(path, request.alpha, prompt_id=request.prompt_id)
+            assert at.token_ids == expected, request
     assert len(path) > 4
 
 
@@ -74,17 +65,7 @@ def test_likelihood_and_grid_take_a_made_up_rule(tiny):
     margins = likelihood_margins(tiny, pairs, arms_of([0.0, 1.0]), contexts=CONTEXTS)["margin"]
     base = likelihood_margins(tiny, pairs, make_arms("base", sampling=GREEDY))["margin"]
     assert margins[0] == pytest.approx(base[0], abs=1e-9) != margins[1]
-    study = study_arms(
-        ["made_up"],
-        ["shuffled"],
-        alphas=[0.5],
-        vectors=[],
-        model="m",
-        contexts=CONTEXTS,
-        positions="all",
-        style="continuation",
-        sampling=GREEDY,
-    )
+    study = arms_of_study(["made_up"], ["shuffled"], vectors=[])
     assert study["method"].tolist() == ["base", "made_up", "made_up"]
     assert study["profile"].tolist() == ["none", "own", "shuffled"]
 

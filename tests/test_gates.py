@@ -5,26 +5,17 @@ import pandas as pd
 import pytest
 import torch
 
-from steerlib.decoding import Factor, Sampling, make_arms
+from steerlib.decoding import Factor, make_arms
 from steerlib.reading import prompt_ids
 from steerlib.residual import VectorFamily, prompt_residuals
 from steerlib.tables import write_table
 from steerlib.vectors import choose_threshold, prompt_projections, relative_norms
 
-PROMPTS = pd.DataFrame(
-    {
-        "prompt_id": list("abcd"),
-        "user_id": list("uvuv"),
-        "prompt": ["Why?", "How so?", "Who, then?", "Where to, and when?"],
-        "category": "insult",
-    }
-)
-VECTOR = {
-    1: torch.linspace(-1, 2, 32, dtype=torch.float64),
-    2: torch.linspace(3, -1, 32, dtype=torch.float64),
-}
+TEXTS = ["Why?", "How so?", "Who, then?", "Where to, and when?"]
+PROMPTS = pd.DataFrame({"prompt_id": list("abcd"), "user_id": list("uvuv"), "prompt": TEXTS})
+PROMPTS["category"] = "insult"
+VECTOR = {layer: torch.linspace(-layer, 2, 32, dtype=torch.float64) for layer in (1, 2)}
 EVERYBODY = VectorFamily("population", {"": VECTOR})
-SAMPLING = Sampling(temperature=0.0, max_new_tokens=2)
 
 
 def labelled(values, labels):
@@ -72,7 +63,7 @@ def test_prompts_that_cannot_be_separated_are_refused():
 
 
 def test_relative_norms_by_hand_and_as_a_table_of_the_run(tiny, tmp_path):
-    arms = pd.concat([make_arms("base"), make_arms("caa", [-2.0, 0.0], family=EVERYBODY, sampling=SAMPLING)])
+    arms = pd.concat([make_arms("base"), make_arms("caa", [-2.0, 0.0], family=EVERYBODY)])
     table = relative_norms(tiny, PROMPTS, arms, [EVERYBODY])
     write_table(tmp_path, "relative_norms", table)
     strong, none = (table[table.arm_id == arm] for arm in arms.arm_id[1:])
@@ -94,20 +85,15 @@ def mean_by_prompt(table):
 
 
 def test_a_relative_norm_is_that_of_the_users_vector_its_strength_and_its_gate(tiny):
-    whole = mean_by_prompt(relative_norms(tiny, PROMPTS, caa(1.0), [EVERYBODY]))
+    everybodys = make_arms("caa", [1.0], family=EVERYBODY)
+    whole = mean_by_prompt(relative_norms(tiny, PROMPTS, everybodys, [EVERYBODY]))
     own = VectorFamily("own", {"u": VECTOR, "v": {la: 2 * v for la, v in VECTOR.items()}}, vector_user="own")
-    by_user = mean_by_prompt(relative_norms(tiny, PROMPTS, caa(1.0, own, profile="own"), [own]))
+    of_users = make_arms("caa", [1.0], family=own, profile="own")
+    by_user = mean_by_prompt(relative_norms(tiny, PROMPTS, of_users, [own]))
     np.testing.assert_allclose(by_user / whole, [1, 2, 1, 2])
     gate = Factor("gate", {"a": 1.0, "b": 0.0, "c": 1.0, "d": 0.0})
-    gated = relative_norms(tiny, PROMPTS, caa(1.0, factor=gate), [EVERYBODY], factors=[gate])
-    np.testing.assert_allclose(mean_by_prompt(gated) / whole, [1, 0, 1, 0])
-    beside = make_arms(
-        "anti_expert", [1.5], family=EVERYBODY, vector_alpha=-3.0, profile="own", sampling=SAMPLING
-    )
+    gated = make_arms("caa", [1.0], family=EVERYBODY, factor=gate)
+    by_gate = mean_by_prompt(relative_norms(tiny, PROMPTS, gated, [EVERYBODY], factors=[gate]))
+    np.testing.assert_allclose(by_gate / whole, [1, 0, 1, 0])
+    beside = make_arms("anti_expert", [1.5], family=EVERYBODY, vector_alpha=-3.0, profile="own")
     np.testing.assert_allclose(mean_by_prompt(relative_norms(tiny, PROMPTS, beside, [EVERYBODY])) / whole, 3)
-    with pytest.raises(ValueError, match="population"):
-        relative_norms(tiny, PROMPTS, caa(1.0), [own])
-
-
-def caa(alpha, family=EVERYBODY, **settings):
-    return make_arms("caa", [alpha], family=family, sampling=SAMPLING, **settings)

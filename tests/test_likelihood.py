@@ -5,15 +5,14 @@ import math
 import pandas as pd
 import pytest
 import torch
-from reference import FORMULAS
+from reference import FORMULAS, branch_logits, branch_of_arm, reference_divergence
 from tiny import architecture
 
 from steerlib.decoding import Sampling, VectorFamily, make_arms
 from steerlib.decoding.requests import Stream, branch_ids, default_contexts
 from steerlib.evaluation import likelihood_margins, token_divergence
 from steerlib.evaluation.likelihood import forced_logits
-from steerlib.reading import answer_ids, prompt_ids
-from steerlib.residual import add_to_residual
+from steerlib.reading import answer_ids
 from steerlib.rules import RULES
 
 SOME = ["Llama 3", "Qwen 3", "Gemma 3", "Mistral", "GPT-2", "GPT-NeoX (Pythia)", "Falcon"]
@@ -28,15 +27,6 @@ def families(tiny):
 
     own = VectorFamily("composed", {"u": one(2), "v": one(1, 2)}, "own")
     return [VectorFamily("population", {"": one(1, 2)}), own]
-
-
-def read_alone(frozen, stream, answer, vectors):
-    """Logits that predict the answer's tokens, of one plain forward pass."""
-    key, length = stream.vector or ("", ""), torch.tensor([len(stream.ids)])
-    vector = next((f.vectors[key[1]] for f in vectors if f.digest == key[0]), {})
-    steering = {"alpha": stream.alpha, "positions": stream.positions, "prompt_lengths": length}
-    with add_to_residual(frozen.model, vector, **steering), torch.inference_mode():
-        return frozen.model(torch.tensor([stream.ids + answer[:-1]])).logits[0, len(stream.ids) - 1 :]
 
 
 @pytest.mark.parametrize("name", SOME)
@@ -62,7 +52,7 @@ def test_texts_in_a_tree_have_the_logits_of_each_alone(name, monkeypatch):
         found = dict(forced_logits({"": frozen}, texts, vectors))
         assert found.keys() == set(texts)
         for (stream, answer), z in found.items():
-            alone = read_alone(frozen, stream, answer, vectors)
+            alone = branch_logits(frozen, stream, answer[:-1], vectors)
             torch.testing.assert_close(z, alone, rtol=0, atol=1e-10)
 
 
@@ -99,15 +89,8 @@ def plain_logp(tiny, arm, pair, text, vectors):
     joined = f" {text}" if arm.style == "continuation" and text[:1].isalnum() else text
     tokens = tiny.tokenizer(joined, add_special_tokens=False).input_ids
     branches = ("base", *RULES[arm.method].branches)
-    before = {b: prompt_ids(tiny, pair.prompt, style=arm.style, context=texts.get(b, "")) for b in branches}
-    vector = next((f.of(pair.user_id) for f in vectors if f.digest == arm.vector), {})
-    alpha = arm.alpha if arm.method == "caa" else arm.vector_alpha
-    z = {}
-    for b, ids in before.items():
-        own = {} if (arm.method, b) == ("caa", "base") else vector
-        given = {"positions": arm.positions or "all", "prompt_lengths": torch.tensor([len(ids)])}
-        with add_to_residual(tiny.model, own, alpha=alpha, **given):
-            z[b] = tiny.model(torch.tensor([[*ids, *tokens[:-1]]])).logits[0, len(ids) - 1 :]
+    read = {b: branch_of_arm(tiny, arm, b, pair.prompt, texts.get(b, ""), pair.user_id) for b in branches}
+    z = {b: branch_logits(tiny, stream, tokens[:-1], vectors) for b, stream in read.items()}
     return float(FORMULAS[arm.method](z, arm.alpha).log_softmax(-1)[range(len(tokens)), tokens].mean())
 
 
@@ -157,13 +140,11 @@ def test_each_token_has_the_divergence_of_both_branches_read_alone(tiny):
     for prompt_id, rows in found.groupby("prompt_id"):
         prompt = ASKED.set_index("prompt_id").prompt[prompt_id]
         ids = answer_ids(tiny, ANSWERS[prompt_id], style="chat")
-        p = []
-        for branch in ("base", "instructed"):
-            context = branch_ids(tiny, prompt, branch, category="honesty", style="chat", contexts=HONEST)
-            z = tiny.model(input_ids=torch.tensor([context + ids])).logits[0, len(context) - 1 : -1]
-            p.append(z.softmax(-1))
-        js = sum((one * (one / ((p[0] + p[1]) / 2)).log()).sum(-1) for one in p) / 2
-        assert rows.js.tolist() == pytest.approx(js.tolist(), abs=1e-10)
+        read = {"category": "honesty", "style": "chat", "contexts": HONEST}
+        both = [branch_ids(tiny, prompt, branch, **read) for branch in ("base", "instructed")]
+        z = [branch_logits(tiny, Stream(context), ids[:-1]) for context in both]
+        js = [reference_divergence(*one) for one in zip(*z, strict=True)]
+        assert rows.js.tolist() == pytest.approx(js, abs=1e-10)
 
 
 def test_what_is_too_long_empty_or_in_two_styles_is_refused(tiny):

@@ -45,22 +45,19 @@ def tokens_read(frozen, streams):
     return counts
 
 
-def test_blocks_below_the_first_steered_one_read_a_context_once_for_all_strengths(tiny):
-    ids = CONTEXT
-    alphas = [stream(ids, "upper", a) for a in (0.5, 1.0, 1.5)]
-    assert tokens_read(tiny, [Stream(ids), *alphas]) == [17, 17, 4 * 17, 4 * 17]
-    assert tokens_read(tiny, alphas) == [17, 17, 3 * 17, 3 * 17]
-    assert tokens_read(tiny, [Stream(ids), *alphas, stream(ids, "last", 2.0)]) == [17, 17, 4 * 17, 5 * 17]
-    lowest = [stream(ids, "lowest", a) for a in (1.0, 2.0)]
-    assert tokens_read(tiny, [Stream(ids), *lowest]) == [3 * 17] * 4
-
-
-def test_tokens_before_the_first_steered_one_are_read_once_for_all_strengths(tiny):
-    ids = CONTEXT
-    answers = [stream(ids, "lowest", a, "generation") for a in (0.5, 1.0)]
-    assert tokens_read(tiny, [Stream(ids), *answers]) == [17 + 2] * 4
-    upper = [stream(ids, "upper", a, "generation") for a in (0.5, 1.0)]
-    assert tokens_read(tiny, [Stream(ids), *upper]) == [17, 17, 17 + 2, 17 + 2]
+def test_what_no_strength_changes_is_read_once_for_all_strengths(tiny):
+    plain, *steered = Stream(CONTEXT), *(stream(CONTEXT, "upper", a) for a in (0.5, 1.0, 1.5))
+    for streams, read in (
+        # Blocks below the first steered one.
+        ([plain, *steered], [17, 17, 4 * 17, 4 * 17]),
+        (steered, [17, 17, 3 * 17, 3 * 17]),
+        ([plain, *steered, stream(CONTEXT, "last", 2.0)], [17, 17, 4 * 17, 5 * 17]),
+        ([plain, *(stream(CONTEXT, "lowest", a) for a in (1.0, 2.0))], [3 * 17] * 4),
+        # Tokens before the first steered one.
+        ([plain, *(stream(CONTEXT, "lowest", a, "generation") for a in (0.5, 1.0))], [17 + 2] * 4),
+        ([plain, stream(CONTEXT, "upper", 0.5, "generation")], [17, 17, 17 + 1, 17 + 1]),
+    ):
+        assert tokens_read(tiny, streams) == read
 
 
 def test_a_shared_opening_is_read_once_below_and_once_a_strength_above(tiny):

@@ -1,8 +1,5 @@
 """Contrast pairs from ratings, tables and transcripts, and the residuals of their answers."""
 
-import gzip
-import json
-
 import pandas as pd
 import pytest
 import torch
@@ -87,9 +84,7 @@ def test_a_file_of_neither_kind_or_without_two_conversations_is_refused(tmp_path
 
 
 def transcripts(path, *rows):
-    with gzip.open(path, "wt") as lines:
-        for chosen, rejected in rows:
-            lines.write(json.dumps({"chosen": chosen, "rejected": rejected}) + "\n")
+    pd.DataFrame(rows, columns=["chosen", "rejected"]).to_json(path, orient="records", lines=True)
     return path
 
 

@@ -44,11 +44,9 @@ def test_the_direction_of_a_category_by_hand_points_towards_toxicity():
     assert_close(quarter["insult"][4], torch.tensor([10.0, 2.0]))
     assert_close(quarter["threat"][4], torch.tensor([-10.0, -2.0]))
     assert list(quarter) == SIX
-
-
-def test_answers_that_tie_with_the_last_of_a_side_belong_to_it():
-    vector = category_differences(RESIDUALS, scored([0.1, 0.1, 0.2, 0.4]))["insult"][4]
-    assert_close(vector, torch.tensor([10.0 - 0.5, 3.0 - 1.0]))
+    # Answers that tie with the last one of a side belong to it.
+    tied = category_differences(RESIDUALS, scored([0.1, 0.1, 0.2, 0.4]))["insult"]
+    assert_close(tied[4], torch.tensor([10.0 - 0.5, 3.0 - 1.0]))
 
 
 @pytest.mark.parametrize("values", [[0.2] * 4, [0.1, 0.2, 0.3], [0.1, np.nan, 0.3, 0.4]])
@@ -57,23 +55,20 @@ def test_scores_without_two_sides_are_refused(values):
         category_differences(RESIDUALS, scored(values))
 
 
-def test_dislike_weights_by_hand():
-    weights = dislike_weights(sensitive([0.1, 0.1, 0.2, 0, 0, 0], [0.3, -0.5, 0.1, -0.1, 0, 0]))
+def test_dislike_weights_by_hand_and_the_populations_for_who_dislikes_nothing():
+    rows = [0.1, 0.1, 0.2, 0, 0, 0], [0.3, -0.5, 0.1, -0.1, 0, 0], [-0.1, -0.1, 0, 0, 0, 0]
+    weights = dislike_weights(sensitive(*rows))
     assert_allclose(weights.loc["u0"], [0.25, 0.25, 0.5, 0, 0, 0])
     assert_allclose(weights.loc["u1"], [0.75, 0, 0.25, 0, 0, 0])  # the negative ones count nothing
+    assert_allclose(weights.loc["u2"], [0.5, 0, 0.5, 0, 0, 0])  # the population's, of 0.1, -1/6, 0.1, ...
+    nobody = dislike_weights(sensitive([-0.1] * 6, [0.0] * 6))
+    assert_allclose(nobody, np.full((2, 6), 1 / 6))
 
 
 def test_relative_weights_by_hand_are_of_what_a_user_dislikes_more_than_others():
     s = sensitive([0.9, 0.1, 0.2, 0, 0, 0], [0.7, 0.3, 0.4, 0, 0, 0])
     weights = dislike_weights(s, relative=True)  # standardised: +1 and -1 wherever the two differ
     assert_allclose(weights, [[1, 0, 0, 0, 0, 0], [0, 0.5, 0.5, 0, 0, 0]], atol=1e-12)
-
-
-def test_a_user_without_a_positive_sensitivity_gets_the_populations_weights():
-    weights = dislike_weights(sensitive([0.9, 0.3, 0, 0, 0, -0.3], [-0.1, -0.1, 0, 0, 0, 0]))
-    assert_allclose(weights.loc["u1"], [0.8, 0.2, 0, 0, 0, 0])  # of the means 0.4, 0.1, 0, 0, 0, -0.15
-    nobody = dislike_weights(sensitive([-0.1] * 6, [0.0] * 6))
-    assert_allclose(nobody, np.full((2, 6), 1 / 6))
 
 
 def test_personal_vectors_are_displacements_of_theta_and_the_populations_for_strangers():

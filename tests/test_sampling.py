@@ -6,35 +6,28 @@ from steerlib.decoding import Sampling
 from steerlib.decoding.sampling import gumbel_noise, text_hash
 
 
-def noise(rows: int, vocab: int, *, seed: int = 0, step: int = 0) -> torch.Tensor:
-    prompts = torch.arange(rows) * 7919
-    return gumbel_noise(prompts, torch.full((rows,), seed), step, vocab, dtype=torch.float64)
+def noise(*prompts: int, vocab: int = 100, seed: int = 0, step: int = 0) -> torch.Tensor:
+    seeds = torch.full((len(prompts),), seed)
+    return gumbel_noise(torch.tensor(prompts), seeds, step, vocab, dtype=torch.float64)
 
 
 def test_gumbel_noise_draws_from_the_softmax():
     z = torch.tensor([1.0, 0.0, -1.0, 2.0], dtype=torch.float64)
-    rows = 40_000
-    tokens = (z + noise(rows, 4)).argmax(-1)
-    share = torch.bincount(tokens, minlength=4) / rows
+    tokens = (z + noise(*range(40_000), vocab=4)).argmax(-1)
+    share = torch.bincount(tokens, minlength=4) / 40_000
     # Four standard errors of a share of 40,000 draws are at most 0.01.
     assert_close(share.double(), z.softmax(-1), atol=0.01, rtol=0)
 
 
 def test_noise_depends_on_prompt_seed_step_and_token_and_on_nothing_else():
-    one = gumbel_noise(torch.tensor([3, 9]), torch.tensor([0, 0]), 5, 100, dtype=torch.float64)
-    other_batch = gumbel_noise(torch.tensor([9]), torch.tensor([0]), 5, 120, dtype=torch.float64)
-    assert torch.equal(one[1], other_batch[0, :100])
-    assert not torch.equal(one[0], one[1])
-    assert not torch.equal(
-        one[1:], gumbel_noise(torch.tensor([9]), torch.tensor([1]), 5, 100, dtype=one.dtype)
-    )
-    assert not torch.equal(
-        one[1:], gumbel_noise(torch.tensor([9]), torch.tensor([0]), 6, 100, dtype=one.dtype)
-    )
+    one = noise(3, 9, step=5)[1:]
+    assert torch.equal(one, noise(9, vocab=120, step=5)[:, :100])
+    for other in (noise(3, step=5), noise(9, step=5, seed=1), noise(9, step=6)):
+        assert not torch.equal(one, other)
 
 
 def test_noise_of_neighbouring_counters_is_uncorrelated():
-    rows = torch.stack([noise(1, 20_000, step=step)[0] for step in range(4)])
+    rows = torch.cat([noise(0, vocab=20_000, step=step) for step in range(4)])
     off_diagonal = torch.corrcoef(rows) - torch.eye(4, dtype=torch.float64)
     assert off_diagonal.abs().max() < 0.03  # four standard errors of 20,000 pairs
 

@@ -70,21 +70,10 @@ def test_a_collapsed_or_empty_answer_is_flagged(tiny, monkeypatch):
     assert table.text.tolist() == [""] and table.perplexity.isna().all() and table.collapsed.all()
 
 
-VECTOR = {1: torch.ones(32)}
-
-
-@pytest.mark.parametrize(
-    ("settings", "named"),
-    [
-        ({}, "anti="),
-        ({"anti": "x", "vector": VECTOR}, "anti="),
-        ({"expert": "Be kind:"}, "anti="),
-        ({"unit": "norm", "vector": VECTOR}, "norm"),
-    ],
-)
-def test_one_kind_of_steering_and_a_unit_that_there_is_must_be_named(tiny, settings, named):
-    with pytest.raises(ValueError, match=named):
-        steer(tiny, "You", **settings)
+def test_one_kind_of_steering_must_be_named(tiny):
+    for settings in ({}, {"expert": "Be kind:"}, {"anti": "x", "vector": {1: torch.ones(32)}}):
+        with pytest.raises(ValueError, match="anti="):
+            steer(tiny, "You", **settings)
 
 
 def test_sampling_chat_and_a_scorer_are_settings_of_the_same_call(tiny):
