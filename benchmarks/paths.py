@@ -1,6 +1,7 @@
 """The exact alpha path against a plain grid of nine alphas: what all the answers cost beside nine of them."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 import torch
@@ -40,13 +41,14 @@ def run(setting: Setting) -> pd.DataFrame:
 class UnmergedBatch(Batch):
     """Every answer has rows of its own from its first token on; contexts are still read once for all answers."""
 
-    def _continue(self, tokens: Tensor, vocab: int) -> Tensor:  # noqa: ARG002
-        slots = self.slots[self.live]
+    def __init__(self, *given: Any, **settings: Any) -> None:
+        super().__init__(*given, **settings)
+        self.streams.append = self._append
+
+    def _append(self, slots: Tensor, tokens: Tensor, vocab: int) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         used = slots >= 0
         slot, z = self.streams.advance(slots[used], tokens[:, None].expand_as(slots)[used])
-        slots[used] = slot
-        self.slots[self.live] = slots
-        return z
+        return slots.masked_scatter(used, slot), z
 
 
 def decode_as(

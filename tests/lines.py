@@ -9,7 +9,7 @@ from itertools import groupby
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-BUDGETS = {"steerlib": (12_000, 70), "notebooks/extra/studies": (1_500, None), "tests": (9_240, None)}
+BUDGETS = {"steerlib": (12_000, 70), "notebooks/extra/studies": (1_500, None), "tests": (8_500, None)}
 
 
 def main() -> None:
