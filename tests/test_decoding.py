@@ -45,8 +45,7 @@ SIGNALS = {"vectors": VECTORS, "factors": [AMPLIFICATION, GATE]}
 
 def grid(sampling: Sampling = SAMPLED, style: str = "continuation") -> pd.DataFrame:
     common = {"sampling": sampling, "style": style}
-    falling = dataclasses.replace(sampling, js_sigma=0.1, min_temperature=sampling.temperature / 3)
-    diverging = common | {"sampling": falling}
+    diverging = common | {"sampling": dataclasses.replace(sampling, js_sigma=0.1, min_temperature=0.0)}
     return pd.concat(
         [
             make_arms("base", **common),

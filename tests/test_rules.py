@@ -6,11 +6,13 @@ import torch
 from torch.testing import assert_close
 
 from steerlib.rules import (
+    RULES,
     SCORE_FUNCTIONS,
     amplification,
     anti_expert,
     expert_anti_expert,
     js_divergence,
+    js_temperature,
     sda,
 )
 
@@ -61,3 +63,16 @@ def test_the_divergence_is_nought_for_equal_and_ln_2_for_disjoint_branches():
     same = js_divergence(PLAIN, PLAIN + 7)
     apart = js_divergence(torch.tensor([[0.0, -torch.inf]]), torch.tensor([[-torch.inf, 0.0]]))
     assert_close(torch.cat([same, apart]), torch.tensor([0, math.log(2)], dtype=torch.float64))
+
+
+def test_the_temperature_is_t0_where_the_branches_agree_and_half_at_sigma():
+    js = js_divergence(PLAIN, INSTRUCTED).item()
+    same = js_temperature(PLAIN, PLAIN, t0=0.6, sigma=0.01, t_min=0.2)
+    half = js_temperature(PLAIN, INSTRUCTED, t0=0.6, sigma=js)
+    floored = js_temperature(PLAIN, INSTRUCTED, t0=0.6, sigma=0.01, t_min=0.2)
+    assert torch.cat([same, half, floored]).tolist() == pytest.approx([0.6, 0.3, 0.2])
+
+
+def test_every_rule_with_an_alpha_names_its_control():
+    for rule in filter(lambda one: one.has_alpha, RULES.values()):
+        assert rule.control in ("shuffled_profile", "random_vector"), rule.name
