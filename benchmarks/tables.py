@@ -140,8 +140,9 @@ def _beside(rows: Sequence[Mapping], peers: Mapping[str, str], unit: str) -> lis
 def _measured_on(kept: Sequence[Mapping]) -> str:
     on = kept[0]["measured_on"]
     load = ", ".join(str(one["measured_on"]["load_at_start"]) for one in kept)
+    versions = ", ".join(dict.fromkeys(one["measured_on"].get("version", "0.1.0") for one in kept))
     return (
-        f"steerlib {on.get('version', '0.1.0')}, {on['hardware']}, {on['threads']} threads, torch {on['torch']}, "
+        f"steerlib {versions}, {on['hardware']}, {on['threads']} threads, torch {on['torch']}, "
         f"load {load}, repeats {on['repeats']}"
     )
 

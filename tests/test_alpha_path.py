@@ -55,8 +55,7 @@ def test_at_any_alpha_and_beside_breakpoints_the_path_has_the_answer_of_plain_de
     segments = alpha_path(tiny, PROMPTS, make_arms(method, [2.2], **common), **given)
     wide = trees(segments)[0].query("alpha_high - alpha_low > 1e-6")
     anywhere = np.random.default_rng(0).uniform(0, 2.2, 25)
-    near = 1e-7 if method == "sda" else 1e-8  # the path holds a prompt's factor in float32
-    alphas = np.concatenate([anywhere, wide.alpha_low + near, wide.alpha_high - near])
+    alphas = np.concatenate([anywhere, wide.alpha_low + 1e-8, wide.alpha_high - 1e-8])
     arms = make_arms(method, alphas, **common)
     answers = decode(tiny, PROMPTS, arms, **given).merge(arms[["arm_id", "alpha"]])
     for tree in trees(segments):

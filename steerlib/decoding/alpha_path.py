@@ -100,7 +100,7 @@ class AlphaPathTrees:
         self.tree = torch.arange(n, device=device)
         self.low = high_precision(torch.zeros(n, device=device))
         self.high = torch.full_like(self.low, alpha_max)
-        self.factor = torch.tensor([r.alpha / alpha_max for r in requests], device=device).to(self.low)
+        self.factor = self.low.new_tensor([r.alpha / alpha_max for r in requests])
         slots = [[self.streams.slot[r.branches[name]] for name in self.names] for r in requests]
         self.slots = torch.tensor(slots, device=device)
         self.tokens = torch.zeros(n, 0, dtype=torch.long, device=device)
