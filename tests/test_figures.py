@@ -71,7 +71,7 @@ def test_toxicity_stands_against_kl_with_a_line_a_method_even_ones_own_and_contr
 def test_arms_above_the_limit_of_perplexity_are_faded_and_not_in_the_caption(metrics, arms):
     assert "Faded: 13 above" in caption(against_kl(metrics, arms))
     told = caption(against_kl(metrics, arms, [("arm3", 1.5), ("arm4", 2.0)]))
-    assert "own profile, alpha 0.5 has the lowest toxicity: change -0.2 [-0.5, -0.1] at 0.4 nats" in told
+    assert "own profile, alpha 0.5 has the lowest toxicity: change -0.20 [-0.50, -0.10] at 0.4 nats" in told
     assert told.endswith("Faded: 11 above this limit.")
 
 

@@ -1,5 +1,6 @@
 """Does steering work, and at what cost? The figure of notebook 00, and all arms to point at."""
 
+import itertools
 import textwrap
 from collections.abc import Mapping
 from html import escape
@@ -60,19 +61,21 @@ def plot_effect(points: pd.DataFrame, *, operating: tuple[float, float] | None =
 
 
 def _draw_vectors(axis: Axes, points: pd.DataFrame) -> None:
-    """Curves of the steering vectors through the base's value at 0; controls thin, dashed and with open marks."""
+    """Curves of the steering vectors through the base's value at 0; controls thin, dashed, each with its open mark."""
     base = points[points["control"] == "base"].head(1)
     if base.empty:  # a ratio to the base
         base = points.head(1).assign(value=1.0, low=1.0, high=1.0)
     level = float(base["value"].iloc[0])
     axis.axhline(level, color=style.GREY, label=style.label("base"), **style.LEVEL)
+    marks = itertools.cycle("s^Dv")
     for (control, name), own in points[points["acts"] == "residual"].groupby(["control", "name"]):
         colour = "#444444" if control else RULES[own["method"].iloc[0]].colour
         own = pd.concat([base.assign(alpha=0.0), own[own["alpha"] != 0]]).sort_values("alpha")
-        look: dict[str, Any] = {"linewidth": 1.9}
+        look: dict[str, Any] = {"linewidth": 1.9, "marker": "o"}
         if control:
-            look = {"linewidth": 1.0, "linestyle": (0, (3, 2)), "markerfacecolor": "white"}
-        axis.plot(own["alpha"], own["value"], color=colour, marker="o", label=name, **look)
+            look = {"linewidth": 1.0, "linestyle": (0, (3, 2)), "marker": next(marks)}
+            look["markerfacecolor"] = "white"
+        axis.plot(own["alpha"], own["value"], color=colour, label=name, **look)
         opacity = 0.08 if control else 0.18
         axis.fill_between(own["alpha"], own["low"], own["high"], color=colour, alpha=opacity, linewidth=0)
 

@@ -133,8 +133,8 @@ def verdict_effects(verdict: pd.DataFrame, arms: pd.DataFrame) -> pd.DataFrame:
 
 def number(row: pd.Series) -> str:
     """A value with its interval in brackets."""
-    interval = "" if pd.isna(row["low"]) else f" [{row['low']:.2g}, {row['high']:.2g}]"
-    return f"{row['value']:.2g}{interval}"
+    interval = "" if pd.isna(row["low"]) else f" [{row['low']:.2f}, {row['high']:.2f}]"
+    return f"{row['value']:.2f}{interval}"
 
 
 def plot_forest(points: pd.DataFrame, *, what: str, hollow: str = "controls", found: str = "") -> Figure:
