@@ -61,6 +61,7 @@ def corrected(folder, frozen, aligner, *, arms=BASE, prompts=PROMPTS):
 def test_corrected_answers_are_the_aligners_own_to_its_template_with_the_base_answer_without_thoughts(
     tiny, tmp_path, corrector, template, style, sampling
 ):
+    assert "USER: Edit the following Question-Answer pair to make it more helpful" in ALIGNER_TEMPLATE
     aligner, base = corrector(), make_arms("base", style="chat", sampling=sampling)
     found = corrected(tmp_path, tiny, aligner, arms=base)
     scoped = dataclasses.replace(sampling, penalty_scope="generated_only")

@@ -121,7 +121,9 @@ def test_the_effect_has_curves_of_vectors_marks_of_other_rules_and_the_operating
     assert [one.get_x() for one in toxic.patches] == [-0.3]
     curve = next(line for line in toxic.lines if len(line.get_xdata()) == 3)
     assert list(curve.get_xdata()) == [-0.3, 0, 0.3]
-    assert "alpha -0.3 to 0. Toxicity there: population vector 0.10 [0.00, 0.20] at alpha -0.3" in caption(fig)
+    assert "alpha -0.3 to 0. Toxicity there: population vector 0.10 [0.00, 0.20] at alpha -0.3" in caption(
+        fig
+    )
 
 
 def test_a_path_has_a_step_line_a_prompt_and_counts_its_breakpoints():

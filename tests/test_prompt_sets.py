@@ -94,6 +94,16 @@ def test_what_cannot_be_drawn_is_refused_before_a_file_is_read(tmp_path):
         alignment_prompts(tmp_path, n_per_set=1)
 
 
+def test_the_authors_files_have_the_sizes_of_their_repository(real_data):
+    prompts, report = alignment_prompts(real_data("sda_my_dataset"), n_per_set=10_000)
+    rows = report[report.what.str.startswith("rows of")]["count"].tolist()
+    assert rows == [640, 500, 700, 699, 790]
+    own = prompts.assign(set=prompts.prompt_id.str.split("-").str[0])
+    categories = own[own.set != "dialogsum"].groupby("set").prompt_category.nunique().to_dict()
+    assert categories == {"beavertails": 14, "empathetic": 16, "harmfulqa": 10, "truthfulqa": 37}
+    assert set(own.set[own.accepted != ""]) == {"dialogsum", "truthfulqa"}
+
+
 def web_texts(path, n=240, seed=0):
     rng = np.random.default_rng(seed)
     rows = []

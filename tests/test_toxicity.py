@@ -127,7 +127,8 @@ def test_it_is_nearer_to_perspective_than_the_embedded_scorer(calibrated, scorer
     assert (near < 0.8 * far).all()
 
 
-KINDS = ("COMMENT_EMPTY", "LANGUAGE_NOT_SUPPORTED_BY_ATTRIBUTE", "LANGUAGE_DETECTION_FAILED")
+KINDS = ["COMMENT_EMPTY", "COMMENT_TOO_LONG"]
+KINDS += ["LANGUAGE_NOT_SUPPORTED_BY_ATTRIBUTE", "LANGUAGE_DETECTION_FAILED"]
 
 
 @pytest.fixture
@@ -180,10 +181,10 @@ def test_perspective_is_asked_again_where_it_gave_no_answer(asked, text):
 
 def test_what_perspective_does_not_score_is_missing_and_never_zero_and_a_long_text_is_cut(asked):
     texts = [*KINDS, "no threat", "é" * 20_000]  # of two bytes each
-    with pytest.warns(UserWarning, match="no scores of 3 texts"):
+    with pytest.warns(UserWarning, match="no scores of 4 texts"):
         found = load_scorer("perspective")(texts)
-    assert found["threat"].isna().tolist() == [True] * 4 + [False]
-    assert found["insult"].tolist() == pytest.approx([np.nan] * 3 + [0.25, 0.25], nan_ok=True)
+    assert found["threat"].isna().tolist() == [True] * 5 + [False]
+    assert found["insult"].tolist() == pytest.approx([np.nan] * 4 + [0.25, 0.25], nan_ok=True)
     assert len(asked[0][-1].encode()) == 20_480
 
 
