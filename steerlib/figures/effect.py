@@ -28,7 +28,7 @@ def plot_effect(points: pd.DataFrame, *, operating: tuple[float, float] | None =
 
     `points` are those of "toxicity" and, against the base, of "perplexity_ratio", one below the other, with the curve's
     `name`. The row of "base" gives every curve its value at 0. `operating` is the range of alpha that is shaded, None
-    where no alpha qualifies.
+    where no alpha qualifies or none was looked for.
     """
     points = points.assign(acts=points["method"].map(lambda name: RULES[name].acts_on))
     beside = bool(((points["acts"] != "residual") & (points["method"] != "base")).any())
@@ -48,8 +48,8 @@ def plot_effect(points: pd.DataFrame, *, operating: tuple[float, float] | None =
             row[0].set_ylim(bottom=0)
         row[0].set_ylabel(f"{METRICS[metric].name}\n({METRICS[metric].unit}; 95 % interval)")
     axes[0, 0].legend(loc="best")
-    axes[1, 0].set_xlabel("alpha of the steering vector (shaded: operating range)")
-    caption = "Operating range: no alpha that was tried."
+    axes[1, 0].set_xlabel("alpha of the steering vector" + " (shaded: operating range)" * bool(operating))
+    caption = "No alpha is shaded as operating range."
     if operating:
         span = " to ".join(f"{end:g}" for end in sorted(set(operating)))
         toxic = clipped(points[(points["metric"] == "toxicity") & points["control"].isin(["", "base"])])
