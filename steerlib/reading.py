@@ -15,8 +15,8 @@ from steerlib.models import FrozenModel, high_precision
 
 Messages = Sequence[dict[str, str]]
 TokenIds = tuple[int, ...]
-BATCH_TOKENS = 4096
-"""Tokens of a forward pass, pads counted: more gain no speed and cost memory."""
+CPU_TOKENS, GPU_TOKENS = 512, 4096
+"""Tokens of a forward pass that reads texts, pads counted: with more, a CPU's activations leave its cache."""
 OPENING = "<think>"
 
 
@@ -162,7 +162,12 @@ def position_ids(mask: Tensor) -> Tensor:
     return (mask.cumsum(-1) - 1).clamp_min(0)
 
 
-def batches_by_length(lengths: Sequence[int], most: int = BATCH_TOKENS) -> Iterator[list[int]]:
+def batch_tokens(device: torch.device) -> int:
+    """How many tokens a forward pass that reads texts should have at most."""
+    return CPU_TOKENS if device.type == "cpu" else GPU_TOKENS
+
+
+def batches_by_length(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
     """Indices of the sequences of each forward pass, the longest first: memory runs out at once or not at all.
 
     A pass has at most so many tokens, pads counted. A longer sequence is a pass of its own, and one that
@@ -183,7 +188,7 @@ def batches_by_length(lengths: Sequence[int], most: int = BATCH_TOKENS) -> Itera
 def last_logits(frozen: FrozenModel, contexts: Sequence[Sequence[int]]) -> Tensor:
     """Raw next-token logits after the token ids of each context, `(n, vocab)`, in float32 or the model's precision."""
     found: dict[int, Tensor] = {}
-    for batch in batches_by_length([len(ids) for ids in contexts]):
+    for batch in batches_by_length([len(ids) for ids in contexts], batch_tokens(frozen.device)):
         ids, mask = left_padded([contexts[i] for i in batch], frozen.device)
         settings = {"position_ids": position_ids(mask), "logits_to_keep": 1}
         z = frozen.model(input_ids=ids, attention_mask=mask, **settings).logits[:, -1]

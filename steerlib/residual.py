@@ -18,7 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from steerlib.models import FrozenModel, decoder_blocks, high_precision
-from steerlib.reading import batches_by_length, left_padded, position_ids, prompt_ids, text_ids
+from steerlib.reading import (
+    batch_tokens,
+    batches_by_length,
+    left_padded,
+    position_ids,
+    prompt_ids,
+    text_ids,
+)
 
 POOLS = ("answer_mean", "last", "prompt_last")
 PLAIN_TEXTS = (
@@ -138,7 +145,7 @@ def record_residual(
         first = {"answer_mean": length, "last": len(ids) - 1, "prompt_last": length - 1}[pool]
         spans.append((first, length if pool == "prompt_last" else len(ids)))
     pooled = {layer: torch.empty(len(contexts), frozen.d_model, dtype=torch.float64) for layer in layers}
-    for rows in batches_by_length([len(ids) for ids in contexts]):
+    for rows in batches_by_length([len(ids) for ids in contexts], batch_tokens(frozen.device)):
         ids, mask = left_padded([contexts[i] for i in rows], frozen.device)
         position = position_ids(mask)
         start, stop = torch.tensor([spans[i] for i in rows], device=mask.device)[..., None].unbind(1)

@@ -94,7 +94,7 @@ def test_likelihood_and_tokens_are_those_of_the_text_under_the_base(tiny, tmp_pa
 def test_a_missing_base_answer_is_refused_naming_prompt_and_seed_before_anything_is_decoded(
     tiny, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("steerlib.decoding.sweep.PROMPTS_PER_BLOCK", 1)
+    monkeypatch.setattr("steerlib.decoding.sweep.ANSWERS_PER_BLOCK", 1)
     given, settings = base_answers().drop(index=5), {"folder": tmp_path, "seeds": [0, 1]}
     with pytest.raises(ValueError, match=rf"prompt p2, seed 1: the base {BASE.arm_id.item()} has no answer"):
         run_aligner(plain_corrector(), tiny, PROMPTS, BASE, given, **settings)

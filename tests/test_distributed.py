@@ -60,7 +60,7 @@ def bad_at_two(folder, block):
 
 
 def test_the_sweeps_table_is_that_of_one_process_row_for_row(tmp_path, monkeypatch):
-    monkeypatch.setattr(sweep_module, "PROMPTS_PER_BLOCK", 1)
+    monkeypatch.setattr(sweep_module, "ANSWERS_PER_BLOCK", 1)
     frozen = tiny_llama()
     frozen.model.float()
     tables = [
@@ -81,7 +81,7 @@ def test_an_interrupted_sweep_stops_its_workers(tiny, tmp_path, monkeypatch):
         workers.extend(p for p in psutil.Process().children(recursive=True) if "_Worker" in p.cmdline()[0])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sweep_module, "PROMPTS_PER_BLOCK", 1)
+    monkeypatch.setattr(sweep_module, "ANSWERS_PER_BLOCK", 1)
     monkeypatch.setattr(sweep_module, "append_part", interrupted)
     # The exception is kept, as a notebook keeps its last one: nothing is stopped by its going.
     with pytest.raises(KeyboardInterrupt) as kept:

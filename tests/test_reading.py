@@ -2,7 +2,6 @@
 
 import dataclasses
 import sys
-from functools import partial
 
 import pandas as pd
 import pytest
@@ -88,7 +87,7 @@ def test_an_answer_that_does_not_fit_is_refused_showing_both_lengths(tiny):
 
 def test_last_logits_are_those_of_each_context_alone(tiny, monkeypatch):
     contexts = [[5, 6, 7, 8], [9], [10, 11]]
-    monkeypatch.setattr("steerlib.reading.batches_by_length", partial(reading.batches_by_length, most=8))
+    monkeypatch.setattr(reading, "CPU_TOKENS", 8)
     found = reading.last_logits(tiny, contexts)
     for row, ids in zip(found, contexts, strict=True):
         assert_close(row, tiny.model(torch.tensor([ids])).logits[0, -1])

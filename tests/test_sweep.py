@@ -9,7 +9,7 @@ from steerlib.tables import read_table
 
 @pytest.fixture(autouse=True)
 def blocks_of_two_prompts(monkeypatch):
-    monkeypatch.setattr(sweep_module, "PROMPTS_PER_BLOCK", 2)
+    monkeypatch.setattr(sweep_module, "ANSWERS_PER_BLOCK", 2 * len(grid()))
 
 
 def run(folder, frozen, arms, **settings):
@@ -43,6 +43,7 @@ def test_a_finished_sweep_decodes_nothing_and_a_new_alpha_its_own_answers_alone(
 
 def test_a_sweep_stopped_half_way_keeps_its_blocks_and_ends_as_decoding_does(tiny, tmp_path, monkeypatch):
     original, calls = sweep_module.decode_requests, []
+    monkeypatch.setattr(sweep_module, "ANSWERS_PER_BLOCK", 2 * 2 * len(grid()))
 
     def failing(frozen, requests, **settings):
         calls.append(requests)

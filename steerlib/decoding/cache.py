@@ -8,18 +8,20 @@ from block l and token t on changes nothing below l and nothing before t. So of 
 the others take its keys and values below l and before t, and skip the blocks below l with its activations.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import NamedTuple
 from weakref import proxy
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from steerlib.models import FrozenModel
-from steerlib.reading import TokenIds, batches_by_length, left_padded
+from steerlib.reading import TokenIds, batch_tokens, batches_by_length, left_padded
 from steerlib.residual import Output, changed
 
 SHORTEST_SHARED_PREFIX = 8
@@ -36,11 +38,9 @@ class SlotLayer(CacheLayerMixin):
         self.stored: tuple[Tensor, ...] = ()
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        # Zeros, not whatever was in memory: masked columns are multiplied by zero weights, and NaN * 0 is NaN.
-        self.stored = tuple(
-            like.new_zeros(self.cache.capacity, like.shape[1], self.cache.columns, like.shape[-1])
-            for like in (key_states, value_states)
-        )
+        capacity, columns = self.cache.capacity, self.cache.columns
+        shapes = ((capacity, like.shape[1], columns, like.shape[-1]) for like in (key_states, value_states))
+        self.stored = tuple(_zeros(shape, key_states) for shape in shapes)
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:  # noqa: ARG002
@@ -62,6 +62,16 @@ class SlotLayer(CacheLayerMixin):
 
     def get_max_length(self) -> int:
         return -1
+
+
+def _zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Zeros, not whatever was in memory: masked columns are multiplied by zero weights, and NaN * 0 is NaN.
+
+    Few slots are used while most answers agree; on a CPU numpy's zeros take memory only where they are written to.
+    """
+    if like.device.type != "cpu":
+        return like.new_zeros(shape)
+    return torch.from_numpy(np.zeros(math.prod(shape) * like.itemsize, np.uint8)).view(like.dtype).view(shape)
 
 
 class SlotCache(Cache):
@@ -187,7 +197,8 @@ def run_spans(
         logits.update(zip(rows, z, strict=True))
 
     def passes(rows: list[int], widths: list[int]) -> list[list[int]]:
-        return [[rows[i] for i in batch] for batch in batches_by_length(widths)]
+        batches = batches_by_length(widths, batch_tokens(frozen.device))
+        return [[rows[i] for i in batch] for batch in batches]
 
     whole = [row for row in range(len(spans)) if row not in shared]
     for sources in passes(whole, [len(spans[row].rest) for row in whole]):
