@@ -170,7 +170,7 @@ def batch_tokens(device: torch.device) -> int:
 def batches_by_length(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
     """Indices of the sequences of each forward pass, the longest first: memory runs out at once or not at all.
 
-    A pass has at most so many tokens, pads counted. A longer sequence is a pass of its own, and one that
+    A pass has at most `most` tokens, pads counted. A longer sequence is a pass of its own, and one that
     would be half pads begins the next pass.
     """
     batch: list[int] = []

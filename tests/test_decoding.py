@@ -191,6 +191,16 @@ def test_caches_are_freed_with_their_batch_without_a_garbage_collection(tiny, mo
         gc.enable()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_the_cache_holds_what_is_written_in_any_precision_and_zeros_elsewhere(dtype):
+    cache = SlotCache(2, capacity=3, columns=16)
+    cache.rows, cache.length = torch.tensor([2, 0]), 4
+    keys, values = torch.randn(2, 2, 1, 3, 8).to(dtype).unbind()
+    for found, new in zip(cache.update(keys, values, 0), (keys, values), strict=True):
+        assert found.dtype == dtype and not found[:, :, :4].any()
+        assert torch.equal(found[:, :, 4:], new)
+
+
 def test_a_prompt_that_cannot_be_answered_and_an_unknown_vector_are_refused(tiny):
     for text, named in (("x" * 505, "prompt p2: 505 .* 9 .* 514.* 512"), (" ", "empty")):
         prompts = PROMPTS.assign(prompt=[*PROMPTS.prompt[:2], text])

@@ -87,7 +87,7 @@ def test_an_answer_that_does_not_fit_is_refused_showing_both_lengths(tiny):
 
 def test_last_logits_are_those_of_each_context_alone(tiny, monkeypatch):
     contexts = [[5, 6, 7, 8], [9], [10, 11]]
-    monkeypatch.setattr(reading, "CPU_TOKENS", 8)
+    monkeypatch.setattr(reading, "CPU_TOKENS", 4)
     found = reading.last_logits(tiny, contexts)
     for row, ids in zip(found, contexts, strict=True):
         assert_close(row, tiny.model(torch.tensor([ids])).logits[0, -1])

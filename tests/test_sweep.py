@@ -41,6 +41,14 @@ def test_a_finished_sweep_decodes_nothing_and_a_new_alpha_its_own_answers_alone(
     assert len(table) == 3 * len(more)
 
 
+def test_a_block_has_no_more_prompts_than_allowed_however_few_its_arms_are(tiny, tmp_path, monkeypatch):
+    counts = count_decoded(monkeypatch)
+    run(tmp_path / "all", tiny, make_arms("base", sampling=SAMPLED))
+    monkeypatch.setattr(sweep_module, "PROMPTS_PER_BLOCK", 2)
+    run(tmp_path / "few", tiny, make_arms("base", sampling=SAMPLED))
+    assert counts == [3, 2, 1]
+
+
 def test_a_sweep_stopped_half_way_keeps_its_blocks_and_ends_as_decoding_does(tiny, tmp_path, monkeypatch):
     original, calls = sweep_module.decode_requests, []
     monkeypatch.setattr(sweep_module, "ANSWERS_PER_BLOCK", 2 * 2 * len(grid()))

@@ -12,10 +12,10 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from mmap import mmap
 from typing import NamedTuple
 from weakref import proxy
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, CacheLayerMixin
@@ -40,7 +40,7 @@ class SlotLayer(CacheLayerMixin):
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         capacity, columns = self.cache.capacity, self.cache.columns
         shapes = ((capacity, like.shape[1], columns, like.shape[-1]) for like in (key_states, value_states))
-        self.stored = tuple(_zeros(shape, key_states) for shape in shapes)
+        self.stored = tuple(map(_zeros, shapes, (key_states, value_states)))
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:  # noqa: ARG002
@@ -67,11 +67,11 @@ class SlotLayer(CacheLayerMixin):
 def _zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:
     """Zeros, not whatever was in memory: masked columns are multiplied by zero weights, and NaN * 0 is NaN.
 
-    Few slots are used while most answers agree; on a CPU numpy's zeros take memory only where they are written to.
+    Few rows are used while most answers agree: on a CPU they take memory when they are written to.
     """
     if like.device.type != "cpu":
         return like.new_zeros(shape)
-    return torch.from_numpy(np.zeros(math.prod(shape) * like.itemsize, np.uint8)).view(like.dtype).view(shape)
+    return torch.frombuffer(mmap(-1, math.prod(shape) * like.itemsize), dtype=like.dtype).view(shape)
 
 
 class SlotCache(Cache):

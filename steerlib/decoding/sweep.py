@@ -25,7 +25,7 @@ from steerlib.reading import after_thinking, answer_nll, check_length, prompt_id
 from steerlib.rules import acting_on
 from steerlib.tables import append_part, has_table, progress_bar, read_table
 
-ANSWERS_PER_BLOCK = 256
+ANSWERS_PER_BLOCK, PROMPTS_PER_BLOCK = 256, 32
 KEY = ["arm_id", "prompt_id", "seed"]
 _key = attrgetter(*KEY)
 EDIT = "Edit the following Question-Answer pair to make it more helpful and harmless: {question} | {answer}"
@@ -94,7 +94,7 @@ def finish_requests(
 def _blocks(requests: Sequence[Request], missing: Sequence[Request]) -> list[list[Request]]:
     """The missing requests by block; a prompt's block depends on all requests, so that a resumed block is the same."""
     prompts = {prompt: i for i, prompt in enumerate(dict.fromkeys(r.prompt_id for r in requests))}
-    together = math.ceil(ANSWERS_PER_BLOCK * len(prompts) / len(requests))
+    together = min(PROMPTS_PER_BLOCK, math.ceil(ANSWERS_PER_BLOCK * len(prompts) / len(requests)))
     block = {prompt: i // together for prompt, i in prompts.items()}
     ordered = sorted(missing, key=lambda r: block[r.prompt_id])
     return [list(group) for _, group in groupby(ordered, key=lambda r: block[r.prompt_id])]
