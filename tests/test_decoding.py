@@ -5,6 +5,7 @@ import sys
 import weakref
 
 import pandas as pd
+import psutil
 import pytest
 import torch
 from reference import branch_logits, reference_answer
@@ -199,6 +200,14 @@ def test_the_cache_holds_what_is_written_in_any_precision_and_zeros_elsewhere(dt
     for found, new in zip(cache.update(keys, values, 0), (keys, values), strict=True):
         assert found.dtype == dtype and not found[:, :, :4].any()
         assert torch.equal(found[:, :, 4:], new)
+
+
+def test_rows_of_the_cache_that_no_answer_has_needed_take_no_memory():
+    cache, before = SlotCache(1, capacity=4096, columns=1024), psutil.Process().memory_info().rss
+    cache.rows = slice(0, 2)
+    cache.update(torch.ones(2, 1, 3, 64), torch.ones(2, 1, 3, 64), 0)
+    assert sum(block.nbytes for block in cache.blocks[0].stored) == 2**31
+    assert psutil.Process().memory_info().rss - before < 2**26
 
 
 def test_a_prompt_that_cannot_be_answered_and_an_unknown_vector_are_refused(tiny):

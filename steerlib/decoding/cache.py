@@ -12,7 +12,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from mmap import mmap
+from mmap import ACCESS_COPY, mmap
 from typing import NamedTuple
 from weakref import proxy
 
@@ -71,7 +71,9 @@ def _zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:
     """
     if like.device.type != "cpu":
         return like.new_zeros(shape)
-    return torch.frombuffer(mmap(-1, math.prod(shape) * like.itemsize), dtype=like.dtype).view(shape)
+    # Private: the default is memory that a forked process would write to as well.
+    memory = mmap(-1, math.prod(shape) * like.itemsize, access=ACCESS_COPY)
+    return torch.frombuffer(memory, dtype=like.dtype).view(shape)
 
 
 class SlotCache(Cache):
